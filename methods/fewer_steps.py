@@ -1,0 +1,28 @@
+"""The control that needs no cache at all: the same sampler with fewer steps."""
+
+from pydantic import PositiveInt
+
+from tcbench.method import Look, Method
+from tcbench.plan import Plan
+
+
+class FewerSteps(Method):
+    """Compute everything at each of `steps` steps, respaced over the same noise schedule.
+
+    Options:
+        steps: number of sampling steps.
+    """
+
+    name = "fewer_steps"
+    label = "fewer steps"
+    knob = "steps"
+
+    steps: PositiveInt
+
+    def sampled_steps(self, nfe: int) -> int:
+        """`steps`, whatever the reference takes."""
+        return self.steps
+
+    def plan(self, look: Look) -> Plan:
+        """Nothing is cached."""
+        return Plan()

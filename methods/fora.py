@@ -1,0 +1,45 @@
+"""FORA: Fast-Forward Caching in Diffusion Transformer Acceleration (arXiv 2407.01425).
+
+Every `interval` steps all branches are computed; in between, the attention and MLP outputs of the last full step are
+reused and pass through the current step's gates.
+"""
+
+from pydantic import PositiveInt, model_validator
+
+from tcbench.method import Look, Method, Run
+from tcbench.plan import ALL, NONE, Plan, Site, every_unit, spread_evenly
+
+
+class Fora(Method):
+    """Static interval caching of branch outputs before their gates.
+
+    Options (exactly one):
+        interval: the published rule. As in the reference code it is anchored at the *end*: a step is full if the number
+            of steps after it is a multiple of `interval`, and the first step always is.
+        num_full_steps: a labelled variant that reaches budgets no interval gives: this many full steps, spread evenly.
+    """
+
+    name = "fora"
+    label = "FORA"
+    knob = "num_full_steps"
+
+    interval: PositiveInt | None = None
+    num_full_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> "Fora":
+        if (self.interval is None) == (self.num_full_steps is None):
+            raise ValueError("give either interval or num_full_steps")
+        return self
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Full steps, in sampling order."""
+        if self.num_full_steps:
+            return spread_evenly(self.num_full_steps, run.nfe)
+        return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % self.interval == 0)
+
+    def plan(self, look: Look) -> Plan:
+        """All branches of all blocks: computed and stored, or held."""
+        shape = look.run.shape
+        sites = [Site(block, branch) for block in range(shape.num_blocks) for branch in shape.branches]
+        return every_unit(sites, ALL if look.step in self.i_steps(look.run) else NONE)

@@ -1,0 +1,126 @@
+"""TokenCache: Token Caching for Diffusion Transformer Acceleration.
+
+Three questions, one Cache Predictor. *Which timesteps*: I-steps compute everything, P-steps use the cache (Eq. 13).
+*Which blocks*: a P-step's budget of (1 - r)(L - K)N tokens goes to the blocks whose tokens score highest (Eq. 12).
+*Which tokens*: within a block, each sample's highest-scoring tokens are recomputed; the others reuse the block update
+last computed for them (Eq. 6). The last K blocks, the refiners, are always computed and carry LoRA weights.
+
+Where the paper is silent or contradicts itself the reading taken is an option below, and docs/reproduction-notes.md
+says why.
+"""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tcbench.method import (
+    CollectScores,
+    Look,
+    Method,
+    Run,
+    Schedule,
+    Stage,
+    TrainRefiners,
+    TrainScorer,
+    full_steps,
+)
+from tcbench.plan import (
+    ALL,
+    Block,
+    Decision,
+    Keys,
+    Plan,
+    allocate_evenly,
+    allocate_tokens,
+    every_unit,
+    top_tokens,
+)
+
+
+class TokenCache(Method):
+    """Predicted token-level caching of whole block updates.
+
+    Options:
+        num_full_steps: number of I-steps, the first step included ("#Full", Table I).
+        cache_ratio: r, the share of tokens reused on a P-step over the blocks that may be cached.
+        refiner_blocks: K, the last blocks that are always computed.
+        schedule: I-steps by Eq. (13), spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
+        beta: smoothing in Eq. (13).
+        allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
+        budget_pool: r counts over the blocks that may be cached, or over all blocks.
+        keys: what recomputed tokens attend to; `fresh` is the paper's literal reading.
+        cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9).
+        predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
+        refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
+    """
+
+    name = "tokencache"
+    label = "TokenCache"
+    knob = "num_full_steps"
+
+    num_full_steps: PositiveInt
+    cache_ratio: float = Field(0.9, ge=0, le=1)
+    refiner_blocks: NonNegativeInt = 4
+    schedule: Schedule = "adaptive"
+    beta: float = -8000.0
+    allocation: Literal["batch", "uniform"] = "batch"
+    budget_pool: Literal["free", "all"] = "free"
+    keys: Keys = "cached"
+
+    cost_weight: PositiveFloat = 1e-4
+    cost_reduction: Literal["sum", "mean"] = "sum"
+    recursion: Literal["propagated", "literal"] = "propagated"
+    predictor_iterations: PositiveInt = 40_000
+    predictor_learning_rate: PositiveFloat = 1e-5
+    refiner_rank: NonNegativeInt = 16
+    refiner_iterations: PositiveInt = 40_000
+    refiner_learning_rate: PositiveFloat = 1e-4
+    training_batch_size: PositiveInt = 64
+    alpha_samples: PositiveInt = 256
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Steps at which everything is computed."""
+        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+
+    def plan(self, look: Look) -> Plan:
+        """Everything on I-steps; on P-steps the predictor's tokens and the refiners."""
+        shape = look.run.shape
+        free = shape.num_blocks - self.refiner_blocks
+        if look.step in self.i_steps(look.run):
+            return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
+        alpha_RLN = look.scores("predictor")[:, :free]
+        pool = free if self.budget_pool == "free" else shape.num_blocks
+        budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
+        counts = allocate_tokens(alpha_RLN, budget) if self.allocation == "batch" else allocate_evenly(free, budget)
+        return Plan(
+            {
+                Block(block): Decision(top_tokens(alpha_RLN[:, block], count), keys=self.keys)
+                for block, count in enumerate(counts)
+            }
+        )
+
+    def training(self, num_blocks: int) -> tuple[Stage, ...]:
+        """The predictor first; then, with it frozen, the refiners on hard masks (Sec. IV-B)."""
+        free, batch = num_blocks - self.refiner_blocks, self.training_batch_size
+        predictor = TrainScorer(
+            name="predictor",
+            free_blocks=free,
+            cost_weight=self.cost_weight,
+            iterations=self.predictor_iterations,
+            batch_size=batch,
+            learning_rate=self.predictor_learning_rate,
+            cost_reduction=self.cost_reduction,
+            recursion=self.recursion,
+        )
+        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples))
+        if self.refiner_rank and self.refiner_blocks:
+            stages += (
+                TrainRefiners(
+                    blocks=self.refiner_blocks,
+                    rank=self.refiner_rank,
+                    iterations=self.refiner_iterations,
+                    batch_size=batch,
+                    learning_rate=self.refiner_learning_rate,
+                ),
+            )
+        return stages

@@ -1,0 +1,102 @@
+"""One MAC ruler for every method: costs from shapes alone, by tag.
+
+Rule: a matrix product of [m, k] by [k, n] is m*k*n MACs; linear layers, the patch convolution and attention's two
+products are counted, for both halves of a guided pair. Biases, LayerNorm, softmax, activations, gates and residual
+additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accounting that fits the paper's tables.
+`tests/test_macs.py` holds the ruler against torch's FLOP counter on what the engine really executes.
+"""
+
+from collections import defaultdict
+
+from tcbench.method import Macs, ModelShape
+from tcbench.plan import ALL, All, Block, Decision, Deferred, Keys, Nothing, Plan, Site, Tokens
+
+
+def attention_macs(shape: ModelShape, queries: int, keys: Keys = "fresh") -> Macs:
+    """Self-attention of `queries` tokens: projections, both products, output projection."""
+    width, tokens = shape.width, shape.num_tokens
+    projected = tokens if keys == "recomputed" else queries  # tokens whose key and value are computed
+    context = queries if keys == "fresh" else tokens
+    return Macs(
+        matmul=2 * width**2 * queries + 2 * width**2 * projected + 2 * queries * context * width,
+        norm_elements=width * max(queries, projected),
+    )
+
+
+def mlp_macs(shape: ModelShape, tokens: int) -> Macs:
+    """The two linear layers of the MLP on `tokens` tokens."""
+    return Macs(2 * shape.mlp_ratio * shape.width**2 * tokens, shape.width * tokens)
+
+
+def branch_macs(shape: ModelShape, branch: str, tokens: int, keys: Keys = "fresh") -> Macs:
+    """One branch computed for `tokens` tokens; nothing if there are none."""
+    if tokens == 0:
+        return Macs()
+    return attention_macs(shape, tokens, keys) if branch == "attn" else mlp_macs(shape, tokens)
+
+
+def block_macs(shape: ModelShape, tokens: int, keys: Keys = "fresh") -> Macs:
+    """A whole block computed for `tokens` tokens, modulation included; nothing if there are none."""
+    if tokens == 0:
+        return Macs()
+    return sum((branch_macs(shape, branch, tokens, keys) for branch in shape.branches), shape.modulation)
+
+
+def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
+    """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
+    total = shape.outer
+    spans, block = plan.spans(), 0
+    while block < shape.num_blocks:
+        if span := spans.get(block):
+            count, _ = _tokens(plan.at(span), shape)
+            total += block_macs(shape, count) * len(span.blocks)
+            block = span.stop
+            continue
+        if whole := plan.at(Block(block)):
+            total += block_macs(shape, *_tokens(whole, shape))
+        else:
+            total += shape.modulation  # gates are applied at the current step whatever is reused
+            for branch in shape.branches:
+                total += branch_macs(shape, branch, *_tokens(plan.at(Site(block, branch)), shape))
+        block += 1
+    return total
+
+
+def _tokens(decision: Decision | None, shape: ModelShape) -> tuple[int, Keys]:
+    """(number of recomputed tokens, what they attend to)."""
+    who = decision.who if decision else ALL
+    if isinstance(who, Deferred):
+        who = who.like
+    match who:
+        case All():
+            return shape.num_tokens, "fresh"
+        case Nothing():
+            return 0, "fresh"
+        case Tokens():
+            return who.count, decision.keys
+    raise TypeError(f"unknown decision {who!r}")
+
+
+class Ledger:
+    """MACs of one run for one sample, by tag: `model`, and each overhead (a scorer, a matching, ...) under its name."""
+
+    def __init__(self, rows_per_sample: int) -> None:
+        self.rows_per_sample = rows_per_sample
+        self.by_tag: dict[str, Macs] = defaultdict(Macs)
+
+    def charge(self, tag: str, macs_per_row: Macs) -> None:
+        """Add the work of one step, given per row of the transformer's batch."""
+        self.by_tag[tag] += macs_per_row * self.rows_per_sample
+
+    def totals(self) -> dict[str, int | dict[str, int]]:
+        """JSON-able totals per sample.
+
+        `per_sample` charges everything; `per_sample_without_overheads` only the model; `paper_rule` is the model alone
+        by the paper's accounting, which leaves the predictor out (docs/reproduction-notes.md, reading 2).
+        """
+        return {
+            "per_sample": sum(macs.matmul for macs in self.by_tag.values()),
+            "per_sample_without_overheads": self.by_tag["model"].matmul,
+            "paper_rule": self.by_tag["model"].paper_rule,
+            "by_tag": {tag: macs.matmul for tag, macs in self.by_tag.items()},
+        }

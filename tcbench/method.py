@@ -1,0 +1,226 @@
+"""What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
+
+A method lives in one file of `methods/` and imports only this module, `tcbench.plan` and torch. It never touches a
+model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be observed).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
+
+
+@dataclass(frozen=True)
+class Macs:
+    """An amount of work: multiply-accumulates of matrix products, and elements that went through a LayerNorm.
+
+    The ledger's own rule counts `matmul` alone. `paper_rule` is the count that fits the paper's cells: 4 more per
+    LayerNorm element (fvcore's convention; docs/reproduction-notes.md, "MACs").
+    """
+
+    matmul: int = 0
+    norm_elements: int = 0
+
+    def __add__(self, other: "Macs") -> "Macs":
+        return Macs(self.matmul + other.matmul, self.norm_elements + other.norm_elements)
+
+    def __mul__(self, times: int) -> "Macs":
+        return Macs(self.matmul * times, self.norm_elements * times)
+
+    @property
+    def paper_rule(self) -> int:
+        """Matrix products plus 4 per LayerNorm element."""
+        return self.matmul + 4 * self.norm_elements
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A transformer's shape, all that costing and planning need to know of it."""
+
+    num_blocks: int
+    num_tokens: int
+    width: int
+    grid: tuple[int, int]
+    branches: tuple[str, ...] = ("attn", "mlp")
+    mlp_ratio: int = 4
+    modulation: Macs = Macs()  # per block and row, whatever the number of tokens (adaLN's linear layer)
+    outer: Macs = Macs()  # per row and step: embedding, timestep MLP, final layer
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """What training made for a method.
+
+    Attributes:
+        scorers: trained modules by name; `Look.scores` runs them.
+        alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13).
+        refiners: file of LoRA weights merged into the model, if any.
+    """
+
+    scorers: Mapping[str, Any] = field(default_factory=dict)
+    alpha_bar: tuple[float, ...] | None = None
+    refiners: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch of samples about to be generated.
+
+    Attributes:
+        shape: the model's shape.
+        timesteps: the scheduler's timesteps in sampling order; their number is the NFE.
+        guided: whether every sample has a conditional and an unconditional row ([cond; uncond]).
+        sample_index: global indices of the samples, int64 [n]; with `seed` they key all randomness.
+        seed: the run's seed.
+        artefacts: what was trained for the method.
+    """
+
+    shape: ModelShape
+    timesteps: tuple[int, ...]
+    guided: bool
+    sample_index: Tensor
+    seed: int = 0
+    artefacts: Artefacts = Artefacts()
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations per sample, a guided pair counted once."""
+        return len(self.timesteps)
+
+    @property
+    def rows_per_sample(self) -> int:
+        """2 under classifier-free guidance, else 1."""
+        return 2 if self.guided else 1
+
+
+class Look(Protocol):
+    """What a method may observe at the start of a step; whatever costs MACs is charged when it is asked for."""
+
+    run: Run
+    step: int
+
+    def latent(self) -> Tensor:
+        """The embedded tokens x^0, [R, N, D]."""
+
+    def scores(self, name: str) -> Tensor:
+        """The named scorer's importance of every token in every block, in (0, 1), [R, L, N]; charged to its name."""
+
+    def uniform(self, block: int) -> Tensor:
+        """Uniform numbers [R, N] keyed by (seed, sample index, step, block), equal for both halves of a guided pair."""
+
+
+Schedule = Literal["adaptive", "even", "reversed"]
+
+
+def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[int, ...]:
+    """`count` I-steps: by Eq. (13) from the run's alpha-bar, spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
+
+    Raises:
+        ValueError: the schedule needs an alpha-bar and nothing was trained.
+    """
+    if schedule == "even":
+        return spread_evenly(count, run.nfe)
+    if run.artefacts.alpha_bar is None:
+        raise ValueError(
+            f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
+            "or set schedule: even"
+        )
+    chosen = spread_by_scores(run.artefacts.alpha_bar, count, beta)
+    return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
+
+
+@dataclass(frozen=True)
+class TrainScorer:
+    """Declare a scorer trained with soft gates (Eq. 9) on pairs of neighbouring steps of the sampler's grid.
+
+    Attributes:
+        name: the scorer's name in `Artefacts.scorers`.
+        free_blocks: gates act on blocks 0..free_blocks-1; the rest is always computed and costs nothing.
+        cost_weight: lambda of Eq. (9).
+        cost_reduction: the cost loss sums the gates of a sample, or averages them.
+        recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or from the uncached x^{l-1} (`literal`, Alg. 1).
+    """
+
+    name: str
+    free_blocks: int
+    cost_weight: float
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    cost_reduction: Literal["sum", "mean"] = "sum"
+    recursion: Literal["propagated", "literal"] = "propagated"
+
+
+@dataclass(frozen=True)
+class TrainRefiners:
+    """Declare LoRA on the last blocks, trained on the method's own hard P-step plans, everything else frozen.
+
+    Attributes:
+        blocks: how many of the last blocks (K).
+        rank: of every LoRA update.
+    """
+
+    blocks: int
+    rank: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class CollectScores:
+    """Declare that alpha-bar, the scorer's mean score per step, is collected on uncached trajectories (Sec. III-D).
+
+    Attributes:
+        name: the scorer.
+        free_blocks: blocks that take part in the mean.
+        samples: the paper collects a batch of 256.
+    """
+
+    name: str
+    free_blocks: int
+    samples: int
+
+
+Stage = TrainScorer | CollectScores | TrainRefiners
+
+
+class Method(BaseModel):
+    """Base of all methods; the fields of a subclass are its options, set from a config row or `--set key=value`.
+
+    Class attributes:
+        name: how configs call it (the file's name); label: how tables call it.
+        version: bump it when results may change; results made by another version are made again.
+        knob: the one option that trades quality for MACs; None if there is nothing to trade.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    version: ClassVar[int] = 1
+    knob: ClassVar[str | None] = None
+
+    def sampled_steps(self, nfe: int) -> int:
+        """How many steps the sampler takes where the uncached reference takes `nfe`."""
+        return nfe
+
+    def start(self, run: Run) -> "Method | Any":
+        """The object whose `plan` is called during this run; stateful methods return a fresh one, so state dies with it."""
+        return self
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """The steps at which everything is computed, in sampling order."""
+        return tuple(range(run.nfe))
+
+    def plan(self, look: Look) -> Plan:
+        """The decisions for step `look.step`."""
+        raise TypeError(f"methods/{self.name}.py defines no plan(look)")
+
+    def training(self, num_blocks: int) -> tuple[Stage, ...]:
+        """What must be trained before sampling, in order."""
+        return ()

@@ -1,0 +1,78 @@
+"""Deviation from the uncached run at equal noise and labels: paired, so a few samples separate methods.
+
+States and images are in the sampler's units: images in [-1, 1] (data range 2), latents as the scheduler holds
+them.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tcbench.errors import UserError
+
+PEAK = 2.0
+"""Data range of images in [-1, 1]."""
+MSE_FLOOR = (PEAK / 255) ** 2 / 12
+"""Mean squared error of rounding an image to 8 bits."""
+_ROWS = 256
+
+
+def final_mae(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """Mean absolute difference of each image from the uncached one at the same noise, float32 [B]."""
+    return torch.cat([difference.abs().mean(1) for difference in _differences(images_BCHW, reference_BCHW)])
+
+
+def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image against the uncached one, dB, float32 [B].
+
+    The squared error is taken as at least that of 8-bit rounding, so equal images score 58.9 dB and not
+    infinity.
+    """
+    mse_B = torch.cat(
+        [difference.square().mean(1) for difference in _differences(images_BCHW, reference_BCHW)]
+    )
+    return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
+
+
+def trajectory_mae(x_SBCHW: Tensor, reference_SBCHW: Tensor) -> Tensor:
+    """Mean absolute difference at every step, float32 [S, B] (TokenCache, Section IV-E and Fig. 10).
+
+    Given the states x_t this is the paper's "trajectory difference", given the predicted clean images its
+    "visual-space difference". The paper plots mean and standard deviation over the batch, dim 1.
+    """
+    steps, batch = x_SBCHW.shape[:2]
+    _same_shape(x_SBCHW, reference_SBCHW)
+    return final_mae(x_SBCHW.flatten(0, 1), reference_SBCHW.flatten(0, 1)).view(steps, batch)
+
+
+def feature_mse(features_ND: Tensor, reference_ND: Tensor) -> Tensor:
+    """Mean squared difference of each sample's pooled features from the uncached sample's, float32 [n]."""
+    return torch.cat([difference.square().mean(1) for difference in _differences(features_ND, reference_ND)])
+
+
+def require_finite(what: str, values: Tensor) -> None:
+    """Raise UserError naming the first sample (dim 0) with NaN or infinity; `what` names the tensor."""
+    bad = (
+        ~values.flatten(1).sum(1, dtype=torch.float64).isfinite()
+    )  # one number a sample: no mask as large as the images
+    if bad.any():
+        raise UserError(
+            f"{what}: sample {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} of {len(bad)} "
+            "samples do); sample this row again, in float32 or with a smaller cache ratio"
+        )
+
+
+def _same_shape(values: Tensor, reference: Tensor) -> None:
+    if values.shape != reference.shape:
+        raise UserError(
+            f"deviation: shape {tuple(values.shape)} against {tuple(reference.shape)} of the uncached run; "
+            "sample both with the same settings"
+        )
+
+
+def _differences(values: Tensor, reference: Tensor) -> Iterator[Tensor]:
+    """Float32 differences [rows, features] in blocks of rows: memory-mapped images may exceed memory."""
+    _same_shape(values, reference)
+    for a, b in zip(values.split(_ROWS), reference.split(_ROWS), strict=True):
+        yield (a.float() - b.float()).flatten(1)

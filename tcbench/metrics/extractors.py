@@ -1,0 +1,229 @@
+"""Feature extractors: images in, pooled features, spatial features and logits out, in one pass.
+
+Each is a torch-fidelity extractor registered under its name, so torch-fidelity's own command line and
+`calculate_metrics` score the same images to the same numbers (with `cache=False`: its cache is keyed by names
+and knows nothing of weights).
+"""
+
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from tqdm import tqdm
+
+from tcbench.errors import UserError
+from tcbench.files import read_tensors, sha256
+from tcbench.metrics.deviation import require_finite
+from tcbench.models.classifier import DigitsCNN
+
+DIGITS_WEIGHTS = Path(str(files("tcbench") / "assets/digits/classifier.safetensors"))
+INCEPTION_SHA256 = "6726825d"
+"""Beginning of the SHA-256 of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, as published."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the metrics need to know of n images: float32 on the CPU, stored as `vars(features)`.
+
+    Attributes:
+        pooled: [n, d], for FID, precision and recall.
+        spatial: [n, s], a few channels of a feature map, flattened, for sFID.
+        logits: [n, classes] before softmax, for the inception score and accuracy.
+    """
+
+    pooled: Tensor
+    spatial: Tensor
+    logits: Tensor
+
+
+class _Network(FeatureExtractorBase):
+    """A torch-fidelity extractor whose three layers are the fields of `Features`, in that order."""
+
+    LAYERS: ClassVar[tuple[str, str, str]]
+    IMAGE_SHAPE: ClassVar[tuple[int, int | None, int | None]]  # C, H, W; None = any
+
+    @classmethod
+    def get_provided_features_list(cls) -> tuple[str, ...]:
+        return cls.LAYERS
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        pooled, _, logits = cls.LAYERS
+        return {"fid": pooled, "kid": pooled, "prc": pooled, "isc": logits}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def check(self, images: Tensor) -> None:
+        """Raise UserError unless `images` are uint8 [n, C, H, W] of this network's size."""
+        sides = zip(self.IMAGE_SHAPE, images.shape[1:], strict=False)
+        matches = images.ndim == 4 and all(want in (None, have) for want, have in sides)
+        if images.dtype != torch.uint8 or not matches or len(images) == 0:
+            want = ", ".join("any" if side is None else str(side) for side in self.IMAGE_SHAPE)
+            raise UserError(
+                f"{self.name}: images are {images.dtype} {tuple(images.shape)}; give torch.uint8 (n, {want})"
+            )
+
+
+class DigitsExtractor(_Network):
+    """The digits classifier on uint8 [n, 1, 16, 16]: "64" pooled, "spatial" 7 x 4 x 4 = 112, "logits" 10."""
+
+    LAYERS = ("64", "spatial", "logits")
+    IMAGE_SHAPE = (1, 16, 16)
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Path | None = None,
+        **_: object,  # torch-fidelity hands every extractor all of its options
+    ):
+        super().__init__(name, features_list)
+        path = Path(feature_extractor_weights_path or DIGITS_WEIGHTS)
+        self.network = DigitsCNN()
+        with _reading(path):
+            self.network.load_state_dict(read_tensors(path)[0])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 [n, 1, 16, 16] in the order of `features_list`."""
+        self.check(images)
+        output = self.network(images.float() / 127.5 - 1)
+        layers = {
+            "64": output["features"],
+            "spatial": output["spatial"].flatten(1),
+            "logits": output["logits"],
+        }
+        return tuple(layers[layer] for layer in self.features_list)
+
+
+class InceptionADM(_Network):
+    """Inception-v3 (TensorFlow 2015 weights) on uint8 [n, 3, H, W], with the layers of ADM's evaluator.
+
+    "2048" pooled; "2023" the first 7 channels of `mixed_6/conv`, that is Mixed_6d.branch1x1's convolution
+    before batch normalisation, 17 x 17; "logits_unbiased" 1008.
+    """
+
+    LAYERS = ("2048", "2023", "logits_unbiased")
+    IMAGE_SHAPE = (3, None, None)
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Path | None = None,
+        **_: object,
+    ):
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise UserError(
+                f"{name}: needs weights; download weights-inception-2015-12-05-6726825d.pth from "
+                "torch-fidelity's release v0.2.0 and give its path"
+            )
+        path = Path(feature_extractor_weights_path)
+        with _reading(path), io.BytesIO() as tensors:
+            # torch-fidelity unpickles without restriction: hand it a copy known to be nothing but tensors
+            torch.save(torch.load(path, map_location="cpu", weights_only=True), tensors)
+            tensors.seek(0)
+            self.network = FeatureExtractorInceptionV3(name, ["2048", "logits_unbiased"], tensors)
+        self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._spatial = output[:, :7].flatten(1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 [n, 3, H, W] in the order of `features_list`."""
+        self.check(images)
+        pooled, logits = self.network(images)
+        layers = {"2048": pooled, "2023": self._spatial, "logits_unbiased": logits}
+        return tuple(layers[layer] for layer in self.features_list)
+
+
+EXTRACTORS: dict[str, type[_Network]] = {"digits-cnn": DigitsExtractor, "inception-v3-adm": InceptionADM}
+for _name, _network in EXTRACTORS.items():
+    register_feature_extractor(_name, _network)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network ready to turn images into `Features`; made by `make_extractor`."""
+
+    name: str
+    network: _Network
+    device: torch.device
+
+    @torch.no_grad()
+    def extract(self, images_BCHW: Tensor, batch_size: int = 64) -> Features:
+        """One pass over uint8 images [n, C, H, W].
+
+        TF32 is off: it would make features depend on the card.
+
+        Raises:
+            UserError: wrong dtype or size of images, or features that are not finite.
+        """
+        self.network.check(images_BCHW)
+        outputs = []
+        bar = tqdm(
+            images_BCHW.split(batch_size), desc=f"{self.name} features", delay=2, leave=False, disable=None
+        )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for batch in bar:
+                outputs.append([layer.float().cpu() for layer in self.network(batch.to(self.device))])
+        features = Features(*(torch.cat(layer) for layer in zip(*outputs, strict=True)))
+        for layer, values in vars(features).items():
+            require_finite(f"{self.name} {layer} features", values)
+        return features
+
+
+def make_extractor(
+    name: str, weights: Path | None = None, *, digest: str | None = None, device: str | torch.device = "cpu"
+) -> Extractor:
+    """Build the extractor called `name`.
+
+    Args:
+        name: "digits-cnn" (weights ship with the package) or "inception-v3-adm" (weights must be given).
+        weights: file of weights, safetensors for digits-cnn, torch-fidelity's .pth for inception-v3-adm.
+        digest: SHA-256 of `weights` in hex, or its beginning; by default the published one for
+            inception-v3-adm and no check for digits-cnn.
+        device: where to run the network.
+
+    Raises:
+        UserError: unknown name, or weights missing, unreadable, of another network or another digest.
+    """
+    if name not in EXTRACTORS:
+        raise UserError(f"extractor {name!r}: unknown; use one of {', '.join(EXTRACTORS)}")
+    digest = digest or (INCEPTION_SHA256 if name == "inception-v3-adm" else "")
+    if weights is not None:
+        with _reading(Path(weights)):
+            _check_digest(Path(weights), digest)
+    network = EXTRACTORS[name](name, list(EXTRACTORS[name].LAYERS), weights)
+    return Extractor(name, network.requires_grad_(False).eval().to(device), torch.device(device))
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    found = sha256(path)
+    if not found.startswith(digest):
+        raise UserError(f"{path}: SHA-256 is {found}, expected {digest}...; download the file again")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file of weights."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of the extractor's weights"
+        ) from error
+    except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"{path}: not this extractor's weights ({reason})") from error

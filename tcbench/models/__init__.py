@@ -1,0 +1,1 @@
+"""Denoisers (specs: shapes, building, loading, saving) and the digits feature extractor (classifier)."""

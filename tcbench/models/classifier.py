@@ -1,0 +1,50 @@
+"""The small network that stands in for Inception on digits: features for FID, spatial features for sFID, logits."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tcbench.models.weights import check_state, locate, read_state
+
+DIGITS_CLASSIFIER = "digits/classifier.safetensors"
+
+
+class DigitsCNN(nn.Module):
+    """Four 3x3 convolutions, 16x16 -> 4x4, a global mean and a linear layer; 49 thousand parameters.
+
+    Without batch normalisation or dropout, so that a sample's features depend on that sample alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 24, 3, padding=1)
+        self.conv2 = nn.Conv2d(24, 32, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(32, 48, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv2d(48, 64, 3, padding=1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x_B1HW: Tensor) -> dict[str, Tensor]:
+        """Classify grey images [B, 1, 16, 16] in [-1, 1].
+
+        Returns:
+            features [B, 64], pooled; spatial [B, 7, 4, 4], the first 7 channels of conv3 before its activation, as
+            sFID takes 7 channels of a middle convolution of Inception (Nash et al. 2021); logits [B, 10].
+        """
+        middle = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x_B1HW)))))  # [B, 48, 4, 4]
+        features = F.relu(self.conv4(F.relu(middle))).mean((2, 3))
+        return {"features": features, "spatial": middle[:, :7], "logits": self.head(features)}
+
+
+def load_classifier(weights: Path | str = DIGITS_CLASSIFIER, device: torch.device | str = "cpu") -> DigitsCNN:
+    """Load the classifier, by default the one shipped with the package, in eval mode.
+
+    Raises:
+        UserError: the file is missing, truncated, or does not hold this network.
+    """
+    model, path = DigitsCNN(), locate(weights)
+    state = read_state(path)
+    check_state(state, model, "the digits classifier", path)
+    model.load_state_dict(state)
+    return model.to(device).eval()

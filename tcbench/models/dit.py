@@ -1,0 +1,95 @@
+"""DiT seen as the engine sees every model: blocks made of gated branches over tokens.
+
+The weights and layers are diffusers' `DiTTransformer2DModel` (built by `tcbench.models.specs`, which also brings it to
+the reference's numerics). This adapter only calls its sub-modules one by one, in the order of
+`BasicTransformerBlock.forward`, so computing everything is bit-identical to calling the model.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel
+from torch import Tensor, nn
+
+from tcbench.method import Macs, ModelShape
+from tcbench.models.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """adaLN-Zero's shift, scale and gate of one branch, each [R, 1, D]."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+def dit_shape(spec: ModelSpec) -> ModelShape:
+    """The shape of a DiT from its spec alone, without building it."""
+    width, tokens = spec.width, spec.num_tokens
+    patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
+    return ModelShape(
+        num_blocks=spec.num_blocks,
+        num_tokens=tokens,
+        width=width,
+        grid=(spec.grid, spec.grid),
+        modulation=Macs(6 * width**2),
+        outer=Macs(
+            # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
+            matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
+            norm_elements=width * tokens,
+        ),
+    )
+
+
+class DiTAdapter:
+    """Block-wise access to a DiT. R rows, N tokens (any subset where noted by K), D width."""
+
+    def __init__(self, model: DiTTransformer2DModel, spec: ModelSpec) -> None:
+        self.model, self.spec = model, spec
+        self.shape = dit_shape(spec)
+        self.blocks: list[nn.Module] = list(model.transformer_blocks)
+
+    def condition(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+        """Timestep plus label embedding, [R, D]; computed once because all blocks share one embedder."""
+        return self.blocks[0].norm1.emb(timestep_R, label_R, hidden_dtype=self.model.dtype)
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """Patches with positions, [R, N, D]."""
+        return self.model.pos_embed(latent)
+
+    def modulation(self, block: nn.Module, condition_RD: Tensor) -> dict[str, Modulation]:
+        """The block's modulation by branch; per row, so independent of how many tokens are computed."""
+        parts = block.norm1.linear(block.norm1.silu(condition_RD))[:, None].chunk(6, dim=2)
+        return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
+
+    def branch_input(self, block: nn.Module, branch: str, x_RKD: Tensor, part: Modulation) -> Tensor:
+        """Normalised and modulated input of a branch, token by token."""
+        norm = block.norm1.norm if branch == "attn" else block.norm3
+        return norm(x_RKD) * (1 + part.scale) + part.shift
+
+    def keys_values(self, block: nn.Module, h_RKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some tokens, each [R, heads, K, head_dim]."""
+        attention = block.attn1
+        return self._heads(attention.to_k(h_RKD)), self._heads(attention.to_v(h_RKD))
+
+    def attend(self, block: nn.Module, h_RKD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of some tokens over the given keys and values, projected: [R, K, D]."""
+        attention = block.attn1
+        mixed = F.scaled_dot_product_attention(self._heads(attention.to_q(h_RKD)), keys, values)
+        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def mlp(self, block: nn.Module, h_RKD: Tensor) -> Tensor:
+        """The MLP, token by token."""
+        return block.ff(h_RKD)
+
+    def unembed(self, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
+        """Final layer and un-patching: [R, out_channels, H, W]."""
+        model, side, patch = self.model, self.spec.grid, self.spec.patch_size
+        shift, scale = model.proj_out_1(F.silu(condition_RD)).chunk(2, dim=1)
+        x = model.proj_out_2(model.norm_out(x_RND) * (1 + scale[:, None]) + shift[:, None])
+        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))  # [R, h, w, p, q, C]
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def _heads(self, x_RKD: Tensor) -> Tensor:
+        return x_RKD.unflatten(2, (self.spec.num_heads, -1)).transpose(1, 2)

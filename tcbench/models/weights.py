@@ -1,0 +1,64 @@
+"""Finding, reading and checking files of weights, the same for every network of the package."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tcbench.errors import UserError
+from tcbench.files import read_tensors
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+def locate(weights: Path | str) -> Path:
+    """The package's own file of that name under its assets if there is one, else the user's path."""
+    packaged = ASSETS / weights
+    return packaged if packaged.exists() else Path(weights)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from .pt / .pth / .bin without executing anything in it.
+
+    Raises:
+        UserError: the file is missing, truncated, of another kind, or holds something else.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    if path.suffix not in {".pt", ".pth", ".bin"}:
+        raise UserError(f"{path}: unknown kind of checkpoint; give a .safetensors, .pt, .pth or .bin file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; download the checkpoint or correct the path") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: truncated or not a plain checkpoint ({reason}); download it again"
+        ) from error
+    state = state.get("ema", state) if isinstance(state, dict) else state  # as DiT's training script saves
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: not a state dict of tensors; give a checkpoint of weights only")
+    return state
+
+
+def check_state(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) -> None:
+    """Check that `state` has exactly the parameters of `model`, called `name`, in shape and finite.
+
+    Raises:
+        UserError: names `path` and the first tensor that is missing, misshapen, not finite or unknown.
+    """
+    fix = f"give a checkpoint of {name} or correct the model's shape"
+    # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
+    wanted = {key: parameter.shape for key, parameter in model.named_parameters()}
+    for key, shape in wanted.items():
+        if key not in state:
+            raise UserError(f"{path}: {key} is missing; {fix}")
+        if state[key].shape != shape:
+            raise UserError(f"{path}: {key} has shape {list(state[key].shape)}, not {list(shape)}; {fix}")
+        if not torch.isfinite(state[key]).all():
+            raise UserError(f"{path}: {key} holds NaN or infinity; train or download it again")
+    for key in state:
+        if key not in wanted:
+            raise UserError(f"{path}: {key} is not part of {name}; {fix}")

@@ -1,0 +1,282 @@
+"""The vocabulary of caching: a plan says where, who and how for one sampling step, and is plain data.
+
+| part      | values                                                      | example                                      |
+|-----------|-------------------------------------------------------------|----------------------------------------------|
+| **where** | `Site(block, branch)`, `Block(block)`, `Span(start, stop)`  | the quantity that is cached                  |
+| **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`    | the tokens that are recomputed               |
+| **how**   | `Hold()`, `Forecast(order)`                                 | what stands in for the tokens that are not   |
+
+A `Plan` maps units to decisions. A block that no unit covers is computed in full and nothing of it is stored, so the
+empty plan is the plain model. A unit decided `ALL` is computed in full *and* stored, which is an I-step. Plans can be
+printed (`str`), stored (`Plan.summary`) and costed (`tcbench.ledger.plan_macs`) without a model.
+
+Shape letters: R rows of the transformer's batch (2n under classifier-free guidance, [cond; uncond]), L blocks, N tokens,
+K recomputed tokens, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Branch = Literal["attn", "cross", "mlp"]
+Keys = Literal["cached", "fresh", "recomputed"]
+"""What the recomputed tokens of a block attend to on a P-step (docs/reproduction-notes.md, reading 6).
+
+`cached`: the last key and value of every token, refreshed where recomputed. `fresh`: the recomputed tokens only, the
+literal reading of the paper. `recomputed`: keys and values of all tokens from the current hidden state, charged.
+"""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One branch's output *before* its gate: the current step's gate is applied to whatever is reused."""
+
+    block: int
+    branch: Branch
+
+    @property
+    def blocks(self) -> range:
+        """The blocks this unit touches."""
+        return range(self.block, self.block + 1)
+
+    def __str__(self) -> str:
+        return f"block {self.block} {self.branch}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Block:
+    """A block's whole residual update x^l - x^{l-1}, *after* its gates (TokenCache's f^l, Eq. 5)."""
+
+    block: int
+
+    @property
+    def blocks(self) -> range:
+        """The blocks this unit touches."""
+        return range(self.block, self.block + 1)
+
+    def __str__(self) -> str:
+        return f"block {self.block}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The residual over blocks start..stop-1 as one quantity (Delta-DiT, TeaCache, first-block cache)."""
+
+    start: int
+    stop: int
+
+    @property
+    def blocks(self) -> range:
+        """The blocks this unit touches."""
+        return range(self.start, self.stop)
+
+    def __str__(self) -> str:
+        return f"blocks {self.start}-{self.stop - 1}"
+
+
+Unit = Site | Block | Span
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every token is recomputed and the unit's cache is refreshed."""
+
+    def __str__(self) -> str:
+        return "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No token is recomputed; the fill serves all of them."""
+
+    def __str__(self) -> str:
+        return "none"
+
+
+ALL, NONE = All(), Nothing()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row."""
+
+    index_RK: Tensor
+
+    @property
+    def count(self) -> int:
+        """K, known on the host because it is a shape."""
+        return self.index_RK.shape[1]
+
+    def __str__(self) -> str:
+        return str(self.count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deferred:
+    """A decision taken when the unit is reached, from its input hidden state x_RND (ToMe, first-block cache).
+
+    `like` is what the decision costs when it is not known beforehand: a `Who` of the same token count where that count
+    is fixed, otherwise the dearest case.
+    """
+
+    choose: Callable[[Tensor], "All | Nothing | Tokens"]
+    like: "All | Nothing | Tokens"
+
+    def __str__(self) -> str:
+        return f"decided at the block (like {self.like})"
+
+
+Who = All | Nothing | Tokens | Deferred
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Reuse the last computed value, however old (docs/reproduction-notes.md, reading 9)."""
+
+    order: int = field(default=0, init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Extrapolate with a Taylor polynomial of this order in the step index (TaylorSeer, arXiv 2503.06923, Eq. 4)."""
+
+    order: int
+
+
+Fill = Hold | Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to."""
+
+    who: Who
+    fill: Fill = Hold()
+    keys: Keys = "fresh"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions of one sampling step.
+
+    Raises:
+        ValueError: two units cover the same part of a block.
+    """
+
+    decisions: Mapping[Unit, Decision] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        owner: dict[tuple[int, str], Unit] = {}
+        for unit in self.decisions:
+            for block in unit.blocks:
+                for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
+                    other = owner.setdefault((block, branch), unit)
+                    if other is not unit:
+                        raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
+
+    def at(self, unit: Unit) -> Decision | None:
+        """The decision for a unit, or None if the plan leaves it to be computed in full."""
+        return self.decisions.get(unit)
+
+    def spans(self) -> dict[int, Span]:
+        """The spans by their first block."""
+        return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
+
+    def summary(self) -> dict[str, str | int]:
+        """JSON-able form: unit -> "all", "none" or the number of recomputed tokens."""
+        return {
+            str(unit): decision.who.count if isinstance(decision.who, Tokens) else str(decision.who)
+            for unit, decision in self.decisions.items()
+        }
+
+    def __str__(self) -> str:
+        if not self.decisions:
+            return "everything computed, nothing cached"
+        return ", ".join(f"{unit}: {value}" for unit, value in self.summary().items())
+
+
+def every_unit(units: "list[Unit]", who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:
+    """The same decision for all of `units`."""
+    return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
+
+
+def top_tokens(score_RN: Tensor, count: int) -> Tokens:
+    """The `count` highest-scoring tokens of each row."""
+    return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
+
+
+def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
+    """`count` I-steps spread evenly over `nfe` steps, the first step among them.
+
+    Raises:
+        ValueError: count is not in 1..nfe.
+    """
+    if not 1 <= count <= nfe:
+        raise ValueError(f"num_full_steps={count} must lie between 1 and the number of sampled steps, {nfe}")
+    return tuple(i * nfe // count for i in range(count))
+
+
+@lru_cache
+def spread_by_scores(alpha_bar: tuple[float, ...], count: int, beta: float) -> tuple[int, ...]:
+    """I-steps from the mean score of every step (Eq. 13): denser where many decisions have accumulated.
+
+    gamma_t = log sum_{i>=t} exp(beta * alpha_bar_i), taken in log-space because |beta| is in the thousands; v_t is
+    exp(gamma_t) normalised over *all* steps; its cumulative distribution, walked in sampling order, is cut at the
+    quantiles k / count. The paper normalises over i >= t, which makes v_T = 1 and crowds the start, its own worst case
+    (docs/reproduction-notes.md, reading 4). A duplicate moves to the nearest unused later step, else earlier one.
+
+    Args:
+        alpha_bar: mean score per step in sampling order.
+        count: number of I-steps, the first step included.
+        beta: smoothing; the paper uses -2e3 to -8e3.
+    """
+    nfe = len(alpha_bar)
+    spread_evenly(count, nfe)  # refuses an impossible count
+    gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
+    cumulative = gamma.softmax(dim=0).cumsum(dim=0)
+    quantiles = torch.arange(1, count, dtype=torch.float64) / count
+    chosen = [0]
+    for step in torch.searchsorted(cumulative, quantiles).tolist():
+        free = [other for other in range(nfe) if other not in chosen]
+        chosen.append(min(free, key=lambda other: (other < step, abs(other - step))))
+    return tuple(sorted(chosen))
+
+
+def reverse_gaps(i_steps: Sequence[int], nfe: int) -> tuple[int, ...]:
+    """The same gaps between I-steps in the opposite order: Table VIII's control."""
+    gaps = [stop - start for start, stop in zip(i_steps, [*i_steps[1:], nfe], strict=True)]
+    return tuple(accumulate(reversed(gaps[1:]), initial=0))
+
+
+def allocate_evenly(blocks: int, budget: int) -> list[int]:
+    """The same number of tokens for every block, the first blocks taking the remainder."""
+    return [budget // blocks + (block < budget % blocks) for block in range(blocks)]
+
+
+def allocate_tokens(score_RLN: Tensor, budget: int) -> list[int]:
+    """Block-level allocation (Eq. 12): how many tokens each block recomputes, shared by the batch.
+
+    The `budget * R` best scores over rows, blocks and tokens are marked; a block's share of them is its share of the
+    budget, rounded by largest remainder so that the counts sum to exactly `budget`. This reads L integers back to the
+    host, once, before the step's kernels are launched. On meta tensors, where there are no scores, the answer is the
+    uniform allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
+
+    Args:
+        score_RLN: importance of every token in every block that may be cached.
+        budget: tokens to recompute per row, summed over blocks; 0..L*N.
+    """
+    rows, blocks, tokens = score_RLN.shape
+    if score_RLN.is_meta:
+        return allocate_evenly(blocks, budget)
+    marked = score_RLN.flatten().topk(budget * rows, sorted=False).indices // tokens % blocks
+    totals = torch.bincount(marked, minlength=blocks).tolist()
+    counts = [total // rows for total in totals]
+    by_remainder = sorted(range(blocks), key=lambda block: (-(totals[block] % rows), block))
+    for block in by_remainder[: budget - sum(counts)]:
+        counts[block] += 1
+    return counts

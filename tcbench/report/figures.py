@@ -1,0 +1,232 @@
+"""Figures of a suite: quality against cost, deviation per step (Fig. 10), gate statistics (Fig. 8)."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tcbench.errors import UserError
+from tcbench.files import atomic
+from tcbench.report.scores import Row, is_reference, mac_ratio
+
+Style = dict[str, Any]
+
+# Okabe-Ito colours; markers and dashes differ too, so that lines stay apart in greyscale.
+STYLES: dict[str, Style] = {
+    "uncached": {"color": "#000000", "marker": "o", "linestyle": "-"},
+    "tokencache": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
+    "toca": {"color": "#0072B2", "marker": "^", "linestyle": "--"},
+    "fora": {"color": "#009E73", "marker": "D", "linestyle": "-."},
+    "l2c": {"color": "#CC79A7", "marker": "v", "linestyle": (0, (5, 1))},
+    "delta_dit": {"color": "#8C6D31", "marker": "<", "linestyle": (0, (3, 1, 1, 1))},
+    "taylorseer": {"color": "#56B4E9", "marker": ">", "linestyle": (0, (7, 2))},
+    "teacache": {"color": "#6A51A3", "marker": "p", "linestyle": (0, (1, 1))},
+    "smoothcache": {"color": "#E69F00", "marker": "h", "linestyle": (0, (4, 2, 1, 2, 1, 2))},
+    "tome": {"color": "#A50F15", "marker": "d", "linestyle": ":"},
+    "random": {"color": "#7F7F7F", "marker": "X", "linestyle": (0, (2, 2))},
+}
+# For a method without a style, or the second variant of one that has it.
+FALLBACK = [
+    {"color": color, "marker": marker, "linestyle": linestyle}
+    for (marker, linestyle), color in product(
+        (("P", (0, (6, 1, 2, 1))), ("*", (0, (1, 3))), ("8", (0, (9, 3)))),
+        ("#B35806", "#4D4D4D", "#1B9E77", "#386CB0"),
+    )
+]
+LOOK = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.hashsalt": "tcbench",  # element ids would otherwise be random
+}
+
+
+def styles(rows: Sequence[Row]) -> dict[str, Style]:
+    """A style per label, the same in every figure drawn from the same suite.
+
+    The first label of a method takes the method's style, every other label the next fallback.
+    """
+    labels = {row["label"]: row["method"] for row in rows}
+    chosen: dict[str, Style] = {}
+    taken: set[str] = set()
+    fallback = 0
+    for label, method in labels.items():
+        if method in STYLES and method not in taken:
+            chosen[label] = STYLES[method]
+            taken.add(method)
+        else:
+            chosen[label] = FALLBACK[fallback % len(FALLBACK)]
+            fallback += 1
+    return chosen
+
+
+def _legend(figure: Figure, handles: dict[str, Any]) -> None:
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+
+
+@rc_context(LOOK)
+def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> Figure:
+    """FID and MAE to the uncached images, with 95 % intervals, against MAC ratio; a column of panels per NFE.
+
+    Points of one label at one NFE are joined in order of cost. Hollow markers are controls; the dotted line is
+    the floor, the FID of a subset of the real images.
+
+    Raises:
+        UserError: no row has both a quality and a MAC count.
+    """
+    rows_run = [row for row in rows if not row.get("not_run")]
+    settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows_run))
+    if not settings:
+        raise UserError("no row of the suite was run, so there is no quality to draw; score at least one row")
+    figure = Figure(figsize=(max(3.1 * len(settings), 4.5), 6.2), layout="constrained")
+    panels = figure.subplots(2, len(settings), squeeze=False, sharex="col")
+    handles: dict[str, Any] = {}
+    style_of = styles(rows)
+    for (resolution, nfe), (top, bottom) in zip(settings, panels.T, strict=True):
+        here = [row for row in rows_run if (row["resolution"], row["nfe"]) == (resolution, nfe)]
+        for panel, metric in ((top, "fid"), (bottom, "mae")):
+            drawn = [
+                row
+                for row in here
+                if metric in row["quality"] and not (metric == "mae" and is_reference(row))
+            ]
+            for label in dict.fromkeys(row["label"] for row in drawn):
+                points = sorted(
+                    (mac_ratio(row, rows), row["quality"][metric], row["control"])
+                    for row in drawn
+                    if row["label"] == label
+                )
+                x = [ratio for ratio, _, _ in points]
+                y = np.array([[q["value"], q["low"], q["high"]] for _, q, _ in points], dtype=float)
+                handles[label] = panel.errorbar(
+                    x,
+                    y[:, 0],
+                    yerr=np.abs(y[:, 1:] - y[:, :1]).T,
+                    **style_of[label],
+                    markerfacecolor="none" if points[0][2] else None,
+                    markersize=5,
+                    linewidth=1,
+                    capsize=2,
+                )
+        if floor:
+            top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
+            top.annotate(
+                f"floor, {floor['fid']['n']} real images",
+                (0.98, floor["fid"]["mean"]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
+                color="0.3",
+            )
+        top.set_title(f"{resolution}×{resolution}, NFE {nfe}", fontsize=10)
+        bottom.set_xlabel("MAC ratio (uncached / this)")
+    panels[0, 0].set_ylabel("FID (lower is better)")
+    panels[1, 0].set_ylabel("MAE to uncached, pixels in [-1, 1]")
+    _legend(figure, handles)
+    return figure
+
+
+@rc_context(LOOK)
+def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
+    """The paper's Fig. 10: per-step deviation from the uncached run, mean ± std over samples, of x0 and x_t.
+
+    Raises:
+        UserError: no row at this resolution and NFE holds a trajectory.
+    """
+    drawn = [
+        row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and row.get("trajectory")
+    ]
+    if not drawn:
+        raise UserError(
+            f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling"
+        )
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    handles: dict[str, Any] = {}
+    style_of = styles(rows)
+    for panel, (key, title) in zip(
+        figure.subplots(1, 2),
+        (("x0", "visual space: predicted x0"), ("xt", "trajectory space: x_t")),
+        strict=True,
+    ):
+        for row in drawn:
+            path = row["trajectory"]
+            mean, std = np.array(path[f"{key}_mae_mean"]), np.array(path[f"{key}_mae_std"])
+            style = style_of[row["label"]]
+            (handles[row["label"]],) = panel.plot(
+                path["timesteps"], mean, **style, markersize=4, linewidth=1.2, markevery=0.12
+            )
+            panel.fill_between(
+                path["timesteps"], mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0
+            )
+        panel.set(
+            title=title,
+            xlabel="timestep t (sampling runs left to right)",
+            ylabel="MAE to uncached, in [-1, 1]",
+        )
+        panel.set_ylim(bottom=0)
+        panel.invert_xaxis()
+    figure.suptitle(
+        f"{resolution}×{resolution}, NFE {nfe}, mean ± standard deviation over samples", fontsize=10
+    )
+    _legend(figure, handles)
+    return figure
+
+
+@rc_context(LOOK)
+def figure_alpha(statistics: dict[str, Any], i_steps: dict[str, Sequence[int]]) -> Figure:
+    """Statistics of TokenCache's gate alpha, a column of panels per NFE (the paper's Fig. 8).
+
+    Args:
+        statistics: `alpha_bar`: {nfe: [S]}, the mean gate per step; `per_block`: {nfe: [S, L]}, the mean per step
+            and block; `histogram`: {nfe: {"edges": [E + 1], "counts": [E]}}, over all tokens, blocks and steps.
+            Keys are NFEs as strings, as JSON has them.
+        i_steps: {nfe: I-steps}, drawn as vertical lines.
+    """
+    nfes = list(statistics["alpha_bar"])
+    figure = Figure(figsize=(max(3.1 * len(nfes), 4.5), 7), layout="constrained")
+    panels = figure.subplots(3, len(nfes), squeeze=False)
+    for nfe, (line, heat, bars) in zip(nfes, panels.T, strict=True):
+        alpha_bar = np.array(statistics["alpha_bar"][nfe])
+        line.plot(alpha_bar, color=STYLES["tokencache"]["color"], linewidth=1.4)
+        for panel, color in ((line, "0.5"), (heat, "white")):
+            for step in i_steps[nfe]:
+                panel.axvline(step, color=color, linewidth=0.7, linestyle=":")
+            panel.set_xlabel("step (sampling order; dotted: I-steps)", fontsize=8)
+            panel.set_xlim(-0.5, len(alpha_bar) - 0.5)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        line.set(title=f"NFE {nfe}", ylim=(0, 1))
+        image = heat.imshow(
+            np.array(statistics["per_block"][nfe]).T,
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            origin="lower",
+            cmap="viridis",
+        )
+        heat.grid(False)
+        heat.yaxis.set_major_locator(MaxNLocator(integer=True))
+        counts = np.array(statistics["histogram"][nfe]["counts"])
+        bars.stairs(counts / counts.sum(), statistics["histogram"][nfe]["edges"], fill=True, color="0.6")
+        bars.set(xlabel="gate α (1: recompute)", xlim=(0, 1))
+    figure.colorbar(image, ax=panels[1], label="mean gate α")
+    for panel, label in zip(panels[:, 0], ("mean gate α", "block", "share of gates"), strict=True):
+        panel.set_ylabel(label)
+    return figure
+
+
+@rc_context(LOOK)
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `folder/name.png` (150 dpi) and `folder/name.svg`; the same figure gives the same bytes."""
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "tcbench"})):
+        with atomic(Path(folder) / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)

@@ -1,0 +1,315 @@
+"""The paper's Tables I and II, our number and its interval beside the paper's number."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from tcbench.errors import UserError
+from tcbench.report.render import Table
+from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, reference_of
+
+# Metric -> (column, sign of a better difference). Table II prints these; the CSV holds every scored metric.
+QUALITY = {
+    "fid": ("FID", -1),
+    "sfid": ("sFID", -1),
+    "is": ("IS", +1),
+    "precision": ("Precision", +1),
+    "recall": ("Recall", +1),
+}
+MAC_UNITS = (("TMACs", 1e12), ("GMACs", 1e9), ("MMACs", 1e6))
+
+# Table I of the paper: (model, resolution, NFE) -> (#Full, beta).
+PAPER_TABLE_1 = {
+    ("DiT-XL/2", 256, 250): (50, -6000),
+    ("DiT-XL/2", 256, 50): (12, -8000),
+    ("DiT-XL/2", 256, 20): (9, -4000),
+    ("DiT-XL/2", 256, 10): (6, -2000),
+    ("DiT-XL/2", 512, 50): (21, -4000),
+    ("DiT-XL/2", 512, 20): (10, -2000),
+    ("Open-Sora-Plan", 256, 50): (18, -8000),
+}
+
+NO_CELL = "—"  # the paper, or the floor, has no such number
+Record = dict[str, Any]
+
+
+def _decimals(number: float, significant: int) -> int:
+    """Decimals that show `number` to so many significant digits; none for numbers too large to need any."""
+    magnitude = math.floor(math.log10(abs(number))) if number else 0
+    return max(0, significant - 1 - magnitude)
+
+
+def interval_text(value: float, low: float | None, high: float | None) -> str:
+    """`value [low, high]`: the interval's half-width to two significant digits, the rest to match."""
+    if low is None or high is None:
+        return f"{value:.4g} (no interval)"
+    half = (high - low) / 2
+    decimals = _decimals(half, 2) if half > 0 else _decimals(value, 4)
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def _suite(rows: Sequence[Row]) -> str:
+    """The one suite all rows belong to."""
+    suites = sorted({row["suite"] for row in rows})
+    if len(suites) != 1:
+        raise UserError(
+            f"a table shows one suite, got rows of {suites or 'none'}; pass the rows of one suite"
+        )
+    return suites[0]
+
+
+def _title(name: str, suite: str, differs: str) -> str:
+    return f"{name} on suite `{suite}`" + (f" ({differs})" if differs else "")
+
+
+def _several(rows: Sequence[Row], field: str) -> str:
+    """The distinct values of a field over the rows that were run, as "8" or "8 or 16"."""
+    return " or ".join(str(value) for value in sorted({row[field] for row in rows if not row.get("not_run")}))
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict[str, Any] | None) -> Record:
+    """One line of the CSV; None where there is no number."""
+    timings = latency["rows"] if latency else {}
+    reference = reference_of(row, rows)
+    timing, reference_timing = timings.get(row["row"], {}), timings.get(reference["row"], {})
+    paper, reference_paper = row.get("paper") or {}, reference.get("paper") or {}
+    macs = row.get("macs", {})
+
+    record = {name: row[name] for name in IDENTITY}
+    record |= {name: row.get(name) for name in ("not_run", "samples", "groups")}
+    for metric in metrics:
+        quality = row.get("quality", {}).get(metric, {})
+        paired = (row.get("paired") or {}).get(metric, {})
+        record |= {
+            metric: quality.get("value"),
+            f"{metric}_low": quality.get("low"),
+            f"{metric}_high": quality.get("high"),
+            f"{metric}_se": quality.get("se"),
+            f"{metric}_difference": paired.get("difference"),
+            f"{metric}_difference_low": paired.get("low"),
+            f"{metric}_difference_high": paired.get("high"),
+            f"{metric}_distinguishable": paired.get("distinguishable"),
+        }
+        if metric in QUALITY:
+            record[f"paper_{metric}"] = paper.get(metric)
+    record |= {
+        "macs_per_sample": macs.get("per_sample"),
+        "macs_without_overheads": macs.get("per_sample_without_overheads"),
+        "macs_paper_rule": macs.get("paper_rule"),
+        "paper_tmacs": paper.get("tmacs"),
+        "mac_ratio": mac_ratio(row, rows),
+        "paper_mac_ratio": paper.get("speedup"),
+        "latency_s": timing.get("median_s"),
+        "latency_min_s": timing.get("min_s"),
+        "latency_max_s": timing.get("max_s"),
+        "paper_latency_s": paper.get("latency_s"),
+        "latency_ratio": _ratio(reference_timing.get("median_s"), timing.get("median_s")),
+        "paper_latency_ratio": _ratio(reference_paper.get("latency_s"), paper.get("latency_s")),
+    }
+    return record | {f"macs_{tag}": count for tag, count in macs.get("by_tag", {}).items()}
+
+
+def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict[str, str]:
+    """One printed line of Table II. An empty cell says why; a row that was not run says it beside its name."""
+
+    def ours(number: float | None, form: str, why: str) -> str:
+        if number is not None:
+            return format(number, form)
+        return "not run" if record["not_run"] else f"not run: {why}"
+
+    def papers(key: str) -> str:
+        return NO_CELL if record[f"paper_{key}"] is None else f"{record[f'paper_{key}']:.2f}"
+
+    def quality(metric: str) -> str:
+        if record[metric] is None:
+            return ours(None, "", "not scored")
+        text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
+        difference = record[f"{metric}_difference"]
+        if metric not in QUALITY or difference is None:
+            return text
+        if not record[f"{metric}_distinguishable"]:
+            return f"{text} ≈"
+        return f"{text} {'better' if difference * QUALITY[metric][1] > 0 else 'worse'}"
+
+    def macs(key: str) -> str:
+        return ours(_ratio(record[key], unit[1]), ".4g", "not counted")
+
+    def latency() -> str:
+        median = ours(record["latency_s"], ".3g", "not timed")
+        spread = " ({latency_min_s:.3g}–{latency_max_s:.3g})"
+        return median if record["latency_s"] is None else median + spread.format(**record)
+
+    label = record["label"] + (" (control)" if record["control"] else "")
+    cells = {
+        "Method": f"{label} (not run: {record['not_run']})" if record["not_run"] else label,
+        "Resolution": str(record["resolution"]),
+        "NFE": str(record["nfe"]),
+        "Sampled steps": str(record["sampled_steps"]),
+    }
+    for metric, (column, _) in QUALITY.items():
+        cells |= {column: quality(metric), f"paper {column}": papers(metric)}
+    return cells | {
+        "MAE to uncached": "reference" if is_reference(record) else quality("mae"),
+        unit[0]: macs("macs_per_sample"),
+        f"{unit[0]} without overheads": macs("macs_without_overheads"),
+        "paper TMACs": papers("tmacs"),
+        "MAC ratio": ours(record["mac_ratio"], ".2f", "not counted"),
+        "paper MAC ratio": papers("mac_ratio"),
+        latency_column: latency(),
+        "paper latency (s)": papers("latency_s"),
+        "Latency ratio": ours(record["latency_ratio"], ".2f", "not timed"),
+        "paper latency ratio": papers("latency_ratio"),
+    }
+
+
+def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
+    """The floor's line: Frechet distance of real images to real images, mean ± std over random subsets."""
+    cells = dict.fromkeys(columns, NO_CELL)
+    if floor is None:
+        label, numbers = "Real subset, floor (not run: no floor was measured)", {}
+        cells |= {"FID": "not run", "sFID": "not run"}
+    else:
+        label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
+        for metric, spread in floor.items():
+            numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
+            decimals = _decimals(spread["std"], 2)
+            cells[QUALITY[metric][0]] = f"{spread['mean']:.{decimals}f} ± {spread['std']:.{decimals}f}"
+    record = {"row": "floor", "suite": suite, "method": "floor", "label": label, **numbers}
+    return record, cells | {"Method": label}
+
+
+def table2(
+    rows: Sequence[Row],
+    latency: dict[str, Any] | None,
+    floor: dict[str, Any] | None,
+    *,
+    differs: str,
+    guidance_scale: float,
+) -> Table:
+    """The paper's Table II: quality, MACs and latency of every row, grouped by resolution and NFE.
+
+    MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality cell
+    ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in `better` or
+    `worse`.
+
+    Args:
+        rows: score rows in the suite's order (`scores.read_rows`).
+        latency: content of `latency.json`, seconds per batch; None if nothing was timed.
+        floor: content of `floor.json`; None if it was not measured.
+        differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty for
+            the paper's own setting.
+        guidance_scale: the CFG scale of all rows.
+
+    Raises:
+        UserError: rows of several suites, or a reference row that is not among them.
+    """
+    suite = _suite(rows)
+    settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows))
+    rows = sorted(rows, key=lambda row: settings.index((row["resolution"], row["nfe"])))
+    metrics = list(dict.fromkeys([*QUALITY, "mae", *(m for row in rows for m in row.get("quality", {}))]))
+    records = [_record(row, rows, metrics, latency) for row in rows]
+
+    largest = max(record["macs_per_sample"] or 0 for record in records)
+    unit = next((unit for unit in MAC_UNITS if largest >= unit[1]), MAC_UNITS[-1])
+    protocol = latency["protocol"] if latency else None
+    latency_column = f"Latency (s, batch {protocol['batch_size']})" if protocol else "Latency (s)"
+    cells = [_cells(record, unit, latency_column) for record in records]
+    floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
+
+    caption = [
+        f"Quality: value [95 % interval], delete-one-batch jackknife over {_several(rows, 'groups')} batches,",
+        f"{_several(rows, 'samples')} samples per row, CFG scale {guidance_scale:g}.",
+        "Marks compare with the uncached run at the same NFE, paired on noise and labels: ≈ not distinguishable,",
+        "else better or worse; no mark: not paired.",
+        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
+        "Floor: Frechet distance of random subsets of the real images to all of them, mean ± standard deviation.",
+        f"{unit[0]}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
+        "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
+        "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
+        "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
+    ]
+    if protocol:
+        details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
+        caption.append(f"Latency protocol: {details}.")
+    caption.append(f"{NO_CELL}: no such cell.")
+    if differs:
+        caption.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")
+
+    return Table(
+        title=_title("Table II", suite, differs),
+        caption=" ".join(caption),
+        tidy=pd.DataFrame([*records, floor_record]).convert_dtypes(),
+        formatted=pd.DataFrame([*cells, floor_cells]),
+        groups=[
+            *(f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in rows),
+            "Real images",
+        ],
+        text_columns=("Method",),
+    )
+
+
+def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | None = None) -> Table:
+    """The paper's Table I: number of full steps and beta per model, resolution and NFE, and the chosen I-steps.
+
+    Args:
+        rows: score rows; those with a `beta` setting enter, and rows that share a schedule enter once.
+        differs: as in `table2`.
+        stands_for: (model, resolution) of the paper whose line is printed beside ours; None: the row's own.
+
+    Raises:
+        UserError: no row has a `beta` setting, or rows belong to several suites.
+    """
+    suite = _suite(rows)
+    lines = {}
+    for row in rows:
+        settings = row.get("settings", {})
+        if settings.get("beta") is None:
+            continue
+        model, resolution = stands_for or (row["model"], row["resolution"])
+        paper_full, paper_beta = PAPER_TABLE_1.get((model, resolution, row["nfe"]), (None, None))
+        record = {
+            "suite": suite,
+            "model": row["model"],
+            "resolution": row["resolution"],
+            "nfe": row["nfe"],
+            "num_full_steps": settings["num_full_steps"],
+            "paper_num_full_steps": paper_full,
+            "beta": settings["beta"],
+            "paper_beta": paper_beta,
+            "i_steps": " ".join(str(step) for step in row["i_steps"]),
+            "paper_model": model,
+            "paper_resolution": resolution,
+        }
+        lines[tuple(record.values())] = (
+            record,
+            {
+                "Model": record["model"],
+                "Resolution": str(record["resolution"]),
+                "NFE": str(record["nfe"]),
+                "#Full": str(record["num_full_steps"]),
+                "paper #Full": NO_CELL if paper_full is None else str(paper_full),
+                "β": f"{record['beta']:g}",
+                "paper β": NO_CELL if paper_beta is None else str(paper_beta),
+                "I-steps": record["i_steps"],
+                "paper setting": f"{model}, {resolution}×{resolution}",
+            },
+        )
+    if not lines:
+        raise UserError(
+            f"suite {suite}: Table I needs a row with settings.beta; add a TokenCache row to the config"
+        )
+    records, cells = zip(*lines.values(), strict=True)
+    return Table(
+        title=_title("Table I", suite, differs),
+        caption="#Full: number of full sampling steps, the first included. β: the exponent of Eq. (13). I-steps: the "
+        f"steps it chose, counted from 0 in sampling order. {NO_CELL}: the paper has no such line.",
+        tidy=pd.DataFrame(records).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        text_columns=("Model", "I-steps", "paper setting"),
+    )

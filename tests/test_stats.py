@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from tcbench.errors import UserError
+from tcbench.stats import batches, jackknife, replicate
+
+
+def mean_of(values):
+    return lambda indices: values[indices].mean()
+
+
+def test_groups_of_one_give_the_classical_interval_of_a_mean():
+    values = np.random.default_rng(0).normal(size=50)
+    interval = jackknife(mean_of(values), batches(50, 1))
+    low, high = scipy_stats.t.interval(0.95, 49, values.mean(), scipy_stats.sem(values))
+    np.testing.assert_allclose([interval.value, interval.se], [values.mean(), scipy_stats.sem(values)])
+    np.testing.assert_allclose([interval.low, interval.high], [low, high])
+    assert interval.dof == 49
+
+
+def test_equal_groups_reduce_to_the_textbook_formula_for_a_nonlinear_statistic():
+    values = np.random.default_rng(1).normal(size=64)
+    replicates = replicate(lambda indices: np.exp(values[indices].mean()), batches(64, 8))
+    deviations = replicates.deleted - replicates.deleted.mean()
+    assert replicates.interval().se == pytest.approx(np.sqrt(7 / 8 * (deviations**2).sum()))
+
+
+def test_a_short_last_batch_counts_as_what_it_is():
+    values = np.random.default_rng(2).normal(size=66)
+    means = np.array([values[group].mean() for group in batches(66, 8)])
+    sizes = np.array([8] * 8 + [2])
+    weighted = (
+        sizes * (means - values.mean()) ** 2 / (66 - sizes)
+    )  # Busing et al. 1999 for a mean, written out
+    assert jackknife(mean_of(values), batches(66, 8)).se == pytest.approx(np.sqrt(weighted.mean()))
+
+
+@pytest.mark.parametrize("num_samples, batch_size, sizes", [(8, 4, [4, 4]), (9, 4, [4, 4, 1]), (3, 4, [3])])
+def test_batches_hold_every_sample_once(num_samples, batch_size, sizes):
+    groups = batches(num_samples, batch_size)
+    assert [len(group) for group in groups] == sizes
+    np.testing.assert_array_equal(np.concatenate(groups), np.arange(num_samples))
+
+
+def test_a_paired_difference_cancels_what_is_shared():
+    rng = np.random.default_rng(3)
+    noise, effect = rng.normal(size=80), 0.1 + 0.01 * rng.normal(size=80)
+    groups = batches(80, 10)
+    row, reference = replicate(mean_of(noise + effect), groups), replicate(mean_of(noise), groups)
+    paired = (row - reference).interval()
+    assert paired.distinguishable and paired.se < row.interval().se / 20
+    direct = jackknife(lambda indices: mean_of(noise + effect)(indices) - mean_of(noise)(indices), groups)
+    np.testing.assert_allclose([paired.value, paired.se], [direct.value, direct.se])
+
+
+def test_a_difference_from_itself_is_exactly_zero():
+    replicates = replicate(mean_of(np.random.default_rng(4).normal(size=30)), batches(30, 7))
+    interval = (replicates - replicates).interval()
+    assert (interval.value, interval.low, interval.high, interval.se) == (0, 0, 0, 0)
+    assert not interval.distinguishable
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.std], ids=["mean", "std"])
+def test_coverage_is_nominal_when_batches_share_a_decision(statistic):
+    rng = np.random.default_rng(5)
+    groups, trials, covered = batches(128, 16), 1500, 0
+    draws = rng.normal(size=(trials, 8, 16)) + 0.5 * rng.normal(
+        size=(trials, 8, 1)
+    )  # a shared shift in every batch
+    draws = draws.reshape(trials, 128)
+    truth = {np.mean: 0.0, np.std: np.std(draws, axis=1).mean()}[statistic]
+    for values in draws:
+        interval = jackknife(lambda indices, values=values: float(statistic(values[indices])), groups)
+        covered += interval.low <= truth <= interval.high
+    assert 0.925 < covered / trials < 0.97
+
+
+def test_bad_groups_and_values_are_named():
+    values = np.arange(4.0)
+    with pytest.raises(UserError, match="at least 2 batches"):
+        jackknife(mean_of(values), [np.arange(4)])
+    with pytest.raises(UserError, match="share a sample"):
+        jackknife(mean_of(values), [np.array([0, 1]), np.array([1, 2])])
+    with pytest.raises(UserError, match="empty"):
+        jackknife(mean_of(values), [np.array([0, 1]), np.array([], dtype=int)])
+    with pytest.raises(UserError, match="not finite"):
+        jackknife(
+            lambda indices: float("nan") if len(indices) == 2 else 1.0, [np.array([0, 1]), np.array([2, 3])]
+        )
+    with pytest.raises(UserError, match="different groups"):
+        replicate(mean_of(values), batches(4, 2)) - replicate(mean_of(values), batches(4, 1))
+
+
+def test_the_module_imports_no_torch():
+    subprocess.run(
+        [sys.executable, "-c", "import sys, tcbench.stats; assert 'torch' not in sys.modules"], check=True
+    )
