@@ -10,14 +10,14 @@ class FewerSteps(Method):
     """Compute everything at each of `steps` steps, respaced over the same noise schedule.
 
     Options:
-        steps: number of sampling steps.
+        steps: number of sampling steps; the default is the paper's control at 50 steps.
     """
 
     name = "fewer_steps"
     label = "fewer steps"
     knob = "steps"
 
-    steps: PositiveInt
+    steps: PositiveInt = 21
 
     def sampled_steps(self, nfe: int) -> int:
         """`steps`, whatever the reference takes."""

@@ -13,7 +13,7 @@ from tcbench.plan import ALL, NONE, Plan, Site, every_unit, spread_evenly
 class Fora(Method):
     """Static interval caching of branch outputs before their gates.
 
-    Options (exactly one):
+    Options (one of them; interval 3, the published setting, if neither is given):
         interval: the published rule. As in the reference code it is anchored at the *end*: a step is full if the number
             of steps after it is a multiple of `interval`, and the first step always is.
         num_full_steps: a labelled variant that reaches budgets no interval gives: this many full steps, spread evenly.
@@ -28,15 +28,16 @@ class Fora(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "Fora":
-        if (self.interval is None) == (self.num_full_steps is None):
-            raise ValueError("give either interval or num_full_steps")
+        if self.interval and self.num_full_steps:
+            raise ValueError("give either interval or num_full_steps, not both")
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
         if self.num_full_steps:
             return spread_evenly(self.num_full_steps, run.nfe)
-        return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % self.interval == 0)
+        interval = self.interval or 3
+        return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % interval == 0)
 
     def plan(self, look: Look) -> Plan:
         """All branches of all blocks: computed and stored, or held."""

@@ -22,7 +22,7 @@ class NoTokens(Method):
     label = "no tokens"
     knob = "num_full_steps"
 
-    num_full_steps: PositiveInt
+    num_full_steps: PositiveInt = 12
     refiner_blocks: NonNegativeInt = 4
     schedule: Schedule = "even"
     beta: float = -8000.0

@@ -22,7 +22,7 @@ class RandomTokens(Method):
     label = "random tokens"
     knob = "num_full_steps"
 
-    num_full_steps: PositiveInt
+    num_full_steps: PositiveInt = 12
     cache_ratio: float = Field(0.9, ge=0, le=1)
     refiner_blocks: NonNegativeInt = 4
     schedule: Schedule = "even"

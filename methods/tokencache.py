@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from tcbench.errors import UserError
 from tcbench.method import (
     CollectScores,
     Look,
@@ -36,14 +37,24 @@ from tcbench.plan import (
     top_tokens,
 )
 
+# (tokens, NFE) -> #Full and beta of Table I; 256 tokens are DiT-XL/2 at 256x256, 1024 at 512x512.
+PUBLISHED = {
+    (256, 250): (50, -6e3),
+    (256, 50): (12, -8e3),
+    (256, 20): (9, -4e3),
+    (256, 10): (6, -2e3),
+    (1024, 50): (21, -4e3),
+    (1024, 20): (10, -2e3),
+}
+
 
 class TokenCache(Method):
     """Predicted token-level caching of whole block updates.
 
-    Options:
-        num_full_steps: number of I-steps, the first step included ("#Full", Table I).
+    Options (None: the paper's value for this number of tokens and NFE, Table I and Sec. IV-C):
+        num_full_steps: number of I-steps, the first step included ("#Full").
         cache_ratio: r, the share of tokens reused on a P-step over the blocks that may be cached.
-        refiner_blocks: K, the last blocks that are always computed.
+        refiner_blocks: K, the last blocks that are always computed; None is 2 at 250 steps, else 4.
         schedule: I-steps by Eq. (13), spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
         beta: smoothing in Eq. (13).
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
@@ -57,12 +68,13 @@ class TokenCache(Method):
     name = "tokencache"
     label = "TokenCache"
     knob = "num_full_steps"
+    trains = True
 
-    num_full_steps: PositiveInt
+    num_full_steps: PositiveInt | None = None
     cache_ratio: float = Field(0.9, ge=0, le=1)
-    refiner_blocks: NonNegativeInt = 4
+    refiner_blocks: NonNegativeInt | None = None
     schedule: Schedule = "adaptive"
-    beta: float = -8000.0
+    beta: float | None = None
     allocation: Literal["batch", "uniform"] = "batch"
     budget_pool: Literal["free", "all"] = "free"
     keys: Keys = "cached"
@@ -80,12 +92,23 @@ class TokenCache(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Steps at which everything is computed."""
-        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+        num_full_steps, beta = PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
+        count, beta = self.num_full_steps or num_full_steps, beta if self.beta is None else self.beta
+        if count is None or beta is None:
+            raise UserError(
+                f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
+                f"{run.nfe} steps; set both"
+            )
+        return full_steps(run, count, self.schedule, beta)
+
+    def free_blocks(self, run: Run) -> int:
+        """L - K: the blocks that may be cached."""
+        refiners = self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
+        return run.shape.num_blocks - refiners
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the predictor's tokens and the refiners."""
-        shape = look.run.shape
-        free = shape.num_blocks - self.refiner_blocks
+        shape, free = look.run.shape, self.free_blocks(look.run)
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
         alpha_RLN = look.scores("predictor")[:, :free]
@@ -99,9 +122,9 @@ class TokenCache(Method):
             }
         )
 
-    def training(self, num_blocks: int) -> tuple[Stage, ...]:
+    def training(self, run: Run) -> tuple[Stage, ...]:
         """The predictor first; then, with it frozen, the refiners on hard masks (Sec. IV-B)."""
-        free, batch = num_blocks - self.refiner_blocks, self.training_batch_size
+        free, batch = self.free_blocks(run), self.training_batch_size
         predictor = TrainScorer(
             name="predictor",
             free_blocks=free,
@@ -113,10 +136,10 @@ class TokenCache(Method):
             recursion=self.recursion,
         )
         stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples))
-        if self.refiner_rank and self.refiner_blocks:
+        if self.refiner_rank and free < run.shape.num_blocks:
             stages += (
                 TrainRefiners(
-                    blocks=self.refiner_blocks,
+                    blocks=run.shape.num_blocks - free,
                     rank=self.refiner_rank,
                     iterations=self.refiner_iterations,
                     batch_size=batch,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.ledger import Ledger, plan_macs
-from tcbench.method import Method, Run
+from tcbench.method import Policy, Run
 from tcbench.models.dit import DiTAdapter, Modulation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
@@ -44,7 +44,12 @@ class _Look:
 
 
 class Engine:
-    """Runs a method on a model for one batch.
+    """Runs a policy on a model for one batch.
+
+    Args:
+        adapter: the model.
+        run: the batch.
+        policy: who plans, `method.start(run)`; not needed if only `hidden` is called.
 
     Attributes:
         ledger: MACs charged so far, per sample.
@@ -52,9 +57,8 @@ class Engine:
         cache: the features held.
     """
 
-    def __init__(self, adapter: DiTAdapter, method: Method, run: Run) -> None:
-        self.adapter, self.run = adapter, run
-        self.policy = method.start(run)
+    def __init__(self, adapter: DiTAdapter, run: Run, policy: Policy | None = None) -> None:
+        self.adapter, self.run, self.policy = adapter, run, policy
         self.cache = Cache()
         self.ledger = Ledger(run.rows_per_sample)
         self.plans: list[dict[str, str | int]] = []
@@ -69,9 +73,14 @@ class Engine:
             label_R: class labels, the null label in unconditional rows.
         """
         x, condition = self.embed(step, latent, label_R)
-        plan = self.policy.plan(_Look(self, self.run, step, x, condition))
-        x = self.hidden(plan, step, x, condition)
+        x = self.hidden(self.plan(step, x, condition), step, x, condition)
         return self.adapter.unembed(x, condition)
+
+    def plan(self, step: int, x_RND: Tensor, condition_RD: Tensor) -> Plan:
+        """The policy's plan for a step, given what it may look at."""
+        if self.policy is None:
+            raise RuntimeError("this engine was made without a policy; give it plans through hidden()")
+        return self.policy.plan(_Look(self, self.run, step, x_RND, condition_RD))
 
     def embed(self, step: int, latent: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens x^0 [R, N, D], condition [R, D]) at a step."""

@@ -62,7 +62,8 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically; `metadata` values must be strings."""
-    from safetensors.torch import SafetensorError, save_file
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     with atomic(path) as temporary:
         try:

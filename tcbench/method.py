@@ -6,12 +6,15 @@ model: it sees a `Run` (what is known before sampling starts) and, at each step,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
+from tcbench.errors import UserError
 from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Run:
     shape: ModelShape
     timesteps: tuple[int, ...]
     guided: bool
-    sample_index: Tensor
+    sample_index: "Tensor"
     seed: int = 0
     artefacts: Artefacts = Artefacts()
 
@@ -103,14 +106,21 @@ class Look(Protocol):
     run: Run
     step: int
 
-    def latent(self) -> Tensor:
+    def latent(self) -> "Tensor":
         """The embedded tokens x^0, [R, N, D]."""
 
-    def scores(self, name: str) -> Tensor:
+    def scores(self, name: str) -> "Tensor":
         """The named scorer's importance of every token in every block, in (0, 1), [R, L, N]; charged to its name."""
 
-    def uniform(self, block: int) -> Tensor:
+    def uniform(self, block: int) -> "Tensor":
         """Uniform numbers [R, N] keyed by (seed, sample index, step, block), equal for both halves of a guided pair."""
+
+
+class Policy(Protocol):
+    """What plans a run: a method, or the stateful object that a method starts for it."""
+
+    def plan(self, look: Look) -> Plan:
+        """The decisions for step `look.step`."""
 
 
 Schedule = Literal["adaptive", "even", "reversed"]
@@ -120,12 +130,12 @@ def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[i
     """`count` I-steps: by Eq. (13) from the run's alpha-bar, spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
 
     Raises:
-        ValueError: the schedule needs an alpha-bar and nothing was trained.
+        UserError: the schedule needs an alpha-bar and nothing was trained, or the count is impossible.
     """
     if schedule == "even":
         return spread_evenly(count, run.nfe)
     if run.artefacts.alpha_bar is None:
-        raise ValueError(
+        raise UserError(
             f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
             "or set schedule: even"
         )
@@ -142,7 +152,7 @@ class TrainScorer:
         free_blocks: gates act on blocks 0..free_blocks-1; the rest is always computed and costs nothing.
         cost_weight: lambda of Eq. (9).
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
-        recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or from the uncached x^{l-1} (`literal`, Alg. 1).
+        recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
     """
 
     name: str
@@ -196,6 +206,9 @@ class Method(BaseModel):
         name: how configs call it (the file's name); label: how tables call it.
         version: bump it when results may change; results made by another version are made again.
         knob: the one option that trades quality for MACs; None if there is nothing to trade.
+        trains: whether `training` declares anything.
+
+    Every option has a default, so that `tcbench macs` and the contract tests can make any method.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -204,13 +217,14 @@ class Method(BaseModel):
     label: ClassVar[str]
     version: ClassVar[int] = 1
     knob: ClassVar[str | None] = None
+    trains: ClassVar[bool] = False
 
     def sampled_steps(self, nfe: int) -> int:
         """How many steps the sampler takes where the uncached reference takes `nfe`."""
         return nfe
 
-    def start(self, run: Run) -> "Method | Any":
-        """The object whose `plan` is called during this run; stateful methods return a fresh one, so state dies with it."""
+    def start(self, run: Run) -> Policy:
+        """The object whose `plan` is called in this run; a stateful method returns a fresh one: state dies with it."""
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
@@ -221,6 +235,6 @@ class Method(BaseModel):
         """The decisions for step `look.step`."""
         raise TypeError(f"methods/{self.name}.py defines no plan(look)")
 
-    def training(self, num_blocks: int) -> tuple[Stage, ...]:
+    def training(self, run: Run) -> tuple[Stage, ...]:
         """What must be trained before sampling, in order."""
         return ()

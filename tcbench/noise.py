@@ -15,7 +15,7 @@ _GAMMA, _MULTIPLY_1, _MULTIPLY_2 = (
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014) on int64 tensors; >> is arithmetic, so the sign is masked off."""
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014) on int64; >> is arithmetic, so the sign is masked off."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MULTIPLY_1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MULTIPLY_2
     return z ^ ((z >> 31) & 0x1FFFFFFFF)

@@ -1,27 +1,29 @@
 """The vocabulary of caching: a plan says where, who and how for one sampling step, and is plain data.
 
-| part      | values                                                      | example                                      |
-|-----------|-------------------------------------------------------------|----------------------------------------------|
-| **where** | `Site(block, branch)`, `Block(block)`, `Span(start, stop)`  | the quantity that is cached                  |
-| **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`    | the tokens that are recomputed               |
-| **how**   | `Hold()`, `Forecast(order)`                                 | what stands in for the tokens that are not   |
+| part      | values                                                     | meaning                                |
+|-----------|------------------------------------------------------------|----------------------------------------|
+| **where** | `Site(block, branch)`, `Block(block)`, `Span(start, stop)` | the quantity that is cached            |
+| **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`   | the tokens that are recomputed         |
+| **how**   | `Hold()`, `Forecast(order)`                                | what stands in for those that are not  |
 
 A `Plan` maps units to decisions. A block that no unit covers is computed in full and nothing of it is stored, so the
 empty plan is the plain model. A unit decided `ALL` is computed in full *and* stored, which is an I-step. Plans can be
 printed (`str`), stored (`Plan.summary`) and costed (`tcbench.ledger.plan_macs`) without a model.
 
-Shape letters: R rows of the transformer's batch (2n under classifier-free guidance, [cond; uncond]), L blocks, N tokens,
-K recomputed tokens, D width.
+Shape letters: R rows of the transformer's batch (2n under classifier-free guidance, [cond; uncond]), L blocks,
+N tokens, K recomputed tokens, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from tcbench.errors import UserError
+
+if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
+    from torch import Tensor
 
 Branch = Literal["attn", "cross", "mlp"]
 Keys = Literal["cached", "fresh", "recomputed"]
@@ -105,7 +107,7 @@ ALL, NONE = All(), Nothing()
 class Tokens:
     """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row."""
 
-    index_RK: Tensor
+    index_RK: "Tensor"
 
     @property
     def count(self) -> int:
@@ -124,7 +126,7 @@ class Deferred:
     is fixed, otherwise the dearest case.
     """
 
-    choose: Callable[[Tensor], "All | Nothing | Tokens"]
+    choose: Callable[["Tensor"], "All | Nothing | Tokens"]
     like: "All | Nothing | Tokens"
 
     def __str__(self) -> str:
@@ -205,7 +207,7 @@ def every_unit(units: "list[Unit]", who: Who, fill: Fill | None = None, keys: Ke
     return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
 
 
-def top_tokens(score_RN: Tensor, count: int) -> Tokens:
+def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     """The `count` highest-scoring tokens of each row."""
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
@@ -214,10 +216,10 @@ def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
     """`count` I-steps spread evenly over `nfe` steps, the first step among them.
 
     Raises:
-        ValueError: count is not in 1..nfe.
+        UserError: count is not in 1..nfe.
     """
     if not 1 <= count <= nfe:
-        raise ValueError(f"num_full_steps={count} must lie between 1 and the number of sampled steps, {nfe}")
+        raise UserError(f"num_full_steps={count} must lie between 1 and the number of sampled steps, {nfe}")
     return tuple(i * nfe // count for i in range(count))
 
 
@@ -235,6 +237,8 @@ def spread_by_scores(alpha_bar: tuple[float, ...], count: int, beta: float) -> t
         count: number of I-steps, the first step included.
         beta: smoothing; the paper uses -2e3 to -8e3.
     """
+    import torch
+
     nfe = len(alpha_bar)
     spread_evenly(count, nfe)  # refuses an impossible count
     gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
@@ -258,7 +262,7 @@ def allocate_evenly(blocks: int, budget: int) -> list[int]:
     return [budget // blocks + (block < budget % blocks) for block in range(blocks)]
 
 
-def allocate_tokens(score_RLN: Tensor, budget: int) -> list[int]:
+def allocate_tokens(score_RLN: "Tensor", budget: int) -> list[int]:
     """Block-level allocation (Eq. 12): how many tokens each block recomputes, shared by the batch.
 
     The `budget * R` best scores over rows, blocks and tokens are marked; a block's share of them is its share of the
@@ -270,6 +274,8 @@ def allocate_tokens(score_RLN: Tensor, budget: int) -> list[int]:
         score_RLN: importance of every token in every block that may be cached.
         budget: tokens to recompute per row, summed over blocks; 0..L*N.
     """
+    import torch
+
     rows, blocks, tokens = score_RLN.shape
     if score_RLN.is_meta:
         return allocate_evenly(blocks, budget)

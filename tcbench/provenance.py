@@ -1,6 +1,6 @@
 """Where a number came from: code, config, packages, machine, time.
 
-The record is committed beside the numbers, so it holds nothing that identifies a person or a computer: no host
+The record is committed beside the numbers, so it holds nothing that names a person or a computer: no host
 name, no user name, no path.
 """
 

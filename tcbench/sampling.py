@@ -68,6 +68,22 @@ class ReferenceDDIM:
         output = self._scheduler.step(eps, len(self.timesteps) - 1 - step, x)
         return output.prev_sample, output.pred_original_sample
 
+    def noised(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
+        """q(x_t | x0) at a sampling step per row: [R, C, H, W]."""
+        kept = self._kept(step_R)
+        return kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+
+    def step_rows(self, eps: Tensor, step_R: Tensor, x: Tensor) -> Tensor:
+        """`step` with a sampling step per row, for training; the next latent."""
+        kept, next_kept = self._kept(step_R), self._kept(step_R + 1)
+        x0 = (x - (1 - kept).sqrt() * eps) / kept.sqrt()
+        return next_kept.sqrt() * x0 + (1 - next_kept).sqrt() * eps
+
+    def _kept(self, step_R: Tensor) -> Tensor:
+        """Cumulative alpha at sampling steps 0..NFE, the last being the clean image: [R, 1, 1, 1]."""
+        alphas = self._scheduler.alphas_cumprod
+        return torch.cat([alphas.flip(0), torch.ones(1)]).to(step_R.device)[step_R, None, None, None]
+
 
 def guide(output_R: Tensor, scale: float, guided_channels: int, channels: int) -> Tensor:
     """Classifier-free guidance on the first `guided_channels` of `channels` noise channels: eps, [n, C, H, W].
@@ -182,7 +198,7 @@ def sample_batch(
         UserError: a sample became NaN or infinite; names the sample.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    engine = Engine(adapter, method, run)
+    engine = Engine(adapter, run, method.start(run))
     device, dtype = adapter.model.device, adapter.model.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     label = sample_labels(sample_index, adapter.spec.num_classes).to(device)

@@ -1,19 +1,38 @@
+import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
+import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from tcbench.errors import UserError
+from tcbench.files import sha256
 from tcbench.metrics import (
     METRICS,
     Features,
+    Gaussian,
     Real,
     Reference,
     Samples,
+    final_mae,
     make_extractor,
+    psnr,
+    real_floor,
+    score_row,
+    trajectory_mae,
 )
+from tcbench.metrics.accuracy import correct
+from tcbench.metrics.frechet import frechet_distance
+from tcbench.metrics.inception_score import inception_score
+from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
 from tcbench.models.classifier import DigitsCNN
+from tcbench.stats import batches, jackknife
 
 
 def random_features(count, seed, shift=0.0):
@@ -104,6 +123,14 @@ def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(di
     torch.testing.assert_close(features.logits, direct["logits"])
 
 
+def test_the_packages_own_classifier_is_the_default(weights, digits, tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/classifier.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setattr("tcbench.models.weights.ASSETS", tmp_path)
+    images = random_images(4, 5)
+    assert torch.equal(make_extractor("digits-cnn").extract(images).logits, digits.extract(images).logits)
+
+
 @pytest.mark.parametrize(
     "images",
     [torch.zeros(2, 1, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), random_images(0, 0)],
@@ -117,20 +144,270 @@ def test_unfit_images_are_refused(digits, images):
 def test_unfit_weights_are_named(tmp_path, weights):
     with pytest.raises(UserError, match="unknown; use one of digits-cnn, inception-v3-adm"):
         make_extractor("inception")
-    with pytest.raises(UserError, match="missing.safetensors"):
-        make_extractor("digits-cnn", tmp_path / "missing.safetensors")
+    for digest in (None, "0123"):
+        with pytest.raises(UserError, match=r"missing\.safetensors: "):
+            make_extractor("digits-cnn", tmp_path / "missing.safetensors", digest=digest)
     with pytest.raises(UserError, match="expected 0123"):
         make_extractor("digits-cnn", weights, digest="0123")
-    other = tmp_path / "other.safetensors"
-    save_file({"other": torch.zeros(1)}, other)
-    with pytest.raises(UserError, match=r"other.safetensors: not this extractor's weights"):
-        make_extractor("digits-cnn", other)
     with pytest.raises(UserError, match="needs weights"):
         make_extractor("inception-v3-adm")
     with pytest.raises(UserError, match="expected 6726825d"):
         make_extractor("inception-v3-adm", weights)
-    not_torch = tmp_path / "inception.pth"
-    not_torch.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"inception.pth: not this extractor's weights"):
-        make_extractor("inception-v3-adm", not_torch, digest="")  # an empty digest means the published one
+    other = tmp_path / "other.pth"
+    torch.save({"other": torch.zeros(1)}, other)
+    with pytest.raises(UserError, match=r"other\.pth: not torch-fidelity's Inception-v3 .*Missing key"):
+        make_extractor("inception-v3-adm", other, digest=sha256(other))
 
+
+def test_features_that_are_not_finite_name_the_sample(digits, monkeypatch):
+    layers = [torch.zeros(5, 64), torch.zeros(5, 112), torch.zeros(5, 10)]
+    layers[1][3, 0] = torch.inf
+    monkeypatch.setattr(digits.network, "forward", lambda images: tuple(layers))
+    with pytest.raises(UserError, match="spatial features: sample 3 holds"):
+        digits.extract(random_images(5, 4))
+
+
+def test_inception_gives_the_layers_of_adms_evaluator(tmp_path, monkeypatch):
+    inception = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:  # random weights: its constructor can only download or load
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(inception, "load_state_dict", lambda *_: None)
+        random = inception("inception-v3-compat", ["2048"])
+    path = tmp_path / "inception.pth"
+    torch.save(random.state_dict(), path)
+
+    extractor = make_extractor("inception-v3-adm", path, digest=sha256(path)[:8])
+    seen = []
+    extractor.network.network.Mixed_6d.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    features = extractor.extract(images)
+
+    assert features.spatial.shape == (2, 7 * 17 * 17) and features.logits.shape == (2, 1008)
+    torch.testing.assert_close(features.pooled, random(images)[0])
+    weight = random.Mixed_6d.branch1x1.conv.weight[:7]
+    torch.testing.assert_close(features.spatial, F.conv2d(seen[0], weight).flatten(1))
+
+
+# distances to real images
+
+
+@pytest.mark.parametrize("layer, dim", [("pooled", 64), ("spatial", 112)])
+def test_frechet_distance_equals_an_independent_one(layer, dim):
+    generated = getattr(random_features(300, 1, shift=0.1), layer).double().numpy()
+    real = getattr(random_features(500, 2), layer).double().numpy()
+    mean = generated.mean(0) - real.mean(0)
+    one, other = np.cov(generated.T), np.cov(real.T)
+    expected = mean @ mean + np.trace(one + other - 2 * scipy.linalg.sqrtm(one @ other).real)
+    gaussian = Gaussian.fit(torch.from_numpy(real))
+    assert gaussian.mu.shape == (dim,)
+    assert frechet_distance(torch.from_numpy(generated), gaussian) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_distance_is_computed_in_float64():
+    features = random_features(200, 3).pooled + 1000  # float32 moments would lose the covariance
+    shifted = frechet_distance(features + 0.5, Gaussian.fit(features))
+    assert shifted == pytest.approx(64 * 0.25, rel=1e-3)
+
+
+def test_published_moments_take_the_place_of_fitted_ones():
+    samples, features = random_samples(60, 4), random_features(80, 5)
+    moments = (Gaussian(np.zeros(64), np.eye(64)), Gaussian(np.zeros(112), np.eye(112)))
+    reference = Reference(Real(features, moments))
+    assert METRICS["fid"].compute(samples, reference) == frechet_distance(samples.features.pooled, moments[0])
+    assert METRICS["sfid"].compute(samples, reference) == frechet_distance(samples.features.spatial, moments[1])
+
+
+def test_the_floor_is_reproducible_and_falls_with_more_images():
+    real = random_features(600, 6)
+    few, many = real_floor(real, 100, draws=4, seed=0), real_floor(real, 300, draws=4, seed=0)
+    assert few == real_floor(real, 100, draws=4, seed=0) != real_floor(real, 100, draws=4, seed=1)
+    for name in ("fid", "sfid"):
+        assert few[name]["mean"] > many[name]["mean"] > 0 and few[name]["std"] > 0
+        assert (few[name]["n"], few[name]["draws"]) == (100, 4)
+    for num_samples, draws in ((600, 4), (1, 4), (100, 1)):
+        with pytest.raises(UserError, match="real_floor"):
+            real_floor(real, num_samples, draws, seed=0)
+
+
+@pytest.mark.parametrize("count, splits", [(400, 1), (10_000, 2)])
+def test_inception_score_uses_consecutive_splits_of_5000(count, splits):
+    logits = random_features(count, 7).logits
+    p = np.exp(logits.double().numpy())
+    p /= p.sum(1, keepdims=True)
+    parts = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in np.split(p, splits)]
+    assert inception_score(logits) == pytest.approx(np.mean(parts))
+    assert inception_score(logits, splits=5) != pytest.approx(np.mean(parts), rel=1e-6)
+
+
+def test_precision_and_recall_equal_the_definition():
+    generated, real = random_features(70, 8, shift=0.2).pooled, random_features(90, 9).pooled
+
+    def balls(points):
+        distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+        return np.sort(distance, axis=1)[:, 3]  # column 0 is the point itself
+
+    def covered(points, centres):
+        inside = np.linalg.norm(points[:, None] - centres[None], axis=2) <= balls(centres)
+        return inside.any(1).mean()
+
+    g, r = generated.double().numpy(), real.double().numpy()
+    precision = inside_real(generated, real, radii(real)).double().mean().item()
+    assert precision == pytest.approx(covered(g, r)) and 0 < precision < 1
+    assert recall(generated, real)(np.arange(70)) == pytest.approx(covered(r, g))
+
+
+def test_recall_of_a_subset_equals_recall_from_scratch():
+    generated, real = random_features(200, 10).pooled, random_features(150, 11).pooled
+    kept = np.setdiff1d(np.arange(200), np.arange(50, 100))
+    _, expected = calculate_precision_recall_full(generated[kept], real)
+    assert recall(generated, real)(kept) == pytest.approx(expected) and 0 < expected < 1
+
+
+def test_recall_needs_more_samples_than_neighbours():
+    features = random_features(6, 12).pooled
+    with pytest.raises(UserError, match="3 samples have no 3 neighbours"):
+        recall(features, features)(np.arange(3))
+
+
+def test_thinning_keeps_a_sorted_sets_classes():
+    labels = torch.arange(10).repeat_interleave(100)[:, None].float()
+    assert torch.equal(thin(labels, 1000), labels)
+    thinned = thin(labels, 200)
+    assert len(thinned) == 200 and set(torch.bincount(thinned[:, 0].long()).tolist()) <= {19, 20, 21}
+
+
+def test_accuracy_is_the_share_of_samples_classified_as_their_label():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
+    assert correct(logits, torch.tensor([0, 1, 1])).tolist() == [True, True, False]
+
+
+# deviation from the uncached run
+
+
+def test_deviation_of_a_constant_offset():
+    reference = torch.rand(300, 1, 4, 4) - 0.5  # more than one block of rows
+    offset = torch.linspace(0, 0.2, 300)
+    images = reference + offset.view(-1, 1, 1, 1)
+    torch.testing.assert_close(final_mae(images, reference), offset, atol=1e-6, rtol=1e-5)
+    decibels = psnr(images, reference)
+    assert decibels[-1].item() == pytest.approx(20, abs=1e-3)  # 10 log10(2^2 / 0.2^2)
+    assert decibels[0].item() == pytest.approx(10 * np.log10(12 * 255**2), abs=1e-3)
+    assert torch.isfinite(decibels).all() and (decibels.diff() <= 0).all()
+
+
+def test_trajectory_deviation_is_the_final_one_at_every_step():
+    x, reference = torch.randn(4, 3, 2, 5, 5), torch.randn(4, 3, 2, 5, 5)
+    expected = torch.stack([final_mae(a, b) for a, b in zip(x, reference, strict=True)])
+    assert torch.equal(trajectory_mae(x, reference), expected) and expected.shape == (4, 3)
+
+
+def test_deviation_from_a_run_of_another_shape_is_refused():
+    for measure in (final_mae, psnr):
+        with pytest.raises(UserError, match="of the uncached run"):
+            measure(torch.zeros(4, 1, 2, 2), torch.zeros(3, 1, 2, 2))
+    with pytest.raises(UserError, match="of the uncached run"):
+        trajectory_mae(torch.zeros(2, 3, 1, 2, 2), torch.zeros(3, 2, 1, 2, 2))
+
+
+# scoring a row
+
+
+@pytest.fixture(scope="module")
+def row():
+    """A row close to its reference, as a cached run is to the uncached one."""
+    uncached = random_samples(128, 20, shift=0.05)
+    pooled, spatial, logits = vars(random_features(128, 21)).values()
+    near = Features(
+        *(a + 0.1 * b for a, b in zip(vars(uncached.features).values(), (pooled, spatial, logits), strict=True))
+    )
+    samples = Samples(near, uncached.labels, uncached.images + 0.01 * random_samples(128, 21).images)
+    return samples, uncached, Real(random_features(200, 22))
+
+
+def test_a_row_is_scored_with_intervals_and_paired_differences(row):
+    samples, uncached, real = row
+    score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
+    assert json.loads(json.dumps(score, allow_nan=False)) == score
+    assert list(score["quality"]) == list(METRICS)
+    assert list(score["paired"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy"]
+    for name, cell in score["quality"].items():
+        assert cell["value"] == METRICS[name].compute(samples, Reference(real, uncached))
+        assert cell["low"] <= cell["value"] <= cell["high"] and cell["se"] > 0
+    for name, cell in score["paired"].items():
+        theirs = METRICS[name].compute(uncached, Reference(real))
+        assert cell["difference"] == pytest.approx(score["quality"][name]["value"] - theirs)
+        assert cell["distinguishable"] == (cell["low"] > 0 or cell["high"] < 0)
+    width = {kind: score[kind]["fid"]["high"] - score[kind]["fid"]["low"] for kind in ("quality", "paired")}
+    assert width["paired"] < width["quality"]  # the shared noise cancels
+
+
+def test_a_row_against_itself_differs_by_exactly_zero(row):
+    samples, _, real = row
+    score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
+    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "distinguishable": False}
+    assert all(cell == zero for cell in score["paired"].values())
+    assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0}
+
+
+def test_the_reference_row_has_no_paired_numbers(row):
+    _, uncached, real = row
+    score = score_row(uncached, None, real, batches(128, 16), list(METRICS))
+    assert list(score["quality"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy"]
+    assert score["paired"] == {}
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_a_metric_needs_what_it_declares_and_nothing_else(metric, row):
+    samples, uncached, real = row
+    without = {
+        "labels": (replace(samples, labels=None), Reference(real, replace(uncached, labels=None))),
+        "images": (replace(samples, images=None), Reference(real, replace(uncached, images=None))),
+        "uncached": (samples, Reference(real)),
+    }
+    complete = metric.compute(samples, Reference(real, uncached))
+    for name, (bare, reference) in without.items():
+        if name in metric.needs:
+            with pytest.raises(UserError, match=name):
+                metric.compute(bare, reference)
+        else:
+            assert metric.compute(bare, reference) == complete
+
+
+def test_samples_that_are_not_finite_are_named():
+    samples = random_samples(8, 23)
+    images = samples.images.clone()
+    images[5, 0, 2, 2] = torch.nan
+    with pytest.raises(UserError, match=r"images: sample 5 holds NaN or infinity \(1 of 8"):
+        replace(samples, images=images)
+    pooled = samples.features.pooled.clone()
+    pooled[2, 7] = -torch.inf
+    with pytest.raises(UserError, match="pooled: sample 2 holds"):
+        replace(samples, features=replace(samples.features, pooled=pooled))
+
+
+def test_rows_that_do_not_belong_together_are_refused(row):
+    samples, uncached, real = row
+    groups = batches(128, 16)
+    with pytest.raises(UserError, match="'recal': unknown; did you mean 'recall'"):
+        score_row(samples, uncached, real, groups, ["recal"])
+    with pytest.raises(UserError, match="groups do not hold each of 128 samples once"):
+        score_row(samples, uncached, real, groups[:-1], ["fid"])
+    with pytest.raises(UserError, match="labels differ"):
+        score_row(samples, replace(uncached, labels=uncached.labels.flip(0)), real, groups, ["fid"])
+    with pytest.raises(UserError, match="128 samples, 64 of the reference row"):
+        score_row(samples, random_samples(64, 0), real, groups, ["fid"])
+    with pytest.raises(UserError, match="10 labels for 128 samples"):
+        replace(samples, labels=torch.arange(10))
+
+
+def test_jackknife_of_a_frechet_distance_covers_its_mean_at_this_sample_size():
+    rng, trials, groups = np.random.default_rng(0), 400, batches(128, 16)
+    real = Gaussian(np.zeros(4), np.eye(4))
+    intervals = []
+    for _ in range(trials):
+        features = torch.from_numpy(rng.normal(0.3, 1.1, size=(128, 4)))
+        intervals.append(jackknife(lambda kept, features=features: frechet_distance(features[kept], real), groups))
+    mean = np.mean([interval.value for interval in intervals])
+    covered = np.mean([interval.low <= mean <= interval.high for interval in intervals])
+    assert 0.91 < covered < 0.98

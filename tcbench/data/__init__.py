@@ -26,7 +26,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor) -> "Dataset":
+    def __getitem__(self, index: Tensor | slice) -> "Dataset":
         return Dataset(self.images[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> "Dataset":
@@ -37,11 +37,11 @@ class Dataset:
 def load_images(name: Literal["digits"]) -> Dataset:
     """Load a data set.
 
-    "digits" is scikit-learn's copy of the UCI optical digits test set, 1797 images of 8x8 with 17 grey levels, enlarged
-    to 16x16 with PIL's bicubic kernel (sharper strokes than bilinear, by eye).
+    "digits" is scikit-learn's copy of the UCI optical digits test set: 1797 images of 8x8 with 17 grey levels,
+    enlarged to 16x16 with PIL's bicubic kernel (sharper strokes than bilinear, by eye).
 
     Raises:
-        UserError: the name is unknown, or the installed copy is not the one that the shipped weights were trained on.
+        UserError: the name is unknown, or the installed copy is not the one the shipped weights were trained on.
     """
     if name != "digits":
         raise UserError(f"data {name!r}: unknown; known: digits")
@@ -49,9 +49,7 @@ def load_images(name: Literal["digits"]) -> Dataset:
     pixels, labels = raw.images.astype(np.uint8), raw.target.astype(np.uint8)
     found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     if found != _DIGITS_SHA256:
-        raise UserError(
-            f"data digits: sha256 {found[:12]}..., not {_DIGITS_SHA256[:12]}...; reinstall scikit-learn"
-        )
+        raise UserError(f"data digits: sha256 {found[:12]}..., not {_DIGITS_SHA256[:12]}...; reinstall scikit-learn")
     images = torch.from_numpy(pixels).float().unsqueeze(1) / 8 - 1  # grey levels 0..16
     images = F.interpolate(images, size=16, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
     return Dataset(images, torch.from_numpy(labels).long())

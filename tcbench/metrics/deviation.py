@@ -29,17 +29,16 @@ def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     The squared error is taken as at least that of 8-bit rounding, so equal images score 58.9 dB and not
     infinity.
     """
-    mse_B = torch.cat(
-        [difference.square().mean(1) for difference in _differences(images_BCHW, reference_BCHW)]
-    )
+    mse_B = torch.cat([difference.square().mean(1) for difference in _differences(images_BCHW, reference_BCHW)])
     return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
 
 
 def trajectory_mae(x_SBCHW: Tensor, reference_SBCHW: Tensor) -> Tensor:
     """Mean absolute difference at every step, float32 [S, B] (TokenCache, Section IV-E and Fig. 10).
 
-    Given the states x_t this is the paper's "trajectory difference", given the predicted clean images its
-    "visual-space difference". The paper plots mean and standard deviation over the batch, dim 1.
+    Given the states after each step this is the paper's "trajectory difference" (its posterior mean is that
+    state in a sampler without added noise), given the predicted clean images its "visual-space difference".
+    The paper plots mean and standard deviation over the batch, dim 1.
     """
     steps, batch = x_SBCHW.shape[:2]
     _same_shape(x_SBCHW, reference_SBCHW)

@@ -6,11 +6,7 @@ and knows nothing of weights).
 """
 
 import io
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,11 +17,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tqdm import tqdm
 
 from tcbench.errors import UserError
-from tcbench.files import read_tensors, sha256
+from tcbench.files import sha256
 from tcbench.metrics.deviation import require_finite
-from tcbench.models.classifier import DigitsCNN
+from tcbench.models.classifier import DIGITS_CLASSIFIER, load_classifier
+from tcbench.models.weights import locate, read_state
 
-DIGITS_WEIGHTS = Path(str(files("tcbench") / "assets/digits/classifier.safetensors"))
 INCEPTION_SHA256 = "6726825d"
 """Beginning of the SHA-256 of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, as published."""
 
@@ -85,14 +81,11 @@ class DigitsExtractor(_Network):
         self,
         name: str,
         features_list: list[str],
-        feature_extractor_weights_path: Path | None = None,
+        feature_extractor_weights_path: Path | str | None = None,
         **_: object,  # torch-fidelity hands every extractor all of its options
     ):
         super().__init__(name, features_list)
-        path = Path(feature_extractor_weights_path or DIGITS_WEIGHTS)
-        self.network = DigitsCNN()
-        with _reading(path):
-            self.network.load_state_dict(read_tensors(path)[0])
+        self.network = load_classifier(feature_extractor_weights_path or DIGITS_CLASSIFIER)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features of uint8 [n, 1, 16, 16] in the order of `features_list`."""
@@ -120,7 +113,7 @@ class InceptionADM(_Network):
         self,
         name: str,
         features_list: list[str],
-        feature_extractor_weights_path: Path | None = None,
+        feature_extractor_weights_path: Path | str | None = None,
         **_: object,
     ):
         super().__init__(name, features_list)
@@ -129,12 +122,15 @@ class InceptionADM(_Network):
                 f"{name}: needs weights; download weights-inception-2015-12-05-6726825d.pth from "
                 "torch-fidelity's release v0.2.0 and give its path"
             )
-        path = Path(feature_extractor_weights_path)
-        with _reading(path), io.BytesIO() as tensors:
-            # torch-fidelity unpickles without restriction: hand it a copy known to be nothing but tensors
-            torch.save(torch.load(path, map_location="cpu", weights_only=True), tensors)
-            tensors.seek(0)
+        path = locate(feature_extractor_weights_path)
+        tensors = io.BytesIO()  # torch-fidelity unpickles without restriction: hand it a copy that is only tensors
+        torch.save(read_state(path), tensors)
+        tensors.seek(0)
+        try:
             self.network = FeatureExtractorInceptionV3(name, ["2048", "logits_unbiased"], tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split("\n\t")[:2])
+            raise UserError(f"{path}: not torch-fidelity's Inception-v3 ({reason}); download it again") from error
         self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -172,9 +168,7 @@ class Extractor:
         """
         self.network.check(images_BCHW)
         outputs = []
-        bar = tqdm(
-            images_BCHW.split(batch_size), desc=f"{self.name} features", delay=2, leave=False, disable=None
-        )
+        bar = tqdm(images_BCHW.split(batch_size), desc=f"{self.name} features", delay=2, leave=False, disable=None)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for batch in bar:
                 outputs.append([layer.float().cpu() for layer in self.network(batch.to(self.device))])
@@ -185,13 +179,13 @@ class Extractor:
 
 
 def make_extractor(
-    name: str, weights: Path | None = None, *, digest: str | None = None, device: str | torch.device = "cpu"
+    name: str, weights: Path | str | None = None, *, digest: str | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
     """Build the extractor called `name`.
 
     Args:
         name: "digits-cnn" (weights ship with the package) or "inception-v3-adm" (weights must be given).
-        weights: file of weights, safetensors for digits-cnn, torch-fidelity's .pth for inception-v3-adm.
+        weights: file of weights, for inception-v3-adm torch-fidelity's .pth.
         digest: SHA-256 of `weights` in hex, or its beginning; by default the published one for
             inception-v3-adm and no check for digits-cnn.
         device: where to run the network.
@@ -201,29 +195,17 @@ def make_extractor(
     """
     if name not in EXTRACTORS:
         raise UserError(f"extractor {name!r}: unknown; use one of {', '.join(EXTRACTORS)}")
-    digest = digest or (INCEPTION_SHA256 if name == "inception-v3-adm" else "")
-    if weights is not None:
-        with _reading(Path(weights)):
-            _check_digest(Path(weights), digest)
+    digest = digest or (INCEPTION_SHA256 if name == "inception-v3-adm" else None)
+    if weights is not None and digest is not None:
+        _check_digest(locate(weights), digest)
     network = EXTRACTORS[name](name, list(EXTRACTORS[name].LAYERS), weights)
     return Extractor(name, network.requires_grad_(False).eval().to(device), torch.device(device))
 
 
 def _check_digest(path: Path, digest: str) -> None:
-    found = sha256(path)
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of the weights") from error
     if not found.startswith(digest):
         raise UserError(f"{path}: SHA-256 is {found}, expected {digest}...; download the file again")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with a file of weights."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of the extractor's weights"
-        ) from error
-    except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"{path}: not this extractor's weights ({reason})") from error

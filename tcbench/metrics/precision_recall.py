@@ -54,9 +54,5 @@ def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) 
 def _kth(distance_NN: Tensor, kept: Tensor, neighbours: int) -> Tensor:
     """Distance [kept] to the k-th neighbour among `kept`; in blocks of rows, so no second matrix is made."""
     if len(kept) <= neighbours:
-        raise UserError(
-            f"precision and recall: {len(kept)} samples have no {neighbours} neighbours; use more samples"
-        )
-    return torch.cat(
-        [distance_NN[rows][:, kept].kthvalue(neighbours + 1).values for rows in kept.split(_ROWS)]
-    )
+        raise UserError(f"precision and recall: {len(kept)} samples have no {neighbours} neighbours; use more samples")
+    return torch.cat([distance_NN[rows][:, kept].kthvalue(neighbours + 1).values for rows in kept.split(_ROWS)])

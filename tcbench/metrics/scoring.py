@@ -174,9 +174,7 @@ def _image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]
 
 def _given(value: T | None, what: str) -> T:
     if value is None:
-        raise UserError(
-            f"metrics: a metric of this row needs {what}; provide them or take the metric out of the list"
-        )
+        raise UserError(f"metrics: a metric of this row needs {what}; provide them or take the metric out of the list")
     return value
 
 
@@ -227,9 +225,7 @@ def score_row(
         _check_paired(samples, uncached)
     reference = Reference(real, uncached)
     quality, paired = {}, {}
-    for metric in tqdm(
-        [METRICS[name] for name in metrics], desc="metrics", delay=2, leave=False, disable=None
-    ):
+    for metric in tqdm([METRICS[name] for name in metrics], desc="metrics", delay=2, leave=False, disable=None):
         if uncached is None and "uncached" in metric.needs:
             continue
         replicates = replicate(metric.prepare(samples, reference), groups)
@@ -241,9 +237,7 @@ def score_row(
             "se": interval.se,
         }
         if uncached is not None and "uncached" not in metric.needs:
-            paired[metric.name] = _difference(
-                replicates, replicate(metric.prepare(uncached, reference), groups)
-            )
+            paired[metric.name] = _difference(replicates, replicate(metric.prepare(uncached, reference), groups))
     return {"quality": quality, "paired": paired}
 
 

@@ -1,4 +1,4 @@
-"""The small network that stands in for Inception on digits: features for FID, spatial features for sFID, logits."""
+"""The small network that stands in for Inception on digits: its features give FID, sFID and Inception score."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ class DigitsCNN(nn.Module):
         """Classify grey images [B, 1, 16, 16] in [-1, 1].
 
         Returns:
-            features [B, 64], pooled; spatial [B, 7, 4, 4], the first 7 channels of conv3 before its activation, as
-            sFID takes 7 channels of a middle convolution of Inception (Nash et al. 2021); logits [B, 10].
+            features [B, 64], pooled; spatial [B, 7, 4, 4], the first 7 channels of conv3 before its activation,
+            as sFID takes 7 channels of a middle convolution of Inception (Nash et al. 2021); logits [B, 10].
         """
         middle = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x_B1HW)))))  # [B, 48, 4, 4]
         features = F.relu(self.conv4(F.relu(middle))).mean((2, 3))

@@ -160,9 +160,7 @@ def load_transformer(
     """
     weights = weights if weights is not None else spec.weights
     if weights is None:
-        raise UserError(
-            f"{spec.name}: this model ships without weights; give the path of a checkpoint as `weights`"
-        )
+        raise UserError(f"{spec.name}: this model ships without weights; give the path of a checkpoint as `weights`")
     path = locate(weights)
     state = read_state(path)
     if "x_embedder.proj.weight" in state:
@@ -173,9 +171,7 @@ def load_transformer(
     return _fill(model, state, device, dtype)
 
 
-def save_transformer(
-    model: DiTTransformer2DModel, path: Path | str, metadata: dict[str, str] | None = None
-) -> None:
+def save_transformer(model: nn.Module, path: Path | str, metadata: dict[str, str] | None = None) -> None:
     """Write the weights as safetensors in diffusers' layout, the shared embedder once (as block 0's)."""
     # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
     write_tensors(Path(path), {name: p.detach().cpu() for name, p in model.named_parameters()}, metadata)
@@ -287,8 +283,6 @@ def _without_copies(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if not marker or head == "transformer_blocks.0":
             kept[key] = tensor
         elif not torch.equal(tensor, state.get(f"{_EMBEDDER}.{tail}", tensor.new_empty(0))):
-            raise UserError(
-                f"{path}: {key} differs from block 0's; only checkpoints with one embedder are supported"
-            )
+            raise UserError(f"{path}: {key} differs from block 0's; only checkpoints with one embedder are supported")
     kept.pop("pos_embed.pos_embed", None)
     return kept

@@ -1,24 +1,24 @@
 """Figures of a suite: quality against cost, deviation per step (Fig. 10), gate statistics (Fig. 8)."""
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from tcbench.errors import UserError
 from tcbench.files import atomic
-from tcbench.report.scores import Row, is_reference, mac_ratio
+from tcbench.report.scores import Row, is_reference, mac_ratio, name_of
 
 Style = dict[str, Any]
 
 # Okabe-Ito colours; markers and dashes differ too, so that lines stay apart in greyscale.
 STYLES: dict[str, Style] = {
-    "uncached": {"color": "#000000", "marker": "o", "linestyle": "-"},
+    "uncached": {"color": "#000000", "marker": "*", "linestyle": "-"},
+    "fewer_steps": {"color": "#333333", "marker": "o", "linestyle": (0, (6, 2))},
     "tokencache": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "toca": {"color": "#0072B2", "marker": "^", "linestyle": "--"},
     "fora": {"color": "#009E73", "marker": "D", "linestyle": "-."},
@@ -28,17 +28,18 @@ STYLES: dict[str, Style] = {
     "teacache": {"color": "#6A51A3", "marker": "p", "linestyle": (0, (1, 1))},
     "smoothcache": {"color": "#E69F00", "marker": "h", "linestyle": (0, (4, 2, 1, 2, 1, 2))},
     "tome": {"color": "#A50F15", "marker": "d", "linestyle": ":"},
-    "random": {"color": "#7F7F7F", "marker": "X", "linestyle": (0, (2, 2))},
+    "random_tokens": {"color": "#7F7F7F", "marker": "X", "linestyle": (0, (2, 2))},
+    "no_tokens": {"color": "#A6A6A6", "marker": "P", "linestyle": (0, (1, 2))},
 }
-# For a method without a style, or the second variant of one that has it.
-FALLBACK = [
-    {"color": color, "marker": marker, "linestyle": linestyle}
-    for (marker, linestyle), color in product(
-        (("P", (0, (6, 1, 2, 1))), ("*", (0, (1, 3))), ("8", (0, (9, 3)))),
-        ("#B35806", "#4D4D4D", "#1B9E77", "#386CB0"),
-    )
+# For a method without a style, and for further variants of one that has it. Colours and markers cycle at different
+# lengths, so that twenty in a row differ and neighbours differ in both.
+_COLORS = ("#882255", "#44AA99", "#999933", "#332288")
+_MARKERS = ((4, 1, 0), (3, 1, 0), "H", (4, 1, 45), (3, 1, 180))  # stars of 4 and 3 points
+_DASHES = ((0, (6, 1, 2, 1)), (0, (1, 3)), (0, (9, 3)), (0, (3, 3)), (0, (8, 1, 1, 1)))
+FALLBACK: list[Style] = [
+    {"color": _COLORS[i % 4], "marker": _MARKERS[i % 5], "linestyle": _DASHES[i % 5]} for i in range(20)
 ]
-LOOK = {
+LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,39 +51,39 @@ LOOK = {
 
 
 def styles(rows: Sequence[Row]) -> dict[str, Style]:
-    """A style per label, the same in every figure drawn from the same suite.
+    """A style per row id, the same in every figure drawn from the same suite.
 
-    The first label of a method takes the method's style, every other label the next fallback.
+    At each resolution and NFE the first label of a method takes the method's style; other labels (variants, unknown
+    methods) take a fallback, one per label.
     """
-    labels = {row["label"]: row["method"] for row in rows}
     chosen: dict[str, Style] = {}
-    taken: set[str] = set()
-    fallback = 0
-    for label, method in labels.items():
-        if method in STYLES and method not in taken:
-            chosen[label] = STYLES[method]
-            taken.add(method)
+    first: dict[tuple[int, int, str], str] = {}
+    fallback: dict[str, Style] = {}
+    for row in rows:
+        method, label = row["method"], row["label"]
+        if method in STYLES and first.setdefault((row["resolution"], row["nfe"], method), label) == label:
+            chosen[row["row"]] = STYLES[method]
         else:
-            chosen[label] = FALLBACK[fallback % len(FALLBACK)]
-            fallback += 1
+            chosen[row["row"]] = fallback.setdefault(label, FALLBACK[len(fallback) % len(FALLBACK)])
     return chosen
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    columns = int(figure.get_figwidth() // 2.7)  # inches that a long label takes
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 @rc_context(LOOK)
 def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> Figure:
     """FID and MAE to the uncached images, with 95 % intervals, against MAC ratio; a column of panels per NFE.
 
-    Points of one label at one NFE are joined in order of cost. Hollow markers are controls; the dotted line is
-    the floor, the FID of a subset of the real images.
+    Points of one label at one NFE are joined in order of cost. Hollow markers are controls; the dotted line
+    is the floor, the FID of a subset of the real images.
 
     Raises:
         UserError: no row has both a quality and a MAC count.
     """
-    rows_run = [row for row in rows if not row.get("not_run")]
+    rows_run = [row for row in rows if mac_ratio(row, rows) is not None]
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows_run))
     if not settings:
         raise UserError("no row of the suite was run, so there is no quality to draw; score at least one row")
@@ -93,29 +94,30 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
     for (resolution, nfe), (top, bottom) in zip(settings, panels.T, strict=True):
         here = [row for row in rows_run if (row["resolution"], row["nfe"]) == (resolution, nfe)]
         for panel, metric in ((top, "fid"), (bottom, "mae")):
-            drawn = [
-                row
-                for row in here
-                if metric in row["quality"] and not (metric == "mae" and is_reference(row))
-            ]
+            drawn = [row for row in here if metric in row["quality"] and not (metric == "mae" and is_reference(row))]
             for label in dict.fromkeys(row["label"] for row in drawn):
                 points = sorted(
-                    (mac_ratio(row, rows), row["quality"][metric], row["control"])
-                    for row in drawn
-                    if row["label"] == label
+                    (row for row in drawn if row["label"] == label), key=lambda row: mac_ratio(row, rows) or 0
                 )
-                x = [ratio for ratio, _, _ in points]
-                y = np.array([[q["value"], q["low"], q["high"]] for _, q, _ in points], dtype=float)
-                handles[label] = panel.errorbar(
+                x = [mac_ratio(row, rows) for row in points]
+                quality = [row["quality"][metric] for row in points]
+                y = np.array([[q["value"], q["low"], q["high"]] for q in quality], dtype=float)
+                handles[name_of(points[0])] = panel.errorbar(
                     x,
                     y[:, 0],
                     yerr=np.abs(y[:, 1:] - y[:, :1]).T,
-                    **style_of[label],
-                    markerfacecolor="none" if points[0][2] else None,
-                    markersize=5,
+                    **style_of[points[0]["row"]],
+                    markerfacecolor="none" if points[0]["control"] else None,
+                    markersize=6,
                     linewidth=1,
                     capsize=2,
                 )
+            panel.set_yscale("log")  # a broken variant must not flatten the differences between the others
+            panel.yaxis.set(
+                major_locator=LogLocator(subs=(1, 2, 5)),
+                major_formatter="{x:g}",
+                minor_formatter=NullFormatter(),
+            )
         if floor:
             top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
             top.annotate(
@@ -131,7 +133,7 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
         top.set_title(f"{resolution}×{resolution}, NFE {nfe}", fontsize=10)
         bottom.set_xlabel("MAC ratio (uncached / this)")
     panels[0, 0].set_ylabel("FID (lower is better)")
-    panels[1, 0].set_ylabel("MAE to uncached, pixels in [-1, 1]")
+    panels[1, 0].set_ylabel("MAE to uncached (data in [-1, 1])")
     _legend(figure, handles)
     return figure
 
@@ -140,44 +142,44 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
 def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
     """The paper's Fig. 10: per-step deviation from the uncached run, mean ± std over samples, of x0 and x_t.
 
+    Hollow markers are controls.
+
     Raises:
         UserError: no row at this resolution and NFE holds a trajectory.
     """
-    drawn = [
-        row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and row.get("trajectory")
-    ]
+    drawn = [row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and row.get("trajectory")]
     if not drawn:
-        raise UserError(
-            f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling"
-        )
+        raise UserError(f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling")
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     handles: dict[str, Any] = {}
     style_of = styles(rows)
     for panel, (key, title) in zip(
         figure.subplots(1, 2),
-        (("x0", "visual space: predicted x0"), ("xt", "trajectory space: x_t")),
+        (("x0", "visual space: predicted $x_0$"), ("xt", "trajectory space: $x_t$")),
         strict=True,
     ):
-        for row in drawn:
+        for position, row in enumerate(drawn):
             path = row["trajectory"]
             mean, std = np.array(path[f"{key}_mae_mean"]), np.array(path[f"{key}_mae_std"])
-            style = style_of[row["label"]]
-            (handles[row["label"]],) = panel.plot(
-                path["timesteps"], mean, **style, markersize=4, linewidth=1.2, markevery=0.12
+            style = style_of[row["row"]]
+            (handles[name_of(row)],) = panel.plot(
+                path["timesteps"],
+                mean,
+                **style,
+                markerfacecolor="none" if row["control"] else None,
+                markersize=5,
+                linewidth=1.2,
+                markevery=(0.02 * (position % 6), 0.12),  # staggered, or close lines hide each other's markers
             )
-            panel.fill_between(
-                path["timesteps"], mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0
-            )
+            panel.fill_between(path["timesteps"], mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
         panel.set(
             title=title,
             xlabel="timestep t (sampling runs left to right)",
-            ylabel="MAE to uncached, in [-1, 1]",
+            ylabel="MAE to uncached (data in [-1, 1])",
         )
         panel.set_ylim(bottom=0)
         panel.invert_xaxis()
-    figure.suptitle(
-        f"{resolution}×{resolution}, NFE {nfe}, mean ± standard deviation over samples", fontsize=10
-    )
+    figure.suptitle(f"{resolution}×{resolution}, NFE {nfe}, mean ± standard deviation over samples", fontsize=10)
     _legend(figure, handles)
     return figure
 
@@ -187,9 +189,9 @@ def figure_alpha(statistics: dict[str, Any], i_steps: dict[str, Sequence[int]]) 
     """Statistics of TokenCache's gate alpha, a column of panels per NFE (the paper's Fig. 8).
 
     Args:
-        statistics: `alpha_bar`: {nfe: [S]}, the mean gate per step; `per_block`: {nfe: [S, L]}, the mean per step
-            and block; `histogram`: {nfe: {"edges": [E + 1], "counts": [E]}}, over all tokens, blocks and steps.
-            Keys are NFEs as strings, as JSON has them.
+        statistics: `alpha_bar`: {nfe: [S]}, the mean gate per step; `per_block`: {nfe: [S, L]}, the mean per
+            step and block; `histogram`: {nfe: {"edges": [E + 1], "counts": [E]}}, over all tokens, blocks and
+            steps. Keys are NFEs as strings, as JSON has them.
         i_steps: {nfe: I-steps}, drawn as vertical lines.
     """
     nfes = list(statistics["alpha_bar"])

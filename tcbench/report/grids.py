@@ -38,9 +38,7 @@ def grid(
         )
     images_RNHW = np.stack(images)
     factor = -(-TILE // images_RNHW.shape[2])
-    images_RNHW = images_RNHW.repeat(factor, axis=2).repeat(
-        factor, axis=3
-    )  # nearest neighbour: pixels stay pixels
+    images_RNHW = images_RNHW.repeat(factor, axis=2).repeat(factor, axis=3)  # nearest neighbour: pixels stay pixels
     rows, columns, height, width = images_RNHW.shape[:4]
 
     font = ImageFont.load_default(FONT_SIZE)

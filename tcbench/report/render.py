@@ -34,7 +34,7 @@ def _latex(text: str) -> str:
 
 def _html(text: str) -> Markup:
     """Escape for HTML; `code` in backticks becomes <code>."""
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _template(name: str) -> Template:

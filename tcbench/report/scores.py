@@ -1,8 +1,8 @@
 """Score files: reading, checking, and the one ratio that tables and figures share.
 
-A score file is plain JSON, one per row of a suite: what was run (`method`, `nfe`, `settings`), its quality with
-intervals, its paired differences to the uncached row, its MACs and the paper's numbers for the same cell. A row
-that could not be run carries `"not_run": "<why>"` instead of `quality` and `macs`.
+A score file is plain JSON, one per row of a suite: what was run (`method`, `nfe`, `settings`), its quality
+with intervals, its paired differences to the uncached row, its MACs and the paper's numbers for the same cell.
+A row that could not be run carries `"not_run": "<why>"` instead of `quality` and `macs`.
 """
 
 from collections.abc import Sequence
@@ -41,13 +41,16 @@ def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
         row = read_json(path)
         required = IDENTITY if row.get("not_run") else IDENTITY + MEASURED
         if absent := [field for field in required if field not in row]:
-            raise UserError(
-                f"{path}: field `{absent[0]}` is missing; delete the file and score the row again"
-            )
+            raise UserError(f"{path}: field `{absent[0]}` is missing; delete the file and score the row again")
         rows.append(row)
     for row in rows:
         reference_of(row, rows)
     return rows
+
+
+def name_of(row: Row) -> str:
+    """What tables and legends call the row."""
+    return row["label"] + (" (control)" if row["control"] else "")
 
 
 def is_reference(row: Row) -> bool:
@@ -66,9 +69,7 @@ def reference_of(row: Row, rows: Sequence[Row]) -> Row:
     for other in rows:
         if other["row"] == row["reference"]:
             return other
-    raise UserError(
-        f"row {row['row']}: its reference `{row['reference']}` is not in the suite; add that row to the config"
-    )
+    raise UserError(f"row {row['row']}: its reference `{row['reference']}` is not in the suite; add it to the config")
 
 
 def mac_ratio(row: Row, rows: Sequence[Row]) -> float | None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tcbench.errors import UserError
 from tcbench.report.render import Table
-from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, reference_of
+from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of
 
 # Metric -> (column, sign of a better difference). Table II prints these; the CSV holds every scored metric.
 QUALITY = {
@@ -54,9 +54,7 @@ def _suite(rows: Sequence[Row]) -> str:
     """The one suite all rows belong to."""
     suites = sorted({row["suite"] for row in rows})
     if len(suites) != 1:
-        raise UserError(
-            f"a table shows one suite, got rows of {suites or 'none'}; pass the rows of one suite"
-        )
+        raise UserError(f"a table shows one suite, got rows of {suites or 'none'}; pass the rows of one suite")
     return suites[0]
 
 
@@ -116,7 +114,7 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
 
 
 def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict[str, str]:
-    """One printed line of Table II. An empty cell says why; a row that was not run says it beside its name."""
+    """One printed line of Table II. An empty cell says why; a row not run says it beside its name."""
 
     def ours(number: float | None, form: str, why: str) -> str:
         if number is not None:
@@ -145,9 +143,8 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict
         spread = " ({latency_min_s:.3g}–{latency_max_s:.3g})"
         return median if record["latency_s"] is None else median + spread.format(**record)
 
-    label = record["label"] + (" (control)" if record["control"] else "")
     cells = {
-        "Method": f"{label} (not run: {record['not_run']})" if record["not_run"] else label,
+        "Method": name_of(record) + (f" (not run: {record['not_run']})" if record["not_run"] else ""),
         "Resolution": str(record["resolution"]),
         "NFE": str(record["nfe"]),
         "Sampled steps": str(record["sampled_steps"]),
@@ -194,16 +191,16 @@ def table2(
 ) -> Table:
     """The paper's Table II: quality, MACs and latency of every row, grouped by resolution and NFE.
 
-    MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality cell
-    ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in `better` or
-    `worse`.
+    MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality
+    cell ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in
+    `better` or `worse`.
 
     Args:
         rows: score rows in the suite's order (`scores.read_rows`).
         latency: content of `latency.json`, seconds per batch; None if nothing was timed.
         floor: content of `floor.json`; None if it was not measured.
-        differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty for
-            the paper's own setting.
+        differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
+            for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
 
     Raises:
@@ -223,12 +220,13 @@ def table2(
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
 
     caption = [
-        f"Quality: value [95 % interval], delete-one-batch jackknife over {_several(rows, 'groups')} batches,",
-        f"{_several(rows, 'samples')} samples per row, CFG scale {guidance_scale:g}.",
-        "Marks compare with the uncached run at the same NFE, paired on noise and labels: ≈ not distinguishable,",
-        "else better or worse; no mark: not paired.",
+        "Quality: value [95 % interval], delete-one-batch jackknife over",
+        f"{_several(rows, 'groups')} batches, {_several(rows, 'samples')} samples per row,",
+        f"CFG scale {guidance_scale:g}.",
+        "Marks compare with the uncached run at the same NFE, paired on noise and labels:",
+        "≈ not distinguishable, else better or worse; no mark: not paired.",
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
-        "Floor: Frechet distance of random subsets of the real images to all of them, mean ± standard deviation.",
+        "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
         f"{unit[0]}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
         "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
@@ -255,21 +253,21 @@ def table2(
 
 
 def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | None = None) -> Table:
-    """The paper's Table I: number of full steps and beta per model, resolution and NFE, and the chosen I-steps.
+    """The paper's Table I: full steps and beta per model, resolution and NFE, and the chosen I-steps.
 
     Args:
-        rows: score rows; those with a `beta` setting enter, and rows that share a schedule enter once.
+        rows: score rows; those scheduled by a `beta` setting enter, and rows that share a schedule once.
         differs: as in `table2`.
         stands_for: (model, resolution) of the paper whose line is printed beside ours; None: the row's own.
 
     Raises:
-        UserError: no row has a `beta` setting, or rows belong to several suites.
+        UserError: no row is scheduled by `beta`, or rows belong to several suites.
     """
     suite = _suite(rows)
     lines = {}
     for row in rows:
         settings = row.get("settings", {})
-        if settings.get("beta") is None:
+        if settings.get("beta") is None or settings.get("schedule", "adaptive") != "adaptive":
             continue
         model, resolution = stands_for or (row["model"], row["resolution"])
         paper_full, paper_beta = PAPER_TABLE_1.get((model, resolution, row["nfe"]), (None, None))
@@ -301,15 +299,62 @@ def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | N
             },
         )
     if not lines:
-        raise UserError(
-            f"suite {suite}: Table I needs a row with settings.beta; add a TokenCache row to the config"
-        )
+        raise UserError(f"suite {suite}: Table I needs a row with settings.beta; add a TokenCache row to the config")
     records, cells = zip(*lines.values(), strict=True)
     return Table(
         title=_title("Table I", suite, differs),
-        caption="#Full: number of full sampling steps, the first included. β: the exponent of Eq. (13). I-steps: the "
-        f"steps it chose, counted from 0 in sampling order. {NO_CELL}: the paper has no such line.",
+        caption="#Full: number of full sampling steps, the first included. β: the exponent of Eq. (13). "
+        f"I-steps: the steps it chose, counted from 0 in sampling order. {NO_CELL}: the paper has no such line.",
         tidy=pd.DataFrame(records).convert_dtypes(),
         formatted=pd.DataFrame(cells),
         text_columns=("Model", "I-steps", "paper setting"),
+    )
+
+
+def table_local_error(diagnostics: Sequence[dict[str, Any]], nfe: dict[str, int], *, suite: str, differs: str) -> Table:
+    """One-step local error of token selectors at equal budgets; no table of the paper, but what its claim rests on.
+
+    Args:
+        diagnostics: contents of `diagnostics/<row>.json`.
+        nfe: NFE by row.
+        suite, differs: as in `table2`.
+    """
+    records, cells, groups = [], [], []
+    for diagnostic in diagnostics:
+        none = diagnostic["cases"][0]["error"]
+        for case in diagnostic["cases"]:
+            records.append(
+                {
+                    "suite": suite,
+                    "row": diagnostic["row"],
+                    "nfe": nfe[diagnostic["row"]],
+                    **{key: case.get(key) for key in ("selector", "allocation", "keys", "cache_ratio")},
+                    "error": case["error"],
+                    "standard_error": case["standard_error"],
+                    "error_over_none": case["error"] / none,
+                }
+            )
+        groups += [f"NFE {nfe[diagnostic['row']]}, {diagnostic['pairs']} pairs"] * len(diagnostic["cases"])
+    for record in records:
+        digits = _decimals(record["standard_error"], 2)
+        cells.append(
+            {
+                "Selector": record["selector"],
+                "Tokens per block": record["allocation"] or NO_CELL,
+                "Keys": record["keys"] or NO_CELL,
+                "Cache ratio": NO_CELL if record["cache_ratio"] is None else f"{record['cache_ratio']:g}",
+                "Error ± s.e.": f"{record['error']:.{digits}f} ± {record['standard_error']:.{digits}f}",
+                "over recomputing none": f"{record['error_over_none']:.2f}",
+            }
+        )
+    return Table(
+        title=_title("One-step local error of token selection", suite, differs),
+        caption="Squared error of the last block's output against the uncached one, summed over tokens and channels, "
+        "mean over pairs of neighbouring sampling steps; the cache is one step old and refiners run without LoRA. "
+        "Keys: what recomputed tokens attend to. Tokens per block: shared out by the scores of the batch (Eq. 12) or "
+        "uniformly. The oracle ranks tokens by the squared change of their update.",
+        tidy=pd.DataFrame(records).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=groups,
+        text_columns=("Selector", "Tokens per block", "Keys"),
     )

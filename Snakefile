@@ -1,0 +1,54 @@
+# tcbench: from a suite's config to its tables. Targets: tables (default), figures, all, pretrain, publish.
+#   snakemake --cores all tables
+#   snakemake --cores all tables --config suite=digits
+# This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from tcbench.config import load_suite
+from tcbench.errors import UserError
+from tcbench.sources import source_files
+
+# An explicit file wins over a suite's name, so that tests and users can run a config of their own.
+SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config.get("suite", "digits") + ".yaml")
+try:
+    SUITE = load_suite(SUITE_FILE)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = f"results/{SUITE.suite}"
+TCBENCH = "tcbench"
+
+# The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
+shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+
+
+wildcard_constraints:
+    row="[A-Za-z0-9._-]+",
+    group="[A-Za-z0-9._-]+",
+
+
+include: "tcbench/rules/prepare.smk"
+include: "tcbench/rules/train.smk"
+include: "tcbench/rules/sample.smk"
+include: "tcbench/rules/score.smk"
+include: "tcbench/rules/report.smk"
+
+
+rule tables:
+    default_target: True
+    input:
+        rules.render_tables.output,
+
+
+rule figures:
+    input:
+        rules.render_figures.output,
+
+
+rule all:
+    input:
+        rules.tables.input,
+        rules.figures.input,

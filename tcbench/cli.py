@@ -1,0 +1,232 @@
+"""`tcbench`: one thin sub-command per workflow rule, so that any rule can be run and debugged by hand.
+
+torch is imported by the sub-commands that need it, not by `--help`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tcbench import __version__
+from tcbench.config import MODELS, Suite, load_suite
+from tcbench.errors import UserError
+from tcbench.registry import make_method, method_class, method_names
+
+Handler = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.handler(parsed)
+    except UserError as error:
+        print(f"tcbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tcbench: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tcbench", description=__doc__.splitlines()[0].replace("`", ""))
+    parser.add_argument("--version", action="version", version=f"tcbench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    def stage(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
+        sub = command(name, handler, help)
+        sub.add_argument("config", type=Path, help="suite config, e.g. config/digits.yaml")
+        return sub
+
+    stage("validate", _validate, "check a suite config and list its rows")
+    sub = stage("pretrain", _pretrain, "train the embedded suite's base model or its feature extractor from scratch")
+    sub.add_argument("what", choices=("denoiser", "classifier"))
+    sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
+    )
+    sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
+    sub.add_argument("--row", required=True)
+    for name, handler, help in (
+        ("sample", _sample, "generate the samples of some rows; finished shards are kept"),
+        ("score", _score, "score the samples of some rows"),
+    ):
+        sub = stage(name, handler, help)
+        sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+    stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
+    stage("latency", _latency, "measure the latency of every row")
+    sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
+    sub.add_argument("--row", required=True)
+    for name, handler, help in (
+        ("tables", _tables, "render the tables and sample grids"),
+        ("figures", _figures, "render the figures"),
+    ):
+        sub = stage(name, handler, help)
+        sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+    sub = stage("publish", _publish, "promote a clean run's small artefacts to results/reference/")
+    sub.add_argument(
+        "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
+    )
+
+    sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
+    sub.add_argument("--model", required=True, choices=MODELS)
+    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
+    sub = command("methods", _methods, "list the methods and their options")
+    sub.add_argument("name", nargs="?", help="one method, with what its options mean")
+    return parser
+
+
+def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
+    suite = load_suite(parsed.config)
+    for row in rows:
+        if row not in suite.rows:
+            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}")
+    return suite
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs, values read as YAML scalars."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: give KEY=VALUE")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _validate(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
+    for row, settings in suite.rows.items():
+        trained = suite.trained_row(row)
+        print(f"  {row}: {settings.method}, NFE {settings.nfe}" + (f", trained as {trained}" if trained else ""))
+
+
+def _pretrain(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.pretrain import pretrain
+
+    pretrain(_suite(parsed), parsed.what, parsed.out, _options(parsed.set))
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, parsed.row)
+    if suite.trained_row(parsed.row) != parsed.row:
+        raise UserError(f"row {parsed.row}: trains nothing; rows that do: {', '.join(suite.trained_rows)}")
+    from tcbench.stages.train import train_row
+
+    train_row(suite, parsed.row)
+
+
+def _sample(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, *parsed.rows)
+    from tcbench.stages.sample import sample_rows
+
+    sample_rows(suite, tuple(parsed.rows))
+
+
+def _score(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, *parsed.rows)
+    from tcbench.stages.score import score_rows
+
+    score_rows(suite, tuple(parsed.rows))
+
+
+def _floor(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    from tcbench.stages.score import measure_floor
+
+    measure_floor(suite)
+
+
+def _latency(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    from tcbench.stages.latency import measure_latency
+
+    measure_latency(suite)
+
+
+def _diagnose(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, parsed.row)
+    if suite.trained_row(parsed.row) != parsed.row:
+        raise UserError(f"row {parsed.row}: has no predictor; rows that do: {', '.join(suite.trained_rows)}")
+    from tcbench.stages.diagnose import diagnose_row
+
+    diagnose_row(suite, parsed.row)
+
+
+def _tables(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_grids, render_tables
+
+    suite = _suite(parsed)
+    folder = parsed.results or suite.folder
+    render_tables(suite, folder)
+    if (folder / "samples").exists():  # published results carry the grids themselves
+        render_grids(suite, folder)
+    print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
+
+
+def _figures(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_figures
+
+    suite = _suite(parsed)
+    render_figures(suite, parsed.results or suite.folder)
+
+
+def _publish(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.publish import publish
+
+    suite = _suite(parsed)
+    files = publish(suite, parsed.allow_dirty)
+    print(f"published {len(files)} files to results/reference/{suite.suite}/")
+
+
+def _macs(parsed: argparse.Namespace) -> None:
+    method = make_method(parsed.method, _options(parsed.set))
+    from tcbench.costing import macs_of
+
+    totals = macs_of(parsed.model, method, parsed.nfe)
+    if parsed.json:
+        print(json.dumps(totals, indent=1))
+        return
+    print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: MACs of one sample, both halves of the guided pair")
+    lines = {
+        "everything charged": totals["per_sample"],
+        "without overheads": totals["per_sample_without_overheads"],
+        "by the paper's rule": totals["paper_rule"],
+        **{f"  {tag}": macs for tag, macs in totals["by_tag"].items()},
+    }
+    for what, macs in lines.items():
+        print(f"  {what:<22}{macs / 1e12:12.4f} T")
+
+
+def _methods(parsed: argparse.Namespace) -> None:
+    for name in [parsed.name] if parsed.name else method_names():
+        cls = method_class(name)
+        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'})")
+        if parsed.name:
+            print(f"\n    {cls.__doc__}")
+        for option, info in cls.model_fields.items():
+            print(f"    {option}" + ("" if info.is_required() else f" = {info.default!r}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Suite configs: one YAML file each, validated as a whole before any job starts. Imports no torch."""
+
+import difflib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from tcbench.errors import UserError
+from tcbench.files import digest
+from tcbench.method import Method
+from tcbench.registry import make_method, method_names
+
+MODELS = ("digits-dit", "tiny-dit", "dit-xl-2-256", "dit-xl-2-512")
+METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PaperCell(_Strict):
+    """The paper's numbers for a row, as printed; its "TFLOPs" are TMACs."""
+
+    fid: float | None = None
+    sfid: float | None = None
+    inception_score: float | None = Field(None, alias="is")
+    precision: float | None = None
+    recall: float | None = None
+    latency_s: float | None = None
+    tmacs: float | None = None
+    speedup: float | None = None
+
+
+class Row(_Strict):
+    """One line of a table.
+
+    Attributes:
+        method: a file of methods/.
+        nfe: steps of the uncached sampler; rows with the same nfe are compared.
+        options: the method's own, over the suite's `defaults` for it.
+        label: what tables call it, if not the method's label.
+        control: not in the paper; shown as a control.
+        artefacts_from: sample with what was trained for that row (predictor, alpha-bar, refiners).
+        paper: the paper's numbers.
+    """
+
+    method: str
+    nfe: int = Field(ge=2, le=1000)
+    options: dict[str, Any] = {}
+    label: str | None = None
+    control: bool = False
+    artefacts_from: str | None = None
+    paper: PaperCell | None = None
+
+
+class Guidance(_Strict):
+    """Classifier-free guidance: one scale for every row, and the rule it was chosen by."""
+
+    scale: float = Field(ge=0)
+    rule: str
+
+
+class Latency(_Strict):
+    """Latency protocol: whole runs of one batch, rows interleaved, the first `warmup` rounds dropped."""
+
+    batch_size: PositiveInt = 8
+    warmup: int = Field(1, ge=0)
+    repeats: PositiveInt = 3
+
+
+class Figure(_Strict):
+    """Which NFE the per-step figures show, and how many samples a grid does."""
+
+    nfe: int
+    columns: PositiveInt = 10
+
+
+class PaperModel(_Strict):
+    """The paper's model and resolution that this suite's rows stand beside."""
+
+    name: str
+    resolution: int
+
+
+class Suite(_Strict):
+    """Everything that a run depends on besides the code.
+
+    Attributes:
+        suite: its name, and that of its folder in results/.
+        differs: how it differs from the paper's setting, for titles; empty if it does not.
+        model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
+        data: images that scores compare with and training uses.
+        extractor: features behind FID and friends.
+        seed: keys all noise of evaluated samples; training_seed all of training.
+        samples, batch_size: per row; samples of a batch are consecutive, and a batch is a jackknife group.
+        shard_batches: batches per file on disk.
+        traced: samples per row whose trajectory is kept.
+        jobs: workflow jobs per method (few, for small suites) or per row.
+        defaults: options by method, under the rows' own.
+    """
+
+    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    description: str
+    differs: str
+    stands_for: PaperModel | None = None
+    model: Literal[MODELS]  # type: ignore[valid-type]
+    weights: str | None = None
+    data: Literal["digits"]
+    extractor: Literal["digits-cnn"]
+    device: Literal["cpu", "cuda"] = "cpu"
+    guidance: Guidance
+    spacing: Literal["linspace", "leading"] = "linspace"
+    seed: int = 0
+    training_seed: int = 0
+    samples: PositiveInt
+    batch_size: PositiveInt
+    shard_batches: PositiveInt = 1
+    traced: int = Field(0, ge=0)
+    floor_draws: PositiveInt = 20
+    metrics: tuple[Literal[METRICS], ...] = METRICS  # type: ignore[valid-type]
+    latency: Latency = Latency()
+    figure: Figure
+    jobs: Literal["method", "row"] = "method"
+    diagnostics_pairs: PositiveInt = 64
+    defaults: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row]
+
+    def method(self, row: str) -> Method:
+        """The method of a row, with its options."""
+        settings = self.rows[row]
+        return make_method(settings.method, self.defaults.get(settings.method, {}) | settings.options)
+
+    def reference(self, row: str) -> str:
+        """The uncached row at the same NFE."""
+        return next(
+            name for name, other in self.rows.items() if other.method == "uncached" and other.nfe == self.rows[row].nfe
+        )
+
+    def trained_row(self, row: str) -> str | None:
+        """The row whose artefacts this row samples with, if it needs any."""
+        if source := self.rows[row].artefacts_from:
+            return source
+        return row if self.method(row).trains else None
+
+    @cached_property
+    def trained_rows(self) -> tuple[str, ...]:
+        """Rows that are trained, in order."""
+        return tuple(row for row in self.rows if self.trained_row(row) == row)
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Rows by workflow job."""
+        if self.jobs == "row":
+            return {row: (row,) for row in self.rows}
+        groups: dict[str, tuple[str, ...]] = {}
+        for row, settings in self.rows.items():
+            groups[settings.method] = (*groups.get(settings.method, ()), row)
+        return groups
+
+    @property
+    def folder(self) -> Path:
+        """Where this suite's results go, relative to the working directory."""
+        return Path("results") / self.suite
+
+    def row_settings(self, row: str) -> dict[str, Any]:
+        """Everything in the config that the samples of a row depend on."""
+        shared = self.model_dump(
+            include={"model", "weights", "data", "guidance", "spacing", "seed", "batch_size", "samples", "traced"},
+            mode="json",
+        )
+        settings = self.rows[row]
+        return shared | {
+            "method": settings.method,
+            "version": self.method(row).version,
+            "nfe": settings.nfe,
+            "options": self.method(row).model_dump(mode="json"),
+            "training": self.training_settings(source) if (source := self.trained_row(row)) else None,
+        }
+
+    def training_settings(self, row: str) -> dict[str, Any]:
+        """Everything in the config that what is trained for a row depends on."""
+        shared = self.model_dump(
+            include={"model", "weights", "data", "guidance", "spacing", "training_seed"}, mode="json"
+        )
+        method = self.method(row)
+        return shared | {"method": method.name, "version": method.version, "nfe": self.rows[row].nfe,
+                         "options": method.model_dump(mode="json")}  # fmt: skip
+
+    def digest(self) -> str:
+        """Identifies the whole config."""
+        return digest(self.model_dump(mode="json"))
+
+
+def load_suite(path: Path | str) -> Suite:
+    """Read and check a suite config.
+
+    Raises:
+        UserError: one line that names the file, the field and the fix.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        suites = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{path}: no such config; there are: {suites}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
+    try:
+        suite = Suite(**raw)
+    except ValidationError as error:
+        raise UserError(_explain(path, error.errors()[0])) from error
+    _check_rows(path, suite)
+    return suite
+
+
+def _explain(path: Path, problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
+        return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
+    model: Any = {"guidance": Guidance, "latency": Latency, "figure": Figure, "stands_for": PaperModel}.get(
+        str(problem["loc"][0]), Suite
+    )
+    if problem["loc"][0] == "rows":
+        model = PaperCell if "paper" in problem["loc"] else Row
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+    return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def _check_rows(path: Path, suite: Suite) -> None:
+    for method in suite.defaults:
+        if method not in method_names():
+            raise UserError(f"{path}: defaults.{method}: no such method; known: {', '.join(method_names())}")
+    for name, row in suite.rows.items():
+        field = f"{path}: rows.{name}"
+        if not name.replace("-", "").replace(".", "").replace("_", "").isalnum():
+            raise UserError(f"{field}: use letters, digits, '-', '_' and '.' only; it becomes a file name")
+        try:
+            method = suite.method(name)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from error
+        if not any(other.method == "uncached" and other.nfe == row.nfe for other in suite.rows.values()):
+            raise UserError(f"{field}: nothing to compare with; add a row with method: uncached and nfe: {row.nfe}")
+        steps = method.sampled_steps(row.nfe)
+        if not 2 <= steps <= 1000:
+            raise UserError(f"{field}: samples {steps} steps; give 2 to 1000")
+        full = getattr(method, "num_full_steps", None)
+        if full and full > steps:
+            raise UserError(f"{field}.options.num_full_steps: {full} full steps of {steps}; give {steps} or fewer")
+        source = row.artefacts_from
+        if source and (source not in suite.rows or suite.trained_row(source) != source):
+            raise UserError(f"{field}.artefacts_from: {source!r} is not a row that is trained")
+        if source and suite.rows[source].nfe != row.nfe:
+            raise UserError(f"{field}.artefacts_from: {source!r} was trained for another nfe")
+        if getattr(method, "schedule", "even") != "even" and not suite.trained_row(name):
+            raise UserError(f"{field}.options.schedule: {method.schedule!r} needs artefacts_from; or set 'even'")  # type: ignore[attr-defined]
+    if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
+        raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
+    if suite.samples < 2 * suite.batch_size:
+        raise UserError(f"{path}: batch_size: an interval needs two batches or more; give {suite.samples // 2} or less")

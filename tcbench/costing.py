@@ -1,0 +1,59 @@
+"""MACs of any (model, method, NFE) from shapes alone: every step's plan is made and costed, no model is built."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tcbench.ledger import Ledger, plan_macs
+from tcbench.method import Artefacts, Method, Run
+from tcbench.models.dit import dit_shape
+from tcbench.models.predictor import CachePredictor
+from tcbench.models.specs import MODELS
+from tcbench.sampling import respaced_timesteps
+
+
+@dataclass
+class _ShapeLook:
+    """`tcbench.method.Look` where tensors have shapes and no values."""
+
+    run: Run
+    step: int
+    ledger: Ledger = field(repr=False)
+
+    def latent(self) -> Tensor:
+        return self._empty(self.run.shape.num_tokens, self.run.shape.width)
+
+    def scores(self, name: str) -> Tensor:
+        self.ledger.charge(name, CachePredictor.macs(self.run.shape))
+        return self._empty(self.run.shape.num_blocks, self.run.shape.num_tokens)
+
+    def uniform(self, block: int) -> Tensor:
+        return self._empty(self.run.shape.num_tokens)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(self.run.rows_per_sample, *shape, device="meta")
+
+
+def macs_of(model: str, method: Method, nfe: int) -> dict[str, Any]:
+    """The ledger's totals for one sample with guidance, and the I-steps.
+
+    A schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as many I-steps, and MACs
+    depend on their number alone. Counts per block are stood in for by the uniform allocation (`plan.allocate_tokens`).
+    """
+    timesteps = respaced_timesteps(method.sampled_steps(nfe))
+    flat = Artefacts(alpha_bar=(0.5,) * len(timesteps))
+    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1), artefacts=flat)
+    ledger, policy = Ledger(run.rows_per_sample), method.start(run)
+    for step in range(run.nfe):
+        ledger.charge("model", plan_macs(policy.plan(_ShapeLook(run, step, ledger)), run.shape))
+    return {
+        "model": model,
+        "method": method.name,
+        "options": method.model_dump(mode="json"),
+        "nfe": nfe,
+        "sampled_steps": run.nfe,
+        "full_steps": len(method.i_steps(run)),
+        **ledger.totals(),
+    }

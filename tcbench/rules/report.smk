@@ -1,0 +1,48 @@
+TABLES = ["table2"] + (["table1", "local_error"] if SUITE.trained_rows else [])
+FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.trained_rows else [])
+NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
+
+
+rule render_tables:
+    input:
+        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        floor=rules.floor.output,
+        latency=rules.latency.output,
+        diagnostics=expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.trained_rows),
+        code=source_files("report"),
+    output:
+        expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=TABLES, kind=["csv", "md", "tex", "html"]),
+        expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
+        expand(f"{RESULTS}/grids/{{row}}.png", row=SUITE.rows),
+    params:
+        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump()],
+    log:
+        f"{RESULTS}/logs/tables.log",
+    threads: 1
+    shell:
+        "tcbench tables {SUITE_FILE} 2> {log}"
+
+
+rule render_figures:
+    input:
+        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        floor=rules.floor.output,
+        trained=expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
+        code=source_files("report"),
+    output:
+        expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=FIGURES, kind=["png", "svg"]),
+    params:
+        settings=[SUITE.differs, SUITE.figure.model_dump()],
+    log:
+        f"{RESULTS}/logs/figures.log",
+    threads: 1
+    shell:
+        "tcbench figures {SUITE_FILE} 2> {log}"
+
+
+rule publish:
+    input:
+        rules.render_tables.output,
+        rules.render_figures.output,
+    shell:
+        "tcbench publish {SUITE_FILE}"

@@ -1,0 +1,54 @@
+# One job samples a group of rows, because importing torch costs seconds. Shards are not declared as outputs: Snakemake
+# would delete them before a rerun, and finished shards of unchanged settings are worth keeping.
+
+
+def trained_for(group):
+    sources = {SUITE.trained_row(row) for row in SUITE.groups[group]} - {None}
+    return [f"{RESULTS}/trained/{row}/artefacts.json" for row in sorted(sources)]
+
+
+def methods_of(group):
+    return sorted({SUITE.rows[row].method for row in SUITE.groups[group]})
+
+
+# A rule per group, because the group decides which rows' files it writes.
+for group, rows in SUITE.groups.items():
+
+    rule:
+        name:
+            f"sample_{group}".replace("-", "_").replace(".", "_")
+        input:
+            trained=trained_for(group),
+            code=source_files("sample", *methods_of(group)),
+        output:
+            expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
+        params:
+            rows=rows,
+            settings=[SUITE.row_settings(row) for row in rows],
+        log:
+            f"{RESULTS}/logs/sample-{group}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/sample-{group}.tsv"
+        threads: 1
+        resources:
+            gpu=int(SUITE.device == "cuda"),
+        shell:
+            "tcbench sample {SUITE_FILE} --rows {params.rows} 2> {log}"
+
+
+rule latency:
+    input:
+        expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
+        code=source_files("latency", *sorted({row.method for row in SUITE.rows.values()})),
+    output:
+        f"{RESULTS}/latency.json",
+    params:
+        settings=[[SUITE.row_settings(row) for row in SUITE.rows], SUITE.latency.model_dump()],
+    log:
+        f"{RESULTS}/logs/latency.log",
+    # All cores, so that nothing else runs beside a measurement; the shell line keeps torch at one thread.
+    threads: workflow.cores
+    resources:
+        gpu=int(SUITE.device == "cuda"),
+    shell:
+        "OMP_NUM_THREADS=1 tcbench latency {SUITE_FILE} 2> {log}"

@@ -1,0 +1,37 @@
+# What the methods themselves train: predictor, alpha-bar, refiners.
+
+
+rule train:
+    input:
+        code=lambda w: source_files("train", SUITE.rows[w.row].method),
+    output:
+        f"{RESULTS}/trained/{{row}}/artefacts.json",
+    params:
+        settings=lambda w: SUITE.training_settings(w.row),
+    log:
+        f"{RESULTS}/logs/train-{{row}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train-{{row}}.tsv"
+    threads: 1
+    resources:
+        gpu=int(SUITE.device == "cuda"),
+    priority: 10
+    shell:
+        "tcbench train {SUITE_FILE} --row {wildcards.row} 2> {log}"
+
+
+rule diagnose:
+    input:
+        rules.train.output,
+        code=lambda w: source_files("diagnose", SUITE.rows[w.row].method),
+    output:
+        f"{RESULTS}/diagnostics/{{row}}.json",
+    params:
+        settings=lambda w: [SUITE.training_settings(w.row), SUITE.diagnostics_pairs],
+    log:
+        f"{RESULTS}/logs/diagnose-{{row}}.log",
+    threads: 1
+    resources:
+        gpu=int(SUITE.device == "cuda"),
+    shell:
+        "tcbench diagnose {SUITE_FILE} --row {wildcards.row} 2> {log}"

@@ -1,0 +1,37 @@
+"""Which source files a stage's results depend on: one list for the workflow's inputs and for the samples' fingerprints.
+
+A stage does not list what cannot change its numbers, so that editing a table does not retrain anything.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from tcbench.files import digest, sha256
+from tcbench.registry import method_file
+
+PACKAGE = Path(__file__).resolve().parent
+
+_MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
+_ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
+_TRAIN = ["training/caching.py", "data/__init__.py", *_ENGINE]
+_METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
+
+STAGES: dict[str, list[str]] = {
+    "train": [*_TRAIN, "stages/train.py"],
+    "sample": [*_ENGINE, "stages/sample.py"],
+    "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
+    "latency": [*_ENGINE, "stages/latency.py"],
+    "diagnose": [*_TRAIN, "stages/diagnose.py"],
+    "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
+}
+
+
+def source_files(stage: str, *methods: str) -> list[str]:
+    """Absolute paths of a stage's sources and of the files of the methods involved."""
+    return [str(PACKAGE / name) for name in STAGES[stage]] + [str(method_file(name)) for name in methods]
+
+
+@lru_cache
+def source_digest(stage: str, *methods: str) -> str:
+    """Identifies the code of a stage and of the methods involved, by content."""
+    return digest([sha256(Path(path)) for path in source_files(stage, *methods)])

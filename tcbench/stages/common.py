@@ -1,0 +1,67 @@
+"""What several stages need: the suite's model, and a row ready to sample."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from tcbench.config import Suite
+from tcbench.errors import UserError
+from tcbench.files import sha256
+from tcbench.method import Artefacts, Method
+from tcbench.models.dit import DiTAdapter
+from tcbench.models.specs import MODELS, build_transformer, load_transformer
+from tcbench.models.weights import locate
+from tcbench.sampling import SamplerSettings
+from tcbench.training.caching import load_artefacts
+
+
+@dataclass(frozen=True)
+class ReadyRow:
+    """A row with everything loaded."""
+
+    method: Method
+    nfe: int
+    adapter: DiTAdapter
+    artefacts: Artefacts
+
+
+def device_of(suite: Suite) -> torch.device:
+    """The suite's device; raises UserError if it is not there."""
+    if suite.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"suite {suite.suite}: device cuda, but this machine has no usable GPU; set device: cpu")
+    return torch.device(suite.device)
+
+
+def sampler_settings(suite: Suite) -> SamplerSettings:
+    """What all rows share."""
+    return SamplerSettings(suite.guidance.scale, suite.seed, suite.spacing)
+
+
+def load_adapter(suite: Suite) -> DiTAdapter:
+    """The suite's model with its weights, on its device."""
+    spec, device = MODELS[suite.model], device_of(suite)
+    if suite.weights == "random":
+        return DiTAdapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
+    return DiTAdapter(load_transformer(spec, suite.weights, device), spec)
+
+
+@lru_cache
+def weights_digest(model: str, weights: str | None) -> str:
+    """Identifies the model's weights by content."""
+    path = weights or MODELS[model].weights
+    return "random" if weights == "random" or path is None else sha256(locate(path))
+
+
+def artefacts_folder(suite: Suite, row: str) -> Path | None:
+    """Where the artefacts that a row samples with are."""
+    source = suite.trained_row(row)
+    return suite.folder / "trained" / source if source else None
+
+
+def ready_row(suite: Suite, row: str, adapter: DiTAdapter) -> ReadyRow:
+    """Load what a row needs; `adapter` is the plain model and stays untouched."""
+    folder = artefacts_folder(suite, row)
+    artefacts, adapter = load_artefacts(folder, adapter) if folder else (Artefacts(), adapter)
+    return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, artefacts)

@@ -1,0 +1,64 @@
+"""Measured latency: whole runs of one batch, rows interleaved in one process, so that drift hits all rows alike."""
+
+import statistics
+import time
+
+import torch
+from tqdm import tqdm
+
+from tcbench.config import Suite
+from tcbench.files import write_json
+from tcbench.provenance import collect
+from tcbench.sampling import sample_batch
+from tcbench.stages.common import load_adapter, ready_row, sampler_settings
+
+
+def measure_latency(suite: Suite) -> None:
+    """Write results/<suite>/latency.json: seconds per batch for every row, median and all repeats.
+
+    A time spans from the initial noise to the last latent, decoder excluded. The first `warmup` rounds are dropped.
+    """
+    started = time.time()
+    protocol = suite.latency
+    adapter = load_adapter(suite)
+    rows = {row: ready_row(suite, row, adapter) for row in suite.rows}
+    index, settings = torch.arange(protocol.batch_size), sampler_settings(suite)
+    times: dict[str, list[float]] = {row: [] for row in rows}
+    rounds = protocol.warmup + protocol.repeats
+    with tqdm(total=rounds * len(rows), desc="latency", unit="run", mininterval=1) as bar:
+        for number in range(rounds):
+            for row, ready in rows.items():
+                _wait(suite)
+                began = time.perf_counter()
+                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts)
+                _wait(suite)
+                if number >= protocol.warmup:
+                    times[row].append(time.perf_counter() - began)
+                bar.update()
+    write_json(
+        suite.folder / "latency.json",
+        {
+            "protocol": {
+                "device": torch.cuda.get_device_name() if suite.device == "cuda" else "cpu",
+                "dtype": str(adapter.model.dtype).removeprefix("torch."),
+                "cfg": True,
+                "threads": torch.get_num_threads(),
+                **protocol.model_dump(),
+            },
+            "rows": {
+                row: {
+                    "median_s": statistics.median(seconds),
+                    "min_s": min(seconds),
+                    "max_s": max(seconds),
+                    "times_s": seconds,
+                }
+                for row, seconds in times.items()
+            },
+            "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
+        },
+    )
+
+
+def _wait(suite: Suite) -> None:
+    if suite.device == "cuda":
+        torch.cuda.synchronize()

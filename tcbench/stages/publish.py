@@ -1,0 +1,46 @@
+"""Promote a clean run's small artefacts to results/reference/<suite>/, which is committed."""
+
+import shutil
+from pathlib import Path
+
+from tcbench.config import Suite
+from tcbench.errors import UserError
+from tcbench.files import read_json, write_json
+
+SMALL = ("tables/*", "figures/*", "grids/*", "scores/*.json", "diagnostics/*.json", "latency.json")
+LIMIT_BYTES = 2_000_000
+
+
+def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
+    """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
+
+    Raises:
+        UserError: scores of another config, of an uncommitted work tree, or of several commits; or a large file.
+    """
+    provenance = {}
+    for row in suite.rows:
+        record = read_json(suite.folder / "scores" / f"{row}.json")["provenance"]
+        for part in (record, record["samples"]):
+            provenance[row] = record
+            if part["config_digest"] != suite.digest():
+                raise UserError(f"{row}: was run with another config; run `snakemake tables` again before publishing")
+            if part["git"]["dirty"] is not False and not allow_dirty:
+                raise UserError(f"{row}: was run from uncommitted code; commit, run again, then publish")
+    commits = {part["git"]["commit"] for record in provenance.values() for part in (record, record["samples"])}
+    if len(commits) > 1 and not allow_dirty:
+        raise UserError(
+            f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
+        )
+    target = Path("results") / "reference" / suite.suite
+    files = [path for pattern in SMALL for path in sorted(suite.folder.glob(pattern))]
+    for path in files:
+        if path.stat().st_size > LIMIT_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
+    shutil.rmtree(target, ignore_errors=True)
+    for path in files:
+        destination = target / path.relative_to(suite.folder)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, destination)
+    record = next(iter(provenance.values()))
+    write_json(target / "provenance.json", {"suite": suite.model_dump(mode="json", by_alias=True), **record})
+    return files

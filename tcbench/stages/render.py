@@ -1,0 +1,75 @@
+"""Tables, grids and figures from what the other stages wrote; imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tcbench.config import Suite
+from tcbench.files import read_json
+from tcbench.report.figures import figure_alpha, figure_quality, figure_trajectory, save
+from tcbench.report.grids import grid, save_grid
+from tcbench.report.scores import read_rows
+from tcbench.report.tables import table1, table2, table_local_error
+
+
+def render_tables(suite: Suite, folder: Path) -> None:
+    """Write tables/ below `folder`, from the scores, latency and diagnostics there."""
+    rows = read_rows(folder, list(suite.rows))
+    latency, floor = read_json(folder / "latency.json"), read_json(folder / "scores" / "floor.json")
+    stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None
+    tables = {
+        "table2": table2(rows, latency, floor, differs=suite.differs, guidance_scale=suite.guidance.scale),
+    }
+    if suite.trained_rows:
+        diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.trained_rows]
+        nfe = {row: suite.rows[row].nfe for row in suite.trained_rows}
+        tables["table1"] = table1(rows, differs=suite.differs, stands_for=stands_for)
+        tables["local_error"] = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
+    for name, table in tables.items():
+        table.write(folder / "tables", name)
+
+
+def render_grids(suite: Suite, folder: Path) -> None:
+    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, and grids/<row>.png for every row."""
+    for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
+        rows = [name for name, row in suite.rows.items() if row.nfe == nfe]
+        first = {row: _first_images(folder / "samples" / row, suite.figure.columns) for row in rows}
+        labels = [suite.rows[row].label or type(suite.method(row)).label + _knob(suite, row) for row in rows]
+        save_grid(grid([image for image, _ in first.values()], labels), folder / "grids" / f"nfe{nfe}.png")
+        for row, label in zip(rows, labels, strict=True):
+            images = [first[suite.reference(row)][0], first[row][0]]
+            save_grid(grid(images, ["uncached", label]), folder / "grids" / f"{row}.png")
+
+
+def _knob(suite: Suite, row: str) -> str:
+    method = suite.method(row)
+    return f" ({method.knob} {getattr(method, method.knob)})" if method.knob else ""
+
+
+def _first_images(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [n, H, W], labels [n]) of the first samples of a row."""
+    shards = [load_file(path) for path in sorted(folder.glob("shard-*.safetensors"))[: 1 + count // 8]]
+    images = np.concatenate([shard["image"] for shard in shards])[:count, 0]
+    labels = np.concatenate([shard["label"] for shard in shards])[:count]
+    return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8), labels
+
+
+def render_figures(suite: Suite, folder: Path) -> None:
+    """Write figures/ below `folder`: quality against MAC ratio, deviation per step, the predictor's scores."""
+    rows = read_rows(folder, list(suite.rows))
+    out = folder / "figures"
+    save(figure_quality(rows, read_json(folder / "scores" / "floor.json")), out, "quality")
+    resolution = rows[0]["resolution"]
+    save(figure_trajectory(rows, resolution, suite.figure.nfe), out, "trajectory")
+    if suite.trained_rows:
+        statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
+        i_steps = {}
+        for name in suite.trained_rows:
+            nfe = str(suite.rows[name].nfe)
+            scores = read_json(folder / "trained" / name / "artefacts.json")["scores"]
+            for key in statistics:
+                statistics[key][nfe] = scores[key]
+            i_steps[nfe] = next(row["i_steps"] for row in rows if row["row"] == name)
+        save(figure_alpha(statistics, i_steps), out, "alpha")

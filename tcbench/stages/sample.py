@@ -1,0 +1,131 @@
+"""Generate a row's samples, shard by shard; finished shards of the same settings and code are kept."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tcbench.config import Suite
+from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
+from tcbench.provenance import collect
+from tcbench.sampling import sample_batch
+from tcbench.sources import source_digest
+from tcbench.stages.common import ReadyRow, artefacts_folder, load_adapter, ready_row, sampler_settings, weights_digest
+
+
+def row_fingerprint(suite: Suite, row: str) -> str:
+    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads."""
+    folder = artefacts_folder(suite, row)
+    return digest(
+        {
+            "settings": suite.row_settings(row),
+            "weights": weights_digest(suite.model, suite.weights),
+            "artefacts": sha256(folder / "artefacts.json") if folder else None,
+            "code": source_digest("sample", suite.rows[row].method),
+            "torch": torch.__version__,
+            "device": suite.device,
+            "threads": torch.get_num_threads(),
+        }
+    )
+
+
+def shards(suite: Suite) -> list[range]:
+    """Sample indices of every shard: whole batches, the last one perhaps short."""
+    size = suite.batch_size * suite.shard_batches
+    return [range(start, min(start + size, suite.samples)) for start in range(0, suite.samples, size)]
+
+
+def shard_path(suite: Suite, row: str, number: int) -> Path:
+    """File of a row's shard."""
+    return suite.folder / "samples" / row / f"shard-{number:05d}.safetensors"
+
+
+def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
+    """Write every shard of the rows that is not there yet, and each row's row.json, which lists them."""
+    adapter = None
+    for row in rows:
+        started, fingerprint = time.time(), row_fingerprint(suite, row)
+        missing = [number for number in range(len(shards(suite))) if not _is_done(suite, row, number, fingerprint)]
+        if missing:
+            adapter = adapter or load_adapter(suite)
+            ready = ready_row(suite, row, adapter)
+            for number in tqdm(missing, desc=f"sample {row}", unit="shard", mininterval=1):
+                _sample_shard(suite, row, number, fingerprint, ready)
+        _write_manifest(suite, row, started, resumed=len(missing) < len(shards(suite)))
+
+
+def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
+    path = shard_path(suite, row, number)
+    return path.exists() and read_tensors(path)[1].get("fingerprint") == fingerprint
+
+
+def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: ReadyRow) -> None:
+    indices = shards(suite)[number]
+    batches = []
+    for start in range(indices.start, indices.stop, suite.batch_size):
+        index = torch.arange(start, min(start + suite.batch_size, indices.stop))
+        traced = max(0, min(suite.traced - start, len(index)))
+        batches.append(
+            sample_batch(
+                ready.adapter, ready.method, ready.nfe, sampler_settings(suite), index, ready.artefacts, traced
+            )
+        )
+    record = {
+        "macs": [batch.macs for batch in batches],
+        "plans": [batch.plans for batch in batches],
+        "i_steps": batches[0].i_steps,
+        "cache_bytes": max(batch.cache_bytes for batch in batches),
+    }
+    write_tensors(
+        shard_path(suite, row, number),
+        {
+            "image": torch.cat([batch.image for batch in batches]),
+            "label": torch.cat([batch.label for batch in batches]),
+            "index": torch.tensor(indices),
+            "x0": torch.cat([batch.x0 for batch in batches], dim=1),
+            "xt": torch.cat([batch.xt for batch in batches], dim=1),
+        },
+        {"fingerprint": fingerprint, "record": json.dumps(record)},
+    )
+
+
+def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> None:
+    """What later stages need to know of a row without opening its shards."""
+    records, digests = [], {}
+    for number in range(len(shards(suite))):
+        path = shard_path(suite, row, number)
+        records.append(json.loads(read_tensors(path)[1]["record"]))
+        digests[path.name] = sha256(path)
+    macs = [batch for record in records for batch in record["macs"]]
+    method = suite.method(row)
+    write_json(
+        shard_path(suite, row, 0).with_name("row.json"),
+        {
+            "row": row,
+            "settings": suite.row_settings(row),
+            "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
+            "samples": suite.samples,
+            "batch_size": suite.batch_size,
+            "i_steps": records[0]["i_steps"],
+            "macs": _mean_macs(macs),
+            "macs_per_batch": [batch["per_sample"] for batch in macs],
+            "plan_of_first_batch": records[0]["plans"][0],
+            "cache_bytes": max(record["cache_bytes"] for record in records),
+            "shards": digests,
+            "resumed": resumed,
+            "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
+        },
+    )
+
+
+def _mean_macs(macs: list[dict]) -> dict:
+    """Mean over batches, whose token counts may differ, rounded to whole MACs."""
+    keys = ("per_sample", "per_sample_without_overheads", "paper_rule")
+    mean = {key: round(sum(batch[key] for batch in macs) / len(macs)) for key in keys}
+    tags = {tag for batch in macs for tag in batch["by_tag"]}
+    mean["by_tag"] = {
+        tag: round(sum(batch["by_tag"].get(tag, 0) for batch in macs) / len(macs)) for tag in sorted(tags)
+    }
+    return mean

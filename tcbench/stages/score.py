@@ -1,0 +1,120 @@
+"""Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tcbench import stats
+from tcbench.config import Suite
+from tcbench.data import load_images, to_uint8
+from tcbench.errors import UserError
+from tcbench.files import digest, read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.metrics import Extractor, Features, Real, Samples, make_extractor, real_floor, score_row, trajectory_mae
+from tcbench.models.specs import MODELS
+from tcbench.provenance import collect
+from tcbench.sampling import respaced_timesteps
+from tcbench.sources import source_digest
+
+
+def score_rows(suite: Suite, rows: tuple[str, ...]) -> None:
+    """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows."""
+    extractor = make_extractor(suite.extractor, device=suite.device)
+    images = load_images(suite.data).images
+    real = Real(extractor.extract(to_uint8(images)))
+    for row in rows:
+        started = time.time()
+        write_json(suite.folder / "scores" / f"{row}.json", _score(suite, row, extractor, real, started))
+
+
+def measure_floor(suite: Suite) -> None:
+    """Write scores/floor.json: the metrics of real subsets as large as a row's sample set, against all real images."""
+    extractor = make_extractor(suite.extractor, device=suite.device)
+    real = extractor.extract(to_uint8(load_images(suite.data).images))
+    floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
+    write_json(suite.folder / "scores" / "floor.json", floor)
+
+
+def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(a row's manifest, its tensors over all shards).
+
+    Raises:
+        UserError: a shard is missing or is not the one the manifest lists.
+    """
+    folder = suite.folder / "samples" / row
+    manifest = read_json(folder / "row.json")
+    parts = []
+    for name, expected in manifest["shards"].items():
+        tensors, _ = read_tensors(folder / name)
+        if sha256(folder / name) != expected:
+            raise UserError(
+                f"{folder / name}: is not the shard that row.json lists; run `tcbench sample` for {row} again"
+            )
+        parts.append(tensors)
+    along = {"image": 0, "label": 0, "index": 0, "x0": 1, "xt": 1}
+    return manifest, {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
+
+
+def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: float) -> dict[str, Any]:
+    manifest, tensors = read_images(suite, row)
+    samples = _samples(suite, row, manifest, tensors, extractor)
+    reference, uncached, trajectory = suite.reference(row), None, None
+    if row != reference:
+        other_manifest, other = read_images(suite, reference)
+        uncached = _samples(suite, reference, other_manifest, other, extractor)
+        trajectory = _trajectory(suite, manifest, tensors, other)
+    settings, method = suite.rows[row], suite.method(row)
+    groups = stats.batches(manifest["samples"], manifest["batch_size"])
+    return {
+        "row": row,
+        "suite": suite.suite,
+        "method": settings.method,
+        "label": settings.label or type(method).label,
+        "nfe": settings.nfe,
+        "sampled_steps": manifest["sampled_steps"],
+        "resolution": MODELS[suite.model].sample_size,
+        "model": suite.model,
+        "settings": method.model_dump(mode="json"),
+        "i_steps": manifest["i_steps"],
+        "reference": reference,
+        "samples": manifest["samples"],
+        "groups": len(groups),
+        "control": settings.control,
+        **score_row(samples, uncached, real, groups, suite.metrics),
+        "macs": manifest["macs"],
+        "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
+        "cache_bytes": manifest["cache_bytes"],
+        "trajectory": trajectory,
+        "paper": settings.paper.model_dump(by_alias=True) if settings.paper else None,
+        "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
+        | {"samples": manifest["provenance"]},
+    }
+
+
+def _samples(
+    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], extractor: Extractor
+) -> Samples:
+    """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
+    path = suite.folder / "features" / f"{row}.safetensors"
+    key = digest([manifest["shards"], suite.extractor, source_digest("score")])
+    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
+        features = Features(**stored[0])
+    else:
+        features = extractor.extract(to_uint8(tensors["image"]))
+        write_tensors(path, dict(vars(features)), {"key": key})
+    return Samples(features, tensors["label"], tensors["image"])
+
+
+def _trajectory(
+    suite: Suite, manifest: dict[str, Any], tensors: dict[str, Tensor], reference: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    """Fig. 10's two deviations per step, mean and spread over samples; none if the steps have no counterparts."""
+    if tensors["xt"].shape != reference["xt"].shape or not tensors["xt"].shape[1]:
+        return None
+    deviations = {name: trajectory_mae(tensors[name], reference[name]) for name in ("x0", "xt")}
+    summary: dict[str, Any] = {"timesteps": respaced_timesteps(manifest["sampled_steps"], suite.spacing)}
+    for name, mae_SB in deviations.items():
+        summary[f"{name}_mae_mean"] = mae_SB.mean(1).tolist()
+        summary[f"{name}_mae_std"] = mae_SB.std(1).tolist()
+    return summary

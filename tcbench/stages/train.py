@@ -1,0 +1,28 @@
+"""Train what a row's method declares."""
+
+import time
+
+from tcbench.config import Suite
+from tcbench.data import load_images
+from tcbench.provenance import collect
+from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
+from tcbench.training.caching import save_artefacts, train
+
+
+def train_row(suite: Suite, row: str) -> None:
+    """Write results/<suite>/trained/<row>/; its artefacts.json, written last, vouches for the other files."""
+    started = time.time()
+    folder = artefacts_folder(suite, row)
+    assert folder is not None, f"{row} trains nothing"
+    adapter = load_adapter(suite)
+    artefacts, refiners, log = train(
+        adapter,
+        suite.method(row),
+        suite.rows[row].nfe,
+        sampler_settings(suite),
+        load_images(suite.data),
+        suite.training_seed,
+    )
+    log |= {"row": row, "settings": suite.training_settings(row)}
+    log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
+    save_artefacts(folder, artefacts, refiners, log)

@@ -1,0 +1,36 @@
+"""What every training run shares: determinism, a schedule of the learning rate, and a record of its circumstances."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+from pydantic import BaseModel
+
+from tcbench.errors import UserError
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Make torch refuse operations whose result varies from run to run; restores the previous setting."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, read at its first use
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def provenance(recipe: BaseModel, device: torch.device) -> dict[str, str]:
+    """Metadata of trained weights: the recipe as JSON, the device, and the versions that made them."""
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    versions = {name: version(name) for name in ("torch", "diffusers", "scikit-learn")}
+    return {"recipe": recipe.model_dump_json(), "device": on, **versions}
+
+
+def require_finite(loss: float, iteration: int) -> None:
+    """Stop a run that diverged; raises UserError."""
+    if not loss < float("inf"):
+        raise UserError(f"recipe: the loss is {loss} at iteration {iteration}; lower learning_rate")

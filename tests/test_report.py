@@ -1,0 +1,437 @@
+"""Tables, figures and grids from synthetic score files; the numbers below are made up."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tcbench.errors import UserError
+from tcbench.report import figures
+from tcbench.report.grids import grid, save_grid
+from tcbench.report.scores import mac_ratio, read_rows
+from tcbench.report.tables import interval_text, table1, table2
+
+STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 16]}
+FLOOR = {"fid": {"n": 512, "mean": 1.1, "std": 0.25, "draws": 20}, "sfid": {"n": 512, "mean": 2.31, "std": 0.4}}
+DIFFERS = "not the paper's model or data"
+
+
+def quality_of(fid, mae=None):
+    centres = {"fid": fid, "sfid": 3 * fid, "is": 9 - fid / 10, "precision": 0.81, "recall": 0.62, "accuracy": 0.97}
+    if mae is not None:
+        centres["mae"] = mae
+    return {
+        name: {"value": value, "low": value * 0.97, "high": value * 1.03, "se": value * 0.0127}
+        for name, value in centres.items()
+    }
+
+
+def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, paper=None, **changes):
+    row = {
+        "row": f"nfe{nfe}-{name}",
+        "suite": "digits",
+        "method": method,
+        "label": label,
+        "nfe": nfe,
+        "sampled_steps": nfe,
+        "resolution": 16,
+        "model": "digits-dit",
+        "settings": {},
+        "i_steps": [],
+        "reference": f"nfe{nfe}-uncached",
+        "samples": 512,
+        "groups": 8,
+        "control": False,
+        "quality": quality_of(fid, mae),
+        "paired": {},
+        "macs": {
+            "per_sample": macs,
+            "per_sample_without_overheads": round(macs * 0.9),
+            "paper_rule": round(macs * 0.9),
+            "by_tag": {"model": round(macs * 0.9), "predictor": macs - round(macs * 0.9)},
+        },
+        "trajectory": None,
+        "paper": paper,
+        "provenance": {},
+    }
+    if difference is not None:
+        row["paired"] = {
+            "fid": {
+                "difference": difference,
+                "low": difference - 0.5,
+                "high": difference + 0.5,
+                "distinguishable": abs(difference) > 0.5,
+            }
+        }
+    if mae is not None:
+        wave = [mae * step / nfe for step in range(nfe)]
+        row["trajectory"] = {
+            "timesteps": [round(999 - 999 * step / (nfe - 1)) for step in range(nfe)],
+            "x0_mae_mean": wave,
+            "x0_mae_std": [value / 4 for value in wave],
+            "xt_mae_mean": [value / 2 for value in wave],
+            "xt_mae_std": [value / 8 for value in wave],
+        }
+    return row | changes
+
+
+def paper_cell(fid, latency_s, tmacs, speedup):
+    return {
+        "fid": fid,
+        "sfid": 4.72,
+        "is": 265.3,
+        "precision": 0.79,
+        "recall": 0.59,
+        "latency_s": latency_s,
+        "tmacs": tmacs,
+        "speedup": speedup,
+    }
+
+
+def make_rows():
+    rows = []
+    for nfe, full in ((50, 5_000_000_000), (20, 2_000_000_000)):
+        schedule = {"settings": {"num_full_steps": len(STEPS[nfe]), "beta": -20}, "i_steps": STEPS[nfe]}
+        rows += [
+            make_row(nfe, "uncached", "uncached", "DiT", 3.234, full, paper=paper_cell(2.25, 4.32, 11.86, 1.0)),
+            make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, 0.87, sampled_steps=nfe // 2),
+            make_row(nfe, "fora", "fora", "FORA", 3.4, full * 2 // 5, 0.0123, 0.166),
+            make_row(nfe, "toca", "toca", "ToCa", 3.9, full * 2 // 5, 0.0158, 0.6),
+            make_row(
+                nfe, "tokencache", "tokencache", "TokenCache", 2.5, full // 4 * 2, 0.0343, -0.73,
+                paper_cell(2.33, 2.27, 4.94, 2.4), **schedule,
+            ),
+            make_row(nfe, "literal", "tokencache", "TokenCache, K/V of kept tokens", 9, full // 4 * 2, 0.11, 5.8),
+            make_row(nfe, "random", "random_tokens", "Random tokens", 3.8, full // 4 * 2, 0.0836, 0.7, control=True),
+        ]  # fmt: skip
+    return rows
+
+
+def make_latency(rows):
+    timed = [row for row in rows if row["method"] != "fora"]
+    seconds = {row["row"]: row["macs"]["per_sample"] / 1e9 for row in timed}
+    return {
+        "protocol": {"device": "cpu", "dtype": "float32", "batch_size": 8, "cfg": 1.5, "threads": 1, "repeats": 5},
+        "rows": {
+            name: {"median_s": s, "min_s": s * 0.98, "max_s": s * 1.04, "times_s": [s]} for name, s in seconds.items()
+        },
+    }
+
+
+@pytest.fixture
+def rows():
+    return make_rows()
+
+
+@pytest.fixture
+def table(rows):
+    return table2(rows, make_latency(rows), FLOOR, differs=DIFFERS, guidance_scale=1.5)
+
+
+def line_of(table, row_id):
+    """(tidy record, printed cells) of one row."""
+    position = table.tidy["row"].tolist().index(row_id)
+    return table.tidy.iloc[position], table.formatted.iloc[position]
+
+
+def test_report_imports_no_torch():
+    code = (
+        "import sys, pkgutil, importlib, tcbench.report, tcbench.provenance\n"
+        "names = [m.name for m in pkgutil.iter_modules(tcbench.report.__path__, 'tcbench.report.')]\n"
+        "assert len(names) >= 5, names\n"
+        "[importlib.import_module(name) for name in names]\n"
+        "tcbench.provenance.collect({}, [0], 0.0)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (13.2345, 12.841, 13.619, "13.23 [12.84, 13.62]"),
+        (0.0125, 0.0121, 0.0129, "0.01250 [0.01210, 0.01290]"),
+        (240.24, 201.0, 279.0, "240 [201, 279]"),
+        (0.97, 0.97, 0.97, "0.9700 [0.9700, 0.9700]"),
+        (2.3456, None, None, "2.346 (no interval)"),
+    ],
+)
+def test_interval_text(value, low, high, text):
+    assert interval_text(value, low, high) == text
+
+
+def test_csv_round_trip(table, rows, tmp_path):
+    table.write(tmp_path, "table2")
+    csv = pd.read_csv(tmp_path / "table2.csv").set_index("row")
+    assert list(csv.index) == [row["row"] for row in rows] + ["floor"]
+    for row in rows:
+        for metric, quality in row["quality"].items():
+            assert csv.loc[row["row"], metric] == quality["value"]
+            assert csv.loc[row["row"], f"{metric}_low"] == quality["low"]
+            assert csv.loc[row["row"], f"{metric}_high"] == quality["high"]
+        assert csv.loc[row["row"], "macs_per_sample"] == row["macs"]["per_sample"]
+        assert csv.loc[row["row"], "macs_predictor"] == row["macs"]["by_tag"]["predictor"]
+    ours = csv.loc["nfe50-tokencache"]
+    assert (ours["paper_fid"], ours["paper_tmacs"], ours["paper_mac_ratio"]) == (2.33, 4.94, 2.4)
+    assert ours["mac_ratio"] == ours["latency_ratio"] == 2.0
+    assert ours["paper_latency_ratio"] == pytest.approx(4.32 / 2.27)
+    assert ours["fid_difference"] == -0.73
+    assert csv.loc["nfe50-uncached", "mae":"mae_se"].isna().all()
+    assert csv.loc["floor", ["fid", "fid_se", "samples"]].tolist() == [1.1, 0.25, 512]
+
+
+def test_rows_are_grouped_by_setting_in_suite_order(rows):
+    shuffled = rows[::2] + rows[1::2]
+    table = table2(shuffled, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
+    assert [heading for heading, _ in table.row_groups()] == ["16×16, NFE 50", "16×16, NFE 20", "Real images"]
+    at_50 = [row["row"] for row in shuffled if row["nfe"] == 50]
+    assert table.tidy["row"].tolist()[: len(at_50)] == at_50
+
+
+def test_cells(table):
+    _, cells = line_of(table, "nfe50-uncached")
+    assert cells["FID"] == "3.234 [3.137, 3.331]"
+    assert cells["paper FID"] == "2.25"
+    assert cells["MAE to uncached"] == "reference"
+    assert cells["GMACs"] == "5"
+    assert cells["Latency (s, batch 8)"] == "5 (4.9–5.2)"
+    _, cells = line_of(table, "nfe50-fora")
+    assert cells["FID"] == "3.40 [3.30, 3.50] ≈"
+    assert cells["paper FID"] == "—"
+    assert cells["MAE to uncached"] == "0.01230 [0.01193, 0.01267]"
+    assert cells["MAC ratio"] == "2.50"
+    assert line_of(table, "nfe20-toca")[1]["FID"].endswith(" worse")
+    assert line_of(table, "nfe20-tokencache")[1]["FID"].endswith(" better")
+    assert line_of(table, "nfe20-steps")[1]["Sampled steps"] == "10"
+    assert line_of(table, "nfe20-random")[1]["Method"] == "Random tokens (control)"
+    assert line_of(table, "floor")[1]["FID"] == "1.10 ± 0.25"
+    assert line_of(table, "floor")[1]["Method"] == "Real subset of 512, floor"
+
+
+def test_higher_is_better_for_inception_score(rows):
+    rows[2]["paired"]["is"] = {"difference": 1.0, "low": 0.5, "high": 1.5, "distinguishable": True}
+    rows[3]["paired"]["is"] = {"difference": -1.0, "low": -1.5, "high": -0.5, "distinguishable": True}
+    table = table2(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
+    assert line_of(table, "nfe50-fora")[1]["IS"].endswith(" better")
+    assert line_of(table, "nfe50-toca")[1]["IS"].endswith(" worse")
+
+
+def test_missing_values_say_why_and_are_never_zero(rows):
+    rows[3] = {key: value for key, value in rows[3].items() if key not in ("quality", "paired", "macs")}
+    rows[3]["not_run"] = "needs weights toca.pt"
+    del rows[4]["quality"]["recall"]
+    table = table2(rows, make_latency([row for row in rows if "macs" in row]), None, differs="", guidance_scale=1.5)
+    tidy, cells = line_of(table, "nfe50-toca")
+    assert cells["Method"] == "ToCa (not run: needs weights toca.pt)"
+    ours = [column for column in table.formatted.columns[4:] if not column.startswith("paper ")]
+    assert set(cells[ours]) == {"not run"}
+    assert tidy[["fid", "macs_per_sample", "mac_ratio", "latency_s", "latency_ratio"]].isna().all()
+    assert line_of(table, "nfe50-tokencache")[1]["Recall"] == "not run: not scored"
+    assert line_of(table, "nfe50-fora")[1]["Latency (s, batch 8)"] == "not run: not timed"
+    assert line_of(table, "nfe50-fora")[1]["Latency ratio"] == "not run: not timed"
+    assert line_of(table, "floor")[1]["FID"] == "not run"
+    assert not (table.formatted == "0").any(axis=None)
+    assert not table.formatted.isin(["nan", "None", "<NA>"]).any(axis=None)
+
+
+def test_mac_unit_follows_the_size(rows):
+    for row in rows:
+        row["macs"] = {key: value * 3000 for key, value in row["macs"].items() if key != "by_tag"}
+    table = table2(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
+    assert line_of(table, "nfe50-uncached")[1]["TMACs"] == "15"
+    assert "GMACs" not in table.formatted
+
+
+def test_title_and_caption_name_suite_units_and_protocol(table, rows):
+    schedule = table1(rows, differs=DIFFERS, stands_for=("DiT-XL/2", 256))
+    assert table.title == "Table II on suite `digits` (not the paper's model or data)"
+    for face in (table, schedule):
+        assert "digits" in face.title and DIFFERS in face.title
+        assert "<code>digits</code>" in face.html()
+        assert r"\texttt{digits}" in face.latex()
+        assert "`digits`" in face.markdown()
+    for words in (
+        "95 % interval", "delete-one-batch jackknife over 8 batches", "512 samples per row", "CFG scale 1.5",
+        "TFLOPs are TMACs", "ranking only", "batch size 8", "device cpu", "[-1, 1]",
+    ):  # fmt: skip
+        assert words in table.caption
+    assert "ranking only" not in table2(rows, None, FLOOR, differs="", guidance_scale=1.5).caption
+
+
+def test_markdown_html_and_latex_hold_the_cells(table):
+    cells = [cell for cell in table.formatted.to_numpy().ravel() if cell]
+    markdown, html, latex = table.markdown(), table.html(), table.latex()
+    assert all(cell in markdown for cell in cells)
+    assert all(cell in html for cell in cells)
+    assert latex.count(r"\\") == len(table.formatted) + 1
+    assert latex.count(r"\midrule") == 3 and r"\toprule" in latex and r"\bottomrule" in latex
+    assert r"3.40 [3.30, 3.50] $\approx$" in latex
+    body_lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(body_lines) == len(table.formatted) + 2
+    assert len({line.count("|") for line in body_lines}) == 1
+    assert 'name="viewport"' in html and "position: sticky" in html
+    assert not re.search(r"https?://|<script|<link", html)
+
+
+def test_special_characters_are_escaped(rows):
+    rows[2]["label"] = "A&B_1 100% #x <b> | $y$ {z} ~^\\"
+    table = table2(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
+    assert r"A\&B\_1 100\% \#x <b> | \$y\$ \{z\} \textasciitilde{}\textasciicircum{}\textbackslash{}" in table.latex()
+    assert "A&amp;B_1 100% #x &lt;b&gt; |" in table.html()
+    assert r"<b> \| $y$" in table.markdown()
+    assert table.latex().isascii()
+
+
+def test_table1_puts_the_papers_schedule_beside_ours(rows, tmp_path):
+    twin = copy.deepcopy(next(row for row in rows if row["row"] == "nfe50-tokencache"))
+    twin["row"] = "nfe50-tokencache-r0.5"
+    even = copy.deepcopy(twin)
+    even["settings"]["schedule"] = "even"  # its beta is not what chose its I-steps
+    even["i_steps"] = list(range(0, 48, 4))
+    table = table1([*rows, twin, even], differs=DIFFERS, stands_for=("DiT-XL/2", 256))
+    table.write(tmp_path, "table1")
+    csv = pd.read_csv(tmp_path / "table1.csv")
+    assert csv["nfe"].tolist() == [50, 20]  # the twin shares its schedule and enters once
+    assert csv["num_full_steps"].tolist() == [12, 5] and csv["paper_num_full_steps"].tolist() == [12, 9]
+    assert csv["paper_beta"].tolist() == [-8000, -4000] and csv["beta"].tolist() == [-20, -20]
+    assert csv["i_steps"].tolist() == [" ".join(map(str, STEPS[nfe])) for nfe in (50, 20)]
+    assert table.formatted["paper #Full"].tolist() == ["12", "9"]
+    assert table1(rows, differs=DIFFERS).formatted["paper β"].tolist() == ["—", "—"]
+    with pytest.raises(UserError, match="beta"):
+        table1([row for row in rows if row["method"] != "tokencache"], differs=DIFFERS)
+
+
+def test_tables_and_figures_render_to_the_same_bytes(rows, tmp_path):
+    for folder in ("a", "b"):
+        table = table2(make_rows(), make_latency(rows), FLOOR, differs=DIFFERS, guidance_scale=1.5)
+        table.write(tmp_path / folder, "table2")
+        figures.save(figures.figure_quality(make_rows(), FLOOR), tmp_path / folder, "quality")
+        save_grid(grid([np.zeros((2, 16, 16), np.uint8)], ["DiT"]), tmp_path / folder / "grid.png")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["grid.png", "quality.png", "quality.svg", *(f"table2.{e}" for e in ("csv", "html", "md", "tex"))]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_rows_of_two_suites_are_refused(rows):
+    rows[0]["suite"] = "paper"
+    with pytest.raises(UserError, match="one suite"):
+        table2(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
+
+
+def test_read_rows(rows, tmp_path):
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    for row in rows:
+        (folder / f"{row['row']}.json").write_text(json.dumps(row))
+    ids = [row["row"] for row in rows][::-1]
+    assert read_rows(tmp_path, ids) == rows[::-1]
+    with pytest.raises(UserError, match="nfe50-uncached"):
+        read_rows(tmp_path, ["nfe50-fora"])
+    with pytest.raises(UserError, match=r"absent\.json"):
+        read_rows(tmp_path, ["absent"])
+    del rows[0]["quality"]
+    (folder / "nfe50-uncached.json").write_text(json.dumps(rows[0]))
+    with pytest.raises(UserError, match=r"nfe50-uncached\.json: field `quality`"):
+        read_rows(tmp_path, ids)
+
+
+def test_mac_ratio(rows):
+    assert mac_ratio(rows[0], rows) == 1
+    assert mac_ratio(rows[2], rows) == 2.5
+    assert mac_ratio(rows[2] | {"not_run": "no weights"}, rows) is None
+
+
+def test_styles_follow_the_method_in_every_setting(rows):
+    rows[9]["label"] = "FORA (9 full steps)"  # a label of its own at NFE 20, still the one FORA there
+    styles = figures.styles(rows)
+    assert styles["nfe50-tokencache"] == styles["nfe20-tokencache"] == figures.STYLES["tokencache"]
+    assert styles["nfe50-fora"] == styles["nfe20-fora"] == figures.STYLES["fora"]
+    assert styles["nfe50-literal"] == styles["nfe20-literal"] == figures.FALLBACK[0]
+    looks = [(style["color"], style["marker"]) for style in [*figures.STYLES.values(), *figures.FALLBACK]]
+    assert len(set(looks)) == len(looks)
+    markers = [style["marker"] for style in figures.STYLES.values()]
+    dashes = [str(style["linestyle"]) for style in figures.STYLES.values()]
+    assert len(set(markers)) == len(markers) and len(set(dashes)) >= len(dashes) - 1
+
+
+def test_figure_quality_draws_every_label_at_its_cost(rows):
+    figure = figures.figure_quality(rows, FLOOR)
+    assert len(figure.axes) == 4
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(
+        dict.fromkeys(row["label"] + " (control)" * row["control"] for row in rows)
+    )
+    top = figure.axes[0]
+    drawn = {container.lines[0].get_color(): container.lines[0].get_xydata().tolist() for container in top.containers}
+    assert drawn[figures.STYLES["uncached"]["color"]] == [[1.0, 3.234]]
+    assert drawn[figures.STYLES["fewer_steps"]["color"]] == [[2.0, 4.1]]
+    assert drawn[figures.STYLES["fora"]["color"]] == [[2.5, 3.4]]
+    twin = rows[2] | {"row": "nfe50-fora-again"}
+    assert len(figures.figure_quality([*rows, twin]).axes[0].containers[2].lines[0].get_xdata()) == 2
+    without_reference = figures.figure_quality([rows[0] | {"not_run": "no weights"}, *rows[1:]])
+    assert len(without_reference.axes) == 2, "without the uncached run NFE 50 has no ratios to draw at"
+    with pytest.raises(UserError, match="no row"):
+        figures.figure_quality([row | {"not_run": "x"} for row in rows])
+
+
+def test_figure_trajectory_draws_mean_and_spread(rows):
+    figure = figures.figure_trajectory(rows, 16, 50)
+    left, right = figure.axes
+    assert len(left.lines) == len(left.collections) == len(right.lines) == 6
+    assert left.lines[0].get_ydata().tolist() == rows[1]["trajectory"]["x0_mae_mean"]
+    assert right.lines[0].get_ydata().tolist() == rows[1]["trajectory"]["xt_mae_mean"]
+    assert left.get_xlim()[0] > left.get_xlim()[1]
+    with pytest.raises(UserError, match="trajectory"):
+        figures.figure_trajectory(rows, 16, 10)
+
+
+def make_alpha():
+    curves = {nfe: np.linspace(0.02, 0.98, nfe) for nfe in STEPS}
+    blocks = np.linspace(0.7, 1.0, 14)
+    return {
+        "alpha_bar": {str(nfe): curve.tolist() for nfe, curve in curves.items()},
+        "per_block": {str(nfe): np.outer(curve, blocks).tolist() for nfe, curve in curves.items()},
+        "histogram": {str(nfe): {"edges": np.linspace(0, 1, 21).tolist(), "counts": list(range(20))} for nfe in STEPS},
+    }
+
+
+def test_figure_alpha_marks_the_i_steps():
+    figure = figures.figure_alpha(make_alpha(), {str(nfe): steps for nfe, steps in STEPS.items()})
+    line = figure.axes[0]
+    assert line.lines[0].get_ydata().tolist() == make_alpha()["alpha_bar"]["50"]
+    assert [mark.get_xdata()[0] for mark in line.lines[1:]] == STEPS[50]
+    assert figure.axes[2].images[0].get_array().shape == (14, 50)
+
+
+def test_grid_enlarges_whole_pixels_and_keeps_columns_aligned(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), dtype=np.uint8)
+    picture = grid(list(images), ["DiT", "TokenCache"], ["0", "1", "2"])
+    pixels = np.asarray(picture)
+    right = pixels[-68:-4, -68:-4]  # the last tile, inside the outer gap
+    assert (right == images[1, 2].repeat(4, 0).repeat(4, 1)[..., None]).all()
+    assert (pixels[:, : picture.width - 3 * 68] < 128).any(), "row labels are drawn"
+    assert (pixels[:20] < 128).any(), "column labels are drawn"
+    colour = grid([np.full((1, 80, 80, 3), (255, 0, 0), np.uint8)], ["red"])
+    assert (np.asarray(colour)[4:84, -84:-4] == (255, 0, 0)).all()
+    save_grid(picture, tmp_path / "grid.png")
+    assert Path(tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ([np.zeros((2, 16, 16))], ["DiT"]),
+        ([np.zeros((2, 16, 16), np.uint8), np.zeros((3, 16, 16), np.uint8)], ["DiT", "FORA"]),
+        ([np.zeros((2, 16, 16), np.uint8)], ["DiT", "FORA"]),
+        ([], []),
+    ],
+)
+def test_grid_refuses_what_it_cannot_draw(images, labels):
+    with pytest.raises(UserError, match="grid"):
+        grid(images, labels)
