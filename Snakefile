@@ -1,4 +1,4 @@
-# tcbench: from a suite's config to its tables. Targets: tables (default), figures, all, pretrain, publish.
+# tcbench: from a suite's config to its tables. Targets: tables (default), figures, diagnostics, all, pretrain, publish.
 #   snakemake --cores all tables
 #   snakemake --cores all tables --config suite=digits
 # This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
@@ -52,3 +52,11 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.diagnostics.output if SUITE.trained_rows else [],
+
+
+rule publish:
+    input:
+        rules.all.input,
+    shell:
+        "tcbench publish {SUITE_FILE}"

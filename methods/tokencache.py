@@ -63,6 +63,8 @@ class TokenCache(Method):
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9).
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
+        training_batch_size: pairs of neighbouring steps per iteration.
+        alpha_samples: samples that alpha-bar is averaged over; the paper's batch is 256.
     """
 
     name = "tokencache"

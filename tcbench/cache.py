@@ -37,8 +37,9 @@ class Cache:
         if value_RND.requires_grad:
             raise RuntimeError(f"{unit} would be cached with a gradient attached; cached blocks are frozen")
         old, factors = self._entries.get(unit), [value_RND]
-        for past in old.factors[:order] if old else []:
-            factors.append((factors[-1] - past) / (step - old.step))
+        if old:
+            for past in old.factors[:order]:
+                factors.append((factors[-1] - past) / (step - old.step))
         self._entries[unit] = _Entry(step, factors)
 
     def refresh(self, unit: Unit, index_RK: Tensor, value_RKD: Tensor) -> None:

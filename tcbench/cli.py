@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, handler, help in (
         ("tables", _tables, "render the tables and sample grids"),
         ("figures", _figures, "render the figures"),
+        ("diagnostics", _diagnostics, "render the table of one-step local errors"),
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
@@ -109,7 +110,10 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: give KEY=VALUE")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: {value!r} is not a YAML value") from error
     return options
 
 
@@ -127,12 +131,21 @@ def _pretrain(parsed: argparse.Namespace) -> None:
     pretrain(_suite(parsed), parsed.what, parsed.out, _options(parsed.set))
 
 
+def _set_threads() -> None:
+    """One thread unless TCBENCH_THREADS asks for more: torch gives other bits with another number of threads, and a row's
+    numbers must not depend on the machine or on who started the job."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("TCBENCH_THREADS", "1")))
+
+
 def _train(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed, parsed.row)
     if suite.trained_row(parsed.row) != parsed.row:
         raise UserError(f"row {parsed.row}: trains nothing; rows that do: {', '.join(suite.trained_rows)}")
     from tcbench.stages.train import train_row
 
+    _set_threads()
     train_row(suite, parsed.row)
 
 
@@ -140,6 +153,7 @@ def _sample(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed, *parsed.rows)
     from tcbench.stages.sample import sample_rows
 
+    _set_threads()
     sample_rows(suite, tuple(parsed.rows))
 
 
@@ -147,6 +161,7 @@ def _score(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed, *parsed.rows)
     from tcbench.stages.score import score_rows
 
+    _set_threads()
     score_rows(suite, tuple(parsed.rows))
 
 
@@ -154,6 +169,7 @@ def _floor(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed)
     from tcbench.stages.score import measure_floor
 
+    _set_threads()
     measure_floor(suite)
 
 
@@ -161,6 +177,7 @@ def _latency(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed)
     from tcbench.stages.latency import measure_latency
 
+    _set_threads()
     measure_latency(suite)
 
 
@@ -170,6 +187,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         raise UserError(f"row {parsed.row}: has no predictor; rows that do: {', '.join(suite.trained_rows)}")
     from tcbench.stages.diagnose import diagnose_row
 
+    _set_threads()
     diagnose_row(suite, parsed.row)
 
 
@@ -189,6 +207,17 @@ def _figures(parsed: argparse.Namespace) -> None:
 
     suite = _suite(parsed)
     render_figures(suite, parsed.results or suite.folder)
+
+
+def _diagnostics(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_diagnostics
+
+    suite = _suite(parsed)
+    if not suite.trained_rows:
+        raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
+    folder = parsed.results or suite.folder
+    render_diagnostics(suite, folder)
+    print((folder / "tables" / "local_error.md").read_text(encoding="utf-8"))
 
 
 def _publish(parsed: argparse.Namespace) -> None:

@@ -121,7 +121,7 @@ class Suite(_Strict):
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
     metrics: tuple[Literal[METRICS], ...] = METRICS  # type: ignore[valid-type]
-    latency: Latency = Latency()
+    latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
     jobs: Literal["method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
@@ -234,9 +234,9 @@ def _explain(path: Path, problem: Any) -> str:
 
 
 def _check_rows(path: Path, suite: Suite) -> None:
-    for method in suite.defaults:
-        if method not in method_names():
-            raise UserError(f"{path}: defaults.{method}: no such method; known: {', '.join(method_names())}")
+    for known in suite.defaults:
+        if known not in method_names():
+            raise UserError(f"{path}: defaults.{known}: no such method; known: {', '.join(method_names())}")
     for name, row in suite.rows.items():
         field = f"{path}: rows.{name}"
         if not name.replace("-", "").replace(".", "").replace("_", "").isalnum():

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.ledger import Ledger, plan_macs
 from tcbench.method import Policy, Run
-from tcbench.models.dit import DiTAdapter, Modulation
+from tcbench.models.dit import DiTAdapter, DiTBlock, Modulation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
 
@@ -227,6 +227,6 @@ def soft_hidden(
     return x
 
 
-def _all_tokens(adapter: DiTAdapter, module: nn.Module, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
+def _all_tokens(adapter: DiTAdapter, module: DiTBlock, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
     h = adapter.branch_input(module, branch, x_RND, part)
     return adapter.mlp(module, h) if branch == "mlp" else adapter.attend(module, h, *adapter.keys_values(module, h))

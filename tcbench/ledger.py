@@ -64,9 +64,8 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
 
 def _tokens(decision: Decision | None, shape: ModelShape) -> tuple[int, Keys]:
     """(number of recomputed tokens, what they attend to)."""
-    who = decision.who if decision else ALL
-    if isinstance(who, Deferred):
-        who = who.like
+    decision = decision or Decision(ALL)
+    who = decision.who.like if isinstance(decision.who, Deferred) else decision.who
     match who:
         case All():
             return shape.num_tokens, "fresh"
@@ -74,7 +73,6 @@ def _tokens(decision: Decision | None, shape: ModelShape) -> tuple[int, Keys]:
             return 0, "fresh"
         case Tokens():
             return who.count, decision.keys
-    raise TypeError(f"unknown decision {who!r}")
 
 
 class Ledger:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from tcbench.errors import UserError
-from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
+from tcbench.plan import Branch, Plan, reverse_gaps, spread_by_scores, spread_evenly
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class ModelShape:
     num_tokens: int
     width: int
     grid: tuple[int, int]
-    branches: tuple[str, ...] = ("attn", "mlp")
+    branches: tuple[Branch, ...] = ("attn", "mlp")
     mlp_ratio: int = 4
     modulation: Macs = Macs()  # per block and row, whatever the number of tokens (adaLN's linear layer)
     outer: Macs = Macs()  # per row and step: embedding, timestep MLP, final layer

@@ -25,7 +25,7 @@ def _key(seed: int, index_n: Tensor, *purpose: int) -> Tensor:
     """One well-mixed int64 per sample for this purpose."""
     key = _mix(index_n + _mix(torch.full_like(index_n, seed) + _GAMMA))
     for number in purpose:
-        key = _mix(key + (number + 1) * _GAMMA)
+        key = _mix(key + torch.full_like(key, number + 1) * _GAMMA)  # in int64, which wraps around
     return key
 
 

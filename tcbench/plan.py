@@ -202,7 +202,7 @@ class Plan:
         return ", ".join(f"{unit}: {value}" for unit, value in self.summary().items())
 
 
-def every_unit(units: "list[Unit]", who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:
+def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:
     """The same decision for all of `units`."""
     return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
 

@@ -6,13 +6,17 @@ the reference's numerics). This adapter only calls its sub-modules one by one, i
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
-from diffusers import DiTTransformer2DModel
-from torch import Tensor, nn
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from torch import Tensor
 
 from tcbench.method import Macs, ModelShape
 from tcbench.models.specs import ModelSpec
+
+DiTBlock = Any
+"""diffusers' `BasicTransformerBlock`, whose sub-modules depend on its arguments and so have no static types."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class DiTAdapter:
     def __init__(self, model: DiTTransformer2DModel, spec: ModelSpec) -> None:
         self.model, self.spec = model, spec
         self.shape = dit_shape(spec)
-        self.blocks: list[nn.Module] = list(model.transformer_blocks)
+        self.blocks: list[DiTBlock] = list(model.transformer_blocks)
 
     def condition(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
         """Timestep plus label embedding, [R, D]; computed once because all blocks share one embedder."""
@@ -58,28 +62,28 @@ class DiTAdapter:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
-    def modulation(self, block: nn.Module, condition_RD: Tensor) -> dict[str, Modulation]:
+    def modulation(self, block: DiTBlock, condition_RD: Tensor) -> dict[str, Modulation]:
         """The block's modulation by branch; per row, so independent of how many tokens are computed."""
         parts = block.norm1.linear(block.norm1.silu(condition_RD))[:, None].chunk(6, dim=2)
         return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
 
-    def branch_input(self, block: nn.Module, branch: str, x_RKD: Tensor, part: Modulation) -> Tensor:
+    def branch_input(self, block: DiTBlock, branch: str, x_RKD: Tensor, part: Modulation) -> Tensor:
         """Normalised and modulated input of a branch, token by token."""
         norm = block.norm1.norm if branch == "attn" else block.norm3
         return norm(x_RKD) * (1 + part.scale) + part.shift
 
-    def keys_values(self, block: nn.Module, h_RKD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, block: DiTBlock, h_RKD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of some tokens, each [R, heads, K, head_dim]."""
         attention = block.attn1
         return self._heads(attention.to_k(h_RKD)), self._heads(attention.to_v(h_RKD))
 
-    def attend(self, block: nn.Module, h_RKD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, block: DiTBlock, h_RKD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of some tokens over the given keys and values, projected: [R, K, D]."""
         attention = block.attn1
         mixed = F.scaled_dot_product_attention(self._heads(attention.to_q(h_RKD)), keys, values)
         return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
 
-    def mlp(self, block: nn.Module, h_RKD: Tensor) -> Tensor:
+    def mlp(self, block: DiTBlock, h_RKD: Tensor) -> Tensor:
         """The MLP, token by token."""
         return block.ff(h_RKD)
 

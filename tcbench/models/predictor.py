@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tcbench.ledger import block_macs
 from tcbench.method import Macs, ModelShape
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.dit import DiTAdapter, DiTBlock
 
 
 class CachePredictor(nn.Module):
@@ -20,7 +20,7 @@ class CachePredictor(nn.Module):
 
     def __init__(self, adapter: DiTAdapter) -> None:
         super().__init__()
-        self.block = copy.deepcopy(adapter.blocks[0])
+        self.block: DiTBlock = copy.deepcopy(adapter.blocks[0])
         self.block.norm1.emb = None  # the model's embedder is shared and stays frozen
         shape = adapter.shape
         self.head = nn.Linear(shape.width, shape.num_blocks)

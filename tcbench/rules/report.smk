@@ -1,4 +1,4 @@
-TABLES = ["table2"] + (["table1", "local_error"] if SUITE.trained_rows else [])
+TABLES = ["table2"] + (["table1"] if SUITE.trained_rows else [])
 FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.trained_rows else [])
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 
@@ -8,7 +8,6 @@ rule render_tables:
         scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
         floor=rules.floor.output,
         latency=rules.latency.output,
-        diagnostics=expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.trained_rows),
         code=source_files("report"),
     output:
         expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=TABLES, kind=["csv", "md", "tex", "html"]),
@@ -40,9 +39,15 @@ rule render_figures:
         "tcbench figures {SUITE_FILE} 2> {log}"
 
 
-rule publish:
+rule diagnostics:
     input:
-        rules.render_tables.output,
-        rules.render_figures.output,
+        expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.trained_rows),
+        code=source_files("report"),
+    output:
+        expand(f"{RESULTS}/tables/local_error.{{kind}}", kind=["csv", "md", "tex", "html"]),
+    log:
+        f"{RESULTS}/logs/diagnostics.log",
+    threads: 1
     shell:
-        "tcbench publish {SUITE_FILE}"
+        "tcbench diagnostics {SUITE_FILE} 2> {log}"
+

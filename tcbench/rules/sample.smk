@@ -46,9 +46,9 @@ rule latency:
         settings=[[SUITE.row_settings(row) for row in SUITE.rows], SUITE.latency.model_dump()],
     log:
         f"{RESULTS}/logs/latency.log",
-    # All cores, so that nothing else runs beside a measurement; the shell line keeps torch at one thread.
+    # All cores, so that nothing else runs beside a measurement; torch itself stays at one thread (tcbench.cli).
     threads: workflow.cores
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "OMP_NUM_THREADS=1 tcbench latency {SUITE_FILE} 2> {log}"
+        "tcbench latency {SUITE_FILE} 2> {log}"

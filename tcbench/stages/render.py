@@ -15,7 +15,7 @@ from tcbench.report.tables import table1, table2, table_local_error
 
 
 def render_tables(suite: Suite, folder: Path) -> None:
-    """Write tables/ below `folder`, from the scores, latency and diagnostics there."""
+    """Write tables/ below `folder`, from the scores and latency there."""
     rows = read_rows(folder, list(suite.rows))
     latency, floor = read_json(folder / "latency.json"), read_json(folder / "scores" / "floor.json")
     stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None
@@ -23,12 +23,17 @@ def render_tables(suite: Suite, folder: Path) -> None:
         "table2": table2(rows, latency, floor, differs=suite.differs, guidance_scale=suite.guidance.scale),
     }
     if suite.trained_rows:
-        diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.trained_rows]
-        nfe = {row: suite.rows[row].nfe for row in suite.trained_rows}
         tables["table1"] = table1(rows, differs=suite.differs, stands_for=stands_for)
-        tables["local_error"] = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
     for name, table in tables.items():
         table.write(folder / "tables", name)
+
+
+def render_diagnostics(suite: Suite, folder: Path) -> None:
+    """Write tables/local_error.* below `folder`, from the diagnostics there."""
+    diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.trained_rows]
+    nfe = {row: suite.rows[row].nfe for row in suite.trained_rows}
+    table = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
+    table.write(folder / "tables", "local_error")
 
 
 def render_grids(suite: Suite, folder: Path) -> None:
@@ -36,7 +41,7 @@ def render_grids(suite: Suite, folder: Path) -> None:
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
         rows = [name for name, row in suite.rows.items() if row.nfe == nfe]
         first = {row: _first_images(folder / "samples" / row, suite.figure.columns) for row in rows}
-        labels = [suite.rows[row].label or type(suite.method(row)).label + _knob(suite, row) for row in rows]
+        labels = [(suite.rows[row].label or type(suite.method(row)).label) + _knob(suite, row) for row in rows]
         save_grid(grid([image for image, _ in first.values()], labels), folder / "grids" / f"nfe{nfe}.png")
         for row, label in zip(rows, labels, strict=True):
             images = [first[suite.reference(row)][0], first[row][0]]
@@ -44,8 +49,10 @@ def render_grids(suite: Suite, folder: Path) -> None:
 
 
 def _knob(suite: Suite, row: str) -> str:
+    """The method's budget in words, where it is set."""
     method = suite.method(row)
-    return f" ({method.knob} {getattr(method, method.knob)})" if method.knob else ""
+    value = getattr(method, method.knob) if method.knob else None
+    return f" ({method.knob.replace('_', ' ').removeprefix('num ')} {value})" if value else ""
 
 
 def _first_images(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from tcbench.config import Suite
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
+from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
-from tcbench.sampling import sample_batch
+from tcbench.sampling import respaced_timesteps, sample_batch
 from tcbench.sources import source_digest
 from tcbench.stages.common import ReadyRow, artefacts_folder, load_adapter, ready_row, sampler_settings, weights_digest
 
@@ -106,6 +107,8 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "row": row,
             "settings": suite.row_settings(row),
             "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
+            "timesteps": respaced_timesteps(method.sampled_steps(suite.rows[row].nfe), suite.spacing),
+            "resolution": MODELS[suite.model].sample_size,
             "samples": suite.samples,
             "batch_size": suite.batch_size,
             "i_steps": records[0]["i_steps"],

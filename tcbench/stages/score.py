@@ -12,9 +12,7 @@ from tcbench.data import load_images, to_uint8
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, read_tensors, sha256, write_json, write_tensors
 from tcbench.metrics import Extractor, Features, Real, Samples, make_extractor, real_floor, score_row, trajectory_mae
-from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
-from tcbench.sampling import respaced_timesteps
 from tcbench.sources import source_digest
 
 
@@ -63,7 +61,7 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
     if row != reference:
         other_manifest, other = read_images(suite, reference)
         uncached = _samples(suite, reference, other_manifest, other, extractor)
-        trajectory = _trajectory(suite, manifest, tensors, other)
+        trajectory = _trajectory(manifest, tensors, other)
     settings, method = suite.rows[row], suite.method(row)
     groups = stats.batches(manifest["samples"], manifest["batch_size"])
     return {
@@ -73,7 +71,7 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
         "label": settings.label or type(method).label,
         "nfe": settings.nfe,
         "sampled_steps": manifest["sampled_steps"],
-        "resolution": MODELS[suite.model].sample_size,
+        "resolution": manifest["resolution"],
         "model": suite.model,
         "settings": method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
@@ -86,7 +84,7 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
         "trajectory": trajectory,
-        "paper": settings.paper.model_dump(by_alias=True) if settings.paper else None,
+        "paper": settings.paper.model_dump(by_alias=True, exclude_none=True) if settings.paper else None,
         "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
         | {"samples": manifest["provenance"]},
     }
@@ -107,13 +105,13 @@ def _samples(
 
 
 def _trajectory(
-    suite: Suite, manifest: dict[str, Any], tensors: dict[str, Tensor], reference: dict[str, Tensor]
+    manifest: dict[str, Any], tensors: dict[str, Tensor], reference: dict[str, Tensor]
 ) -> dict[str, Any] | None:
     """Fig. 10's two deviations per step, mean and spread over samples; none if the steps have no counterparts."""
     if tensors["xt"].shape != reference["xt"].shape or not tensors["xt"].shape[1]:
         return None
     deviations = {name: trajectory_mae(tensors[name], reference[name]) for name in ("x0", "xt")}
-    summary: dict[str, Any] = {"timesteps": respaced_timesteps(manifest["sampled_steps"], suite.spacing)}
+    summary: dict[str, Any] = {"timesteps": manifest["timesteps"]}
     for name, mae_SB in deviations.items():
         summary[f"{name}_mae_mean"] = mae_SB.mean(1).tolist()
         summary[f"{name}_mae_std"] = mae_SB.std(1).tolist()

@@ -2,12 +2,14 @@
 
 Both learn from pairs of neighbouring steps of the inference grid. x at the earlier step is the data noised to its
 timestep; one uncached, unguided DDIM step leads to the later one. The cache the later step sees is filled by the
-uncached forward at the earlier one (Alg. 1; docs/reproduction-notes.md, "Training", has the choices that the paper leaves open).
+uncached forward at the earlier one (Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper
+leaves open.
 """
 
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from tcbench.files import read_json, read_tensors, sha256, write_json, write_ten
 from tcbench.method import Artefacts, CollectScores, Look, Method, Run, Stage, TrainRefiners, TrainScorer
 from tcbench.models.dit import DiTAdapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Hold, Plan, every_unit
+from tcbench.plan import ALL, Block, Hold, Plan, Unit, every_unit
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_noise, sample_labels, start_run
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
@@ -83,7 +85,9 @@ def train(
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
     sampler = ReferenceDDIM(method.sampled_steps(nfe), settings.spacing)
-    artefacts, refiners, log = Artefacts(), {}, {"seed": seed, "nfe": nfe, "stages": []}
+    artefacts = Artefacts()
+    refiners: dict[str, Tensor] = {}
+    log: dict[str, Any] = {"seed": seed, "nfe": nfe, "stages": []}
     run = Run(adapter.shape, sampler.timesteps, False, torch.arange(0))
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
@@ -125,7 +129,7 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
             tokens, condition = pairs.embed(later, step + 1, label)
             target, fresh = uncached_updates(adapter, tokens, condition)
         alpha_RLN = scorer(adapter, tokens, condition)[:, : stage.free_blocks]
-        gates = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
+        gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(tokens, fresh) if stage.recursion == "literal" else None
         cache_loss = F.mse_loss(soft_hidden(adapter, tokens, condition, gates, cached, inputs), target)
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
@@ -142,7 +146,7 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
     return scorer.eval().requires_grad_(False), history
 
 
-def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> tuple[Tensor, dict[Block, Tensor]]:
+def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> tuple[Tensor, dict[Unit, Tensor]]:
     """(x^L, every block's update f^l), without a gradient."""
     run = Run(adapter.shape, (0,), False, torch.arange(len(tokens)))
     engine = Engine(adapter, run)
@@ -152,7 +156,7 @@ def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> 
     return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}
 
 
-def _block_inputs(tokens: Tensor, updates: dict[Block, Tensor]) -> list[Tensor]:
+def _block_inputs(tokens: Tensor, updates: dict[Unit, Tensor]) -> list[Tensor]:
     """x^0..x^{L-1} of the uncached path."""
     inputs = [tokens]
     for update in list(updates.values())[:-1]:

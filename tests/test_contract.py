@@ -1,0 +1,280 @@
+"""What every method x adapter must keep: each rule runs on every file of methods/, found by name, with no list here.
+
+A method is tried with its default options and with every other value of every option that is a choice. Options whose
+default asks for more steps or blocks than a small model has are scaled down by `SMALL`.
+"""
+
+import json
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tcbench.engine import Engine
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, Method
+from tcbench.models.dit import DiTAdapter
+from tcbench.models.predictor import CachePredictor
+from tcbench.plan import ALL, Block, Keys, Plan, Site, Span, Tokens, every_unit
+from tcbench.registry import make_method, method_class, method_names
+from tcbench.sampling import SamplerSettings, Samples, sample_batch
+
+from .conftest import make_adapter, make_run, model_inputs
+
+ADAPTERS = ["tiny-dit"]
+NFE = 5
+SMALL = {"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7}
+SETTINGS = SamplerSettings(guidance_scale=1.5, seed=3)
+
+
+def small_method(name: str, options: dict[str, Any]) -> Method:
+    fields = method_class(name).model_fields
+    return make_method(name, {key: value for key, value in SMALL.items() if key in fields} | options)
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """No options, then every value but the default of every option that is a choice."""
+    fields = method_class(name).model_fields
+    choices = {option: info for option, info in fields.items() if get_origin(info.annotation) is Literal}
+    others = [
+        {option: value}
+        for option, info in choices.items()
+        for value in get_args(info.annotation)
+        if value != info.default
+    ]
+    return [{}, *others]
+
+
+METHODS = [
+    pytest.param(name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items())]))
+    for name in method_names()
+    for options in variants(name)
+]
+
+over_adapters = pytest.mark.parametrize("model", ADAPTERS)
+over_methods = pytest.mark.parametrize(("name", "options"), METHODS)
+
+
+@cache
+def adapter_of(model: str, device: str = "cpu") -> DiTAdapter:
+    return make_adapter(model, device)
+
+
+def artefacts_for(adapter: DiTAdapter, steps: int) -> Artefacts:
+    """What training would have made: a scorer that tells tokens and blocks apart, and a mean score per step."""
+    scorer = CachePredictor(adapter)
+    if not scorer.head.weight.is_meta:
+        torch.nn.init.normal_(scorer.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    scorer.eval().requires_grad_(False)
+    return Artefacts({"predictor": scorer}, tuple(0.5 + 0.01 * step for step in range(steps)))
+
+
+def sample(model: str, method: Method, *index: int) -> Samples:
+    adapter = adapter_of(model)
+    artefacts = artefacts_for(adapter, method.sampled_steps(NFE))
+    return sample_batch(adapter, method, NFE, SETTINGS, torch.tensor(index), artefacts)
+
+
+sample_once = cache(sample)
+
+
+def broken(rule: str, name: str) -> str:
+    return f"methods/{name}.py breaks the rule: {rule}"
+
+
+def plain(adapter: DiTAdapter, timestep: int, latent: Tensor, label: Tensor) -> Tensor:
+    """diffusers' own forward."""
+    return adapter.model(latent, torch.full((len(latent),), timestep), class_labels=label).sample
+
+
+# --- off is off
+
+
+def everything(adapter: DiTAdapter) -> dict[str, Plan]:
+    """Every way of saying that all is computed."""
+    shape = adapter.shape
+    blocks = range(shape.num_blocks)
+    units = {
+        "Site": [Site(block, branch) for block in blocks for branch in shape.branches],
+        "Block": [Block(block) for block in blocks],
+        "Span": [Span(0, 1), Span(1, shape.num_blocks)],
+    }
+    plans = {
+        f"{kind}-{keys}": every_unit(of_kind, ALL, keys=keys)
+        for kind, of_kind in units.items()
+        for keys in get_args(Keys)
+    }
+    return {"empty": Plan(), **plans}
+
+
+@over_adapters
+@pytest.mark.parametrize("case", everything(make_adapter("tiny-dit", "meta")))
+def test_off_is_off(model: str, case: str) -> None:
+    adapter = adapter_of(model)
+    latent, label = model_inputs(adapter, rows=4)
+    run = make_run(adapter, NFE, torch.arange(2))
+    engine = Engine(adapter, run)
+    with torch.inference_mode():
+        for step in (0, NFE - 1):
+            x, condition = engine.embed(step, latent, label)
+            output = adapter.unembed(engine.hidden(everything(adapter)[case], step, x, condition), condition)
+            assert torch.equal(output, plain(adapter, run.timesteps[step], latent, label)), f"off is off: {case}"
+
+
+@over_adapters
+@over_methods
+def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[str, Any]) -> None:
+    adapter, method = adapter_of(model), small_method(name, options)
+    latent, label = model_inputs(adapter, rows=4)
+    steps = method.sampled_steps(NFE)
+    run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
+    with torch.inference_mode():
+        output = Engine(adapter, run, method.start(run))(0, latent, label)
+        assert torch.equal(output, plain(adapter, run.timesteps[0], latent, label)), broken("full first step", name)
+
+
+# --- the ledger
+
+
+@over_adapters
+@over_methods
+@pytest.mark.parametrize("samples", [1, 3])
+def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any], samples: int) -> None:
+    """On meta tensors, where torch's counter sees attention and a read-back by the host would raise."""
+    adapter, method = adapter_of(model, "meta"), small_method(name, options)
+    steps = method.sampled_steps(NFE)
+    run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
+    engine = Engine(adapter, run, method.start(run))
+    latent, label = model_inputs(adapter, rows=2 * samples)
+    for step in range(run.nfe):
+        before = engine.ledger.totals()["per_sample"] * samples
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            engine(step, latent, label)
+        charged = engine.ledger.totals()["per_sample"] * samples - before
+        assert charged == counter.get_total_flops() / 2, broken(f"MACs of step {step} as torch counts them", name)
+
+
+@over_adapters
+@over_methods
+def test_no_host_read_between_plan_and_output(model: str, name: str, options: dict[str, Any]) -> None:
+    """Plans are made on the CPU and executed on meta tensors, on which every read of a value raises."""
+    adapter, device_less, method = adapter_of(model), adapter_of(model, "meta"), small_method(name, options)
+    steps = method.sampled_steps(NFE)
+    run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
+    planner, engine = Engine(adapter, run, method.start(run)), Engine(device_less, run)
+    embedded = model_inputs(adapter, rows=4)
+    for step in range(run.nfe):
+        with torch.inference_mode():
+            x, condition = planner.embed(step, *embedded)
+            plan = on_meta(planner.plan(step, x, condition))
+            try:
+                engine.hidden(plan, step, x.to("meta"), condition.to("meta"))
+            except (RuntimeError, NotImplementedError) as error:
+                pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
+
+
+def on_meta(plan: Plan) -> Plan:
+    return Plan(
+        {
+            unit: replace(decision, who=Tokens(decision.who.index_RK.to("meta")))
+            if isinstance(decision.who, Tokens)
+            else decision
+            for unit, decision in plan.decisions.items()
+        }
+    )
+
+
+# --- schedules and plans
+
+
+@over_adapters
+@over_methods
+def test_i_steps_are_the_full_plans(model: str, name: str, options: dict[str, Any]) -> None:
+    samples = sample_once(model, small_method(name, options), 0, 1)
+    full = tuple(step for step, plan in enumerate(samples.plans) if all(value == "all" for value in plan.values()))
+    assert full and full[0] == 0, broken("the first step is full", name)
+    assert samples.i_steps == full, broken("i_steps are the steps whose plans compute everything", name)
+
+
+@over_adapters
+@over_methods
+def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
+    plans = sample_once(model, small_method(name, options), 0, 1).plans
+    assert json.loads(json.dumps(plans)) == plans, broken("plans round-trip through JSON", name)
+
+
+# --- determinism and independence
+
+
+@over_adapters
+@over_methods
+def test_runs_repeat_and_leave_nothing_behind(model: str, name: str, options: dict[str, Any]) -> None:
+    method = small_method(name, options)
+    first = sample_once(model, method, 0, 1)
+    other = sample(model, method, 5, 6)
+    again = sample(model, method, 0, 1)
+    assert torch.equal(first.image, again.image), broken("the same batch twice gives the same bits", name)
+    assert first.plans == again.plans, broken("the same batch twice gives the same plans", name)
+    assert not torch.equal(first.image, other.image), broken("other samples differ", name)
+
+
+@over_adapters
+@over_methods
+def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[str, Any]) -> None:
+    """TokenCache's shared block ratio couples a batch by design (Eq. 12), so it is tried without it."""
+    method = small_method(name, options)
+    if getattr(method, "allocation", None) == "batch":
+        method = method.model_copy(update={"allocation": "uniform"})
+    together, reordered, alone = (sample(model, method, *index).image for index in ([4, 7, 9], [9, 2, 4, 0], [4]))
+    for image, where in ((reordered[2], "another batch"), (alone[0], "a batch of its own")):
+        deviation = (image - together[0]).abs().max() / together[0].abs().max()
+        assert deviation <= 1e-5, broken(f"a sample is the same in {where}", name)
+
+
+@over_adapters
+@over_methods
+def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options: dict[str, Any]) -> None:
+    """With the same input in both halves, so that only random numbers could tell their tokens apart."""
+    adapter, method = adapter_of(model), small_method(name, options)
+    steps = method.sampled_steps(NFE)
+    run = make_run(adapter, steps, torch.arange(3), artefacts_for(adapter, steps))
+    engine = Engine(adapter, run, method.start(run))
+    latent, label = (half.repeat(2, *[1] * (half.ndim - 1)) for half in model_inputs(adapter, rows=3))
+    for step in range(run.nfe):
+        with torch.inference_mode():
+            plan = engine.plan(step, *engine.embed(step, latent, label))
+        for unit, decision in plan.decisions.items():
+            if isinstance(decision.who, Tokens):
+                conditional, unconditional = decision.who.index_RK.sort(dim=1).values.chunk(2)
+                assert torch.equal(conditional, unconditional), broken(f"halves choose alike at {unit}", name)
+
+
+# --- options
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_options(name: str) -> None:
+    cls = method_class(name)
+    required = [option for option, info in cls.model_fields.items() if info.is_required()]
+    assert not required, broken("every option has a default", name)
+    assert cls.knob is None or cls.knob in cls.model_fields, broken("the knob is an option", name)
+    undocumented = [option for option in cls.model_fields if option not in documented(cls)]
+    assert not undocumented, broken("every option is in the docstring", name)
+    with pytest.raises(UserError) as caught:
+        make_method(name, {"no_such_option": 1})
+    text = str(caught.value)
+    assert f"methods/{name}.py" in text and "no_such_option" in text and "\n" not in text
+    assert all(option in text for option in cls.model_fields), broken(
+        "a wrong option is answered with the right ones", name
+    )
+
+
+def documented(cls: type[Method]) -> str:
+    """The docstring, `prefix_*` standing for every option that starts so."""
+    text = cls.__doc__ or ""
+    groups = [word.rstrip("*:,") for word in text.split() if word.rstrip(":,").endswith("_*")]
+    return text + " ".join(option for option in cls.model_fields if any(option.startswith(group) for group in groups))

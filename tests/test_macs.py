@@ -1,0 +1,181 @@
+"""The MAC ruler against torch's counter, against hand-made sums, and against the cells of the paper's Table II."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tcbench.cli import main
+from tcbench.costing import macs_of
+from tcbench.errors import UserError
+from tcbench.ledger import Ledger, attention_macs, block_macs, plan_macs
+from tcbench.method import Macs, ModelShape
+from tcbench.models.dit import dit_shape
+from tcbench.models.specs import MODELS
+from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Span, Tokens, every_unit
+from tcbench.registry import make_method
+
+from .conftest import make_adapter, model_inputs
+
+SMALL = ModelShape(num_blocks=3, num_tokens=4, width=8, grid=(2, 2), modulation=Macs(100), outer=Macs(1000, 10))
+
+# (resolution, NFE, method, options, TMACs in the paper's "TFLOPs" column)
+TABLE_2 = [
+    (256, 250, "uncached", {}, 59.34),
+    (256, 250, "fewer_steps", {"steps": 125}, 29.67),
+    (256, 250, "fewer_steps", {"steps": 84}, 19.94),
+    (256, 250, "fora", {"interval": 3}, 20.02),
+    (256, 250, "tokencache", {}, 19.70),
+    (256, 50, "uncached", {}, 11.86),
+    (256, 50, "fewer_steps", {"steps": 26}, 6.17),
+    (256, 50, "fewer_steps", {"steps": 21}, 4.98),
+    (256, 50, "fora", {"num_full_steps": 21}, 4.99),
+    (256, 50, "tokencache", {}, 4.94),
+    (256, 20, "uncached", {}, 4.74),
+    (256, 20, "fewer_steps", {"steps": 14}, 3.32),
+    (256, 20, "fewer_steps", {"steps": 12}, 2.84),
+    (256, 20, "tokencache", {}, 2.74),
+    (256, 10, "uncached", {}, 2.37),
+    (256, 10, "fewer_steps", {"steps": 8}, 1.89),
+    (256, 10, "fewer_steps", {"steps": 7}, 1.66),
+    (256, 10, "tokencache", {}, 1.64),
+    (512, 50, "uncached", {}, 52.48),
+    (512, 50, "fewer_steps", {"steps": 28}, 29.38),
+    (512, 50, "tokencache", {}, 28.89),
+    (512, 20, "uncached", {}, 20.99),
+    (512, 20, "fewer_steps", {"steps": 12}, 12.59),
+    (512, 20, "tokencache", {}, 12.86),
+]
+
+
+def dit(resolution: int) -> str:
+    return f"dit-xl-2-{resolution}"
+
+
+# --- the paper's cells
+
+
+@pytest.mark.parametrize(("resolution", "nfe", "method", "options", "tmacs"), TABLE_2)
+def test_cells_of_table_2(resolution: int, nfe: int, method: str, options: dict, tmacs: float) -> None:
+    totals = macs_of(dit(resolution), make_method(method, options), nfe)
+    for rule in ("per_sample_without_overheads", "paper_rule"):
+        assert totals[rule] / 1e12 == pytest.approx(tmacs, rel=0.01), rule
+    if method in ("uncached", "fewer_steps"):  # the paper's digits, rounded or truncated
+        assert totals["paper_rule"] / 1e12 == pytest.approx(tmacs, abs=0.011)
+
+
+@pytest.mark.parametrize(("resolution", "nfe", "full"), [(256, 50, 12), (256, 10, 6), (512, 20, 10)])
+def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, full: int) -> None:
+    totals = macs_of(dit(resolution), make_method("tokencache", {}), nfe)
+    shape = dit_shape(MODELS[dit(resolution)])
+    once = block_macs(shape, shape.num_tokens).matmul + shape.width * shape.num_blocks * shape.num_tokens
+    assert totals["full_steps"] == full
+    assert totals["by_tag"]["predictor"] == 2 * (nfe - full) * once
+    assert totals["per_sample"] == totals["per_sample_without_overheads"] + totals["by_tag"]["predictor"]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "matmul", "paper_rule"), [(256, 118.6214e9, 118.6887e9), (512, 524.5383e9, 524.8073e9)]
+)
+def test_one_forward_of_dit_xl(resolution: int, matmul: float, paper_rule: float) -> None:
+    macs = plan_macs(Plan(), dit_shape(MODELS[dit(resolution)]))
+    assert macs.matmul == pytest.approx(matmul, abs=5e4)
+    assert macs.paper_rule == pytest.approx(paper_rule, abs=5e4)
+
+
+# --- torch's counter
+
+
+@pytest.mark.parametrize("model", ["dit-xl-2-256", "dit-xl-2-512", "digits-dit", "tiny-dit"])
+def test_whole_model_by_torchs_counter(model: str) -> None:
+    """diffusers' forward runs the timestep MLP in every block and again before its final layer; here it runs once."""
+    adapter, rows = make_adapter(model, "meta"), 2
+    latent, label = model_inputs(adapter, rows)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        adapter.model(latent, torch.zeros(rows, dtype=torch.int64, device="meta"), class_labels=label)
+    shape = adapter.shape
+    timestep_mlp = 256 * shape.width + shape.width**2
+    ours = plan_macs(Plan(), shape).matmul + shape.num_blocks * timestep_mlp
+    assert counter.get_total_flops() == 2 * rows * ours
+
+
+# --- by hand: width 8, 4 tokens, of which 2 are recomputed
+
+
+@pytest.mark.parametrize(
+    ("keys", "attention", "norms"),
+    [
+        ("cached", 2 * 8 * 8 * 4 + 2 * 2 * 4 * 8, 2 * 8),  # q, k, v, o of 2 tokens; both products over 4 keys
+        ("fresh", 2 * 8 * 8 * 4 + 2 * 2 * 2 * 8, 2 * 8),  # over 2 keys
+        ("recomputed", 2 * 8 * 8 * 2 + 4 * 8 * 8 * 2 + 2 * 2 * 4 * 8, 4 * 8),  # q, o of 2 tokens; k, v of 4
+    ],
+)
+def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
+    mlp = Macs(2 * 8 * 32 * 2, 2 * 8)
+    assert attention_macs(SMALL, 2, keys) == Macs(attention, norms)
+    assert block_macs(SMALL, 2, keys) == Macs(attention, norms) + mlp + Macs(100)
+    plan = Plan({Block(1): Decision(Tokens(torch.zeros(1, 2, dtype=torch.int64)), keys=keys)})
+    others = block_macs(SMALL, 4) * 2
+    assert plan_macs(plan, SMALL) == Macs(1000, 10) + others + Macs(attention + 100, norms) + mlp
+
+
+def test_nothing_recomputed() -> None:
+    """A held block or span costs nothing; held branches still cost the modulation that gates them."""
+    everything = 3 * (4 * 4 * 64 + 2 * 16 * 8 + 4 * 2 * 256 + 100)
+    sites = [Site(block, branch) for block in range(3) for branch in SMALL.branches]
+    assert plan_macs(Plan(), SMALL).matmul == 1000 + everything
+    assert plan_macs(every_unit([Block(0), Span(1, 3)], ALL), SMALL).matmul == 1000 + everything
+    assert plan_macs(every_unit([Block(0), Span(1, 3)], NONE), SMALL) == Macs(1000, 10)
+    assert plan_macs(every_unit(sites, NONE), SMALL) == Macs(1000 + 3 * 100, 10)
+
+
+@pytest.mark.parametrize("rows_per_sample", [1, 2])
+def test_ledger_totals(rows_per_sample: int) -> None:
+    ledger = Ledger(rows_per_sample)
+    ledger.charge("model", Macs(100, 5))
+    ledger.charge("model", Macs(10, 1))
+    ledger.charge("predictor", Macs(7, 3))
+    assert ledger.totals() == {
+        "per_sample": rows_per_sample * 117,
+        "per_sample_without_overheads": rows_per_sample * 110,
+        "paper_rule": rows_per_sample * (110 + 4 * 6),
+        "by_tag": {"model": rows_per_sample * 110, "predictor": rows_per_sample * 7},
+    }
+
+
+# --- the command
+
+
+def test_command_prints_json(capsys) -> None:
+    assert main("macs --model dit-xl-2-256 --method tokencache --nfe 50 --json".split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps(macs_of("dit-xl-2-256", make_method("tokencache", {}), 50)))
+    assert set(printed) == {
+        "model",
+        "method",
+        "options",
+        "nfe",
+        "sampled_steps",
+        "full_steps",
+        "per_sample",
+        "per_sample_without_overheads",
+        "paper_rule",
+        "by_tag",
+    }
+    assert (printed["nfe"], printed["sampled_steps"], printed["full_steps"]) == (50, 50, 12)
+
+
+def test_command_prints_text(capsys) -> None:
+    assert main("macs --model dit-xl-2-256 --method tokencache --nfe 50 --set cache_ratio=0.5".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    totals = macs_of("dit-xl-2-256", make_method("tokencache", {"cache_ratio": 0.5}), 50)
+    assert "tokencache on dit-xl-2-256, NFE 50" in lines[0]
+    assert [line.split()[-2:] for line in lines[1:4]] == [
+        [f"{totals[key] / 1e12:.4f}", "T"] for key in ("per_sample", "per_sample_without_overheads", "paper_rule")
+    ]
+
+
+def test_numbers_the_paper_does_not_name_are_asked_for() -> None:
+    with pytest.raises(UserError, match=r"tokencache: the paper names no num_full_steps and beta for 256 tokens"):
+        macs_of("dit-xl-2-256", make_method("tokencache", {}), 30)

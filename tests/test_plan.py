@@ -1,0 +1,211 @@
+"""Plans as data, and the budget arithmetic that methods share."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, ModelShape, Run, full_steps
+from tcbench.plan import (
+    ALL,
+    NONE,
+    Block,
+    Decision,
+    Deferred,
+    Forecast,
+    Plan,
+    Site,
+    Span,
+    Tokens,
+    Unit,
+    allocate_evenly,
+    allocate_tokens,
+    every_unit,
+    reverse_gaps,
+    spread_by_scores,
+    spread_evenly,
+    top_tokens,
+)
+
+FLAT_50_12 = (0, 14, 20, 24, 28, 32, 35, 38, 40, 43, 45, 47)
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Block(1), Site(1, "attn")),
+        (Site(2, "mlp"), Span(0, 3)),
+        (Span(0, 2), Span(1, 3)),
+        (Block(0), Span(0, 4)),
+    ],
+    ids=str,
+)
+def test_overlaps_are_refused(first: Unit, second: Unit) -> None:
+    for units in ([first, second], [second, first]):
+        with pytest.raises(ValueError, match="overlap") as caught:
+            every_unit(units, ALL)
+        assert str(first) in str(caught.value) and str(second) in str(caught.value)
+
+
+def test_neighbours_do_not_overlap() -> None:
+    plan = every_unit([Span(0, 2), Block(2), Site(3, "attn"), Site(3, "mlp")], NONE)
+    assert plan.spans() == {0: Span(0, 2)}
+    assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
+
+
+def test_plans_can_be_read() -> None:
+    index = torch.tensor([[3, 1]])
+    plan = Plan(
+        {
+            Block(0): Decision(ALL),
+            Site(1, "attn"): Decision(Tokens(index), Forecast(2), "cached"),
+            Span(2, 4): Decision(Deferred(lambda x: NONE, like=ALL)),
+        }
+    )
+    assert plan.summary() == {
+        "block 0": "all",
+        "block 1 attn": 2,
+        "blocks 2-3": "decided at the block (like all)",
+    }
+    assert str(plan) == "block 0: all, block 1 attn: 2, blocks 2-3: decided at the block (like all)"
+    assert str(Plan()) == "everything computed, nothing cached"
+
+
+def test_top_tokens_are_the_highest_of_each_row() -> None:
+    tokens = top_tokens(torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.8, 0.2, 0.6, 0.4]]), 2)
+    assert tokens.count == 2
+    assert tokens.index_RK.sort(dim=1).values.tolist() == [[1, 3], [0, 2]]
+
+
+# --- I-steps
+
+
+@given(st.integers(1, 300), st.data())
+def test_spread_evenly(nfe: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, nfe))
+    steps = spread_evenly(count, nfe)
+    gaps = [b - a for a, b in zip(steps, [*steps[1:], nfe], strict=True)]
+    assert len(set(steps)) == count and steps[0] == 0 and steps[-1] < nfe
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_impossible_counts_are_refused(count: int) -> None:
+    for spread in (lambda: spread_evenly(count, 10), lambda: spread_by_scores((0.5,) * 10, count, -1.0)):
+        with pytest.raises(UserError, match=rf"num_full_steps={count} must lie between 1 and .*10"):
+            spread()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("beta", [-8000.0, -1.0])
+def test_a_flat_alpha_bar_gives_late_steps(level: float, beta: float) -> None:
+    """Then gamma is the logarithm of the number of steps so far, whatever the level and beta."""
+    assert spread_by_scores((level,) * 50, 12, beta) == FLAT_50_12
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=60),
+    st.floats(-8000, 0),
+    st.data(),
+)
+def test_spread_by_scores_gives_exactly_count_steps(alpha_bar: list[float], beta: float, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(alpha_bar)))
+    steps = spread_by_scores(tuple(alpha_bar), count, beta)
+    assert len(set(steps)) == len(steps) == count
+    assert steps[0] == 0 and steps[-1] < len(alpha_bar) and list(steps) == sorted(steps)
+
+
+def test_spread_by_scores_is_denser_where_scores_are_low() -> None:
+    """beta is negative, so steps with low scores add most to gamma."""
+    early = spread_by_scores((0.0,) * 10 + (0.01,) * 40, 10, -500.0)
+    late = spread_by_scores((0.01,) * 40 + (0.0,) * 10, 10, -500.0)
+    assert sum(step >= 40 for step in late) > sum(step >= 40 for step in early)
+
+
+@given(st.integers(2, 80), st.data())
+def test_reverse_gaps(nfe: int, data: st.DataObject) -> None:
+    later = data.draw(st.sets(st.integers(1, nfe - 1)))
+    steps = (0, *sorted(later))
+    reverse = reverse_gaps(steps, nfe)
+
+    def gaps(chosen: tuple[int, ...]) -> list[int]:
+        return [b - a for a, b in zip(chosen, [*chosen[1:], nfe], strict=True)]
+
+    assert reverse[0] == 0 and len(reverse) == len(steps)
+    assert gaps(reverse) == gaps(steps)[::-1]
+    assert Counter(gaps(reverse)) == Counter(gaps(steps))
+    assert reverse_gaps(reverse, nfe) == steps
+
+
+def test_full_steps_by_schedule() -> None:
+    shape = ModelShape(num_blocks=2, num_tokens=4, width=8, grid=(2, 2))
+    trained = Run(shape, tuple(range(50)), True, torch.arange(1), artefacts=Artefacts(alpha_bar=(0.5,) * 50))
+    assert full_steps(trained, 12, "adaptive", -8000) == FLAT_50_12
+    assert full_steps(trained, 12, "reversed", -8000) == reverse_gaps(FLAT_50_12, 50)
+    assert full_steps(trained, 12, "even", -8000) == spread_evenly(12, 50)
+    untrained = Run(shape, tuple(range(50)), True, torch.arange(1))
+    assert full_steps(untrained, 12, "even", -8000) == spread_evenly(12, 50)
+    with pytest.raises(UserError, match=r"adaptive.* needs alpha_bar.*artefacts_from.*even"):
+        full_steps(untrained, 12, "adaptive", -8000)
+
+
+# --- tokens per block
+
+
+@given(st.integers(1, 40), st.data())
+def test_allocate_evenly(blocks: int, data: st.DataObject) -> None:
+    budget = data.draw(st.integers(0, 5000))
+    counts = allocate_evenly(blocks, budget)
+    assert sum(counts) == budget and len(counts) == blocks and max(counts) - min(counts) <= 1
+
+
+@st.composite
+def scores_and_budget(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    rows, blocks, tokens = (draw(st.integers(1, high)) for high in (5, 8, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    if draw(st.booleans()):  # few distinct values, so many ties
+        score_RLN = torch.randint(0, 2, (rows, blocks, tokens), generator=generator) / 2
+    else:
+        score_RLN = torch.rand(rows, blocks, tokens, generator=generator)
+    return score_RLN, draw(st.integers(0, blocks * tokens))
+
+
+@given(scores_and_budget())
+def test_allocate_tokens_spends_the_budget(case: tuple[torch.Tensor, int]) -> None:
+    score_RLN, budget = case
+    rows, blocks, tokens = score_RLN.shape
+    counts = allocate_tokens(score_RLN, budget)
+    assert sum(counts) == budget and len(counts) == blocks
+    assert all(0 <= count <= tokens for count in counts)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.data())
+def test_allocate_tokens_prefers_higher_scores(blocks: int, tokens: int, data: st.DataObject) -> None:
+    """Blocks whose tokens all score higher than another's are filled before it."""
+    order = data.draw(st.permutations(range(blocks)))
+    budget = data.draw(st.integers(0, blocks * tokens))
+    level_L = torch.empty(blocks)
+    for rank, block in enumerate(order):
+        level_L[block] = blocks - rank
+    score_RLN = level_L[None, :, None] + torch.rand(2, blocks, tokens, generator=torch.Generator().manual_seed(0)) / 2
+    counts = allocate_tokens(score_RLN, budget)
+    expected = [min(tokens, max(0, budget - rank * tokens)) for rank in range(blocks)]
+    assert [counts[block] for block in order] == expected
+
+
+def test_allocate_tokens_rounds_by_largest_remainder() -> None:
+    score_RLN = torch.zeros(3, 2, 4)
+    score_RLN[:, 0, 0] = 1  # 3 marks in block 0, and the 3 left go to ...
+    score_RLN[:1, 0, 1] = 1  # ... block 0 once
+    score_RLN[:2, 1, 0] = 1  # ... block 1 twice
+    assert allocate_tokens(score_RLN, 2) == [1, 1]  # shares 4/3 and 2/3
+
+
+def test_allocate_tokens_without_values_is_even() -> None:
+    assert allocate_tokens(torch.empty(2, 3, 8, device="meta"), 10) == allocate_evenly(3, 10)
