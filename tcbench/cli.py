@@ -132,8 +132,8 @@ def _pretrain(parsed: argparse.Namespace) -> None:
 
 
 def _set_threads() -> None:
-    """One thread unless TCBENCH_THREADS asks for more: torch gives other bits with another number of threads, and a row's
-    numbers must not depend on the machine or on who started the job."""
+    """One thread unless TCBENCH_THREADS asks for more: with another number torch gives other bits, and a row's numbers
+    must not depend on the machine or on who started the job."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("TCBENCH_THREADS", "1")))

@@ -42,7 +42,7 @@ def _decimals(number: float, significant: int) -> int:
 
 
 def interval_text(value: float, low: float | None, high: float | None) -> str:
-    """`value [low, high]`: the interval's half-width to two significant digits (four decimals at most), the rest to match."""
+    """`value [low, high]`: half the interval to two significant digits (four decimals at most), the rest to match."""
     if low is None or high is None:
         return f"{value:.4g} (no interval)"
     half = (high - low) / 2

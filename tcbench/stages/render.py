@@ -51,8 +51,9 @@ def render_grids(suite: Suite, folder: Path) -> None:
 def _knob(suite: Suite, row: str) -> str:
     """The method's budget in words, where it is set."""
     method = suite.method(row)
-    value = getattr(method, method.knob) if method.knob else None
-    return f" ({method.knob.replace('_', ' ').removeprefix('num ')} {value})" if value else ""
+    if not method.knob or not (value := getattr(method, method.knob)):
+        return ""
+    return f" ({method.knob.removeprefix('num_').replace('_', ' ')} {value})"
 
 
 def _first_images(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:

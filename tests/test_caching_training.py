@@ -1,0 +1,243 @@
+"""Training of predictors and refiners on a tiny model and made-up images, and their way to disk and back."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tcbench.data import Dataset
+from tcbench.errors import UserError
+from tcbench.files import read_tensors, write_tensors
+from tcbench.method import Artefacts, Method
+from tcbench.models.dit import DiTAdapter
+from tcbench.registry import make_method
+from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.training.caching import add_refiners, load_artefacts, save_artefacts, train
+
+from .conftest import make_adapter, model_inputs
+
+NFE = 6
+SETTINGS = SamplerSettings(guidance_scale=1.5)
+FEW: dict[str, Any] = {
+    "num_full_steps": 2,
+    "beta": -20.0,
+    "refiner_blocks": 2,
+    "predictor_iterations": 12,
+    "predictor_learning_rate": 3e-3,
+    "refiner_iterations": 12,
+    "refiner_rank": 4,
+    "refiner_learning_rate": 3e-3,
+    "training_batch_size": 4,
+    "alpha_samples": 4,
+}
+
+
+@dataclass
+class Trained:
+    method: Method
+    artefacts: Artefacts
+    refiners: dict[str, Tensor]
+    log: dict[str, Any]
+
+    def history(self, kind: str) -> dict[str, list[float]]:
+        return next(stage for stage in self.log["stages"] if stage["kind"] == kind)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """Images with structure: a random pattern per class, and some noise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    patterns = torch.randn(10, 4, 16, 16, generator=generator)
+    return Dataset(patterns[labels] + 0.2 * torch.randn(40, 4, 16, 16, generator=generator), labels)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> DiTAdapter:
+    """A model of this module's own, because training freezes it."""
+    return make_adapter("tiny-dit")
+
+
+def trained_with(adapter: DiTAdapter, data: Dataset, seed: int = 0, **options: Any) -> Trained:
+    method = make_method("tokencache", FEW | options)
+    return Trained(method, *train(adapter, method, NFE, SETTINGS, data, seed))
+
+
+@pytest.fixture(scope="module")
+def trained(adapter: DiTAdapter, data: Dataset) -> Trained:
+    return trained_with(adapter, data)
+
+
+@pytest.fixture
+def saved(trained: Trained, tmp_path: Path) -> Path:
+    save_artefacts(tmp_path, trained.artefacts, trained.refiners, copy.deepcopy(trained.log))
+    return tmp_path
+
+
+def images(adapter: DiTAdapter, method: Method, artefacts: Artefacts) -> Tensor:
+    return sample_batch(adapter, method, NFE, SETTINGS, torch.arange(3), artefacts).image
+
+
+# --- the predictor
+
+
+@pytest.mark.parametrize(("cost_weight", "rises"), [(1.0, False), (1e-9, True)], ids=["dear", "cheap"])
+def test_scores_follow_the_price_of_computing(adapter, data, cost_weight: float, rises: bool) -> None:
+    history = trained_with(adapter, data, cost_weight=cost_weight, refiner_rank=0).history("TrainScorer")
+    alpha = history["mean_alpha"]
+    assert alpha[0] == pytest.approx(0.5)  # the head starts at zero
+    assert (alpha[-1] > 0.55) if rises else (alpha[-1] < 0.45)
+    start, end = sum(history["cache_loss"][:3]), sum(history["cache_loss"][-3:])
+    assert (end < start) if rises else (sum(history["cost_loss"][-3:]) < sum(history["cost_loss"][:3]))
+
+
+def test_the_literal_recursion_learns_the_price_alone(adapter, data) -> None:
+    """Alg. 1's line 13 as printed: however cheap computing is, no gradient speaks for it, and scores fall."""
+    options = {"cost_weight": 1e-9, "recursion": "literal", "refiner_rank": 0}
+    assert trained_with(adapter, data, **options).history("TrainScorer")["mean_alpha"][-1] < 0.45
+
+
+def test_collected_scores(trained: Trained) -> None:
+    scores = trained.log["scores"]
+    assert trained.artefacts.alpha_bar == tuple(scores["alpha_bar"]) and len(scores["alpha_bar"]) == NFE
+    assert all(0 < alpha < 1 for alpha in scores["alpha_bar"])
+    assert [len(blocks) for blocks in scores["per_block"]] == [2] * NFE
+    means = [sum(blocks) / len(blocks) for blocks in scores["per_block"]]
+    assert means == pytest.approx(scores["alpha_bar"])
+    assert sum(scores["histogram"]["counts"]) == NFE * 2 * 4 * 2 * 64  # steps, halves, samples, blocks, tokens
+
+
+# --- the refiners
+
+
+def test_refiners_start_as_no_change(adapter) -> None:
+    refined = DiTAdapter(copy.deepcopy(adapter.model), adapter.spec)
+    latent, label = model_inputs(adapter, 2)
+    lora = add_refiners(refined, blocks=2, rank=4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = adapter.model(latent, torch.tensor([500, 20]), class_labels=label).sample
+        assert torch.equal(refined.model(latent, torch.tensor([500, 20]), class_labels=label).sample, before)
+    changed = {name.split(".lora_")[0] for name, _ in lora.named_parameters() if "lora_" in name}
+    assert len(changed) == 2 * 6 and all("transformer_blocks.2." in name or ".3." in name for name in changed)
+
+
+def test_refiners_reduce_the_loss(trained: Trained) -> None:
+    history = trained.history("TrainRefiners")
+    assert history["loss"][0] == history["loss_without_refiners"][0]
+    later = list(zip(history["loss"], history["loss_without_refiners"], strict=True))[-4:]
+    assert all(refined < plain for refined, plain in later)
+
+
+def test_the_model_itself_is_not_trained(data) -> None:
+    adapter = make_adapter("tiny-dit")
+    before = {name: tensor.clone() for name, tensor in adapter.model.state_dict().items()}
+    modules = [type(module) for module in adapter.model.modules()]
+    trained_with(adapter, data, predictor_iterations=2, refiner_iterations=2)
+    after = adapter.model.state_dict()
+    assert set(after) == set(before) and [type(module) for module in adapter.model.modules()] == modules
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# --- a run
+
+
+def test_training_repeats_to_the_bit(adapter, data, trained: Trained) -> None:
+    torch.manual_seed(99)  # the global generator has no say
+    again, other = trained_with(adapter, data), trained_with(adapter, data, seed=5, refiner_iterations=1)
+
+    def tensors(one: Trained) -> dict[str, Tensor]:
+        return one.artefacts.scorers["predictor"].state_dict() | one.refiners
+
+    assert set(tensors(again)) == set(tensors(trained))
+    assert all(torch.equal(tensor, tensors(trained)[name]) for name, tensor in tensors(again).items())
+    assert again.artefacts.alpha_bar == trained.artefacts.alpha_bar
+    assert not torch.equal(tensors(other)["head.weight"], tensors(trained)["head.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops(adapter, data) -> None:
+    bad = Dataset(data.images * float("inf"), data.labels)
+    with pytest.raises(UserError, match=r"TrainScorer: the loss became nan at iteration 0; lower the learning rate"):
+        trained_with(adapter, bad)
+
+
+# --- to disk and back
+
+
+def test_a_loaded_predictor_samples_the_same(adapter, data, tmp_path: Path) -> None:
+    made = trained_with(adapter, data, refiner_rank=0, predictor_iterations=4)
+    save_artefacts(tmp_path, made.artefacts, made.refiners, made.log)
+    loaded, same_adapter = load_artefacts(tmp_path, adapter)
+    assert same_adapter is adapter and loaded.alpha_bar == made.artefacts.alpha_bar
+    expected = images(adapter, made.method, made.artefacts)
+    assert torch.equal(images(adapter, made.method, loaded), expected)
+
+
+def test_merged_refiners_are_the_trained_ones(adapter, trained: Trained, saved: Path) -> None:
+    artefacts, merged = load_artefacts(saved, adapter)
+    beside = DiTAdapter(copy.deepcopy(adapter.model), adapter.spec)
+    lora = add_refiners(beside, blocks=2, rank=4)
+    lora.load_state_dict(trained.refiners, strict=False)
+    expected = images(beside, trained.method, trained.artefacts)
+    plain = images(adapter, trained.method, trained.artefacts)
+    deviation = (images(merged, trained.method, artefacts) - expected).abs().max()
+    assert deviation <= 1e-5 * expected.abs().max() and deviation < 0.01 * (plain - expected).abs().max()
+    untouched = make_adapter("tiny-dit").model.state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in adapter.model.state_dict().items())
+    assert not any("lora" in name for name in merged.model.state_dict())
+    again, _ = load_artefacts(saved, adapter)
+    assert torch.equal(images(merged, trained.method, again), images(merged, trained.method, artefacts))
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "predictor.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def swap(folder: Path) -> None:
+    """A valid file with other numbers."""
+    path = folder / "predictor.safetensors"
+    tensors, _ = read_tensors(path)
+    write_tensors(path, {name: tensor + 1 for name, tensor in tensors.items()})
+
+
+def remove_refiners(folder: Path) -> None:
+    (folder / "refiners.safetensors").unlink()
+
+
+def garble_log(folder: Path) -> None:
+    (folder / "artefacts.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncate, r"predictor\.safetensors: truncated"),
+        (swap, r"predictor\.safetensors: is not the file that artefacts\.json vouches for; train the row again"),
+        (remove_refiners, r"refiners\.safetensors: not found"),
+        (garble_log, r"artefacts\.json: not valid JSON"),
+    ],
+)
+def test_damaged_artefacts_are_refused(adapter, saved: Path, damage, says: str) -> None:
+    damage(saved)
+    with pytest.raises(UserError, match=says) as caught:
+        load_artefacts(saved, adapter)
+    assert "\n" not in str(caught.value)
+
+
+def test_artefacts_of_another_model_are_refused(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"\.safetensors: .*train") as caught:
+        load_artefacts(saved, make_adapter("digits-dit"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupted_save_is_not_taken_for_a_finished_one(trained: Trained, saved: Path) -> None:
+    """artefacts.json is written last, and names every file with its digest."""
+    log = json.loads((saved / "artefacts.json").read_text())
+    assert set(log["files"]) == {"predictor", "refiners"}
+    others = [path.stat().st_mtime_ns for path in saved.glob("*.safetensors")]
+    assert (saved / "artefacts.json").stat().st_mtime_ns >= max(others)

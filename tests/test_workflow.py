@@ -1,0 +1,135 @@
+"""The real workflow at tiny size: from nothing to tables, twice, after an edit, after kill -9."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "tests" / "smoke.yaml"
+SCRIPTS = Path(sys.executable).parent
+
+
+def run(folder, *command, check=True, **environment):
+    """Run a program of this virtual environment in `folder`; the methods are the folder's own copy."""
+    result = subprocess.run(
+        [SCRIPTS / command[0], *map(str, command[1:])],
+        cwd=folder,
+        env={**os.environ, "TCBENCH_METHODS": str(folder / "methods"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def snakemake(folder, *arguments, **keywords):
+    return run(folder, "snakemake", "-s", ROOT / "Snakefile", "--cores", "2", *arguments, **keywords)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder where `snakemake tables figures` of the smoke suite has run, with its own methods/."""
+    folder = tmp_path_factory.mktemp("smoke")
+    shutil.copytree(ROOT / "methods", folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    snakemake(folder, "tables", "figures", "--quiet", "rules", "--config", f"suite_file={SMOKE}")
+    return folder
+
+
+def test_everything_is_there_and_whole(finished):
+    results = finished / "results" / "smoke"
+    for name in ("table1", "table2"):
+        for kind in ("csv", "md", "tex", "html"):
+            assert (results / "tables" / f"{name}.{kind}").stat().st_size > 100
+    table = pd.read_csv(results / "tables" / "table2.csv")
+    rows = table[table.row.notna()].set_index("row")
+    assert rows.loc["nfe4-uncached", "mac_ratio"] == 1
+    assert rows.loc["nfe4-tokencache", "paper_fid"] == 13.99
+    assert rows.loc["nfe4-tokencache", "mac_ratio"] > 1
+    assert not list(results.rglob("*.tmp"))
+    for picture in ("grids/nfe4.png", "grids/nfe4-fora.png", "figures/quality.png", "figures/trajectory.svg"):
+        assert (results / picture).stat().st_size > 1000
+
+
+def test_a_second_call_does_nothing(finished):
+    again = snakemake(finished, "tables", "figures", "--config", f"suite_file={SMOKE}")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(finished):
+    method = finished / "methods" / "fora.py"
+    text = method.read_text()
+    try:
+        method.write_text(text + "\n# a change\n")
+        plan = snakemake(finished, "tables", "-n", "--config", f"suite_file={SMOKE}").stdout
+    finally:
+        method.write_text(text)
+    jobs = {line.split()[1].rstrip(":") for line in plan.splitlines() if line.startswith(("rule ", "localrule "))}
+    assert jobs == {"sample_fora", "score_fora", "latency", "render_tables", "tables"}
+
+
+def test_editing_a_stage_does_not_retrain(finished):
+    plan = snakemake(finished, "tables", "-n", "--forcerun", "render_tables", "--config", f"suite_file={SMOKE}").stdout
+    assert "rule train" not in plan
+    assert "rule render_tables" in plan
+
+
+def test_a_bad_config_stops_before_any_job(tmp_path):
+    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(SMOKE.read_text().replace("batch_size: 4\ntraced", "batchsize: 4\ntraced"))
+    result = snakemake(tmp_path, "tables", "--config", f"suite_file={bad}", check=False)
+    assert result.returncode != 0
+    assert f"{bad}: batchsize: unknown key; did you mean 'batch_size'?" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in (folder / "results").rglob("shard-*.safetensors")}
+
+
+def test_kill_9_and_resume_ends_bit_identical(tmp_path):
+    suite = tmp_path / "kill.yaml"
+    suite.write_text(SMOKE.read_text().replace("samples: 8", "samples: 64"))
+    command = ("tcbench", "sample", suite, "--rows", "nfe4-uncached")
+    folders = [tmp_path / "killed", tmp_path / "whole"]
+    for folder in folders:
+        shutil.copytree(ROOT / "methods", folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    process = subprocess.Popen(
+        [SCRIPTS / command[0], *map(str, command[1:])],
+        cwd=folders[0],
+        env={**os.environ, "TCBENCH_METHODS": str(folders[0] / "methods")},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(shards(folders[0])) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, "no shard to kill after"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    survived = {path: path.stat().st_mtime_ns for path in (folders[0] / "results").rglob("shard-*")}
+    assert 2 <= len(survived) < 16, "the run was to be killed in the middle"
+    for folder in folders:
+        run(folder, *command)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in survived.items()), "finished shards were redone"
+    assert len(shards(folders[1])) == 16
+    assert shards(folders[0]) == shards(folders[1])
+
+
+def test_a_damaged_shard_is_named_not_scored(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    victim = copy / "results" / "smoke" / "samples" / "nfe4-fora" / "shard-00001.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-100])
+    result = run(copy, "tcbench", "score", SMOKE, "--rows", "nfe4-fora", check=False)
+    assert result.returncode == 2
+    assert "shard-00001.safetensors: truncated or not a safetensors file" in result.stderr
+    assert "Traceback" not in result.stderr
