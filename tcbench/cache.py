@@ -31,6 +31,7 @@ class Cache:
     def __init__(self) -> None:
         self._entries: dict[Unit, _Entry] = {}
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._attention: dict[int, Tensor] = {}
 
     def store(self, unit: Unit, value_RND: Tensor, step: int, order: int = 0) -> None:
         """Store a freshly computed value; with `order` > 0 also its difference quotients, as far as the past allows."""
@@ -69,11 +70,21 @@ class Cache:
         stored_keys, stored_values = self._keys_values[block]
         return stored_keys.scatter_(2, index, keys), stored_values.scatter_(2, index, values)
 
+    def store_attention(self, block: int, received_RN: Tensor) -> None:
+        """Store the attention that a block's tokens received."""
+        self._attention[block] = received_RN
+
+    def attention_received(self, block: int) -> Tensor:
+        """What `store_attention` stored last: [R, N]."""
+        if block not in self._attention:
+            raise RuntimeError(f"block {block}: no attention was observed yet; an earlier full step must ask for it")
+        return self._attention[block]
+
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
         entries = [factor for entry in self._entries.values() for factor in entry.factors]
         pairs = [tensor for pair in self._keys_values.values() for tensor in pair]
-        return sum(tensor.numel() * tensor.element_size() for tensor in entries + pairs)
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*entries, *pairs, *self._attention.values()])
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:

@@ -6,14 +6,14 @@ and indices stay where the model is.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
-from tcbench.ledger import Ledger, plan_macs
+from tcbench.ledger import Ledger
 from tcbench.method import Policy, Run
 from tcbench.models.dit import DiTAdapter, DiTBlock, Modulation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
@@ -41,6 +41,9 @@ class _Look:
         run = self.run
         numbers = noise.uniform(run.seed, run.sample_index, run.shape.num_tokens, self.step, block)
         return numbers.repeat(run.rows_per_sample, 1)
+
+    def attention_received(self, block: int) -> Tensor:
+        return self.engine.cache.attention_received(block)
 
 
 class Engine:
@@ -99,7 +102,7 @@ class Engine:
                 x = self._block(block, plan, step, x, condition_RD)
                 block += 1
         executed = Plan(self._executed)
-        self.ledger.charge("model", plan_macs(executed, self.run.shape))
+        self.ledger.charge_plan(executed, self.run.shape)
         self.plans.append(executed.summary())
         return x
 
@@ -177,14 +180,17 @@ class Engine:
                 self.cache.store_keys_values(block, keys, values)
             else:
                 keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
-        return adapter.attend(module, h, keys, values)
+        queries = adapter.queries(module, h)
+        if index_RK is None and decision and decision.observe:
+            self.cache.store_attention(block, adapter.attention_received(queries, keys))
+        return adapter.mix(module, queries, keys, values)
 
     def _resolve(self, unit: Unit, decision: Decision, x: Tensor) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
         who = decision.who.choose(x) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.count == 0:
             who = NONE
-        self._executed[unit] = Decision(who, decision.fill, decision.keys)
+        self._executed[unit] = replace(decision, who=who)
         return who
 
 

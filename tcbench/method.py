@@ -115,6 +115,12 @@ class Look(Protocol):
     def uniform(self, block: int) -> "Tensor":
         """Uniform numbers [R, N] keyed by (seed, sample index, step, block), equal for both halves of a guided pair."""
 
+    def attention_received(self, block: int) -> "Tensor":
+        """The attention each token received, sum_i mean_heads softmax(QK^T)_ij, [R, N], when `block` was last observed.
+
+        A plan asks for it with `Decision(ALL, observe=True)`, which is when it is charged.
+        """
+
 
 class Policy(Protocol):
     """What plans a run: a method, or the stateful object that a method starts for it."""

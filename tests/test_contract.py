@@ -170,9 +170,10 @@ def test_no_host_read_between_plan_and_output(model: str, name: str, options: di
     for step in range(run.nfe):
         with torch.inference_mode():
             x, condition = planner.embed(step, *embedded)
-            plan = on_meta(planner.plan(step, x, condition))
+            plan = planner.plan(step, x, condition)
+            planner.hidden(plan, step, x, condition)  # what a plan observes is there for the next one to see
             try:
-                engine.hidden(plan, step, x.to("meta"), condition.to("meta"))
+                engine.hidden(on_meta(plan), step, x.to("meta"), condition.to("meta"))
             except (RuntimeError, NotImplementedError) as error:
                 pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
 
@@ -246,7 +247,9 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
     latent, label = (half.repeat(2, *[1] * (half.ndim - 1)) for half in model_inputs(adapter, rows=3))
     for step in range(run.nfe):
         with torch.inference_mode():
-            plan = engine.plan(step, *engine.embed(step, latent, label))
+            x, condition = engine.embed(step, latent, label)
+            plan = engine.plan(step, x, condition)
+            engine.hidden(plan, step, x, condition)
         for unit, decision in plan.decisions.items():
             if isinstance(decision.who, Tokens):
                 conditional, unconditional = decision.who.index_RK.sort(dim=1).values.chunk(2)
