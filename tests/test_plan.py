@@ -59,6 +59,12 @@ def test_neighbours_do_not_overlap() -> None:
     assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
 
 
+@pytest.mark.parametrize("unit", [Site(0, "mlp"), Span(0, 2)], ids=str)
+def test_only_attention_can_be_observed(unit: Unit) -> None:
+    with pytest.raises(ValueError, match=f"observes {unit}; only a block's attention"):
+        Plan({unit: Decision(ALL, observe=True)})
+
+
 def test_plans_can_be_read() -> None:
     index = torch.tensor([[3, 1]])
     plan = Plan(
