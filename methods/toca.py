@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Nothing, Plan, Site, Tokens, Unit, top_tokens
+from tcbench.plan import ALL, NONE, Decision, Plan, Site, Tokens, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,35 +102,35 @@ class ToCa(Method):
 
 @dataclass
 class ToCaRun:
-    """One run's ages.
+    """One run's memory of its tokens.
 
     Attributes:
-        ages: by block, the partial steps since each token was recomputed, [R, N]; a number while all are equal.
+        refreshed: by block, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
         scores: by block, the scores by which the last step chose tokens, [R, N].
     """
 
     method: ToCa
     run: Run
     rows: tuple[Row, ...]
-    ages: "dict[int, Tensor | int]" = field(default_factory=dict)
+    refreshed: "dict[int, Tensor | int]" = field(default_factory=dict)
     scores: "dict[int, Tensor]" = field(default_factory=dict)
 
     def plan(self, look: Look) -> Plan:
         """Every branch of a full block; the chosen tokens' MLP of the others."""
         row, decisions = self.rows[look.step], dict[Unit, Decision]()
-        self.scores = {}
+        chosen = self._choose(look, [block for block, full in enumerate(row.full) if not full and row.counts[block]])
         for block, full in enumerate(row.full):
             attention, mlp = Site(block, "attn"), Site(block, "mlp")
             if full:
-                self.ages[block] = 0
-                decisions[attention] = Decision(ALL, observe=self._is_scored_after(look.step, block))
+                self.refreshed[block] = look.step
+                decisions[attention] = Decision(ALL, observe=self._is_read_after(look.step, block))
                 decisions[mlp] = Decision(ALL)
             else:
                 decisions[attention] = Decision(NONE)
-                decisions[mlp] = Decision(self._choose(look, block, row.counts[block]))
+                decisions[mlp] = Decision(chosen.get(block, NONE))
         return Plan(decisions)
 
-    def _is_scored_after(self, step: int, block: int) -> bool:
+    def _is_read_after(self, step: int, block: int) -> bool:
         """Whether some tokens are chosen before the block is full again: a map that nothing reads is not taken."""
         for row in self.rows[step + 1 :]:
             if row.full[block]:
@@ -139,28 +139,35 @@ class ToCaRun:
                 return True
         return False
 
-    def _choose(self, look: Look, block: int, count: int) -> Tokens | Nothing:
-        """The tokens to recompute; everything else grows older."""
-        age = self.ages[block] + 1
-        if count == 0:
-            self.ages[block] = age
-            return NONE
-        score = self.scores[block] = self._score(look, block)
-        tokens = top_tokens(score, count)
-        self.ages[block] = (score.new_zeros(score.shape) + age).scatter(1, tokens.index_RK, 0.0)
-        return tokens
+    def _choose(self, look: Look, blocks: list[int]) -> dict[int, Tokens]:
+        """The tokens to recompute in `blocks`, scored in all of them at once."""
+        import torch
 
-    def _score(self, look: Look, block: int) -> "Tensor":
-        """s1 + weight * s3, then s4: [R, N]."""
+        self.scores = {}
+        if not blocks:
+            return {}
+        received_RBN = torch.stack([look.attention_received(block) for block in blocks], dim=1)
+        zero_RN = torch.zeros_like(received_RBN[:, 0])
+        refreshed_RBN = torch.stack([zero_RN + self.refreshed[block] for block in blocks], dim=1)
+        score_RBN = self._score(received_RBN, look.step - 1 - refreshed_RBN)
+        order_RBN, chosen = score_RBN.argsort(dim=2, descending=True), {}
+        for place, block in enumerate(blocks):
+            index_RK = order_RBN[:, place, : self.rows[look.step].counts[block]]
+            chosen[block] = Tokens(index_RK)
+            self.refreshed[block] = refreshed_RBN[:, place].scatter(1, index_RK, look.step)
+            self.scores[block] = score_RBN[:, place]
+        return chosen
+
+    def _score(self, received_RBN: "Tensor", age_RBN: "Tensor") -> "Tensor":
+        """s1 + weight * s3, then s4."""
         import torch.nn.functional as F
 
         method, (height, width) = self.method, self.run.shape.grid
-        score = F.normalize(look.attention_received(block), dim=1)
-        score = score + method.soft_fresh_weight * (self.ages[block] / method.interval)
-        cells = score.unflatten(1, (height // 2, 2, width // 2, 2)).transpose(2, 3).flatten(3)
-        best, place = cells.max(dim=3, keepdim=True)
-        cells = cells.scatter_add(3, place, method.bonus * best)
-        return cells.unflatten(3, (2, 2)).transpose(2, 3).flatten(1)
+        score = F.normalize(received_RBN, dim=2) + method.soft_fresh_weight * (age_RBN / method.interval)
+        cells = score.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4).flatten(4)
+        best, place = cells.max(dim=4, keepdim=True)
+        cells = cells.scatter_add(4, place, method.bonus * best)
+        return cells.unflatten(4, (2, 2)).transpose(3, 4).flatten(2)
 
 
 @lru_cache

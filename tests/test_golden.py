@@ -50,10 +50,10 @@ def test_respaced_alphas_match_the_reference() -> None:
     ids=["once a step", "no ages", "no bonus"],
 )
 def test_departures_from_toca_have_the_effect_that_the_reference_measured(options: dict, effect: float) -> None:
-    """At a setting that no file here holds: 20 steps, interval 3; largest change of a final latent, to two digits."""
+    """At a setting that no file here holds: 20 steps, interval 3; largest change of a final latent."""
     final = sample_case(Case(GOLDEN, "full_ddim20"), make_method("toca", {})).tensors["final"]
     other = sample_case(Case(GOLDEN, "full_ddim20"), make_method("toca", options)).tensors["final"]
-    assert float(f"{(other - final).abs().max().item():.2g}") == effect
+    assert (other - final).abs().max().item() == pytest.approx(effect, rel=0.02)
 
 
 # --- the command, on directories made up from tests/golden

@@ -144,12 +144,7 @@ def test_the_best_of_a_cell_gains_the_bonus() -> None:
     state = make_method("toca", {"soft_fresh_weight": 0.0}).start(run)
     ramp = torch.arange(16.0) / 16
 
-    class Ramp(FakeLook):
-        def attention_received(self, block: int) -> Tensor:
-            return ramp.expand(2, 16)
-
-    state.plan(Ramp(run))
-    score = state._score(Ramp(run), 0)[0] * ramp.norm()
+    score = state._score(ramp.expand(2, 1, 16), torch.zeros(2, 1, 16))[0, 0] * ramp.norm()
     assert score[[5, 7, 13, 15]].tolist() == pytest.approx([0.5, 0.7, 1.3, 1.5])
     others = [token for token in range(16) if token not in (5, 7, 13, 15)]
     assert torch.allclose(score[others], ramp[others])
