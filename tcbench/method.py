@@ -150,14 +150,14 @@ class TrainScorer:
     Attributes:
         name: the scorer's name in `Artefacts.scorers`.
         free_blocks: gates act on blocks 0..free_blocks-1; the rest is always computed and costs nothing.
-        cost_weight: lambda of Eq. (9).
+        cost_weight: lambda of Eq. (9); `auto` takes the one at which Eq. (11) closes half of the gates.
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
         recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
     """
 
     name: str
     free_blocks: int
-    cost_weight: float
+    cost_weight: float | Literal["auto"]
     iterations: int
     batch_size: int
     learning_rate: float

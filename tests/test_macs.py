@@ -167,7 +167,10 @@ def test_command_prints_json(capsys) -> None:
 
 
 def test_command_prints_text(capsys) -> None:
-    assert main(["macs", "--model", "dit-xl-2-256", "--method", "tokencache", "--nfe", "50", "--set", "cache_ratio=0.5"]) == 0
+    assert (
+        main(["macs", "--model", "dit-xl-2-256", "--method", "tokencache", "--nfe", "50", "--set", "cache_ratio=0.5"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     totals = macs_of("dit-xl-2-256", make_method("tokencache", {"cache_ratio": 0.5}), 50)
     assert "tokencache on dit-xl-2-256, NFE 50" in lines[0]

@@ -179,7 +179,7 @@ def scores_and_budget(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @given(scores_and_budget())
 def test_allocate_tokens_spends_the_budget(case: tuple[torch.Tensor, int]) -> None:
     score_RLN, budget = case
-    rows, blocks, tokens = score_RLN.shape
+    _, blocks, tokens = score_RLN.shape
     counts = allocate_tokens(score_RLN, budget)
     assert sum(counts) == budget and len(counts) == blocks
     assert all(0 <= count <= tokens for count in counts)
