@@ -213,7 +213,9 @@ def load_suite(path: Path | str) -> Suite:
     try:
         suite = Suite.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(path, error.errors()[0])) from error
+        # an unknown key first: it is often the misspelling of one reported missing
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(_explain(path, problems[0])) from error
     _check_rows(path, suite)
     return suite
 

@@ -128,6 +128,17 @@ def test_spread_by_scores_is_denser_where_scores_are_low() -> None:
     assert sum(step >= 40 for step in late) > sum(step >= 40 for step in early)
 
 
+@pytest.mark.parametrize(
+    ("alpha_bar", "count", "expected"),
+    [
+        ((1.0,) * 5 + (0.0,), 3, (0, 4, 5)),  # both quantiles fall on the last step
+        ((1.0,) * 4 + (0.0, 1.0), 5, (0, 2, 3, 4, 5)),  # two on each of the last two, of equal weight
+    ],
+)
+def test_duplicates_move_to_unused_steps(alpha_bar: tuple[float, ...], count: int, expected: tuple[int, ...]) -> None:
+    assert spread_by_scores(alpha_bar, count, -8000.0) == expected
+
+
 @given(st.integers(2, 80), st.data())
 def test_reverse_gaps(nfe: int, data: st.DataObject) -> None:
     later = data.draw(st.sets(st.integers(1, nfe - 1)))
