@@ -23,6 +23,7 @@ from tcbench.method import (
     Stage,
     TrainRefiners,
     TrainScorer,
+    free_blocks,
     full_steps,
 )
 from tcbench.plan import (
@@ -107,7 +108,7 @@ class TokenCache(Method):
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
         refiners = self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
-        return run.shape.num_blocks - refiners
+        return free_blocks(run.shape, refiners)
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the predictor's tokens and the refiners."""

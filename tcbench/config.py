@@ -206,6 +206,8 @@ def load_suite(path: Path | str) -> Suite:
     except FileNotFoundError as error:
         suites = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: no such config; there are: {suites}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):

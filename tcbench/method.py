@@ -61,12 +61,10 @@ class Artefacts:
     Attributes:
         scorers: trained modules by name; `Look.scores` runs them.
         alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13).
-        refiners: file of LoRA weights merged into the model, if any.
     """
 
     scorers: Mapping[str, Any] = field(default_factory=dict)
     alpha_bar: tuple[float, ...] | None = None
-    refiners: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,21 @@ def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[i
             f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
             "or set schedule: even"
         )
+    if len(run.artefacts.alpha_bar) != run.nfe:
+        raise UserError(f"alpha_bar has {len(run.artefacts.alpha_bar)} steps, the run {run.nfe}; train for this NFE")
     chosen = spread_by_scores(run.artefacts.alpha_bar, count, beta)
     return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
+
+
+def free_blocks(shape: ModelShape, refiners: int) -> int:
+    """L - K: how many blocks may be cached if the last `refiners` are always computed.
+
+    Raises:
+        UserError: there are not that many blocks.
+    """
+    if refiners >= shape.num_blocks:
+        raise UserError(f"refiner_blocks: {refiners} of {shape.num_blocks} blocks leave none to cache; give fewer")
+    return shape.num_blocks - refiners
 
 
 @dataclass(frozen=True)

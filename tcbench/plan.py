@@ -167,14 +167,17 @@ class Plan:
     """The decisions of one sampling step.
 
     Raises:
-        ValueError: two units cover the same part of a block.
+        ValueError: two units cover the same part of a block, or some tokens are recomputed where the rest is forecast
+            (the quotients of a forecast are of whole values).
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         owner: dict[tuple[int, str], Unit] = {}
-        for unit in self.decisions:
+        for unit, decision in self.decisions.items():
+            if isinstance(decision.who, Tokens) and decision.fill.order:
+                raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
             for block in unit.blocks:
                 for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
                     other = owner.setdefault((block, branch), unit)

@@ -93,7 +93,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("stats", {"errors"}),
         ("models/dit", {"method", "plan", "models"}),
         ("models/predictor", {"ledger", "method", "plan", "models"}),
-        ("engine", {"noise", "cache", "ledger", "method", "plan", "models"}),
+        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "method", "models"}),
         ("registry", {"errors", "method"}),
         ("config", {"errors", "files", "method", "registry"}),

@@ -64,7 +64,7 @@ def test_plans_can_be_read() -> None:
     plan = Plan(
         {
             Block(0): Decision(ALL),
-            Site(1, "attn"): Decision(Tokens(index), Forecast(2), "cached"),
+            Site(1, "attn"): Decision(Tokens(index), keys="cached"),
             Span(2, 4): Decision(Deferred(lambda x: NONE, like=ALL)),
         }
     )
@@ -75,6 +75,11 @@ def test_plans_can_be_read() -> None:
     }
     assert str(plan) == "block 0: all, block 1 attn: 2, blocks 2-3: decided at the block (like all)"
     assert str(Plan()) == "everything computed, nothing cached"
+
+
+def test_forecasting_some_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="forecasts block 1 and recomputes some of its tokens"):
+        Plan({Block(1): Decision(Tokens(torch.tensor([[0]])), Forecast(1))})
 
 
 def test_top_tokens_are_the_highest_of_each_row() -> None:

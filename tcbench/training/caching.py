@@ -28,6 +28,7 @@ from tcbench.models.dit import DiTAdapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Hold, Plan, Unit, every_unit
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_noise, sample_labels, start_run
+from tcbench.training.common import deterministic
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
@@ -86,6 +87,7 @@ class Pairs:
         return self.sampler.step_rows(eps, step_R.to(x.device), x)
 
 
+@deterministic()
 def train(
     adapter: DiTAdapter, method: Method, nfe: int, settings: SamplerSettings, data: Dataset, seed: int
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
