@@ -238,8 +238,8 @@ def test_a_sample_that_is_not_finite_is_named(tiny) -> None:
 
 
 def test_seeds_that_agree_in_their_low_32_bits_give_other_noise() -> None:
-    """A generator that looks at 32 bits of its key would repeat noise within 50 000 samples."""
-    keys = noise._key(0, torch.arange(100_000))
+    """A generator that looks at 32 bits of its key would repeat noise among some ten thousand samples."""
+    keys = noise._key(0, torch.arange(400_000))
     low = keys % (1 << 32)
     first = low.unique(return_inverse=True)[1]
     twice = (first.bincount() > 1).nonzero().flatten()
