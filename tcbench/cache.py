@@ -35,8 +35,7 @@ class Cache:
 
     def store(self, unit: Unit, value_RND: Tensor, step: int, order: int = 0) -> None:
         """Store a freshly computed value; with `order` > 0 also its difference quotients, as far as the past allows."""
-        if value_RND.requires_grad:
-            raise RuntimeError(f"{unit} would be cached with a gradient attached; cached blocks are frozen")
+        _refuse_gradient(unit, value_RND)
         old, factors = self._entries.get(unit), [value_RND]
         if old:
             for past in old.factors[:order]:
@@ -45,6 +44,7 @@ class Cache:
 
     def refresh(self, unit: Unit, index_RK: Tensor, value_RKD: Tensor) -> None:
         """Overwrite some tokens of a stored value in place; the others keep theirs, however old."""
+        _refuse_gradient(unit, value_RKD)
         value = self._entry(unit).factors[0]
         value.scatter_(1, index_RK.unsqueeze(-1).expand_as(value_RKD), value_RKD)
 
@@ -92,3 +92,8 @@ class Cache:
                 f"{unit}: the cache is read before it was written; the plan of the first step must be full"
             )
         return self._entries[unit]
+
+
+def _refuse_gradient(unit: Unit, value: Tensor) -> None:
+    if value.requires_grad:
+        raise RuntimeError(f"{unit} would be cached with a gradient attached; cached blocks are frozen")

@@ -19,7 +19,7 @@ def attention_macs(shape: ModelShape, queries: int, keys: Keys = "fresh") -> Mac
     context = queries if keys == "fresh" else tokens
     return Macs(
         matmul=2 * width**2 * queries + 2 * width**2 * projected + 2 * queries * context * width,
-        norm_elements=width * max(queries, projected),
+        norm_elements=width * (queries + (projected if keys == "recomputed" else 0)),
     )
 
 

@@ -172,7 +172,8 @@ class Plan:
     """The decisions of one sampling step.
 
     Raises:
-        ValueError: two units cover the same part of a block, or attention is observed where a unit computes none.
+        ValueError: two units cover the same part of a block; some tokens are recomputed where the rest is forecast
+            (the quotients of a forecast are of whole values); attention is observed where a unit computes none.
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
@@ -180,6 +181,8 @@ class Plan:
     def __post_init__(self) -> None:
         owner: dict[tuple[int, str], Unit] = {}
         for unit, decision in self.decisions.items():
+            if isinstance(decision.who, Tokens) and decision.fill.order:
+                raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
             if decision.observe and not (isinstance(unit, Block) or (isinstance(unit, Site) and unit.branch == "attn")):
                 raise ValueError(f"a plan observes {unit}; only a block's attention can be observed")
             for block in unit.blocks:

@@ -278,6 +278,6 @@ def sample_batch(
         xt=torch.stack(xts).float().cpu(),
         macs=engine.ledger.totals(),
         plans=engine.plans,
-        i_steps=tuple(method.i_steps(run)),
+        i_steps=tuple(step for step, plan in enumerate(engine.plans) if set(plan.values()) <= {"all"}),
         cache_bytes=engine.cache.num_bytes(),
     )

@@ -405,3 +405,13 @@ def test_gradient_of_the_cache_loss(tiny, run, steps, gated: int, recursion: str
     gradients = torch.autograd.grad(F.mse_loss(output, inputs[-1]), alpha, allow_unused=True)
     reached = [gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients]
     assert reached == ([True] * gated if recursion == "propagated" else [block == 3 for block in range(gated)])
+
+
+@pytest.mark.parametrize("unit", [Block(99), Site(0, "cross"), Span(2, 9)])
+def test_units_that_the_model_does_not_have_are_refused(tiny, unit) -> None:
+    """Otherwise a plan could seem to be executed and be ignored."""
+    run = make_run(tiny, 2, torch.arange(1))
+    engine = Engine(tiny, run)
+    tokens, condition = engine.embed(0, *model_inputs(tiny, 2))
+    with pytest.raises(ValueError, match=r"a plan decides .* which a model of 4 blocks does not have"):
+        engine.hidden(Plan({unit: Decision(ALL)}), 0, tokens, condition)

@@ -287,3 +287,15 @@ def test_a_sample_that_is_not_finite_is_named(tiny) -> None:
     with pytest.raises(UserError, match=r"uncached: sample 12 became NaN or infinite") as caught:
         sampled(broken, 10, 11, 12, 13, method="uncached")
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_that_agree_in_their_low_32_bits_give_other_noise() -> None:
+    """A generator that looks at 32 bits of its key would repeat noise among some ten thousand samples."""
+    keys = noise._key(0, torch.arange(400_000))
+    low = keys % (1 << 32)
+    first = low.unique(return_inverse=True)[1]
+    twice = (first.bincount() > 1).nonzero().flatten()
+    assert len(twice), "the test needs a pair of keys that agree in 32 bits"
+    pair = (first == twice[0]).nonzero().flatten()
+    drawn = noise.gaussian(0, pair, (8,))
+    assert not torch.equal(drawn[0], drawn[1])

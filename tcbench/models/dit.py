@@ -110,6 +110,11 @@ class DiTAdapter:
         """The MLP, token by token."""
         return block.ff(h_RKD)
 
+    def branch(self, block: DiTBlock, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
+        """A whole branch before its gate, the given tokens attending to each other: [R, N, D]."""
+        h = self.branch_input(block, branch, x_RND, part)
+        return self.mlp(block, h) if branch == "mlp" else self.attend(block, h, *self.keys_values(block, h))
+
     def unembed(self, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
         """Final layer and un-patching: [R, out_channels, H, W]."""
         model, side, patch = self.model, self.spec.grid, self.spec.patch_size
