@@ -86,6 +86,12 @@ class Ledger:
         """Add the work of one step, given per row of the transformer's batch."""
         self.by_tag[tag] += macs_per_row * self.rows_per_sample
 
+    def charge_choices(self, plan: Plan) -> None:
+        """Add what taking a plan's deferred decisions costs, under their tags; executing them is `plan_macs`."""
+        for decision in plan.decisions.values():
+            if isinstance(decision.who, Deferred) and decision.who.macs:
+                self.charge(decision.who.tag, Macs(decision.who.macs))
+
     def totals(self) -> dict[str, int | dict[str, int]]:
         """JSON-able totals per sample.
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 _MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
-_TRAIN = ["training/caching.py", "data/__init__.py", *_ENGINE]
+_TRAIN = ["training/caching.py", "training/routers.py", "training/common.py", "data/__init__.py", *_ENGINE]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
 
 STAGES: dict[str, list[str]] = {
