@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tcbench.engine import soft_hidden
 from tcbench.errors import UserError
 from tcbench.method import ModelShape, Table, TrainRouter
-from tcbench.plan import Site
+from tcbench.plan import Site, Unit
 from tcbench.training.common import check_finite, uncached_values
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class RouterTrainer:
         gate_G = soft_G
         if self.stage.straight_through is not None:
             gate_G = (soft_G > self.stage.straight_through).float() + soft_G - soft_G.detach()
-        gates = dict(zip(sites, gate_G, strict=True))
+        gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
         output = adapter.unembed(soft_hidden(adapter, tokens, condition, gates, cached), condition)
         mse_R = (output - target).square().flatten(1).mean(1)
         total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
@@ -151,8 +151,12 @@ def read_router(path: Path | str) -> Table:
     routers = content.get("routers") if isinstance(content, Mapping) else None
     if not isinstance(routers, Mapping) or not routers:
         raise UserError(f"{path}: holds no routers; a checkpoint of the form {wanted} is needed")
-    rows = [routers.get(f"{index}.prob") for index in range(len(routers))]
-    for index, row in enumerate(rows):
-        if not isinstance(row, Tensor) or row.ndim != 1 or row.shape != rows[0].shape or not row.isfinite().all():
-            raise UserError(f"{path}: {index}.prob is missing, misshapen or not finite; {wanted} is needed")
+    rows: list[Tensor] = []
+    for index in range(len(routers)):
+        row = routers.get(f"{index}.prob")
+        if not isinstance(row, Tensor) or row.ndim != 1 or not row.isfinite().all():
+            raise UserError(f"{path}: {index}.prob is missing, not a vector or not finite; {wanted} is needed")
+        rows.append(row)
+    if len({len(row) for row in rows}) > 1:
+        raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
     return as_table(torch.stack(rows).float())
