@@ -52,7 +52,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
-        rules.diagnostics.output if SUITE.trained_rows else [],
+        rules.diagnostics.output if SUITE.predictor_rows else [],
 
 
 rule publish:

@@ -73,6 +73,7 @@ class TokenCache(Method):
     label = "TokenCache"
     knob = "num_full_steps"
     trains = True
+    predicts = True
 
     num_full_steps: PositiveInt | None = None
     cache_ratio: float = Field(0.9, ge=0, le=1)

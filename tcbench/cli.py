@@ -186,8 +186,8 @@ def _latency(parsed: argparse.Namespace) -> None:
 
 def _diagnose(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed, parsed.row)
-    if suite.trained_row(parsed.row) != parsed.row:
-        raise UserError(f"row {parsed.row}: has no predictor; rows that do: {', '.join(suite.trained_rows)}")
+    if parsed.row not in suite.predictor_rows:
+        raise UserError(f"row {parsed.row}: has no predictor; rows that do: {', '.join(suite.predictor_rows)}")
     from tcbench.stages.diagnose import diagnose_row
 
     _set_threads()
@@ -216,7 +216,7 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_diagnostics
 
     suite = _suite(parsed)
-    if not suite.trained_rows:
+    if not suite.predictor_rows:
         raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
     folder = parsed.results or suite.folder
     render_diagnostics(suite, folder)

@@ -151,6 +151,11 @@ class Suite(_Strict):
         return tuple(row for row in self.rows if self.trained_row(row) == row)
 
     @cached_property
+    def predictor_rows(self) -> tuple[str, ...]:
+        """Rows that train a scorer of tokens, in order."""
+        return tuple(row for row in self.trained_rows if self.method(row).predicts)
+
+    @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job."""
         if self.jobs == "row":

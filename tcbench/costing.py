@@ -1,17 +1,18 @@
 """MACs of any (model, method, NFE) from shapes alone: every step's plan is made and costed, no model is built."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tcbench.ledger import Ledger
-from tcbench.method import Artefacts, Method, Run
+from tcbench.method import Artefacts, ImportRouter, Method, Run
 from tcbench.models.dit import dit_shape
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import MODELS
 from tcbench.sampling import respaced_timesteps
+from tcbench.training.routers import read_router
 
 
 @dataclass
@@ -44,13 +45,18 @@ def macs_of(model: str, method: Method, nfe: int) -> dict[str, Any]:
 
     A schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as many I-steps, and MACs
     depend on their number alone. Counts per block are stood in for by the uniform allocation (`plan.allocate_tokens`).
+    A router that would be trained is stood in for by its method's floor; one that is imported is read.
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
-    flat = Artefacts(alpha_bar=(0.5,) * len(timesteps))
-    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1), artefacts=flat)
+    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1))
+    given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
+    tables = {stage.name: read_router(stage.path) for stage in given}
+    run = replace(run, artefacts=Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables))
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
     for step in range(run.nfe):
-        ledger.charge_plan(policy.plan(_ShapeLook(run, step, ledger)), run.shape)
+        plan = policy.plan(_ShapeLook(run, step, ledger))
+        ledger.charge_plan(plan, run.shape)
+        ledger.charge_choices(plan)
     return {
         "model": model,
         "method": method.name,

@@ -107,6 +107,7 @@ class Engine:
                 block += 1
         executed = Plan(self._executed)
         self.ledger.charge_plan(executed, self.run.shape)
+        self.ledger.charge_choices(plan)
         self.plans.append(executed.summary())
         return x
 

@@ -102,6 +102,12 @@ class Ledger:
         if (observed := observation_macs(plan, shape)).matmul:
             self.charge("score", observed)
 
+    def charge_choices(self, plan: Plan) -> None:
+        """Add what taking a plan's deferred decisions costs, under their tags; executing them is `plan_macs`."""
+        for decision in plan.decisions.values():
+            if isinstance(decision.who, Deferred) and decision.who.macs:
+                self.charge(decision.who.tag, Macs(decision.who.macs))
+
     def totals(self) -> dict[str, int | dict[str, int]]:
         """JSON-able totals per sample.
 

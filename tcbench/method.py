@@ -54,6 +54,9 @@ class ModelShape:
     outer: Macs = Macs()  # per row and step: embedding, timestep MLP, final layer
 
 
+Table = tuple[tuple[float, ...], ...]
+
+
 @dataclass(frozen=True)
 class Artefacts:
     """What training made for a method.
@@ -61,10 +64,13 @@ class Artefacts:
     Attributes:
         scorers: trained modules by name; `Look.scores` runs them.
         alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13).
+        tables: trained or imported numbers that are read as they are, by name, rows of equal length. They live on the
+            host, so that a plan made from them waits for no device.
     """
 
     scorers: Mapping[str, Any] = field(default_factory=dict)
     alpha_bar: tuple[float, ...] | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,41 @@ class CollectScores:
     samples: int
 
 
-Stage = TrainScorer | CollectScores | TrainRefiners
+@dataclass(frozen=True)
+class TrainRouter:
+    """Declare a table of logits [S, branches * L], one row for every second step, trained with soft gates on branches.
+
+    Rows are numbered as the reference numbers steps: from the last sampled step (0) to the first (S - 1). Column
+    order is block by block, in the order of the model's branches (Learning-to-Cache, arXiv 2406.01733).
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        cost_weight: lambda, the price of an open gate.
+        straight_through: gates act hard at this threshold and learn as if they were soft; None keeps them soft.
+    """
+
+    name: str
+    cost_weight: float
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    straight_through: float | None = None
+
+
+@dataclass(frozen=True)
+class ImportRouter:
+    """Declare a table of `TrainRouter`'s form that is read from a file in the reference's format instead.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        path: the file.
+    """
+
+    name: str
+    path: str
+
+
+Stage = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter
 
 
 class Method(BaseModel):
@@ -224,6 +264,7 @@ class Method(BaseModel):
         version: bump it when results may change; results made by another version are made again.
         knob: the one option that trades quality for MACs; None if there is nothing to trade.
         trains: whether `training` declares anything.
+        predicts: whether it trains a scorer of tokens, which diagnostics and the figure of scores describe.
 
     Every option has a default, so that `tcbench macs` and the contract tests can make any method.
     """
@@ -235,6 +276,7 @@ class Method(BaseModel):
     version: ClassVar[int] = 1
     knob: ClassVar[str | None] = None
     trains: ClassVar[bool] = False
+    predicts: ClassVar[bool] = False
 
     def sampled_steps(self, nfe: int) -> int:
         """How many steps the sampler takes where the uncached reference takes `nfe`."""

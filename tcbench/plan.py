@@ -123,11 +123,14 @@ class Deferred:
     """A decision taken when the unit is reached, from its input hidden state x_RND (ToMe, first-block cache).
 
     `like` is what the decision costs when it is not known beforehand: a `Who` of the same token count where that count
-    is fixed, otherwise the dearest case.
+    is fixed, otherwise the dearest case. `macs` is what taking the decision costs per row (matrix products, as the
+    ledger counts them), charged under `tag`.
     """
 
     choose: Callable[["Tensor"], "All | Nothing | Tokens"]
     like: "All | Nothing | Tokens"
+    macs: int = 0
+    tag: str = "score"
 
     def __str__(self) -> str:
         return f"decided at the block (like {self.like})"

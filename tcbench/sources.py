@@ -13,7 +13,11 @@ PACKAGE = Path(__file__).resolve().parent
 
 _MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
-_STAGE = [*_ENGINE, "training/caching.py", "training/common.py", "stages/common.py"]  # artefacts are loaded there
+_STAGE = [  # artefacts are loaded there
+    *_ENGINE,
+    *(f"training/{name}.py" for name in ("caching", "routers", "common")),
+    "stages/common.py",
+]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
 
 STAGES: dict[str, list[str]] = {

@@ -214,3 +214,10 @@ def test_checking_a_config_imports_no_torch(tmp_path: Path) -> None:
     )
     path = written(tmp_path, VALID)
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
+
+
+def test_routers_are_trained_but_predict_nothing(tmp_path: Path) -> None:
+    """Diagnostics and the figure of scores describe predictors alone."""
+    suite = load_suite(written(tmp_path, changed("rows/router", {"method": "learning_to_cache", "nfe": 20})))
+    assert suite.predictor_rows == ("ours",)
+    assert set(suite.trained_rows) == {"ours", "router"}

@@ -22,7 +22,7 @@ STYLES: dict[str, Style] = {
     "tokencache": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "toca": {"color": "#0072B2", "marker": "^", "linestyle": "--"},
     "fora": {"color": "#009E73", "marker": "D", "linestyle": "-."},
-    "l2c": {"color": "#CC79A7", "marker": "v", "linestyle": (0, (5, 1))},
+    "learning_to_cache": {"color": "#CC79A7", "marker": "v", "linestyle": (0, (5, 1))},
     "delta_dit": {"color": "#8C6D31", "marker": "<", "linestyle": (0, (3, 1, 1, 1))},
     "taylorseer": {"color": "#56B4E9", "marker": ">", "linestyle": (0, (7, 2))},
     "teacache": {"color": "#6A51A3", "marker": "p", "linestyle": (0, (1, 1))},

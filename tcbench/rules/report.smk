@@ -1,5 +1,5 @@
-TABLES = ["table2"] + (["table1"] if SUITE.trained_rows else [])
-FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.trained_rows else [])
+TABLES = ["table2"] + (["table1"] if SUITE.predictor_rows else [])
+FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.predictor_rows else [])
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 
 
@@ -26,7 +26,7 @@ rule render_figures:
     input:
         scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
         floor=rules.floor.output,
-        trained=expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
+        trained=expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.predictor_rows),
         code=source_files("report"),
     output:
         expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=FIGURES, kind=["png", "svg"]),
@@ -41,7 +41,7 @@ rule render_figures:
 
 rule diagnostics:
     input:
-        expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.trained_rows),
+        expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
         code=source_files("report"),
     output:
         expand(f"{RESULTS}/tables/local_error.{{kind}}", kind=["csv", "md", "tex", "html"]),

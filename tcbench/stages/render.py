@@ -22,7 +22,7 @@ def render_tables(suite: Suite, folder: Path) -> None:
     tables = {
         "table2": table2(rows, latency, floor, differs=suite.differs, guidance_scale=suite.guidance.scale),
     }
-    if suite.trained_rows:
+    if suite.predictor_rows:
         tables["table1"] = table1(rows, differs=suite.differs, stands_for=stands_for)
     for name, table in tables.items():
         table.write(folder / "tables", name)
@@ -30,8 +30,8 @@ def render_tables(suite: Suite, folder: Path) -> None:
 
 def render_diagnostics(suite: Suite, folder: Path) -> None:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.trained_rows]
-    nfe = {row: suite.rows[row].nfe for row in suite.trained_rows}
+    diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.predictor_rows]
+    nfe = {row: suite.rows[row].nfe for row in suite.predictor_rows}
     table = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
     table.write(folder / "tables", "local_error")
 
@@ -71,10 +71,10 @@ def render_figures(suite: Suite, folder: Path) -> None:
     save(figure_quality(rows, read_json(folder / "scores" / "floor.json")), out, "quality")
     resolution = rows[0]["resolution"]
     save(figure_trajectory(rows, resolution, suite.figure.nfe), out, "trajectory")
-    if suite.trained_rows:
+    if suite.predictor_rows:
         statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
         i_steps = {}
-        for name in suite.trained_rows:
+        for name in suite.predictor_rows:
             nfe = str(suite.rows[name].nfe)
             scores = read_json(folder / "trained" / name / "artefacts.json")["scores"]
             for key in statistics:

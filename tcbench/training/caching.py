@@ -1,13 +1,14 @@
 """Training what a method declares: scorers with soft gates (Eq. 9), then LoRA refiners on the method's own hard plans.
 
-Both learn from pairs of neighbouring steps of the inference grid. x at the earlier step is the data noised to its
-timestep; one uncached, unguided DDIM step leads to the later one. The cache the later step sees is filled by the
-uncached forward at the earlier one (Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper
-leaves open.
+Routers (tcbench/training/routers.py) are trained here too. All learn from pairs of neighbouring steps of the inference
+grid. x at the earlier step is the data noised to its timestep; one uncached, unguided DDIM step leads to the later one.
+The cache the later step sees is filled by the uncached forward at the earlier one (Alg. 1). docs/reproduction-notes.md,
+"Training", lists the choices that the paper leaves open.
 """
 
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,25 @@ from tcbench.data import Dataset
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
-from tcbench.method import Artefacts, CollectScores, Look, Method, Run, Stage, TrainRefiners, TrainScorer
+from tcbench.method import (
+    Artefacts,
+    CollectScores,
+    ImportRouter,
+    Look,
+    Method,
+    Run,
+    Stage,
+    Table,
+    TrainRefiners,
+    TrainRouter,
+    TrainScorer,
+)
 from tcbench.models.dit import DiTAdapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Hold, Plan, Unit, every_unit
+from tcbench.plan import Block, Plan, Unit
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_noise, sample_labels, start_run
-from tcbench.training.common import deterministic
+from tcbench.training.common import check_finite, deterministic, uncached_values
+from tcbench.training.routers import as_table, read_router, train_router
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
@@ -94,7 +108,7 @@ def train(
     """Run a method's training stages in order on a frozen model.
 
     Returns:
-        The artefacts (scorers in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
+        The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
 
     Raises:
         UserError: the loss became NaN or infinite.
@@ -112,13 +126,19 @@ def train(
         match stage:
             case TrainScorer():
                 scorer, losses = _train_scorer(adapter, stage, pairs)
-                artefacts = Artefacts(scorers={**artefacts.scorers, stage.name: scorer})
+                artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
             case CollectScores():
                 statistics = _collect_scores(adapter, method, stage, nfe, settings, artefacts)
-                artefacts = Artefacts(artefacts.scorers, tuple(statistics["alpha_bar"]))
+                artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
                 losses, log["scores"] = {}, statistics
             case TrainRefiners():
                 refiners, losses = _train_refiners(adapter, method, stage, pairs, artefacts)
+            case TrainRouter():
+                table, losses = train_router(pairs, stage)
+                artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+            case ImportRouter():
+                artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: read_router(stage.path)})
+                losses = {}
         log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
     return artefacts, refiners, log
 
@@ -145,7 +165,7 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
         cache_loss = F.mse_loss(soft_hidden(adapter, tokens, condition, gates, cached, inputs), target)
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         loss = cache_loss + cost_weight * cost_loss
-        _check_finite(loss, stage, iteration)
+        check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -175,12 +195,7 @@ def half_closing_cost(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs, bat
 
 def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> tuple[Tensor, dict[Unit, Tensor]]:
     """(x^L, every block's update f^l), without a gradient."""
-    run = Run(adapter.shape, (0,), False, torch.arange(len(tokens)))
-    engine = Engine(adapter, run)
-    units = [Block(block) for block in range(adapter.shape.num_blocks)]
-    with torch.no_grad():
-        hidden = engine.hidden(every_unit(units, ALL), 0, tokens, condition)
-    return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}
+    return uncached_values(adapter, tokens, condition, [Block(block) for block in range(adapter.shape.num_blocks)])
 
 
 def _block_inputs(tokens: Tensor, updates: dict[Unit, Tensor]) -> list[Tensor]:
@@ -261,7 +276,7 @@ def _train_refiners(
             plan = engine.plan(later, tokens, condition)
         lora.enable_adapter_layers()
         loss = F.mse_loss(engine.hidden(plan, later, tokens, condition), target)
-        _check_finite(loss, stage, iteration)
+        check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -292,21 +307,17 @@ def add_refiners(adapter: DiTAdapter, blocks: int, rank: int, generator: torch.G
     return lora
 
 
-def _check_finite(loss: Tensor, stage: Stage, iteration: int) -> None:
-    if not loss.isfinite():
-        raise UserError(
-            f"{type(stage).__name__}: the loss became {loss.item()} at iteration {iteration}; "
-            "lower the learning rate and train again"
-        )
-
-
 def save_artefacts(folder: Path, artefacts: Artefacts, refiners: dict[str, Tensor], log: dict) -> None:
-    """Write what `train` made: one safetensors file a scorer, the refiners, and last `artefacts.json`, which vouches
-    for them with their digests, so that an interrupted save is never taken for a finished one."""
+    """Write what `train` made: one safetensors file a scorer or table, the refiners, and last `artefacts.json`, which
+    vouches for them with their digests, so that an interrupted save is never taken for a finished one."""
     names = []
     for name, scorer in artefacts.scorers.items():
         write_tensors(folder / f"{name}.safetensors", {key: value.cpu() for key, value in scorer.state_dict().items()})
         names.append(name)
+    for name, table in artefacts.tables.items():
+        write_tensors(folder / f"{name}.safetensors", {"table": torch.tensor(table)})
+        names.append(name)
+    log["tables"] = list(artefacts.tables)
     if refiners:
         write_tensors(folder / "refiners.safetensors", refiners)
     files = [*names, "refiners"] if refiners else names
@@ -324,6 +335,7 @@ def load_artefacts(folder: Path, adapter: DiTAdapter) -> tuple[Artefacts, DiTAda
     """
     log = read_json(folder / "artefacts.json")
     scorers: dict[str, nn.Module] = {}
+    tables: dict[str, Table] = {}
     for name, digest in log["files"].items():
         path = folder / f"{name}.safetensors"
         tensors, _ = read_tensors(path)
@@ -332,12 +344,14 @@ def load_artefacts(folder: Path, adapter: DiTAdapter) -> tuple[Artefacts, DiTAda
         if name == "refiners":
             stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
             adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
+        elif name in log.get("tables", ()):
+            tables[name] = as_table(tensors["table"])
         else:
             scorers[name] = CachePredictor(adapter)
             _load_exactly(scorers[name], tensors, path)
             scorers[name].eval().requires_grad_(False)
     alpha_bar = tuple(log["scores"]["alpha_bar"]) if "scores" in log else None
-    return Artefacts(scorers, alpha_bar), adapter
+    return Artefacts(scorers, alpha_bar, tables=tables), adapter
 
 
 def _merged(adapter: DiTAdapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> DiTAdapter:

@@ -1,14 +1,19 @@
 """What every training run shares: determinism, a schedule of the learning rate, and a record of its circumstances."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
+from tcbench.engine import Engine
 from tcbench.errors import UserError
+from tcbench.method import Run, Stage
+from tcbench.models.dit import DiTAdapter
+from tcbench.plan import ALL, Hold, Unit, every_unit
 
 
 @contextmanager
@@ -34,3 +39,22 @@ def require_finite(loss: float, iteration: int) -> None:
     """Stop a run that diverged; raises UserError."""
     if not loss < float("inf"):
         raise UserError(f"recipe: the loss is {loss} at iteration {iteration}; lower learning_rate")
+
+
+def check_finite(loss: Tensor, stage: Stage, iteration: int) -> None:
+    """Stop a method's training stage that diverged; raises UserError."""
+    if not loss.isfinite():
+        raise UserError(
+            f"{type(stage).__name__}: the loss became {loss.item()} at iteration {iteration}; "
+            "lower the learning rate and train again"
+        )
+
+
+def uncached_values(
+    adapter: DiTAdapter, tokens: Tensor, condition: Tensor, units: Sequence[Unit]
+) -> tuple[Tensor, dict[Unit, Tensor]]:
+    """(x^L, what would be cached of every unit) of a forward that computes everything, without a gradient."""
+    engine = Engine(adapter, Run(adapter.shape, (0,), False, torch.arange(len(tokens))))
+    with torch.no_grad():
+        hidden = engine.hidden(every_unit(units, ALL), 0, tokens, condition)
+    return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}

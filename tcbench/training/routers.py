@@ -1,0 +1,162 @@
+"""Learning-to-Cache's routers (arXiv 2406.01733): training, and the file format of the released ones.
+
+A router is a table of logits [S, G], G = branches * L gates in block order: row i belongs to the step that is i steps
+before the last one. Only even rows are used: odd steps compute everything, each even one reuses what the step before it
+computed. Training draws one such pair of steps per batch and softens the choice: a branch's output before its gate is
+s * fresh + (1 - s) * cached with s = sigmoid(logit), and the error of the model's output, on all channels, is weighed
+against the sum of s.
+"""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tcbench.engine import soft_hidden
+from tcbench.errors import UserError
+from tcbench.method import ModelShape, Table, TrainRouter
+from tcbench.plan import Site, Unit
+from tcbench.training.common import check_finite, uncached_values
+
+if TYPE_CHECKING:
+    from tcbench.training.caching import Pairs
+
+LOGIT_BOUND = 5.0  # logits are clamped to this after every step, so that no gate stops learning
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """One training step.
+
+    Attributes:
+        total: what was minimised, mean(mse_R) + lambda * gates.
+        mse_R: mean squared error of every sample's model output, over channels and pixels.
+        gates: sum of the soft gates.
+    """
+
+    total: Tensor
+    mse_R: Tensor
+    gates: Tensor
+
+
+class RouterTrainer:
+    """AdamW on a router's rows, one pair of steps at a time; the model must be frozen.
+
+    Every row is a parameter of its own: a step that does not use a row must leave its momentum alone.
+
+    Args:
+        pairs: the model and the sampler's grid.
+        logits: where to start, [S, G].
+    """
+
+    def __init__(self, pairs: "Pairs", stage: TrainRouter, logits: Tensor) -> None:
+        self.pairs, self.stage = pairs, stage
+        device = pairs.adapter.model.device
+        self.rows = [nn.Parameter(row.to(device, copy=True)) for row in logits]
+        self.optimiser = torch.optim.AdamW(self.rows, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
+
+    def step(self, odd: int, x: Tensor, label: Tensor) -> RouterLoss:
+        """Update the row below `odd`.
+
+        Args:
+            odd: the pair's earlier step, counted from the last sampled step.
+            x: latents at that step, [R, C, H, W].
+            label: labels [R], some of them dropped; the same in all three passes.
+        """
+        pairs, adapter = self.pairs, self.pairs.adapter
+        sites = router_sites(adapter.shape)
+        step = torch.full((len(x),), len(self.rows) - 1 - odd)
+        with torch.no_grad():
+            tokens, condition = pairs.embed(x, step, label)
+            hidden, cached = uncached_values(adapter, tokens, condition, sites)
+            later = pairs.next(x, hidden, condition, step)
+            tokens, condition = pairs.embed(later, step + 1, label)
+            target = adapter.unembed(uncached_values(adapter, tokens, condition, [])[0], condition)
+        soft_G = self.rows[odd - 1].sigmoid()
+        gate_G = soft_G
+        if self.stage.straight_through is not None:
+            gate_G = (soft_G > self.stage.straight_through).float() + soft_G - soft_G.detach()
+        gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
+        output = adapter.unembed(soft_hidden(adapter, tokens, condition, gates, cached), condition)
+        mse_R = (output - target).square().flatten(1).mean(1)
+        total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
+        self.optimiser.zero_grad()
+        total.backward()
+        self.optimiser.step()
+        with torch.no_grad():
+            self.rows[odd - 1].clamp_(-LOGIT_BOUND, LOGIT_BOUND)
+        return RouterLoss(total.detach(), mse_R.detach(), soft_G.detach().sum())
+
+    def logits(self) -> Tensor:
+        """The router as it is now: [S, G], on the CPU."""
+        return torch.stack([row.detach().cpu() for row in self.rows])
+
+
+def router_sites(shape: ModelShape) -> list[Site]:
+    """The branches in the order of a router's columns."""
+    return [Site(block, branch) for block in range(shape.num_blocks) for branch in shape.branches]
+
+
+def train_router(pairs: "Pairs", stage: TrainRouter) -> tuple[Table, dict[str, list[float]]]:
+    """Train a router from random logits.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    steps = len(pairs.sampler.timesteps)
+    gates = len(router_sites(pairs.adapter.shape))
+    trainer = RouterTrainer(pairs, stage, torch.randn(steps, gates, generator=pairs.generator))
+    history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_gate": []}
+    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    for iteration in progress:
+        odd = pairs.one_of(list(range(1, steps, 2)))
+        x, label = pairs.start(torch.full((stage.batch_size,), steps - 1 - odd))
+        loss = trainer.step(odd, x, label)
+        check_finite(loss.total, stage, iteration)
+        if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
+            history["cache_loss"].append(loss.mse_R.mean().item())
+            history["cost_loss"].append(loss.gates.item())
+            history["mean_gate"].append(trainer.logits()[: steps - 1 : 2].sigmoid().mean().item())
+            progress.set_postfix(cache=f"{history['cache_loss'][-1]:.3g}", gate=f"{history['mean_gate'][-1]:.3f}")
+    return as_table(trainer.logits()), history
+
+
+def as_table(logits_SG: Tensor) -> Table:
+    """A tensor of two dimensions as host data; float32 numbers survive the way there and back unchanged."""
+    return tuple(tuple(row) for row in logits_SG.tolist())
+
+
+def read_router(path: Path | str) -> Table:
+    """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
+
+    Nothing in the file is executed; `argparse.Namespace`, in which the script keeps its settings, is data.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another form.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a router checkpoint") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: truncated or not a plain checkpoint; download it again") from error
+    wanted = '{"routers": {"0.prob": logits, "1.prob": logits, ...}}'
+    routers = content.get("routers") if isinstance(content, Mapping) else None
+    if not isinstance(routers, Mapping) or not routers:
+        raise UserError(f"{path}: holds no routers; a checkpoint of the form {wanted} is needed")
+    rows: list[Tensor] = []
+    for index in range(len(routers)):
+        row = routers.get(f"{index}.prob")
+        if not isinstance(row, Tensor) or row.ndim != 1 or not row.isfinite().all():
+            raise UserError(f"{path}: {index}.prob is missing, not a vector or not finite; {wanted} is needed")
+        rows.append(row)
+    if len({len(row) for row in rows}) > 1:
+        raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
+    return as_table(torch.stack(rows).float())

@@ -1,0 +1,369 @@
+"""Learning-to-Cache: against its reference, its router's way through training and files, and its pairing of steps."""
+
+import argparse
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tcbench.costing import macs_of
+from tcbench.data import Dataset
+from tcbench.engine import Engine
+from tcbench.errors import UserError
+from tcbench.files import read_json, read_tensors, write_json, write_tensors
+from tcbench.golden_l2c import run_inference, run_training
+from tcbench.method import Artefacts, Run, Table, TrainRouter
+from tcbench.models.dit import DiTAdapter
+from tcbench.plan import Site
+from tcbench.registry import make_method
+from tcbench.sampling import ReferenceDDIM, SamplerSettings, sample_batch
+from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
+from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
+
+from .conftest import GOLDEN, make_adapter, make_run
+
+NFE = 6
+SETTINGS = SamplerSettings(guidance_scale=1.5)
+GATES = 8  # branches of tiny-dit
+FEW: dict[str, Any] = {"iterations": 12, "batch_size": 4, "learning_rate": 0.3}
+OPEN, SHUT = 4.0, -4.0
+
+
+@pytest.fixture(scope="module")
+def adapter() -> DiTAdapter:
+    """A model of this module's own, because training freezes it."""
+    adapter = make_adapter("tiny-dit")
+    adapter.model.requires_grad_(False)
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    return Dataset(torch.randn(40, 4, 16, 16, generator=generator), labels)
+
+
+def run_of(adapter: DiTAdapter, nfe: int, router: Table | None = None) -> Run:
+    return make_run(adapter, nfe, torch.arange(2), Artefacts(tables={"router": router} if router else {}))
+
+
+def router_with(nfe: int, row: list[float]) -> Table:
+    """The same row for every step."""
+    return (tuple(row),) * nfe
+
+
+# --- the reference's numbers
+
+
+def test_sampling_reproduces_the_reference() -> None:
+    errors = run_inference(GOLDEN, "l2c_ddim20")
+    assert errors.pop("final") <= 1e-3 and errors.pop("eps") <= 3e-5
+    assert errors == {"timesteps": 0, "recomputed": 0}
+
+
+def test_training_reproduces_the_reference() -> None:
+    errors = run_training(GOLDEN, "l2c_router_train_soft")
+    assert errors.pop("gradients") <= 1e-8 and errors.pop("logits") <= 1e-5
+    assert errors.pop("timesteps") == 0
+    assert set(errors) == {"loss", "data_loss", "gates", "mse_per_sample"} and max(errors.values()) <= 1e-4
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A writable copy of the cases."""
+    for path in GOLDEN.glob("*"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def change(folder: Path, name: str, **changes: Any) -> None:
+    """Replace a case's file by one with other settings (name.json) or tensors (name.safetensors)."""
+    path = folder / name
+    content = read_json(path) if path.suffix == ".json" else read_tensors(path)[0]
+    path.unlink()
+    (write_json if path.suffix == ".json" else write_tensors)(path, content | changes)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_the_runner_sees_another_threshold(case: Path, threshold: float) -> None:
+    change(case, "l2c_ddim20.json", thres=threshold)
+    router = read_tensors(case / "l2c_ddim20.safetensors")[0]["router_prob"][::2].sigmoid()
+    errors = run_inference(case, "l2c_ddim20")
+    assert errors["recomputed"] == ((router > 0.1) & (router <= threshold)).sum() > 0
+    assert errors["final"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"l1": 1e-4}, {"loss", "gradients"}),
+        ({"optimizer": "AdamW lr 1e-2"}, {"logits"}),
+        ({"dropout_prob": 0.0}, {"mse_per_sample"}),
+        ({"ste_threshold": 0.5}, {"data_loss"}),
+    ],
+)
+def test_the_runner_sees_other_training_settings(case: Path, settings: dict[str, Any], wrong: set[str]) -> None:
+    change(case, "l2c_router_train_soft.json", **settings)
+    errors = run_training(case, "l2c_router_train_soft")
+    tolerance = {"gradients": 1e-8, "logits": 1e-5}
+    missed = {quantity for quantity, error in errors.items() if error > tolerance.get(quantity, 1e-4)}
+    assert wrong <= missed and "timesteps" not in missed
+
+
+def test_nan_is_no_match(case: Path) -> None:
+    eps = read_tensors(case / "l2c_ddim20.safetensors")[0]["eps"]
+    change(case, "l2c_ddim20.safetensors", eps=eps * math.nan)
+    assert run_inference(case, "l2c_ddim20")["eps"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"timestep_respacing": "fast"}, r"l2c_ddim20\.json: timestep_respacing: 'fast' is neither 'N' nor 'ddimN'"),
+        ({"thres": 2.0}, r"threshold: .*less than or equal to 1"),
+    ],
+)
+def test_impossible_cases_are_refused(case: Path, changes: dict[str, Any], says: str) -> None:
+    change(case, "l2c_ddim20.json", **changes)
+    with pytest.raises(UserError, match=says):
+        run_inference(case, "l2c_ddim20")
+
+
+def test_cases_of_other_methods_are_refused() -> None:
+    with pytest.raises(UserError, match=r"fora_ddim20_n3\.json: thres is missing"):
+        run_inference(GOLDEN, "fora_ddim20_n3")
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(("nfe", "full"), [(6, (0, 2, 4)), (5, (0, 1, 3))])
+def test_steps_are_paired_from_the_end(adapter: DiTAdapter, nfe: int, full: tuple[int, ...]) -> None:
+    """Without a router second steps reuse everything, which is FORA with interval 2 where steps are even."""
+    method, run = make_method("learning_to_cache", {}), run_of(adapter, nfe)
+    assert method.i_steps(run) == full
+    if nfe % 2 == 0:
+        sample = [
+            sample_batch(adapter, make_method(name, options), nfe, SETTINGS, torch.arange(2))
+            for name, options in (("learning_to_cache", {}), ("fora", {"num_full_steps": nfe // 2}))
+        ]
+        assert sample[0].plans == sample[1].plans and torch.equal(sample[0].image, sample[1].image)
+
+
+@pytest.mark.parametrize(("threshold", "opened"), [(0.0, 7), (0.1, 6), (0.5, 4), (0.6, 2), (1.0, 0)])
+def test_the_threshold_opens_branches_strictly_above_it(adapter: DiTAdapter, threshold: float, opened: int) -> None:
+    logits = [1.0, 1.0, 0.1, 0.1, 0.0, 0.0, -1000.0, -4.0]  # sigmoid: .73, .73, .52, .52, .5, .5, 0, .018
+    method = make_method("learning_to_cache", {"threshold": threshold})
+    run = run_of(adapter, NFE, router_with(NFE, logits))
+    recomputed = method.recomputed(run, 1)
+    assert sum(recomputed.values()) == opened
+    assert recomputed[Site(3, "attn")] is False and recomputed[Site(0, "attn")] is (threshold < 0.7)
+    assert all(method.recomputed(run, 0).values())
+
+
+def test_columns_are_attention_then_mlp_of_every_block(adapter: DiTAdapter) -> None:
+    for column, site in ((0, Site(0, "attn")), (1, Site(0, "mlp")), (5, Site(2, "mlp")), (6, Site(3, "attn"))):
+        row = [SHUT] * GATES
+        row[column] = OPEN
+        run = run_of(adapter, NFE, router_with(NFE, row))
+        recomputed = make_method("learning_to_cache", {}).recomputed(run, 3)
+        assert [at for at, computed in recomputed.items() if computed] == [site]
+
+
+def test_rows_are_numbered_from_the_last_step(adapter: DiTAdapter) -> None:
+    """Rows 0, 2 and 4 serve steps 5, 3 and 1; odd rows are never read."""
+    router = tuple((OPEN if index in (1, 2, 3, 5) else SHUT,) * GATES for index in range(NFE))
+    run = run_of(adapter, NFE, router)
+    assert make_method("learning_to_cache", {}).i_steps(run) == (0, 2, 3, 4)
+    plans = sample_batch(
+        adapter, make_method("learning_to_cache", {}), NFE, SETTINGS, torch.arange(2), run.artefacts
+    ).plans
+    assert [set(plan.values()) for plan in plans] == [{"all"}, {"none"}, {"all"}, {"all"}, {"all"}, {"none"}]
+
+
+@pytest.mark.parametrize("router", [router_with(8, [OPEN] * GATES), router_with(NFE, [OPEN] * 56)])
+def test_a_router_of_another_run_is_refused(adapter: DiTAdapter, router: Table) -> None:
+    says = rf"the router has {len(router)} steps of {len(router[0])} branches, the run has {NFE} of {GATES}"
+    with pytest.raises(UserError, match=says):
+        make_method("learning_to_cache", {}).i_steps(run_of(adapter, NFE, router))
+
+
+# --- training
+
+
+def trainer_of(adapter: DiTAdapter, data: Dataset, logits: Tensor, **options: Any) -> RouterTrainer:
+    stage = TrainRouter("router", **({"cost_weight": 0.0, "learning_rate": 0.1} | options), iterations=1, batch_size=4)
+    return RouterTrainer(Pairs(adapter, data, ReferenceDDIM(NFE), seed=0), stage, logits)
+
+
+def test_hard_gates_train_on_what_is_sampled(adapter: DiTAdapter, data: Dataset) -> None:
+    """With straight-through gates the error is that of the inference engine's own plan, and still has a gradient."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(NFE, GATES, generator=generator)
+    trainer = trainer_of(adapter, data, logits, straight_through=0.5)
+    x, label = data.images[:4], data.labels[:4]
+    loss = trainer.step(3, x, label)
+
+    method = make_method("learning_to_cache", {"threshold": 0.5})
+    run = Run(
+        adapter.shape, trainer.pairs.sampler.timesteps, False, torch.arange(4),
+        artefacts=Artefacts(tables={"router": as_table(logits)}),
+    )  # fmt: skip
+    engine, uncached = Engine(adapter, run, method.start(run)), Engine(adapter, run, make_method("uncached", {}))
+    with torch.inference_mode():
+        eps = engine(2, x, label)[:, :4]
+        later, _ = trainer.pairs.sampler.step(eps, 2, x)
+        error_R = (engine(3, later, label) - uncached(3, later, label)).square().flatten(1).mean(1)
+    assert 0 < sum(value == "none" for value in engine.plans[1].values()) < GATES
+    torch.testing.assert_close(loss.mse_R, error_R, rtol=1e-4, atol=0)
+    assert trainer.rows[2].grad.abs().min() > 0
+    assert loss.gates.item() == pytest.approx(logits[2].sigmoid().sum().item())  # the price stays soft
+
+
+def test_only_the_pairs_row_learns_and_within_bounds(adapter: DiTAdapter, data: Dataset) -> None:
+    logits = torch.full((NFE, GATES), -4.95)
+    trainer = trainer_of(adapter, data, logits, cost_weight=1.0)
+    for _ in range(3):
+        trainer.step(5, data.images[:4], data.labels[:4])
+    trained = trainer.logits()
+    assert torch.equal(trained[4], torch.full((GATES,), -LOGIT_BOUND))
+    others = torch.arange(NFE) != 4
+    assert torch.equal(trained[others], logits[others])
+
+
+def trained_with(adapter: DiTAdapter, data: Dataset, **options: Any) -> tuple[Any, ...]:
+    method = make_method("learning_to_cache", FEW | options)
+    return method, *train(adapter, method, NFE, SETTINGS, data, seed=0)
+
+
+@pytest.mark.parametrize(("cost_weight", "rises"), [(10.0, False), (1e-9, True)], ids=["dear", "cheap"])
+def test_gates_follow_the_price_of_computing(adapter, data, cost_weight: float, rises: bool) -> None:
+    _, artefacts, refiners, log = trained_with(adapter, data, cost_weight=cost_weight)
+    history = log["stages"][0]
+    assert (history["mean_gate"][-1] > history["mean_gate"][0]) is rises
+    table = torch.tensor(artefacts.tables["router"])
+    assert table.shape == (NFE, GATES) and table[::2].abs().max() <= LOGIT_BOUND and not refiners
+    assert history["mean_gate"][-1] == pytest.approx(table[::2].sigmoid().mean().item())
+
+
+def test_training_repeats_to_the_bit(adapter, data) -> None:
+    tables = [trained_with(adapter, data, iterations=3)[1].tables["router"] for _ in range(2)]
+    assert tables[0] == tables[1]
+
+
+def test_a_loss_that_is_not_finite_stops(adapter, data) -> None:
+    with pytest.raises(UserError, match=r"TrainRouter: the loss became nan at iteration 0"):
+        trained_with(adapter, Dataset(data.images * float("inf"), data.labels))
+
+
+# --- to disk and back
+
+
+@pytest.fixture(scope="module")
+def trained(adapter, data) -> tuple[Any, ...]:
+    return trained_with(adapter, data)
+
+
+@pytest.fixture
+def saved(trained, tmp_path: Path) -> Path:
+    _, artefacts, refiners, log = trained
+    save_artefacts(tmp_path, artefacts, refiners, copy.deepcopy(log))
+    return tmp_path
+
+
+def test_a_loaded_router_is_the_trained_one(adapter, trained, saved: Path) -> None:
+    loaded, same_adapter = load_artefacts(saved, adapter)
+    assert loaded.tables == trained[1].tables and same_adapter is adapter and not loaded.scorers
+
+
+def test_a_damaged_router_is_refused(adapter, saved: Path) -> None:
+    tensors, _ = read_tensors(saved / "router.safetensors")
+    write_tensors(saved / "router.safetensors", {"table": tensors["table"] + 1})
+    with pytest.raises(UserError, match=r"router\.safetensors: is not the file that artefacts\.json vouches for"):
+        load_artefacts(saved, adapter)
+
+
+# --- the reference's files
+
+
+def checkpoint(path: Path, logits: Tensor) -> Path:
+    """What the reference's training script saves."""
+    routers = {f"{index}.prob": row.clone() for index, row in enumerate(logits)}
+    torch.save({"routers": routers, "opt": {"state": {}}, "args": argparse.Namespace(l1=5e-6, lr=1e-3)}, path)
+    return path
+
+
+def test_import_of_a_released_router(adapter, data, tmp_path: Path) -> None:
+    logits = torch.randn(NFE, GATES, generator=torch.Generator().manual_seed(0))
+    path = checkpoint(tmp_path / "router.pt", logits)
+    _, artefacts, _, log = trained_with(adapter, data, router=str(path))
+    assert artefacts.tables == {"router": as_table(logits)} and log["stages"][0]["path"] == str(path)
+    save_artefacts(tmp_path / "saved", artefacts, {}, log)
+    assert load_artefacts(tmp_path / "saved", adapter)[0].tables == artefacts.tables
+
+
+def test_macs_of_a_released_router(tmp_path: Path) -> None:
+    """The released router for 20 steps opens 157 attentions and 155 MLPs of 280 each: 3.694 TMACs; none: 2.377."""
+    gates = torch.full((10, 28, 2), SHUT)
+    for branch, opened in enumerate((157, 155)):
+        gates.view(280, 2)[:opened, branch] = OPEN
+    logits = torch.zeros(20, 56)
+    logits[::2] = gates.flatten(1)
+    router = str(checkpoint(tmp_path / "router.pt", logits))
+    for options, tmacs in (({"router": router}, 3.694), ({}, 2.377)):
+        totals = macs_of("dit-xl-2-256", make_method("learning_to_cache", options), 20)
+        assert totals["per_sample"] / 1e12 == pytest.approx(tmacs, abs=5e-4)
+        assert totals["full_steps"] == (15 if options else 10)  # the last five rows are all open
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def other_object(path: Path) -> None:
+    torch.save({"routers": {"0.prob": Path("x")}}, path)
+
+
+def no_routers(path: Path) -> None:
+    torch.save({"model": {}}, path)
+
+
+def a_hole(path: Path) -> None:
+    torch.save({"routers": {"0.prob": torch.zeros(8), "2.prob": torch.zeros(8)}}, path)
+
+
+def ragged(path: Path) -> None:
+    torch.save({"routers": {"0.prob": torch.zeros(8), "1.prob": torch.zeros(6)}}, path)
+
+
+def infinite(path: Path) -> None:
+    torch.save({"routers": {"0.prob": torch.full((8,), math.inf)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (missing, "cannot be read .*; give the path of a router checkpoint"),
+        (empty, "truncated or not a plain checkpoint"),
+        (other_object, "truncated or not a plain checkpoint"),
+        (no_routers, "holds no routers"),
+        (a_hole, r"1\.prob is missing"),
+        (ragged, "different lengths"),
+        (infinite, r"0\.prob is missing, not a vector or not finite"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, damage, says: str) -> None:
+    path = checkpoint(tmp_path / "router.pt", torch.zeros(4, GATES))
+    damage(path)
+    with pytest.raises(UserError, match=rf"router\.pt: .*{says}") as caught:
+        read_router(path)
+    assert "\n" not in str(caught.value)
