@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tcbench import golden_l2c
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
@@ -374,6 +375,20 @@ KINDS: dict[str, Kind] = {
         lambda case: case.repository == "toca" and "pixart" not in case.settings["source"].lower(),
         _run_toca,
         {**_TRAJECTORY, "fresh_ratio": 1e-6, "score": 5e-6},
+    ),
+    "l2c": Kind(
+        lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,
+        golden_l2c.run_inference,
+        _TRAJECTORY,
+    ),
+    "l2c_training": Kind(
+        lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
+        golden_l2c.run_training,
+        {
+            **dict.fromkeys(("loss", "data_loss", "gates", "mse_per_sample"), 1e-4),  # relative
+            "gradients": 1e-8,
+            "logits": 1e-5,
+        },
     ),
 }
 """The kinds of cases by name; the first that matches runs a case."""
