@@ -36,15 +36,16 @@ class _ShapeLook:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")
 
 
-def macs_of(model: str, method: Method, nfe: int) -> dict[str, Any]:
+def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = None) -> dict[str, Any]:
     """The ledger's totals for one sample with guidance, and the I-steps.
 
-    A schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as many I-steps, and MACs
-    depend on their number alone. Counts per block are stood in for by the uniform allocation (`plan.allocate_tokens`).
+    Without `artefacts`, a schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as
+    many I-steps, and MACs depend on their number alone. Counts per block are stood in for by the uniform allocation
+    (`plan.allocate_tokens`).
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
-    flat = Artefacts(alpha_bar=(0.5,) * len(timesteps))
-    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1), artefacts=flat)
+    artefacts = artefacts or Artefacts(alpha_bar=(0.5,) * len(timesteps))
+    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1), artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
     for step in range(run.nfe):
         ledger.charge("model", plan_macs(policy.plan(_ShapeLook(run, step, ledger)), run.shape))

@@ -14,7 +14,7 @@ from typing import Any
 from tcbench.config import Suite
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
-from tcbench.method import Method
+from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method
 
 TOLERANCE = 0.01
@@ -55,7 +55,14 @@ class Match:
         return self.macs / self.target_macs - 1
 
 
-def solve(model: str, method: Method, nfe: int, target_macs: float, tolerance: float = TOLERANCE) -> Match:
+def solve(
+    model: str,
+    method: Method,
+    nfe: int,
+    target_macs: float,
+    tolerance: float = TOLERANCE,
+    artefacts: Artefacts | None = None,
+) -> Match:
     """Find the setting of `method.knob` whose MACs are nearest to a budget; all other options stay as they are.
 
     Args:
@@ -64,6 +71,7 @@ def solve(model: str, method: Method, nfe: int, target_macs: float, tolerance: f
         nfe: steps of the uncached sampler.
         target_macs: of one sample, both halves of the guided pair.
         tolerance: how far from the target, as a share of it, still counts as met.
+        artefacts: what was trained, for methods whose MACs depend on it; None: `macs_of`'s stand-ins.
 
     Raises:
         UserError: the method has no knob, the knob has no bounds, or MACs do not rise or fall with it throughout.
@@ -75,7 +83,7 @@ def solve(model: str, method: Method, nfe: int, target_macs: float, tolerance: f
 
     def macs(index: int) -> int:
         if index not in trials:
-            trials[index] = macs_of(model, with_knob(method, settings[index]), nfe)["per_sample"]
+            trials[index] = macs_of(model, with_knob(method, settings[index]), nfe, artefacts)["per_sample"]
         return trials[index]
 
     last = len(settings) - 1

@@ -99,7 +99,7 @@ def formula(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matching, "make_method", lambda name, options: classes[name](**options))
 
     def use(cost):
-        monkeypatch.setattr(matching, "macs_of", lambda model, method, nfe: {"per_sample": cost(method)})
+        monkeypatch.setattr(matching, "macs_of", lambda model, method, nfe, artefacts: {"per_sample": cost(method)})
 
     return use
 
