@@ -16,6 +16,7 @@ import yaml
 from tcbench import __version__
 from tcbench.config import MODELS, Suite, load_suite
 from tcbench.errors import UserError
+from tcbench.files import write_text
 from tcbench.registry import make_method, method_class, method_names
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
     sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
+    sub = command("audit", _audit, "check every number of the paper that needs no weights")
+    sub.add_argument(
+        "--out", type=Path, default=Path("results/reference/paper-audit.md"), help="the page (%(default)s)"
+    )
     sub = command("methods", _methods, "list the methods and their options")
     sub.add_argument("name", nargs="?", help="one method, with what its options mean")
     return parser
@@ -310,6 +315,16 @@ def _nearest(match: "Match") -> str:
     return ", ".join(
         f"{match.method.knob} {setting} ({macs / match.target_macs - 1:+.2%})" for setting, macs in match.nearest
     )
+
+
+def _audit(parsed: argparse.Namespace) -> None:
+    from tcbench.audit import audit
+    from tcbench.report.audit import VERDICTS, audit_page
+
+    sections = audit()
+    write_text(parsed.out, audit_page(sections))
+    counts = (f"{sum(section.count(verdict) for section in sections)} {verdict}" for verdict in VERDICTS)
+    print(f"{parsed.out}: {', '.join(counts)}")
 
 
 def _methods(parsed: argparse.Namespace) -> None:
