@@ -6,7 +6,7 @@ the refiners run. It is cheaper than any token selection with the same I-steps, 
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from tcbench.method import Look, Method, Run, Schedule, full_steps
+from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
 from tcbench.plan import ALL, NONE, Block, Plan, every_unit
 
 
@@ -33,5 +33,5 @@ class NoTokens(Method):
 
     def plan(self, look: Look) -> Plan:
         """Block updates of all but the refiners: computed and stored, or held."""
-        free = range(look.run.shape.num_blocks - self.refiner_blocks)
+        free = range(free_blocks(look.run.shape, self.refiner_blocks))
         return every_unit([Block(block) for block in free], ALL if look.step in self.i_steps(look.run) else NONE)

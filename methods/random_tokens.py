@@ -6,7 +6,7 @@ uniformly, for every sample, block and P-step. It needs no predictor, so at equa
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tcbench.method import Look, Method, Run, Schedule, full_steps
+from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
 from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit, top_tokens
 
 
@@ -36,7 +36,7 @@ class RandomTokens(Method):
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the same number of random tokens in every block that may be cached."""
         shape = look.run.shape
-        free = range(shape.num_blocks - self.refiner_blocks)
+        free = range(free_blocks(shape, self.refiner_blocks))
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in free], ALL, keys=self.keys)
         count = round((1 - self.cache_ratio) * shape.num_tokens)

@@ -23,6 +23,7 @@ from tcbench.method import (
     Stage,
     TrainRefiners,
     TrainScorer,
+    free_blocks,
     full_steps,
 )
 from tcbench.plan import (
@@ -60,7 +61,8 @@ class TokenCache(Method):
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
         budget_pool: r counts over the blocks that may be cached, or over all blocks.
         keys: what recomputed tokens attend to; `fresh` is the paper's literal reading.
-        cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9).
+        cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
+            at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
         training_batch_size: pairs of neighbouring steps per iteration.
@@ -81,7 +83,7 @@ class TokenCache(Method):
     budget_pool: Literal["free", "all"] = "free"
     keys: Keys = "cached"
 
-    cost_weight: PositiveFloat = 1e-4
+    cost_weight: PositiveFloat | Literal["auto"] = 1e-4
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
     predictor_iterations: PositiveInt = 40_000
@@ -106,7 +108,7 @@ class TokenCache(Method):
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
         refiners = self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
-        return run.shape.num_blocks - refiners
+        return free_blocks(run.shape, refiners)
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the predictor's tokens and the refiners."""

@@ -31,11 +31,11 @@ class Cache:
     def __init__(self) -> None:
         self._entries: dict[Unit, _Entry] = {}
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._attention: dict[int, Tensor] = {}
 
     def store(self, unit: Unit, value_RND: Tensor, step: int, order: int = 0) -> None:
         """Store a freshly computed value; with `order` > 0 also its difference quotients, as far as the past allows."""
-        if value_RND.requires_grad:
-            raise RuntimeError(f"{unit} would be cached with a gradient attached; cached blocks are frozen")
+        _refuse_gradient(unit, value_RND)
         old, factors = self._entries.get(unit), [value_RND]
         if old:
             for past in old.factors[:order]:
@@ -44,6 +44,7 @@ class Cache:
 
     def refresh(self, unit: Unit, index_RK: Tensor, value_RKD: Tensor) -> None:
         """Overwrite some tokens of a stored value in place; the others keep theirs, however old."""
+        _refuse_gradient(unit, value_RKD)
         value = self._entry(unit).factors[0]
         value.scatter_(1, index_RK.unsqueeze(-1).expand_as(value_RKD), value_RKD)
 
@@ -69,11 +70,21 @@ class Cache:
         stored_keys, stored_values = self._keys_values[block]
         return stored_keys.scatter_(2, index, keys), stored_values.scatter_(2, index, values)
 
+    def store_attention(self, block: int, received_RN: Tensor) -> None:
+        """Store the attention that a block's tokens received."""
+        self._attention[block] = received_RN
+
+    def attention_received(self, block: int) -> Tensor:
+        """What `store_attention` stored last: [R, N]."""
+        if block not in self._attention:
+            raise RuntimeError(f"block {block}: no attention was observed yet; an earlier full step must ask for it")
+        return self._attention[block]
+
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
         entries = [factor for entry in self._entries.values() for factor in entry.factors]
         pairs = [tensor for pair in self._keys_values.values() for tensor in pair]
-        return sum(tensor.numel() * tensor.element_size() for tensor in entries + pairs)
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*entries, *pairs, *self._attention.values()])
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:
@@ -81,3 +92,8 @@ class Cache:
                 f"{unit}: the cache is read before it was written; the plan of the first step must be full"
             )
         return self._entries[unit]
+
+
+def _refuse_gradient(unit: Unit, value: Tensor) -> None:
+    if value.requires_grad:
+        raise RuntimeError(f"{unit} would be cached with a gradient attached; cached blocks are frozen")

@@ -22,7 +22,7 @@ from tcbench.registry import make_method, method_class, method_names
 if TYPE_CHECKING:
     from tcbench.matching import Match
 
-Handler = Callable[[argparse.Namespace], None]
+Handler = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
-        parsed.handler(parsed)
+        return parsed.handler(parsed) or 0
     except UserError as error:
         print(f"tcbench: {error}", file=sys.stderr)
         return 2
@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
+    sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
+    sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
+    sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
     sub = command("match", _match, "the setting of a method's knob at which its MACs meet a budget, from shapes alone")
     sub.add_argument("--model", required=True, choices=MODELS)
     sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
@@ -272,6 +275,15 @@ def _macs(parsed: argparse.Namespace) -> None:
     }
     for what, macs in lines.items():
         print(f"  {what:<22}{macs / 1e12:12.4f} T")
+
+
+def _golden(parsed: argparse.Namespace) -> int:
+    from tcbench.golden import check
+
+    _set_threads()
+    report = check(parsed.directory, parsed.cases)
+    print(json.dumps(report, indent=1, allow_nan=False))
+    return int(not report["passed"])
 
 
 def _match(parsed: argparse.Namespace) -> None:

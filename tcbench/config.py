@@ -208,14 +208,18 @@ def load_suite(path: Path | str) -> Suite:
     except FileNotFoundError as error:
         suites = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: no such config; there are: {suites}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
     try:
-        suite = Suite(**raw)
+        suite = Suite.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(path, error.errors()[0])) from error
+        # an unknown key first: it is often the misspelling of one reported missing
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(_explain(path, problems[0])) from error
     _check_rows(path, suite)
     return suite
 
@@ -239,14 +243,16 @@ def _check_rows(path: Path, suite: Suite) -> None:
     for known in suite.defaults:
         if known not in method_names():
             raise UserError(f"{path}: defaults.{known}: no such method; known: {', '.join(method_names())}")
+    methods: dict[str, Method] = {}
+    for name in suite.rows:  # first of all, because a row may refer to a later one
+        try:
+            methods[name] = suite.method(name)
+        except UserError as error:
+            raise UserError(f"{path}: rows.{name}: {error}") from error
     for name, row in suite.rows.items():
-        field = f"{path}: rows.{name}"
+        field, method = f"{path}: rows.{name}", methods[name]
         if not name.replace("-", "").replace(".", "").replace("_", "").isalnum():
             raise UserError(f"{field}: use letters, digits, '-', '_' and '.' only; it becomes a file name")
-        try:
-            method = suite.method(name)
-        except UserError as error:
-            raise UserError(f"{field}: {error}") from error
         if not any(other.method == "uncached" and other.nfe == row.nfe for other in suite.rows.values()):
             raise UserError(f"{field}: nothing to compare with; add a row with method: uncached and nfe: {row.nfe}")
         steps = method.sampled_steps(row.nfe)

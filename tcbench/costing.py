@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench.ledger import Ledger, plan_macs
+from tcbench.ledger import Ledger
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.dit import dit_shape
 from tcbench.models.predictor import CachePredictor
@@ -32,6 +32,9 @@ class _ShapeLook:
     def uniform(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)
 
+    def attention_received(self, block: int) -> Tensor:
+        return self._empty(self.run.shape.num_tokens)
+
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")
 
@@ -48,7 +51,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1), artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
     for step in range(run.nfe):
-        ledger.charge("model", plan_macs(policy.plan(_ShapeLook(run, step, ledger)), run.shape))
+        ledger.charge_plan(policy.plan(_ShapeLook(run, step, ledger)), run.shape)
     return {
         "model": model,
         "method": method.name,

@@ -6,16 +6,17 @@ and indices stay where the model is.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
-from tcbench.ledger import Ledger, plan_macs
+from tcbench.errors import UserError
+from tcbench.ledger import Ledger
 from tcbench.method import Policy, Run
-from tcbench.models.dit import DiTAdapter, DiTBlock, Modulation
+from tcbench.models.dit import DiTAdapter, Modulation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
 
@@ -33,7 +34,9 @@ class _Look:
         return self.x_RND
 
     def scores(self, name: str) -> Tensor:
-        scorer = self.run.artefacts.scorers[name]
+        scorer = self.run.artefacts.scorers.get(name)
+        if scorer is None:
+            raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
         self.engine.ledger.charge(name, scorer.macs(self.run.shape))
         return scorer(self.engine.adapter, self.x_RND, self.condition_RD)
 
@@ -41,6 +44,9 @@ class _Look:
         run = self.run
         numbers = noise.uniform(run.seed, run.sample_index, run.shape.num_tokens, self.step, block)
         return numbers.repeat(run.rows_per_sample, 1)
+
+    def attention_received(self, block: int) -> Tensor:
+        return self.engine.cache.attention_received(block)
 
 
 class Engine:
@@ -89,6 +95,7 @@ class Engine:
 
     def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
         """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
+        self._check_units(plan)
         self._executed = dict(plan.decisions)
         spans, block, x = plan.spans(), 0, x_RND
         while block < self.run.shape.num_blocks:
@@ -99,9 +106,16 @@ class Engine:
                 x = self._block(block, plan, step, x, condition_RD)
                 block += 1
         executed = Plan(self._executed)
-        self.ledger.charge("model", plan_macs(executed, self.run.shape))
+        self.ledger.charge_plan(executed, self.run.shape)
         self.plans.append(executed.summary())
         return x
+
+    def _check_units(self, plan: Plan) -> None:
+        shape = self.run.shape
+        for unit in plan.decisions:
+            missing = isinstance(unit, Site) and unit.branch not in shape.branches
+            if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= shape.num_blocks:
+                raise ValueError(f"a plan decides {unit}, which a model of {shape.num_blocks} blocks does not have")
 
     def _span(self, span: Span, decision: Decision, step: int, x: Tensor, condition: Tensor) -> Tensor:
         match self._resolve(span, decision, x):
@@ -177,14 +191,17 @@ class Engine:
                 self.cache.store_keys_values(block, keys, values)
             else:
                 keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
-        return adapter.attend(module, h, keys, values)
+        queries = adapter.queries(module, h)
+        if index_RK is None and decision and decision.observe:
+            self.cache.store_attention(block, adapter.attention_received(queries, keys))
+        return adapter.mix(module, queries, keys, values)
 
     def _resolve(self, unit: Unit, decision: Decision, x: Tensor) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
         who = decision.who.choose(x) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.count == 0:
             who = NONE
-        self._executed[unit] = Decision(who, decision.fill, decision.keys)
+        self._executed[unit] = replace(decision, who=who)
         return who
 
 
@@ -218,15 +235,10 @@ def soft_hidden(
         x = x if inputs is None else inputs[index]
         modulation, before = adapter.modulation(module, condition_RD), x
         for branch in adapter.shape.branches:
-            out = _all_tokens(adapter, module, branch, x, modulation[branch])
+            out = adapter.branch(module, branch, x, modulation[branch])
             if (site := Site(index, branch)) in gates:
                 out = torch.lerp(cached[site], out, gates[site])
             x = x + modulation[branch].gate * out
         if (unit := Block(index)) in gates:
             x = before + torch.lerp(cached[unit], x - before, gates[unit])
     return x
-
-
-def _all_tokens(adapter: DiTAdapter, module: DiTBlock, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
-    h = adapter.branch_input(module, branch, x_RND, part)
-    return adapter.mlp(module, h) if branch == "mlp" else adapter.attend(module, h, *adapter.keys_values(module, h))

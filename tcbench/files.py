@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # readers of JSON (the report) must not pay for importing tor
     from torch import Tensor
 
 
+_METADATA = "tcbench"
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
@@ -61,19 +64,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; `metadata` values must be strings."""
+    """Write a safetensors file atomically; equal contents give equal bytes.
+
+    The metadata goes under one key, as JSON, because safetensors writes several keys in random order.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+            header = {_METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, header)
         except SafetensorError as error:  # safetensors reports a full disk in its own exception type
             raise UserError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Read a safetensors file: (tensors on the CPU, metadata).
+    """Read a safetensors file: (tensors on the CPU, metadata that `write_tensors` was given).
 
     Raises:
         UserError: the file is missing, truncated or not safetensors.
@@ -82,7 +89,8 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
 
     try:
         with safe_open(path, "pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+            metadata = json.loads((handle.metadata() or {}).get(_METADATA, "{}"))
+            return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; run the step that makes it first") from error
     except SafetensorError as error:

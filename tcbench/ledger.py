@@ -19,7 +19,7 @@ def attention_macs(shape: ModelShape, queries: int, keys: Keys = "fresh") -> Mac
     context = queries if keys == "fresh" else tokens
     return Macs(
         matmul=2 * width**2 * queries + 2 * width**2 * projected + 2 * queries * context * width,
-        norm_elements=width * max(queries, projected),
+        norm_elements=width * (queries + (projected if keys == "recomputed" else 0)),
     )
 
 
@@ -62,17 +62,27 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     return total
 
 
+def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
+    """What the attention maps that a plan observes cost for one row: QK^T once more in every observed block."""
+    observed = sum(decision.observe and isinstance(_who(decision), All) for decision in plan.decisions.values())
+    return Macs(observed * shape.num_tokens**2 * shape.width)
+
+
 def _tokens(decision: Decision | None, shape: ModelShape) -> tuple[int, Keys]:
     """(number of recomputed tokens, what they attend to)."""
     decision = decision or Decision(ALL)
-    who = decision.who.like if isinstance(decision.who, Deferred) else decision.who
-    match who:
+    match who := _who(decision):
         case All():
             return shape.num_tokens, "fresh"
         case Nothing():
             return 0, "fresh"
         case Tokens():
             return who.count, decision.keys
+
+
+def _who(decision: Decision) -> All | Nothing | Tokens:
+    """Who is recomputed, as far as it is known without a model."""
+    return decision.who.like if isinstance(decision.who, Deferred) else decision.who
 
 
 class Ledger:
@@ -85,6 +95,12 @@ class Ledger:
     def charge(self, tag: str, macs_per_row: Macs) -> None:
         """Add the work of one step, given per row of the transformer's batch."""
         self.by_tag[tag] += macs_per_row * self.rows_per_sample
+
+    def charge_plan(self, plan: Plan, shape: ModelShape) -> None:
+        """Add an executed plan: `model` for what it computes, `score` for what it observes, if anything."""
+        self.charge("model", plan_macs(plan, shape))
+        if (observed := observation_macs(plan, shape)).matmul:
+            self.charge("score", observed)
 
     def totals(self) -> dict[str, int | dict[str, int]]:
         """JSON-able totals per sample.

@@ -1,8 +1,8 @@
 """Matched MACs: the setting of a method's one knob at which the ledger, all overheads charged, meets a budget.
 
 A setting is searched over a finite list in which MACs must rise or fall: the integers from 1 to the NFE, or steps of
-`FLOAT_STEP` between the bounds that the option declares (`Field(ge=..., le=...)`). Nothing is built or sampled; every
-trial is `tcbench.costing.macs_of`.
+`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). Nothing is built or sampled;
+every trial is `tcbench.costing.macs_of`.
 """
 
 from bisect import bisect_left
@@ -121,18 +121,19 @@ def knob_settings(method: Method, nfe: int) -> Sequence[Setting]:
     number = next(
         (kind for kind in schema.get("anyOf", [schema]) if kind.get("type") in ("integer", "number")), dict[str, Any]()
     )
-    low, high = number.get("minimum"), number.get("maximum")
     if number.get("type") == "integer":
-        low = max(1, number.get("exclusiveMinimum", 0) + 1, low or 1)
-        high = min(nfe, number.get("exclusiveMaximum", nfe + 1) - 1, nfe if high is None else high)
+        low = max(1, number.get("minimum", number.get("exclusiveMinimum", 0) + 1))
+        high = min(nfe, number.get("maximum", number.get("exclusiveMaximum", nfe + 1) - 1))
         # the sampler needs two steps, whatever a method makes of them
         return [value for value in range(low, high + 1) if with_knob(method, value).sampled_steps(nfe) >= 2]
+    low, high = (number.get(f"{end}imum", number.get(f"exclusive{end.title()}imum")) for end in ("min", "max"))
     if low is None or high is None:
         raise UserError(
             f"methods/{method.name}.py: knob {method.knob!r} must be an integer, or declare its bounds with "
             "Field(ge=..., le=...), to be matched"
         )
-    return [round(low + step * FLOAT_STEP, 4) for step in range(round((high - low) / FLOAT_STEP) + 1)]
+    # without the ends, where a method may be another one: ToCa at 0 is FORA, and costs more than at 0.0001
+    return [round(low + step * FLOAT_STEP, 4) for step in range(1, round((high - low) / FLOAT_STEP))]
 
 
 def _check_monotone(method: Method, trials: list[tuple[Setting, int]], sign: int) -> None:

@@ -61,12 +61,10 @@ class Artefacts:
     Attributes:
         scorers: trained modules by name; `Look.scores` runs them.
         alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13).
-        refiners: file of LoRA weights merged into the model, if any.
     """
 
     scorers: Mapping[str, Any] = field(default_factory=dict)
     alpha_bar: tuple[float, ...] | None = None
-    refiners: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,12 @@ class Look(Protocol):
     def uniform(self, block: int) -> "Tensor":
         """Uniform numbers [R, N] keyed by (seed, sample index, step, block), equal for both halves of a guided pair."""
 
+    def attention_received(self, block: int) -> "Tensor":
+        """The attention each token received, sum_i mean_heads softmax(QK^T)_ij, [R, N], when `block` was last observed.
+
+        A plan asks for it with `Decision(ALL, observe=True)`, which is when it is charged.
+        """
+
 
 class Policy(Protocol):
     """What plans a run: a method, or the stateful object that a method starts for it."""
@@ -139,8 +143,21 @@ def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[i
             f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
             "or set schedule: even"
         )
+    if len(run.artefacts.alpha_bar) != run.nfe:
+        raise UserError(f"alpha_bar has {len(run.artefacts.alpha_bar)} steps, the run {run.nfe}; train for this NFE")
     chosen = spread_by_scores(run.artefacts.alpha_bar, count, beta)
     return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
+
+
+def free_blocks(shape: ModelShape, refiners: int) -> int:
+    """L - K: how many blocks may be cached if the last `refiners` are always computed.
+
+    Raises:
+        UserError: there are not that many blocks.
+    """
+    if refiners >= shape.num_blocks:
+        raise UserError(f"refiner_blocks: {refiners} of {shape.num_blocks} blocks leave none to cache; give fewer")
+    return shape.num_blocks - refiners
 
 
 @dataclass(frozen=True)
@@ -150,14 +167,14 @@ class TrainScorer:
     Attributes:
         name: the scorer's name in `Artefacts.scorers`.
         free_blocks: gates act on blocks 0..free_blocks-1; the rest is always computed and costs nothing.
-        cost_weight: lambda of Eq. (9).
+        cost_weight: lambda of Eq. (9); `auto` takes the one at which Eq. (11) closes half of the gates.
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
         recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
     """
 
     name: str
     free_blocks: int
-    cost_weight: float
+    cost_weight: float | Literal["auto"]
     iterations: int
     batch_size: int
     learning_rate: float

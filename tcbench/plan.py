@@ -155,11 +155,16 @@ Fill = Hold | Forecast
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to."""
+    """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
+
+    `observe` asks for the attention that every token receives where the unit's attention is computed in full;
+    `Look.attention_received` reads it at later steps. It costs QK^T a second time, charged under "score".
+    """
 
     who: Who
     fill: Fill = Hold()
     keys: Keys = "fresh"
+    observe: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,14 +172,19 @@ class Plan:
     """The decisions of one sampling step.
 
     Raises:
-        ValueError: two units cover the same part of a block.
+        ValueError: two units cover the same part of a block; some tokens are recomputed where the rest is forecast
+            (the quotients of a forecast are of whole values); attention is observed where a unit computes none.
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         owner: dict[tuple[int, str], Unit] = {}
-        for unit in self.decisions:
+        for unit, decision in self.decisions.items():
+            if isinstance(decision.who, Tokens) and decision.fill.order:
+                raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
+            if decision.observe and not (isinstance(unit, Block) or (isinstance(unit, Site) and unit.branch == "attn")):
+                raise ValueError(f"a plan observes {unit}; only a block's attention can be observed")
             for block in unit.blocks:
                 for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
                     other = owner.setdefault((block, branch), unit)

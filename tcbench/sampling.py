@@ -1,7 +1,9 @@
-"""The denoising loop, the same for every method: reference DDIM, classifier-free guidance, noise keyed per sample."""
+"""The denoising loop, the same for every method: the reference's samplers, guidance, noise keyed per sample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,20 +28,36 @@ def training_alphas_cumprod() -> np.ndarray:
 def respaced_timesteps(nfe: int, spacing: str = "linspace") -> tuple[int, ...]:
     """Timesteps in sampling order, as the reference code respaces them.
 
-    `linspace` is its respacing string "N", which DiT, FORA, ToCa and L2C sample with: round(i * 999 / (N - 1)).
-    `leading` is "ddimN": 0, 1000//N, 2*(1000//N), ...
+    `linspace` is its respacing string "N", which DiT, FORA, ToCa and L2C sample with: round(i * 999 / (N - 1)), the
+    products by repeated addition, which is what rounds a tie like 499.5 up or down.
+    `leading` is "ddimN": 0, k, 2k, ... for the whole stride k that fits exactly N times into 1000.
 
     Raises:
-        UserError: unknown spacing, or a number of steps outside 2..1000.
+        UserError: unknown spacing, a number of steps outside 2..1000, or one that no whole stride gives.
     """
     if spacing not in SPACINGS:
         raise UserError(f"spacing: {spacing!r} is not one of {', '.join(SPACINGS)}")
     if not 2 <= nfe <= TRAIN_TIMESTEPS:
         raise UserError(f"nfe: {nfe} sampling steps; give 2 to {TRAIN_TIMESTEPS}")
     if spacing == "leading":
-        return tuple(range(0, TRAIN_TIMESTEPS, TRAIN_TIMESTEPS // nfe))[:nfe][::-1]
-    stride = (TRAIN_TIMESTEPS - 1) / (nfe - 1)
-    return tuple(round(i * stride) for i in range(nfe))[::-1]
+        timesteps = range(0, TRAIN_TIMESTEPS, -(-TRAIN_TIMESTEPS // nfe))
+        if len(timesteps) != nfe:
+            raise UserError(f"nfe: no whole stride gives {nfe} leading timesteps; {len(timesteps)} is the next below")
+        return tuple(timesteps)[::-1]
+    strides = repeat((TRAIN_TIMESTEPS - 1) / (nfe - 1), nfe - 1)
+    return tuple(round(timestep) for timestep in accumulate(strides, initial=0.0))[::-1]
+
+
+class Sampler(Protocol):
+    """One step back along the respaced chain."""
+
+    timesteps: tuple[int, ...]
+
+    def step(self, eps: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0), from the noise predicted at sampling step `step`.
+
+        `variance` is the rest of the model's output, the logits of a learned variance, if it has one.
+        """
 
 
 class ReferenceDDIM:
@@ -63,8 +81,8 @@ class ReferenceDDIM:
         )
         self._scheduler.set_timesteps(nfe)
 
-    def step(self, eps: Tensor, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(the next latent, the predicted x0), from the noise predicted at sampling step `step`."""
+    def step(self, eps: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0); with eta 0 a learned variance plays no part."""
         output = self._scheduler.step(eps, len(self.timesteps) - 1 - step, x)
         return output.prev_sample, output.pred_original_sample
 
@@ -83,6 +101,47 @@ class ReferenceDDIM:
         """Cumulative alpha at sampling steps 0..NFE, the last being the clean image: [R, 1, 1, 1]."""
         alphas = self._scheduler.alphas_cumprod
         return torch.cat([alphas.flip(0), torch.ones(1)]).to(step_R.device)[step_R, None, None, None]
+
+
+class AncestralDDPM:
+    """The reference's ancestral sampler on a respaced grid, with learned variance and given noise.
+
+    x_{t-1} is drawn from the posterior q(x_{t-1} | x_t, x0) of the respaced chain (Ho et al. 2020, Eq. 7); the model
+    interpolates the logarithm of its variance between those of beta-tilde and beta (Nichol and Dhariwal 2021, Eq. 15).
+    The last step adds no noise. diffusers' `DDPMScheduler` agrees (tests/test_sampling.py) but draws its own noise.
+
+    Args:
+        nfe: number of steps.
+        noise: standard normal, [S, n, C, H, W] in sampling order; the last step's may be left out.
+    """
+
+    def __init__(self, nfe: int, noise: Tensor, spacing: str = "linspace") -> None:
+        self.timesteps = respaced_timesteps(nfe, spacing)
+        self.noise = noise
+        kept = training_alphas_cumprod()[list(self.timesteps)]  # in sampling order, like all below
+        before = np.append(kept[1:], 1.0)
+        beta = 1 - kept / before
+        self._from_x, self._from_eps = ((1 / kept) ** 0.5).tolist(), ((1 / kept - 1) ** 0.5).tolist()
+        self._mean_x0 = (beta * before**0.5 / (1 - kept)).tolist()
+        self._mean_x = ((1 - before) * (kept / before) ** 0.5 / (1 - kept)).tolist()
+        self._log_least = np.log((beta * (1 - before) / (1 - kept))[:-1]).tolist()
+        self._log_most = np.log(beta[:-1]).tolist()
+
+    def step(self, eps: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0).
+
+        Raises:
+            UserError: the model learned no variance.
+        """
+        if variance is None or variance.shape != eps.shape:
+            raise UserError("ancestral sampling needs a model that learned its variance (out_channels = 2 in_channels)")
+        x0 = self._from_x[step] * x - self._from_eps[step] * eps
+        mean = self._mean_x0[step] * x0 + self._mean_x[step] * x
+        if step == len(self.timesteps) - 1:
+            return mean, x0
+        share = (variance + 1) / 2
+        log_variance = share * self._log_most[step] + (1 - share) * self._log_least[step]
+        return mean + (0.5 * log_variance).exp() * self.noise[step], x0
 
 
 def guide(output_R: Tensor, scale: float, guided_channels: int, channels: int) -> Tensor:
@@ -163,7 +222,7 @@ def start_run(
 def denoise(
     adapter: DiTAdapter,
     engine: Engine,
-    sampler: ReferenceDDIM,
+    sampler: Sampler,
     settings: SamplerSettings,
     x: Tensor,
     label: Tensor,
@@ -174,7 +233,7 @@ def denoise(
     for step in range(engine.run.nfe):
         output = engine(step, torch.cat([x, x]), rows)
         eps = guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels)
-        x, x0 = sampler.step(eps, step, x)
+        x, x0 = sampler.step(eps, step, x, output[: len(x), spec.in_channels :])
         yield eps, x0, x
 
 
@@ -219,6 +278,6 @@ def sample_batch(
         xt=torch.stack(xts).float().cpu(),
         macs=engine.ledger.totals(),
         plans=engine.plans,
-        i_steps=tuple(method.i_steps(run)),
+        i_steps=tuple(step for step, plan in enumerate(engine.plans) if set(plan.values()) <= {"all"}),
         cache_bytes=engine.cache.num_bytes(),
     )

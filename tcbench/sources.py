@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).resolve().parent
 
 _MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
-_TRAIN = ["training/caching.py", "data/__init__.py", *_ENGINE]
+_STAGE = [*_ENGINE, "training/caching.py", "training/common.py", "stages/common.py"]  # artefacts are loaded there
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
 
 STAGES: dict[str, list[str]] = {
-    "train": [*_TRAIN, "stages/train.py"],
-    "sample": [*_ENGINE, "stages/sample.py"],
+    "train": [*_STAGE, "data/__init__.py", "stages/train.py"],
+    "sample": [*_STAGE, "stages/sample.py"],
     "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
-    "latency": [*_ENGINE, "stages/latency.py"],
-    "diagnose": [*_TRAIN, "stages/diagnose.py"],
+    "latency": [*_STAGE, "stages/latency.py"],
+    "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
 }
 

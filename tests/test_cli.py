@@ -47,7 +47,9 @@ def test_help_of_everything_imports_no_torch() -> None:
 
 
 def test_installed_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "tcbench.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tcbench.cli", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("tcbench ")
 
 
@@ -62,7 +64,9 @@ def test_missing_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "arguments", [("sample", "--rows"), ("score", "--rows"), ("train", "--row"), ("diagnose", "--row")], ids=lambda a: a[0]
+    "arguments",
+    [("sample", "--rows"), ("score", "--rows"), ("train", "--row"), ("diagnose", "--row")],
+    ids=lambda a: a[0],
 )
 def test_unknown_rows(capsys: pytest.CaptureFixture[str], arguments: tuple[str, str]) -> None:
     error = fails(capsys, arguments[0], DIGITS, arguments[1], "nfe50-tokencash")

@@ -42,7 +42,7 @@ VALID: dict[str, Any] = {
 
 def written(folder: Path, config: Any) -> Path:
     path = folder / "mini.yaml"
-    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config), encoding="utf-8")
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -123,11 +123,27 @@ BAD = [
     ("rows/fora/method", "forra", ["rows.fora: method 'forra': no file forra.py", "did you mean 'fora'"]),
     ("rows/fora/method", "xyzzy", ["rows.fora: method 'xyzzy'", "known: ", "tokencache"]),
     ("defaults/forra", {}, ["defaults.forra: no such method", "fora"]),
-    ("rows/fora/options/intervall", 3, ["rows.fora: methods/fora.py: unknown option 'intervall'", "interval, num_full"]),
+    (
+        "rows/fora/options/intervall",
+        3,
+        ["rows.fora: methods/fora.py: unknown option 'intervall'", "interval, num_full"],
+    ),
     ("rows/fora/options/interval", 3, ["rows.fora: methods/fora.py: give either interval or num_full_steps"]),
-    ("rows/ours/options/cache_ratio", 1.5, ["rows.ours: methods/tokencache.py: cache_ratio: ", "less than or equal to 1"]),
-    ("rows/ours/options/keys", "stale", ["rows.ours: methods/tokencache.py: keys: ", "'cached', 'fresh' or 'recomputed'"]),
-    ("rows/fora/options/num_full_steps", 21, ["rows.fora.options.num_full_steps: 21 full steps of 20; give 20 or fewer"]),
+    (
+        "rows/ours/options/cache_ratio",
+        1.5,
+        ["rows.ours: methods/tokencache.py: cache_ratio: ", "less than or equal to 1"],
+    ),
+    (
+        "rows/ours/options/keys",
+        "stale",
+        ["rows.ours: methods/tokencache.py: keys: ", "'cached', 'fresh' or 'recomputed'"],
+    ),
+    (
+        "rows/fora/options/num_full_steps",
+        21,
+        ["rows.fora.options.num_full_steps: 21 full steps of 20; give 20 or fewer"],
+    ),
     ("rows/none/artefacts_from", "plain", ["rows.none.artefacts_from: 'plain' is not a row that is trained"]),
     ("rows/none/artefacts_from", "theirs", ["rows.none.artefacts_from: 'theirs' is not a row that is trained"]),
     ("rows/none/artefacts_from", ..., ["rows.none.options.schedule: 'adaptive' needs artefacts_from; or set 'even'"]),
@@ -145,6 +161,15 @@ def test_mistakes_are_explained(tmp_path: Path, field: str, value: Any, says: li
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     assert all(part in message for part in says), message
+
+
+def test_mistakes_in_a_later_row_are_its_own(tmp_path: Path) -> None:
+    """`none` refers to `ours`, and here comes before it."""
+    config = changed("rows/ours/options/cache_ratio", 1.5)
+    config["rows"] = dict(reversed(config["rows"].items()))
+    path = written(tmp_path, config)
+    with pytest.raises(UserError, match=r"mini\.yaml: rows\.ours: methods/tokencache\.py: cache_ratio: "):
+        load_suite(path)
 
 
 def test_artefacts_of_another_nfe_are_refused(tmp_path: Path) -> None:
@@ -166,8 +191,9 @@ def test_steps_out_of_range_are_refused(tmp_path: Path) -> None:
         ("suite: [1, 2", "not valid YAML"),
         ("- a\n- b\n", "must be a mapping of fields; see config/digits.yaml"),
         ("", "must be a mapping of fields"),
+        (yaml.safe_dump(VALID) + "1: 2", "1: keys should be strings"),
     ],
-    ids=["bad YAML", "a list", "empty"],
+    ids=["bad YAML", "a list", "empty", "a number as key"],
 )
 def test_files_that_are_not_configs(tmp_path: Path, text: str, says: str) -> None:
     path = written(tmp_path, text)
@@ -183,6 +209,8 @@ def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
 
 
 def test_checking_a_config_imports_no_torch(tmp_path: Path) -> None:
-    code = "import sys; from tcbench.config import load_suite; load_suite(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from tcbench.config import load_suite; load_suite(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    )
     path = written(tmp_path, VALID)
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0

@@ -170,9 +170,10 @@ def test_no_host_read_between_plan_and_output(model: str, name: str, options: di
     for step in range(run.nfe):
         with torch.inference_mode():
             x, condition = planner.embed(step, *embedded)
-            plan = on_meta(planner.plan(step, x, condition))
+            plan = planner.plan(step, x, condition)
+            planner.hidden(plan, step, x, condition)  # what a plan observes is there for the next one to see
             try:
-                engine.hidden(plan, step, x.to("meta"), condition.to("meta"))
+                engine.hidden(on_meta(plan), step, x.to("meta"), condition.to("meta"))
             except (RuntimeError, NotImplementedError) as error:
                 pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
 
@@ -246,11 +247,32 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
     latent, label = (half.repeat(2, *[1] * (half.ndim - 1)) for half in model_inputs(adapter, rows=3))
     for step in range(run.nfe):
         with torch.inference_mode():
-            plan = engine.plan(step, *engine.embed(step, latent, label))
+            x, condition = engine.embed(step, latent, label)
+            plan = engine.plan(step, x, condition)
+            engine.hidden(plan, step, x, condition)
         for unit, decision in plan.decisions.items():
             if isinstance(decision.who, Tokens):
-                conditional, unconditional = decision.who.index_RK.sort(dim=1).values.chunk(2)
+                index = decision.who.index_RK.sort(dim=1).values
+                assert (index.diff(dim=1) > 0).all(), broken(f"no token is chosen twice at {unit}", name)
+                conditional, unconditional = index.chunk(2)
                 assert torch.equal(conditional, unconditional), broken(f"halves choose alike at {unit}", name)
+
+
+def test_random_tokens_are_drawn_from_seed_sample_step_and_block_alone() -> None:
+    adapter, method = adapter_of(ADAPTERS[0]), small_method("random_tokens", {})
+    engine = Engine(adapter, make_run(adapter, NFE, torch.arange(3)), method)
+
+    def drawn(step: int, seed: int) -> Tensor:
+        """[blocks, R, K], the latents of all rows differing."""
+        with torch.inference_mode():
+            plan = engine.plan(step, *engine.embed(step, *model_inputs(adapter, rows=6, seed=seed)))
+        return torch.stack([decision.who.index_RK.sort(dim=1).values for decision in plan.decisions.values()])
+
+    index = drawn(1, seed=0)
+    assert torch.equal(drawn(1, seed=1), index), "the latents have a say"
+    assert torch.equal(*index.chunk(2, dim=1)), "the halves of a pair differ"
+    distinct = torch.cat([index, drawn(NFE - 1, seed=0)])[:, :3].flatten(0, 1)
+    assert len(torch.unique(distinct, dim=0)) == len(distinct), "samples, steps or blocks repeat"
 
 
 # --- options

@@ -11,6 +11,7 @@ from tcbench.cache import Cache
 from tcbench.engine import Engine, soft_hidden
 from tcbench.ledger import plan_macs
 from tcbench.method import Run
+from tcbench.models import dit
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import (
     ALL,
@@ -328,6 +329,45 @@ def test_reading_an_empty_cache_is_refused(tiny, run, steps, plan: Plan, says: s
         Engine(tiny, run).hidden(plan, 0, *steps[0])
 
 
+@pytest.mark.parametrize("unit", [Site(2, "attn"), Block(2)], ids=str)
+@pytest.mark.parametrize("elements", [1, 3 * ROWS * 4 * 64, dit.MAP_ELEMENTS])
+def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements: int) -> None:
+    """Column sums of the head-mean map, in chunks of any size; observing changes nothing else."""
+    monkeypatch.setattr(dit, "MAP_ELEMENTS", elements)
+    seen: dict[str, Tensor] = {}
+    attention = tiny.blocks[2].attn1
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+        for name, layer in (("q", attention.to_q), ("k", attention.to_k))
+    ]
+    engine, silent = Engine(tiny, run), Engine(tiny, run)
+    with torch.inference_mode():
+        output = engine.hidden(Plan({unit: Decision(ALL, observe=True)}), 0, *steps[0])
+        assert torch.equal(output, silent.hidden(Plan({unit: Decision(ALL)}), 0, *steps[0]))
+    for hook in hooks:
+        hook.remove()
+    queries, keys = (seen[name].unflatten(2, (4, 24)).transpose(1, 2).double() for name in "qk")
+    weights = (queries @ keys.transpose(2, 3) / 24**0.5).softmax(dim=3)
+    received = engine.cache.attention_received(2)
+    assert received.shape == (ROWS, 64) and received.dtype == torch.float32
+    close(received, weights.mean(1).sum(1))
+    assert received.sum(1).allclose(torch.tensor(64.0))  # every query hands out 1
+    assert engine.ledger.by_tag["score"].matmul == 2 * 64 * 64 * 96 and "score" not in silent.ledger.by_tag
+    assert engine.cache.num_bytes() == silent.cache.num_bytes() + ROWS * 64 * 4
+    with pytest.raises(RuntimeError, match="block 2: no attention was observed yet"):
+        silent.cache.attention_received(2)
+
+
+@pytest.mark.parametrize("who", [NONE, random_tokens(64, 0)], ids=str)
+def test_attention_that_is_not_computed_in_full_is_not_observed(tiny, run, steps, who: Nothing | Tokens) -> None:
+    engine, unit = Engine(tiny, run), Site(1, "attn")
+    with torch.inference_mode():
+        engine.hidden(Plan({unit: Decision(ALL, observe=True)}), 0, *steps[0])
+        before, charged = engine.cache.attention_received(1), engine.ledger.by_tag["score"]
+        engine.hidden(Plan({unit: Decision(who, observe=True)}), 1, *steps[1])
+    assert engine.cache.attention_received(1) is before and engine.ledger.by_tag["score"] == charged
+
+
 def test_a_span_cannot_be_recomputed_in_part(tiny, run, steps) -> None:
     plan = Plan({Span(1, 3): Decision(random_tokens(3, seed=0))})
     with torch.inference_mode(), pytest.raises(ValueError, match=r"blocks 1-2.*all tokens or none"):
@@ -365,3 +405,13 @@ def test_gradient_of_the_cache_loss(tiny, run, steps, gated: int, recursion: str
     gradients = torch.autograd.grad(F.mse_loss(output, inputs[-1]), alpha, allow_unused=True)
     reached = [gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients]
     assert reached == ([True] * gated if recursion == "propagated" else [block == 3 for block in range(gated)])
+
+
+@pytest.mark.parametrize("unit", [Block(99), Site(0, "cross"), Span(2, 9)])
+def test_units_that_the_model_does_not_have_are_refused(tiny, unit) -> None:
+    """Otherwise a plan could seem to be executed and be ignored."""
+    run = make_run(tiny, 2, torch.arange(1))
+    engine = Engine(tiny, run)
+    tokens, condition = engine.embed(0, *model_inputs(tiny, 2))
+    with pytest.raises(ValueError, match=r"a plan decides .* which a model of 4 blocks does not have"):
+        engine.hidden(Plan({unit: Decision(ALL)}), 0, tokens, condition)

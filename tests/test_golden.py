@@ -1,66 +1,222 @@
-"""The harness against outputs of the original public code (tests/golden; see docs/reproduction-notes.md, "Goldens")."""
+"""The harness against outputs of the original public code: the cases of tests/golden, as `tcbench golden` runs them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from tcbench.engine import Engine
-from tcbench.files import read_tensors
-from tcbench.method import Artefacts
+from tcbench import golden
+from tcbench.cli import main
+from tcbench.files import read_json, read_tensors, write_json, write_tensors
+from tcbench.golden import Case, Unsupported, case_names, check_case, sample_case
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, denoise, guide, start_run
+from tcbench.sampling import respaced_timesteps, training_alphas_cumprod
 
 from .conftest import GOLDEN
 
-SETTINGS = SamplerSettings(guidance_scale=1.5)
+
+@pytest.mark.parametrize("name", case_names(GOLDEN))
+def test_case(name: str) -> None:
+    report = check_case(GOLDEN, name)
+    assert report["passed"], report
+    compared = set(report["quantities"])
+    tokens = {"type", "threshold_in_force", "fresh_count", "fresh_ratio", "fresh_idx", "score"}
+    expected = {
+        "uncached": {"timesteps", "eps", "eps_from_x_in", "final"},
+        "fora": {"timesteps", "eps", "eps_from_x_in", "final", "recomputed"},
+        "toca": {"timesteps", "eps", "eps_from_x_in", "final", *tokens},
+    }
+    assert compared == expected.get(report["kind"], compared)
 
 
-def run_case(adapter, method, nfe):
-    """(timesteps, eps [S, n, C, H, W], final [n, C, H, W], executed plans) from the golden noise and labels."""
-    inputs, _ = read_tensors(GOLDEN / "inputs.safetensors")
-    x, label = inputs["z"], inputs["labels"]
-    sampler, run = start_run(adapter, method, nfe, SETTINGS, torch.arange(len(x)), Artefacts())
-    engine = Engine(adapter, run, method.start(run))
-    with torch.inference_mode():
-        steps = list(denoise(adapter, engine, sampler, SETTINGS, x, label))
-    return sampler.timesteps, torch.stack([eps for eps, _, _ in steps]), steps[-1][2], engine.plans
+def test_every_step_alone() -> None:
+    """From the stored inputs, so that errors do not add up; tight enough to see a LayerNorm epsilon."""
+    eps = check_case(GOLDEN, "full_ddim20")["quantities"]["eps_from_x_in"]
+    assert eps["error"] <= eps["tolerance"] == 1e-5
+
+
+def test_respaced_alphas_match_the_reference() -> None:
+    settings = read_json(GOLDEN / "full_ddim20.json")
+    alphas = training_alphas_cumprod()[list(respaced_timesteps(20))]
+    assert alphas == pytest.approx(settings["alphas_cumprod_used"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("case", "method"),
-    [("full_ddim20", make_method("uncached", {})), ("fora_ddim20_n3", make_method("fora", {"interval": 3}))],
+    ("options", "effect"),
+    [({"faithful": False}, 6.5), ({"soft_fresh_weight": 0.0}, 0.44), ({"bonus": 0.0}, 0.36)],
+    ids=["once a step", "no ages", "no bonus"],
 )
-def test_trajectory(golden_model, case, method):
-    expected, _ = read_tensors(GOLDEN / f"{case}.safetensors")
-    timesteps, eps, final, plans = run_case(golden_model, method, 20)
-    assert timesteps == tuple(expected["timesteps"].tolist())
-    assert (eps - expected["eps"]).abs().max() <= 3e-5
-    assert (final - expected["final"]).abs().max() <= 1e-3
-    everything = torch.ones(20, golden_model.shape.num_blocks, 2)
-    for step, plan in enumerate(plans):
-        for block, (attn, mlp) in enumerate(expected.get("recomputed", everything)[step].tolist()):
-            for branch, recomputed in (("attn", attn), ("mlp", mlp)):
-                assert (plan.get(f"block {block} {branch}", "all") == "all") == bool(recomputed), (step, block, branch)
+def test_departures_from_toca_have_the_effect_that_the_reference_measured(options: dict, effect: float) -> None:
+    """At a setting that no file here holds: 20 steps, interval 3; largest change of a final latent."""
+    final = sample_case(Case(GOLDEN, "full_ddim20"), make_method("toca", {})).tensors["final"]
+    other = sample_case(Case(GOLDEN, "full_ddim20"), make_method("toca", options)).tensors["final"]
+    assert (other - final).abs().max().item() == pytest.approx(effect, rel=0.02)
 
 
-def test_every_step_alone(golden_model):
-    """From the stored inputs, so that errors do not add up; tight enough to see a LayerNorm epsilon."""
-    expected, _ = read_tensors(GOLDEN / "full_ddim20.safetensors")
-    label = read_tensors(GOLDEN / "inputs.safetensors")[0]["labels"]
-    rows = torch.cat([label, torch.full_like(label, golden_model.spec.num_classes)])
-    method = make_method("uncached", {})
-    _, run = start_run(golden_model, method, 20, SETTINGS, torch.arange(len(label)), Artefacts())
-    engine = Engine(golden_model, run, method.start(run))
-    with torch.inference_mode():
-        for step, x in enumerate(expected["x_in"]):
-            eps = guide(engine(step, torch.cat([x, x]), rows), 1.5, 3, 4)
-            assert (eps - expected["eps"][step]).abs().max() <= 1e-5
+# --- the command, on directories made up from tests/golden
 
 
-def test_respaced_alphas_match_the_reference():
-    from tcbench.sampling import respaced_timesteps, training_alphas_cumprod
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Weights and inputs, no case yet."""
+    for name in ("weights.safetensors", "inputs.safetensors"):
+        shutil.copy(GOLDEN / name, tmp_path)
+    return tmp_path
 
-    settings = json.loads((GOLDEN / "full_ddim20.json").read_text())
-    alphas = training_alphas_cumprod()[list(respaced_timesteps(20))]
-    assert alphas == pytest.approx(settings["alphas_cumprod_used"], rel=1e-9)
+
+def add(directory: Path, name: str, settings: dict, tensors: dict[str, Tensor]) -> None:
+    write_json(directory / f"{name}.json", settings)
+    write_tensors(directory / f"{name}.safetensors", tensors)
+
+
+def settings_of(kind: str, **changed: object) -> dict:
+    case = {"uncached": "full_ddim20", "fora": "fora_ddim20_n3", "toca": "toca_ddim20_r0.07_n4"}[kind]
+    return {**read_json(GOLDEN / f"{case}.json"), **changed}
+
+
+def add_our_own(directory: Path, name: str, settings: dict, method: str, options: dict, **tensors: Tensor) -> None:
+    """A case whose expected tensors are what this package computes: for the path, not the values."""
+    add(directory, name, settings, {**tensors, "eps": torch.zeros(1)})
+    outcome = sample_case(Case(directory, name), make_method(method, options))
+    add(directory, name, settings, {**tensors, **outcome.tensors})
+
+
+def golden_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict, str]:
+    """(status, report, stderr)."""
+    status = main(["golden", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if out else {}, err
+
+
+def test_command_reports_largest_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    status, report, _ = golden_command(capsys, GOLDEN, "fora_ddim20_n3")
+    assert (
+        status == 0
+        and report["passed"] is True
+        and report["skipped"] == {}
+        and list(report["cases"]) == ["fora_ddim20_n3"]
+    )
+    final = report["cases"]["fora_ddim20_n3"]["quantities"]["final"]
+    assert set(final) == {"error", "tolerance", "passed"} and 0 < final["error"] <= final["tolerance"] == 1e-3
+
+
+def test_command_finds_a_miss_and_lists_what_it_skips(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    expected, _ = read_tensors(GOLDEN / "fora_ddim20_n3.safetensors")
+    expected["final"][0, 0, 0, 0] += 0.01
+    expected["recomputed"][3, 1, 0] ^= 1
+    expected["eps"][2, 0] = float("nan")
+    add(directory, "off", settings_of("fora"), expected)
+    add(directory, "unknown", {"source": "someone/duca@1"}, {"final": torch.zeros(1)})
+    status, report, _ = golden_command(capsys, directory)
+    quantities = report["cases"]["off"]["quantities"]
+    assert status == 1 and not report["passed"] and not report["cases"]["off"]["passed"]
+    assert quantities["final"]["error"] == pytest.approx(0.01, rel=0.02) and not quantities["final"]["passed"]
+    assert quantities["recomputed"]["error"] == 1 and not quantities["recomputed"]["passed"]
+    assert quantities["eps"]["error"] is None and not quantities["eps"]["passed"]
+    assert quantities["timesteps"]["passed"]
+    assert report["skipped"].keys() == {"unknown"} and "someone/duca" in report["skipped"]["unknown"]
+
+
+def test_wrong_tokens_are_counted(directory: Path) -> None:
+    expected, _ = read_tensors(GOLDEN / "toca_ddim20_r0.07_n4.safetensors")
+    rows = expected["fresh_idx"][10, 2]
+    absent = [min(set(range(64)) - set(row)) for row in rows.tolist()]
+    rows[3, 0] = absent[3]  # one token of one row
+    expected["fresh_idx"][10, 1] = expected["fresh_idx"][10, 1].roll(1, dims=0)  # all eight rows, within doubt
+    expected["kth_gap"][10, 1] = 1e-6
+    add(directory, "off", settings_of("toca"), expected)
+    quantities = check_case(directory, "off")["quantities"]
+    assert [name for name, entry in quantities.items() if not entry["passed"]] == ["fresh_idx"]
+    assert quantities["fresh_idx"]["error"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "options"),
+    [
+        ("uncached", {"timestep_respacing": "ddim10"}, {}),
+        ("fora", {"timestep_respacing": "7", "cache_threshold (interval)": "2"}, {"interval": 2}),
+        ("fora", {"timestep_respacing": "5", "save_cache": "boost_infer"}, {"interval": 1}),
+    ],
+)
+def test_other_settings(directory: Path, method: str, settings: dict, options: dict) -> None:
+    add_our_own(directory, "other", settings_of(method, **settings), method, options)
+    assert check_case(directory, "other")["passed"]
+    add_our_own(directory, "other", settings_of(method, **settings), "fora", {"interval": 4})
+    assert not check_case(directory, "other")["passed"]
+
+
+@pytest.mark.parametrize(("name", "rows", "last"), [("noise", 4, True), ("step_noise", 8, False)])
+@pytest.mark.parametrize("method", ["uncached", "toca"])
+def test_ancestral_cases_use_the_noise_given(directory: Path, name: str, rows: int, last: bool, method: str) -> None:
+    noise = torch.randn(6 if last else 5, rows, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    settings = settings_of(method, sampler="p_sample_loop (ancestral)", timestep_respacing="6")
+    options = {"interval": 4} if method == "toca" else {}
+    add_our_own(directory, "ancestral", settings, method, options, **{name: noise})
+    assert check_case(directory, "ancestral")["passed"]
+    expected, _ = read_tensors(directory / "ancestral.safetensors")
+    add(directory, "ancestral", settings, {**expected, name: noise.flip(0)})
+    assert not check_case(directory, "ancestral")["passed"]
+    expected.pop(name)
+    add(directory, "ancestral", settings, expected)
+    with pytest.raises(Unsupported, match="needs a tensor 'noise'"):
+        check_case(directory, "ancestral")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("uncached", {"timestep_respacing": "10,15"}, "timestep_respacing '10,15' is not"),
+        ("uncached", {"sampler": "DPM-Solver++"}, "neither DDIM nor ancestral"),
+        ("fora", {"save_cache": "other"}, "save_cache 'other'"),
+        ("toca", {"ratio_scheduler": "exp"}, "methods/toca.py: schedule: "),
+        ("toca", {"cache_type": "random"}, "cache_type 'random' is not 'attention'"),
+        ("toca", {"scaled_to_depth": False}, "layer divisor"),
+        ("toca", {"source": "Shenyi-Z/ToCa@1 PixArt-alpha-ToCa"}, "no kind of case"),
+    ],
+)
+def test_what_cannot_be_run_is_skipped(directory: Path, method: str, settings: dict, says: str) -> None:
+    add(directory, "case", settings_of(method, **settings), {"final": torch.zeros(1)})
+    with pytest.raises(Unsupported) as caught:
+        check_case(directory, "case")
+    assert says in str(caught.value)
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
+    def fails(*arguments: object) -> str:
+        status, report, err = golden_command(capsys, *arguments)
+        line = err.strip().splitlines()[-1]
+        assert status == 2 and not report and line.startswith("tcbench: ")
+        return line
+
+    assert "no case (NAME.json beside NAME.safetensors)" in fails(directory)
+    assert "no case 'fora'; cases: " in fails(GOLDEN, "fora")
+    add(directory, "case", {"source": "someone/duca@1"}, {"final": torch.zeros(1)})
+    assert "nothing could be compared; case: " in fails(directory)
+    settings = settings_of("uncached", timestep_respacing="3")
+    add(directory, "case", settings, {"final": torch.zeros(2)})
+    assert "case.safetensors: final: shape [2], computed [4, 4, 16, 16]" in fails(directory)
+    add(directory, "case", settings, {"timesteps": torch.zeros(2)})
+    assert "neither eps nor final" in fails(directory)
+    settings.pop("cfg_scale")
+    add(directory, "case", settings, {"final": torch.zeros(2)})
+    assert "case.json: no 'cfg_scale'" in fails(directory)
+    add(directory, "case", {**settings, "cfg_scale": "much"}, {"final": torch.zeros(2)})
+    assert "case.json: cfg_scale: 'much' is not a number" in fails(directory)
+    write_json(directory / "weights.json", {"model_config": {"depth": 4}})
+    add(directory, "case", {**settings, "cfg_scale": 1.5}, {"final": torch.zeros(2)})
+    assert "weights.json: model_config: 'num_heads' missing or wrong" in fails(directory)
+
+
+def test_kinds_are_open(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """A kind is an entry of `KINDS`: how to know a case, how to run it, what error is allowed."""
+    add(directory, "case", {"source": "someone/duca@1"}, {"final": torch.zeros(1)})
+    kind = golden.Kind(
+        lambda case: case.repository == "duca", lambda folder, name: {"loss": 1e-5, "count": 0}, {"loss": 1e-4}
+    )
+    monkeypatch.setitem(golden.KINDS, "duca", kind)
+    report = check_case(directory, "case")
+    assert report["kind"] == "duca" and report["passed"]
+    assert report["quantities"]["count"] == {"error": 0, "tolerance": 0.0, "passed": True}

@@ -40,7 +40,7 @@ def test_no_setting_is_nearer(name: str, share: float) -> None:
     target = share * macs(make_method("uncached", {}), nfe)
     found = solve(MODEL, method, nfe, target)
     settings = knob_settings(method, nfe)
-    by_hand = [macs(with_knob(method, setting), nfe) for setting in settings[:: max(1, len(settings) // 50)]]
+    by_hand = [macs(with_knob(method, setting), nfe) for setting in settings[:: max(1, len(settings) // 25)]]
     assert found.macs == macs(found.method, nfe)
     assert abs(found.macs - target) <= min(abs(other - target) for other in by_hand) * (1 + 1e-9)
     assert found.reachable == (abs(found.macs / target - 1) <= 0.01)
@@ -92,10 +92,17 @@ class Bounded(Method):
     other: PositiveInt = 3
 
 
+class Open(Method):
+    name = "open"
+    label = "open"
+    knob = "ratio"
+    ratio: float | None = Field(None, gt=0, lt=0.0004)
+
+
 @pytest.fixture
 def formula(monkeypatch: pytest.MonkeyPatch):
     """Costs by formula of methods that are in no file, so that any shape of the curve can be tried."""
-    classes: ClassVar[dict] = {cls.name: cls for cls in (Falling, Unbounded, Bounded)}
+    classes: ClassVar[dict] = {cls.name: cls for cls in (Falling, Unbounded, Bounded, Open)}
     monkeypatch.setattr(matching, "make_method", lambda name, options: classes[name](**options))
 
     def use(cost):
@@ -108,7 +115,7 @@ def test_a_falling_float_knob(formula) -> None:
     formula(lambda method: round(1e9 * (2 - method.share)))
     found = solve(MODEL, Falling(), 50, 1.3333e9)
     assert (found.setting, found.macs, found.reachable) == (0.6667, 1_333_300_000, True)
-    for target, setting in ((5e9, 0.25), (1e8, 1.0)):  # beyond both ends
+    for target, setting in ((5e9, 0.2501), (1e8, 0.9999)):  # beyond both ends
         found = solve(MODEL, Falling(), 50, target)
         assert (found.setting, found.reachable, len(found.nearest)) == (setting, False, 1)
 
@@ -122,15 +129,16 @@ def test_a_step_between_two_settings_is_reported_from_both_sides(formula) -> Non
 
 def test_costs_that_rise_and_fall_are_refused(formula) -> None:
     formula(lambda method: round(1e6 * (method.share - 0.6) ** 2) + 1)
-    with pytest.raises(UserError, match=r"falling: MACs do not rise with share throughout \(0\.25: \d+, "):
+    with pytest.raises(UserError, match=r"falling: MACs do not rise with share throughout \(0\.2501: \d+, "):
         solve(MODEL, Falling(), 50, 5e4)
 
 
 def test_where_a_knob_may_go(formula) -> None:
     assert knob_settings(Bounded(), 50) == [2, 3, 4, 5, 6]
     assert knob_settings(Bounded(), 4) == [2, 3, 4]
+    assert knob_settings(Open(), 50) == [0.0001, 0.0002, 0.0003]
     settings = knob_settings(Falling(), 50)
-    assert (settings[0], settings[1], settings[-1], len(settings)) == (0.25, 0.2501, 1.0, 7501)
+    assert (settings[0], settings[1], settings[-1], len(settings)) == (0.2501, 0.2502, 0.9999, 7499)
     with pytest.raises(UserError, match=r"methods/unbounded\.py: knob 'threshold' must be an integer, or declare"):
         knob_settings(Unbounded(), 50)
 

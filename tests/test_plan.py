@@ -59,12 +59,18 @@ def test_neighbours_do_not_overlap() -> None:
     assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
 
 
+@pytest.mark.parametrize("unit", [Site(0, "mlp"), Span(0, 2)], ids=str)
+def test_only_attention_can_be_observed(unit: Unit) -> None:
+    with pytest.raises(ValueError, match=f"observes {unit}; only a block's attention"):
+        Plan({unit: Decision(ALL, observe=True)})
+
+
 def test_plans_can_be_read() -> None:
     index = torch.tensor([[3, 1]])
     plan = Plan(
         {
             Block(0): Decision(ALL),
-            Site(1, "attn"): Decision(Tokens(index), Forecast(2), "cached"),
+            Site(1, "attn"): Decision(Tokens(index), keys="cached"),
             Span(2, 4): Decision(Deferred(lambda x: NONE, like=ALL)),
         }
     )
@@ -75,6 +81,11 @@ def test_plans_can_be_read() -> None:
     }
     assert str(plan) == "block 0: all, block 1 attn: 2, blocks 2-3: decided at the block (like all)"
     assert str(Plan()) == "everything computed, nothing cached"
+
+
+def test_forecasting_some_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="forecasts block 1 and recomputes some of its tokens"):
+        Plan({Block(1): Decision(Tokens(torch.tensor([[0]])), Forecast(1))})
 
 
 def test_top_tokens_are_the_highest_of_each_row() -> None:
@@ -128,6 +139,17 @@ def test_spread_by_scores_is_denser_where_scores_are_low() -> None:
     assert sum(step >= 40 for step in late) > sum(step >= 40 for step in early)
 
 
+@pytest.mark.parametrize(
+    ("alpha_bar", "count", "expected"),
+    [
+        ((1.0,) * 5 + (0.0,), 3, (0, 4, 5)),  # both quantiles fall on the last step
+        ((1.0,) * 4 + (0.0, 1.0), 5, (0, 2, 3, 4, 5)),  # two on each of the last two, of equal weight
+    ],
+)
+def test_duplicates_move_to_unused_steps(alpha_bar: tuple[float, ...], count: int, expected: tuple[int, ...]) -> None:
+    assert spread_by_scores(alpha_bar, count, -8000.0) == expected
+
+
 @given(st.integers(2, 80), st.data())
 def test_reverse_gaps(nfe: int, data: st.DataObject) -> None:
     later = data.draw(st.sets(st.integers(1, nfe - 1)))
@@ -179,7 +201,7 @@ def scores_and_budget(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @given(scores_and_budget())
 def test_allocate_tokens_spends_the_budget(case: tuple[torch.Tensor, int]) -> None:
     score_RLN, budget = case
-    rows, blocks, tokens = score_RLN.shape
+    _, blocks, tokens = score_RLN.shape
     counts = allocate_tokens(score_RLN, budget)
     assert sum(counts) == budget and len(counts) == blocks
     assert all(0 <= count <= tokens for count in counts)

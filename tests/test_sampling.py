@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from tcbench import noise
@@ -13,6 +14,8 @@ from tcbench.errors import UserError
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.sampling import (
+    TRAIN_TIMESTEPS,
+    AncestralDDPM,
     ReferenceDDIM,
     SamplerSettings,
     Samples,
@@ -119,17 +122,30 @@ def test_respaced_timesteps(nfe: int, first: list[int], last: list[int]) -> None
     assert ascending[: len(first)] == first and ascending[-2:] == last
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "leading"])
-def test_every_number_of_steps(spacing: str) -> None:
+def test_every_number_of_steps() -> None:
     for nfe in range(2, 1001):
-        timesteps = respaced_timesteps(nfe, spacing)
-        assert len(timesteps) == nfe and timesteps[-1] == 0 and timesteps[0] <= 999
+        timesteps = respaced_timesteps(nfe)
+        assert len(timesteps) == nfe and timesteps[-1] == 0 and timesteps[0] == 999
         assert all(before > after for before, after in pairwise(timesteps))
-        assert spacing == "leading" or timesteps[0] == 999
+
+
+def test_ties_fall_as_repeated_addition_has_them() -> None:
+    """With 21 steps the 11th timestep is 499.5, or a little less after ten additions of 49.95."""
+    total = 0.0
+    for _ in range(10):
+        total += 999 / 20
+    assert total < 499.5 and respaced_timesteps(21)[10] == 499
 
 
 def test_leading_is_ddim_n() -> None:
     assert respaced_timesteps(50, "leading") == tuple(range(980, -1, -20))
+    for nfe in range(2, 1001):
+        strides = [stride for stride in range(1, 1000) if len(range(0, TRAIN_TIMESTEPS, stride)) == nfe]
+        if strides:
+            assert respaced_timesteps(nfe, "leading")[::-1] == tuple(range(0, TRAIN_TIMESTEPS, strides[0]))
+        else:
+            with pytest.raises(UserError, match=f"no whole stride gives {nfe} leading timesteps"):
+                respaced_timesteps(nfe, "leading")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +177,42 @@ def test_ddim_step(nfe: int, spacing: str) -> None:
         scale = expected_x0.abs().max()
         assert (after - expected).abs().max() < 1e-4 * scale and (x0 - expected_x0).abs().max() < 1e-4 * scale
     assert torch.equal(after, x0)  # the last step ends at the clean image
+
+
+@pytest.mark.parametrize(("nfe", "spacing"), [(10, "linspace"), (50, "leading")])
+def test_ancestral_step(nfe: int, spacing: str) -> None:
+    """diffusers' ancestral step on the respaced chain, fed with the noise that it draws."""
+    shape = (nfe, 3, 4, 8, 8)
+    eps, x, variance = torch.randn(3, *shape[1:], generator=torch.Generator().manual_seed(0))
+    noise = torch.cat(
+        [torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(step)) for step in range(nfe)]
+    )
+    sampler = AncestralDDPM(nfe, noise[:-1], spacing)
+    kept = training_alphas_cumprod()[list(sampler.timesteps[::-1])]
+    theirs = DDPMScheduler(
+        num_train_timesteps=nfe,
+        trained_betas=1 - kept / np.concatenate([[1.0], kept[:-1]]),
+        variance_type="learned_range",
+        clip_sample=False,
+        timestep_spacing="leading",
+    )
+    theirs.set_timesteps(nfe)
+    for step in range(nfe):
+        after, x0 = sampler.step(eps, step, x, variance.tanh())
+        expected = theirs.step(
+            torch.cat([eps, variance.tanh()], dim=1), nfe - 1 - step, x, generator=torch.Generator().manual_seed(step)
+        )
+        scale = expected.pred_original_sample.abs().max()
+        assert (x0 - expected.pred_original_sample).abs().max() < 1e-5 * scale
+        assert (after - expected.prev_sample).abs().max() < 1e-4
+
+
+def test_ancestral_sampling_needs_a_learned_variance() -> None:
+    eps, x = torch.randn(2, 3, 1, 8, 8)
+    sampler = AncestralDDPM(10, torch.zeros(10, 3, 1, 8, 8))
+    for variance in (None, eps[:, :0]):
+        with pytest.raises(UserError, match="needs a model that learned its variance"):
+            sampler.step(eps, 0, x, variance)
 
 
 def test_rows_at_different_steps() -> None:
@@ -235,3 +287,15 @@ def test_a_sample_that_is_not_finite_is_named(tiny) -> None:
     with pytest.raises(UserError, match=r"uncached: sample 12 became NaN or infinite") as caught:
         sampled(broken, 10, 11, 12, 13, method="uncached")
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_that_agree_in_their_low_32_bits_give_other_noise() -> None:
+    """A generator that looks at 32 bits of its key would repeat noise among some ten thousand samples."""
+    keys = noise._key(0, torch.arange(400_000))
+    low = keys % (1 << 32)
+    first = low.unique(return_inverse=True)[1]
+    twice = (first.bincount() > 1).nonzero().flatten()
+    assert len(twice), "the test needs a pair of keys that agree in 32 bits"
+    pair = (first == twice[0]).nonzero().flatten()
+    drawn = noise.gaussian(0, pair, (8,))
+    assert not torch.equal(drawn[0], drawn[1])

@@ -8,12 +8,15 @@ the reference's numerics). This adapter only calls its sub-modules one by one, i
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 
 from tcbench.method import Macs, ModelShape
 from tcbench.models.specs import ModelSpec
+
+MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
 
 DiTBlock = Any
 """diffusers' `BasicTransformerBlock`, whose sub-modules depend on its arguments and so have no static types."""
@@ -79,13 +82,38 @@ class DiTAdapter:
 
     def attend(self, block: DiTBlock, h_RKD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of some tokens over the given keys and values, projected: [R, K, D]."""
-        attention = block.attn1
-        mixed = F.scaled_dot_product_attention(self._heads(attention.to_q(h_RKD)), keys, values)
-        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return self.mix(block, self.queries(block, h_RKD), keys, values)
+
+    def queries(self, block: DiTBlock, h_RKD: Tensor) -> Tensor:
+        """Queries of some tokens, [R, heads, K, head_dim]."""
+        return self._heads(block.attn1.to_q(h_RKD))
+
+    def mix(self, block: DiTBlock, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention from its queries on, projected: [R, K, D]."""
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return block.attn1.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def attention_received(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Column sums of the head-mean attention map, float32 [R, N]: ToCa's s1 before it is normalised.
+
+        A second pass beside the fused attention, whose output it leaves as it is. Queries go through in chunks, so that
+        no more than `MAP_ELEMENTS` of the map exist at a time.
+        """
+        rows, heads, _, head_dim = queries.shape
+        received = queries.new_zeros(rows, keys.shape[2], dtype=torch.float32)
+        for chunk in queries.split(max(1, MAP_ELEMENTS // (rows * heads * keys.shape[2])), dim=2):
+            weights = (chunk * head_dim**-0.5 @ keys.transpose(2, 3)).softmax(dim=3, dtype=torch.float32)
+            received += weights.mean(dim=1).sum(dim=1)
+        return received
 
     def mlp(self, block: DiTBlock, h_RKD: Tensor) -> Tensor:
         """The MLP, token by token."""
         return block.ff(h_RKD)
+
+    def branch(self, block: DiTBlock, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
+        """A whole branch before its gate, the given tokens attending to each other: [R, N, D]."""
+        h = self.branch_input(block, branch, x_RND, part)
+        return self.mlp(block, h) if branch == "mlp" else self.attend(block, h, *self.keys_values(block, h))
 
     def unembed(self, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
         """Final layer and un-patching: [R, out_channels, H, W]."""

@@ -30,11 +30,9 @@ class CachePredictor(nn.Module):
 
     def forward(self, adapter: DiTAdapter, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
         """Scores in (0, 1): [R, L, N]."""
-        modulation = adapter.modulation(self.block, condition_RD)
-        h = adapter.branch_input(self.block, "attn", x_RND, modulation["attn"])
-        x = x_RND + modulation["attn"].gate * adapter.attend(self.block, h, *adapter.keys_values(self.block, h))
-        h = adapter.branch_input(self.block, "mlp", x, modulation["mlp"])
-        x = x + modulation["mlp"].gate * adapter.mlp(self.block, h)
+        modulation, x = adapter.modulation(self.block, condition_RD), x_RND
+        for branch, part in modulation.items():
+            x = x + part.gate * adapter.branch(self.block, branch, x, part)
         return self.head(F.layer_norm(x, x.shape[-1:])).sigmoid().transpose(1, 2)
 
     @staticmethod

@@ -42,11 +42,11 @@ def _decimals(number: float, significant: int) -> int:
 
 
 def interval_text(value: float, low: float | None, high: float | None) -> str:
-    """`value [low, high]`: half the interval to two significant digits (four decimals at most), the rest to match."""
+    """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match."""
     if low is None or high is None:
         return f"{value:.4g} (no interval)"
     half = (high - low) / 2
-    decimals = min(4, _decimals(half, 2) if half > 0 else _decimals(value, 4))
+    decimals = min(5, _decimals(half, 2) if half > 0 else _decimals(value, 4))
     return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 

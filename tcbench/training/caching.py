@@ -28,6 +28,7 @@ from tcbench.models.dit import DiTAdapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Hold, Plan, Unit, every_unit
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_noise, sample_labels, start_run
+from tcbench.training.common import deterministic
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
@@ -65,12 +66,28 @@ class Pairs:
         timestep = self.timesteps[step_R].to(x.device)
         return self.adapter.embed(x), self.adapter.condition(timestep, label)
 
+    @torch.no_grad()
+    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Tensor, Tensor, dict[Unit, Tensor]]:
+        """A batch of pairs, uncached on both sides.
+
+        Returns:
+            Updates at the earlier steps; tokens and condition at the later ones, their x^L, and their updates.
+        """
+        step = self.steps(batch_size)
+        x, label = self.start(step)
+        tokens, condition = self.embed(x, step, label)
+        hidden, cached = uncached_updates(self.adapter, tokens, condition)
+        later = self.next(x, hidden, condition, step)
+        tokens, condition = self.embed(later, step + 1, label)
+        return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
+
     def next(self, x: Tensor, hidden: Tensor, condition: Tensor, step_R: Tensor) -> Tensor:
         """x at the later steps, from the last block's output at the earlier ones."""
         eps = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
         return self.sampler.step_rows(eps, step_R.to(x.device), x)
 
 
+@deterministic()
 def train(
     adapter: DiTAdapter, method: Method, nfe: int, settings: SamplerSettings, data: Dataset, seed: int
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
@@ -117,23 +134,17 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(scorer.parameters(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
+    cost_weight = half_closing_cost(adapter, stage, pairs) if stage.cost_weight == "auto" else stage.cost_weight
     units = [Block(block) for block in range(stage.free_blocks)]
     progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
     for iteration in progress:
-        step = pairs.steps(stage.batch_size)
-        with torch.no_grad():
-            x, label = pairs.start(step)
-            tokens, condition = pairs.embed(x, step, label)
-            hidden, cached = uncached_updates(adapter, tokens, condition)
-            later = pairs.next(x, hidden, condition, step)
-            tokens, condition = pairs.embed(later, step + 1, label)
-            target, fresh = uncached_updates(adapter, tokens, condition)
+        cached, tokens, condition, target, fresh = pairs.draw(stage.batch_size)
         alpha_RLN = scorer(adapter, tokens, condition)[:, : stage.free_blocks]
         gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(tokens, fresh) if stage.recursion == "literal" else None
         cache_loss = F.mse_loss(soft_hidden(adapter, tokens, condition, gates, cached, inputs), target)
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
-        loss = cache_loss + stage.cost_weight * cost_loss
+        loss = cache_loss + cost_weight * cost_loss
         _check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
@@ -143,7 +154,23 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
             history["cost_loss"].append(cost_loss.item())
             history["mean_alpha"].append(alpha_RLN.mean().item())
             progress.set_postfix(cache=f"{cache_loss.item():.3g}", alpha=f"{alpha_RLN.mean().item():.3f}")
-    return scorer.eval().requires_grad_(False), history
+    return scorer.eval().requires_grad_(False), {"cost_weight_used": cost_weight, **history}
+
+
+def half_closing_cost(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs, batches: int = 8) -> float:
+    """The lambda at which half of all gates are best closed, were they alone (Eq. 11 without the sensitivity factor).
+
+    A gate trades (1 - alpha)^2 |df|^2 / (N D) of the cache loss against lambda * alpha of the cost loss, df being the
+    change of its token's update; its optimum is 0 if |df|^2 / D < lambda N / 2. The step gap sets df, so one lambda
+    does not fit several NFEs: too large a one closes every gate, and a saturated predictor ranks nothing.
+    """
+    changes = []
+    for _ in range(batches):
+        cached, _, _, _, fresh = pairs.draw(stage.batch_size)
+        changes += [(fresh[unit] - cached[unit]).square().mean(-1) for unit in list(fresh)[: stage.free_blocks]]
+    shape = adapter.shape
+    weight = 2 * torch.cat(changes).median().item() / shape.num_tokens
+    return weight if stage.cost_reduction == "sum" else weight * stage.free_blocks * shape.num_tokens
 
 
 def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> tuple[Tensor, dict[Unit, Tensor]]:

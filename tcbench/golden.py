@@ -1,0 +1,437 @@
+"""`tcbench golden`: the harness against outputs of the original public code, case by case.
+
+A case is `NAME.json` (the settings it was made with) beside `NAME.safetensors` (what came out); all cases of a
+directory share `weights.safetensors` and `inputs.safetensors`. docs/goldens.md describes the format. What the settings
+call for is run with this package's methods, engine and samplers, and the largest error of every quantity is reported.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tcbench.engine import Engine
+from tcbench.errors import UserError
+from tcbench.files import read_json, read_tensors
+from tcbench.method import Look, Method, Policy, Run
+from tcbench.models.dit import DiTAdapter
+from tcbench.models.specs import MODELS, ModelSpec, load_transformer
+from tcbench.plan import Plan, Site, Tokens
+from tcbench.registry import make_method
+from tcbench.sampling import AncestralDDPM, ReferenceDDIM, Sampler, SamplerSettings, denoise, guide
+
+Settings = Mapping[str, Any]
+
+DECIDING_GAP = 1e-5  # where the last chosen token scores less than this above the next, rounding decides
+
+
+class Unsupported(Exception):
+    """A case that this package has nothing to compare with; says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case on disk.
+
+    Raises:
+        UserError: from its properties, if a file is missing or damaged, or lacks a field.
+    """
+
+    directory: Path
+    name: str
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The JSON sidecar."""
+        settings = read_json(self.directory / f"{self.name}.json")
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.directory / self.name}.json: not an object of settings; see docs/goldens.md")
+        return settings
+
+    @cached_property
+    def expected(self) -> dict[str, Tensor]:
+        """The reference's tensors."""
+        return read_tensors(self.directory / f"{self.name}.safetensors")[0]
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """The directory's shared inputs."""
+        return read_tensors(self.directory / "inputs.safetensors")[0]
+
+    @property
+    def repository(self) -> str:
+        """Name of the repository that made the case, in lower case, from `source`: "owner/name@commit ..."."""
+        found = re.match(r"[\w.-]+/([\w.-]+)", str(self.settings.get("source", "")))
+        return found[1].lower() if found else ""
+
+    def setting(self, name: str) -> Any:
+        """A required setting, at the top level or among `hyperparameters`; a note in brackets may follow its name."""
+        for settings in (self.settings, self.settings.get("hyperparameters", {})):
+            for key, value in settings.items():
+                if key.partition(" (")[0] == name:
+                    return value
+        raise UserError(f"{self.directory / self.name}.json: no {name!r}; add the setting that the case was made with")
+
+    def input(self, name: str) -> Tensor:
+        """One of the shared inputs."""
+        if name not in self.inputs:
+            raise UserError(f"{self.directory / 'inputs.safetensors'}: no tensor {name!r}; see docs/goldens.md")
+        return self.inputs[name]
+
+    def number(self, name: str) -> float:
+        """A required setting that is a number."""
+        try:
+            return float(self.setting(name))
+        except (TypeError, ValueError) as error:
+            message = f"{self.directory / self.name}.json: {name}: {self.setting(name)!r} is not a number"
+            raise UserError(f"{message}; correct it") from error
+
+    def adapter(self) -> DiTAdapter:
+        """The directory's model: of the shape in `weights.json`, or tiny-dit's if there is no such file."""
+        path, spec = self.directory / "weights.json", MODELS["tiny-dit"]
+        if path.exists():
+            try:
+                spec = _spec(read_json(path)["model_config"])
+            except (KeyError, TypeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: model_config: {reason} missing or wrong; see docs/goldens.md") from error
+        return DiTAdapter(load_transformer(spec, self.directory / "weights.safetensors"), spec)
+
+
+def _spec(config: Settings) -> ModelSpec:
+    """The shape of a DiT from the arguments of the reference's class."""
+    return ModelSpec(
+        name="golden",
+        num_blocks=config["depth"],
+        num_heads=config["num_heads"],
+        head_dim=config["hidden_size"] // config["num_heads"],
+        sample_size=config["input_size"],
+        patch_size=config["patch_size"],
+        in_channels=config["in_channels"],
+        out_channels=config["in_channels"] * (2 if config["learn_sigma"] else 1),
+        num_classes=config["num_classes"],
+        guided_channels=3,  # fixed in the reference's forward_with_cfg
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of case.
+
+    Attributes:
+        matches: whether a case is of this kind, by its settings.
+        run: (directory, name) -> the largest error by quantity; raises `Unsupported` for settings it cannot run.
+        tolerances: the largest error allowed, by quantity; 0 for one that is not named, which is then exact.
+    """
+
+    matches: Callable[[Case], bool]
+    run: Callable[[Path, str], dict[str, float]]
+    tolerances: Mapping[str, float]
+
+
+# --- running a sampling case
+
+
+@dataclass
+class _Recorder:
+    """A policy that remembers what another one chose."""
+
+    policy: Policy
+    plans: list[Plan] = field(default_factory=list)
+    scores: list[dict[int, Tensor]] = field(default_factory=list)
+
+    def plan(self, look: Look) -> Plan:
+        self.plans.append(self.policy.plan(look))
+        self.scores.append(dict(getattr(self.policy, "scores", {})))
+        return self.plans[-1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What this package computed for a case.
+
+    Attributes:
+        method, run: what was run.
+        executed: plans as summaries, and chosen: plans as made, in sampling order.
+        scores: by step and block, the scores [R, N] by which tokens were chosen.
+        tensors: timesteps [S], eps [S, n, C, H, W], final [n, C, H, W] and, if the case stores the latents that its
+            network saw, eps_from_x_in like eps.
+    """
+
+    method: Method
+    run: Run
+    executed: list[dict[str, str | int]]
+    chosen: list[Plan]
+    scores: list[dict[int, Tensor]]
+    tensors: dict[str, Tensor]
+
+
+@torch.inference_mode()
+def sample_case(case: Case, method: Method) -> Outcome:
+    """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
+    adapter, x, label = case.adapter(), case.input("z"), case.input("labels")
+    sampler = sampler_of(case, len(x))
+    settings = SamplerSettings(case.number("cfg_scale"))
+    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)))
+    recorder = _Recorder(method.start(run))
+    engine = Engine(adapter, run, recorder)
+    steps = list(_progress(denoise(adapter, engine, sampler, settings, x, label), case, run.nfe))
+    tensors = {
+        "timesteps": torch.tensor(sampler.timesteps),
+        "eps": torch.stack([eps for eps, _, _ in steps]),
+        "final": steps[-1][2],
+    }
+    if "x_in" in case.expected:
+        spec, again = adapter.spec, Engine(adapter, run, method.start(run))
+        rows = torch.cat([label, torch.full_like(label, spec.num_classes)])
+        outputs = [
+            again(step, seen.repeat(2, 1, 1, 1), rows) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
+        ]
+        eps = [guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels) for output in outputs]
+        tensors["eps_from_x_in"] = torch.stack(eps)
+    return Outcome(method, run, engine.plans, recorder.plans, recorder.scores, tensors)
+
+
+def _progress(steps: Any, case: Case, total: int) -> Any:
+    return tqdm(steps, total=total, desc=case.name, mininterval=1, leave=False)
+
+
+def sampler_of(case: Case, samples: int) -> Sampler:
+    """DDIM or, where `sampler` says so first, ancestral sampling with the case's noise; on the grid of its respacing.
+
+    Raises:
+        Unsupported: another sampler or grid, or ancestral sampling without the noise that was used.
+    """
+    respacing = re.fullmatch(r"(ddim)?(\d+)", str(case.setting("timestep_respacing")))
+    if not respacing:
+        raise Unsupported(f"timestep_respacing {case.setting('timestep_respacing')!r} is not 'N' or 'ddimN'")
+    nfe, spacing = int(respacing[2]), "leading" if respacing[1] else "linspace"
+    named = re.search(r"ddim|p_sample|ddpm|ancestral", str(case.setting("sampler")).lower())
+    if not named:
+        raise Unsupported(f"sampler {case.setting('sampler')!r} is neither DDIM nor ancestral DDPM")
+    if named[0] == "ddim":
+        return ReferenceDDIM(nfe, spacing)
+    return AncestralDDPM(nfe, given_noise(case, nfe, samples), spacing)
+
+
+def given_noise(case: Case, nfe: int, samples: int) -> Tensor:
+    """The noise of every ancestral step, [S or S - 1, n, C, H, W], from the case or else the shared inputs.
+
+    The tensor called `noise`, or the only one with "noise" in its name. Of rows for both halves of the guided pairs the
+    first half counts, because the network sees the first half of the latents twice.
+    """
+    for tensors in (case.expected, case.inputs):
+        names = ["noise"] if "noise" in tensors else [name for name in tensors if "noise" in name]
+        if len(names) > 1:
+            raise UserError(f"{case.name}: which of {', '.join(names)} is the sampler's noise? call it 'noise'")
+        if names:
+            noise = tensors[names[0]]
+            if noise.ndim != 5 or noise.shape[0] < nfe - 1 or noise.shape[1] not in (samples, 2 * samples):
+                raise UserError(
+                    f"{case.name}: {names[0]} has shape {list(noise.shape)}; "
+                    f"give [{nfe}, {samples}, C, H, W], in sampling order"
+                )
+            return noise[:, :samples]
+    raise Unsupported("ancestral sampling needs a tensor 'noise', in the case or in inputs.safetensors")
+
+
+# --- comparing
+
+
+def largest_errors(case: Case, ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """By name, for tensors on both sides: the largest absolute difference of numbers, how many decisions differ.
+
+    Raises:
+        UserError: shapes differ.
+    """
+    errors = {}
+    for name in (name for name in ours if name in expected):
+        one, other = ours[name], expected[name]
+        if one.shape != other.shape:
+            shapes = f"{name}: shape {list(other.shape)}, computed {list(one.shape)}"
+            raise UserError(f"{case.directory / case.name}.safetensors: {shapes}; check the case's settings")
+        difference = (one.double() - other.double()).abs()
+        errors[name] = (difference.max() if one.is_floating_point() else difference.count_nonzero()).item()
+    return errors
+
+
+def compare(case: Case, outcome: Outcome) -> dict[str, float]:
+    """The quantities of every sampling case."""
+    expected = dict(case.expected)
+    if "eps" not in expected and "final" not in expected:
+        raise UserError(f"{case.directory / case.name}.safetensors: neither eps nor final; nothing to compare with")
+    if "eps" in expected:
+        expected["eps_from_x_in"] = expected["eps"]
+    full = [
+        [[_said(plan, block, branch) == "all" for branch in ("attn", "mlp")] for block in _blocks(outcome)]
+        for plan in outcome.executed
+    ]
+    return largest_errors(case, {**outcome.tensors, "recomputed": torch.tensor(full)}, expected)
+
+
+def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
+    """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
+    expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
+    method: Any = outcome.method
+    partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
+    counts = [[_said(plan, block, "mlp") for block in blocks] for plan in outcome.executed]
+    ratios = [[method.ratio(left, run.nfe, block, len(blocks)) for block in blocks] for left in range(run.nfe)[::-1]]
+    ours = {
+        "type": torch.tensor(partial),
+        "fresh_count": torch.tensor([[count if isinstance(count, int) else 0 for count in row] for row in counts]),
+        "threshold_in_force": torch.tensor([row.intervals for row in method.timetable(run)]),
+        "fresh_ratio": torch.tensor(ratios) * torch.tensor(partial),
+    }
+    errors = largest_errors(case, ours, expected)
+    if "fresh_idx" in expected:
+        errors["fresh_idx"] = float(sum(_other_tokens(expected, outcome)))
+    if "score" in expected:
+        scores = [(step, block, ours) for step, of_step in enumerate(outcome.scores) for block, ours in of_step.items()]
+        by_block = [
+            largest_errors(case, {"score": ours}, {"score": expected["score"][step, block]})["score"]
+            for step, block, ours in scores
+        ]
+        errors["score"] = torch.tensor([0.0, *by_block]).max().item()  # NaN, if there is one
+    return errors
+
+
+def _other_tokens(expected: Mapping[str, Tensor], outcome: Outcome) -> list[int]:
+    """By step and block, the rows whose set of tokens differs, where the scores leave no doubt."""
+    wrong = []
+    for step, plan in enumerate(outcome.chosen):
+        for block in _blocks(outcome):
+            if "kth_gap" in expected and expected["kth_gap"][step, block] <= DECIDING_GAP:
+                continue
+            theirs = [set(row) - {-1} for row in expected["fresh_idx"][step, block].tolist()]
+            decision = plan.at(Site(block, "mlp"))
+            tokens = decision and isinstance(decision.who, Tokens) and decision.who.index_RK.tolist()
+            ours = [set(row) for row in tokens or [[]] * len(theirs)]
+            wrong.append(sum(map(operator.ne, ours, theirs)))
+    return wrong
+
+
+def _blocks(outcome: Outcome) -> range:
+    return range(outcome.run.shape.num_blocks)
+
+
+def _said(plan: Mapping[str, str | int], block: int, branch: Any) -> str | int:
+    """ "all", "none" or the number of tokens; what a plan does not mention is computed in full."""
+    return plan.get(str(Site(block, branch)), "all")
+
+
+# --- the kinds
+
+
+def _run_uncached(directory: Path, name: str) -> dict[str, float]:
+    case = Case(directory, name)
+    return compare(case, sample_case(case, make_method("uncached", {})))
+
+
+def _run_fora(directory: Path, name: str) -> dict[str, float]:
+    case = Case(directory, name)
+    mode = case.setting("save_cache")
+    if mode not in ("boost_infer_static", "boost_infer"):
+        raise Unsupported(f"save_cache {mode!r} is not 'boost_infer_static' or 'boost_infer'")
+    interval = int(case.number("cache_threshold")) if mode == "boost_infer_static" else 1  # boost_infer reuses nothing
+    return compare(case, sample_case(case, make_method("fora", {"interval": interval})))
+
+
+def _run_toca(directory: Path, name: str) -> dict[str, float]:
+    case = Case(directory, name)
+    for setting, known in (("cache_type", "attention"), ("force_fresh", "global")):
+        if case.setting(setting) != known:
+            raise Unsupported(f"{setting} {case.setting(setting)!r} is not {known!r}")
+    if case.settings.get("scaled_to_depth") is False:
+        raise Unsupported("the layer divisor of its schedule was not scaled to the model's depth")
+    options = {
+        "fresh_ratio": case.number("fresh_ratio"),
+        "interval": int(case.number("fresh_threshold")),
+        "schedule": str(case.setting("ratio_scheduler")).removeprefix("ToCa-"),
+        "soft_fresh_weight": case.number("soft_fresh_weight"),
+    }
+    try:
+        method = make_method("toca", options)
+    except UserError as error:
+        raise Unsupported(str(error)) from error
+    outcome = sample_case(case, method)
+    return compare(case, outcome) | compare_tokens(case, outcome)
+
+
+_TRAJECTORY = {"eps": 3e-5, "eps_from_x_in": 3e-5, "final": 1e-3}
+
+KINDS: dict[str, Kind] = {
+    "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, {**_TRAJECTORY, "eps_from_x_in": 1e-5}),
+    "fora": Kind(lambda case: case.repository == "fora", _run_fora, _TRAJECTORY),
+    "toca": Kind(
+        lambda case: case.repository == "toca" and "pixart" not in case.settings["source"].lower(),
+        _run_toca,
+        {**_TRAJECTORY, "fresh_ratio": 1e-6, "score": 5e-6},
+    ),
+}
+"""The kinds of cases by name; the first that matches runs a case."""
+
+
+# --- the command
+
+
+def case_names(directory: Path) -> list[str]:
+    """Every NAME.json with a NAME.safetensors, but for the weights.
+
+    Raises:
+        UserError: there is no such directory, or no case in it.
+    """
+    stems = sorted(path.stem for path in directory.glob("*.json") if path.with_suffix(".safetensors").exists())
+    names = [stem for stem in stems if stem != "weights"]
+    if not names:
+        raise UserError(f"{directory}: no case (NAME.json beside NAME.safetensors) there; see docs/goldens.md")
+    return names
+
+
+def check_case(directory: Path, name: str) -> dict[str, Any]:
+    """Run one case: its kind, whether it passed, and largest error and tolerance by quantity.
+
+    Raises:
+        Unsupported: no kind matches, or the kind cannot run it.
+        UserError: a file is damaged or lacks a field.
+    """
+    case = Case(directory, name)
+    kind = next((kind for kind in KINDS if KINDS[kind].matches(case)), None)
+    if kind is None:
+        raise Unsupported(f"no kind of case ({', '.join(KINDS)}) matches its source, {case.settings.get('source')!r}")
+    quantities = {}
+    for quantity, error in KINDS[kind].run(directory, name).items():
+        tolerance = KINDS[kind].tolerances.get(quantity, 0.0)
+        largest_error = error if math.isfinite(error) else None  # JSON has no NaN
+        quantities[quantity] = {"error": largest_error, "tolerance": tolerance, "passed": error <= tolerance}
+    return {"kind": kind, "passed": all(entry["passed"] for entry in quantities.values()), "quantities": quantities}
+
+
+def check(directory: Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the cases of a directory, or some of them by name.
+
+    Returns:
+        JSON-able: `passed`, `cases` (see `check_case`) and `skipped` (the reason, by name).
+
+    Raises:
+        UserError: no such case, a damaged file, or nothing that could be compared.
+    """
+    known, cases, skipped = case_names(directory), {}, {}
+    if unknown := set(names) - set(known):
+        raise UserError(f"{directory}: no case {min(unknown)!r}; cases: {', '.join(known)}")
+    for name in names or known:
+        try:
+            cases[name] = check_case(directory, name)
+        except Unsupported as reason:
+            skipped[name] = str(reason)
+    if not cases:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise UserError(f"{directory}: nothing could be compared; {reasons}")
+    return {"passed": all(case["passed"] for case in cases.values()), "cases": cases, "skipped": skipped}
