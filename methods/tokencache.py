@@ -152,3 +152,14 @@ class TokenCache(Method):
                 ),
             )
         return stages
+
+    def macs_depend_on(self) -> str | None:
+        """The batch's scores, where they share out the tokens."""
+        if self.allocation == "uniform":
+            return None
+        saved = "a block given no token skips its modulation"
+        if self.keys == "fresh":
+            saved += ", and attention among a block's tokens is quadratic in their number"
+        elif self.keys == "recomputed":
+            saved += " and its keys and values"
+        return f"the batch's scores share out the tokens over blocks: {saved}"

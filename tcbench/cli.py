@@ -9,14 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tcbench import __version__
 from tcbench.config import MODELS, Suite, load_suite
 from tcbench.errors import UserError
+from tcbench.files import write_text
 from tcbench.registry import make_method, method_class, method_names
+
+if TYPE_CHECKING:
+    from tcbench.matching import Match
 
 Handler = Callable[[argparse.Namespace], int | None]
 
@@ -53,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("config", type=Path, help="suite config, e.g. config/digits.yaml")
         return sub
 
-    stage("validate", _validate, "check a suite config and list its rows")
+    sub = stage("validate", _validate, "check a suite config and list its rows")
+    sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
     sub = stage("pretrain", _pretrain, "train the embedded suite's base model or its feature extractor from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -93,6 +98,21 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
+    sub = command("match", _match, "the setting of a method's knob at which its MACs meet a budget, from shapes alone")
+    sub.add_argument("--model", required=True, choices=MODELS)
+    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
+    budget = sub.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--macs", type=float, metavar="MACS", help="the budget for one sample, e.g. 4.94e12")
+    budget.add_argument("--like", metavar="METHOD", help="the MACs of this method are the budget")
+    sub.add_argument("--like-set", action="append", default=[], metavar="KEY=VALUE", help="an option of --like")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
+    sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
+    sub = command("audit", _audit, "check every number of the paper that needs no weights")
+    sub.add_argument(
+        "--out", type=Path, default=Path("results/reference/paper-audit.md"), help="the page (%(default)s)"
+    )
     sub = command("methods", _methods, "list the methods and their options")
     sub.add_argument("name", nargs="?", help="one method, with what its options mean")
     return parser
@@ -126,6 +146,13 @@ def _validate(parsed: argparse.Namespace) -> None:
     for row, settings in suite.rows.items():
         trained = suite.trained_row(row)
         print(f"  {row}: {settings.method}, NFE {settings.nfe}" + (f", trained as {trained}" if trained else ""))
+    if parsed.macs:
+        from tcbench.matching import TOLERANCE, targeted_rows
+
+        for targeted in targeted_rows(suite):
+            match = targeted.match
+            near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
+            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}, nearest setting{near}")
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -257,6 +284,59 @@ def _golden(parsed: argparse.Namespace) -> int:
     report = check(parsed.directory, parsed.cases)
     print(json.dumps(report, indent=1, allow_nan=False))
     return int(not report["passed"])
+
+
+def _match(parsed: argparse.Namespace) -> None:
+    method = make_method(parsed.method, _options(parsed.set))
+    like = make_method(parsed.like, _options(parsed.like_set)) if parsed.like else None
+    if parsed.like_set and not like:
+        raise UserError("--like-set: these are options of --like; give it too")
+    from tcbench.costing import macs_of
+    from tcbench.matching import solve
+
+    target = macs_of(parsed.model, like, parsed.nfe)["per_sample"] if like else parsed.macs
+    match = solve(parsed.model, method, parsed.nfe, target, parsed.tolerance)
+    if parsed.json:
+        record = {
+            "model": parsed.model,
+            "method": parsed.method,
+            "nfe": parsed.nfe,
+            "knob": method.knob,
+            "setting": match.setting,
+            "macs": match.macs,
+            "target_macs": match.target_macs,
+            "off_target": match.off_target,
+            "reachable": match.reachable,
+            "nearest": [list(pair) for pair in match.nearest],
+            "estimate": match.estimate,
+            "options": match.method.model_dump(mode="json"),
+        }
+        print(json.dumps(record, indent=1))
+        return
+    print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: target {match.target_macs:.4e} MACs of one sample")
+    if match.reachable:
+        print(f"  {method.knob}: {match.setting}  ({match.macs:.4e} MACs, {match.off_target:+.2%})")
+    else:
+        print(f"  no setting within {parsed.tolerance:.2%}; nearest: {_nearest(match)}")
+    if match.estimate:
+        print(f"  an estimate: {match.estimate}; `tcbench sample` records the MACs of every batch")
+
+
+def _nearest(match: "Match") -> str:
+    """The settings around a target."""
+    return ", ".join(
+        f"{match.method.knob} {setting} ({macs / match.target_macs - 1:+.2%})" for setting, macs in match.nearest
+    )
+
+
+def _audit(parsed: argparse.Namespace) -> None:
+    from tcbench.audit import audit
+    from tcbench.report.audit import VERDICTS, audit_page
+
+    sections = audit()
+    write_text(parsed.out, audit_page(sections))
+    counts = (f"{sum(section.count(verdict) for section in sections)} {verdict}" for verdict in VERDICTS)
+    print(f"{parsed.out}: {', '.join(counts)}")
 
 
 def _methods(parsed: argparse.Namespace) -> None:

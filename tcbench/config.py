@@ -44,6 +44,7 @@ class Row(_Strict):
         label: what tables call it, if not the method's label.
         control: not in the paper; shown as a control.
         artefacts_from: sample with what was trained for that row (predictor, alpha-bar, refiners).
+        target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.
     """
 
@@ -53,6 +54,7 @@ class Row(_Strict):
     label: str | None = None
     control: bool = False
     artefacts_from: str | None = None
+    target: str | None = None
     paper: PaperCell | None = None
 
 
@@ -271,7 +273,21 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.artefacts_from: {source!r} was trained for another nfe")
         if getattr(method, "schedule", "even") != "even" and not suite.trained_row(name):
             raise UserError(f"{field}.options.schedule: {method.schedule!r} needs artefacts_from; or set 'even'")  # type: ignore[attr-defined]
+        if row.target is not None:
+            _check_target(field, suite, name, method)
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.batch_size:
         raise UserError(f"{path}: batch_size: an interval needs two batches or more; give {suite.samples // 2} or less")
+
+
+def _check_target(field: str, suite: Suite, name: str, method: Method) -> None:
+    row, target = suite.rows[name], suite.rows.get(str(suite.rows[name].target))
+    if target is None or target.nfe != row.nfe or target is row:
+        others = [other for other, settings in suite.rows.items() if settings.nfe == row.nfe and other != name]
+        raise UserError(f"{field}.target: {row.target!r} is not another row with nfe {row.nfe}; give one of {others}")
+    if target.target is not None:
+        raise UserError(f"{field}.target: {row.target!r} is matched to {target.target!r} itself; name that row")
+    if method.knob is None or getattr(method, method.knob) is None:
+        fix = f"set {method.knob} in its options" if method.knob else "it has no knob, so remove target"
+        raise UserError(f"{field}.target: nothing to match {row.method!r} with; {fix}")

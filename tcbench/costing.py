@@ -40,18 +40,21 @@ class _ShapeLook:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")
 
 
-def macs_of(model: str, method: Method, nfe: int) -> dict[str, Any]:
+def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = None) -> dict[str, Any]:
     """The ledger's totals for one sample with guidance, and the I-steps.
 
-    A schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as many I-steps, and MACs
-    depend on their number alone. Counts per block are stood in for by the uniform allocation (`plan.allocate_tokens`).
-    A router that would be trained is stood in for by its method's floor; one that is imported is read.
+    Without `artefacts`, a schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as
+    many I-steps, and MACs depend on their number alone; a router that would be trained is stood in for by its method's
+    floor, and one that is imported is read. Counts per block are stood in for by the uniform allocation
+    (`plan.allocate_tokens`).
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
     run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1))
-    given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
-    tables = {stage.name: read_router(stage.path) for stage in given}
-    run = replace(run, artefacts=Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables))
+    if artefacts is None:
+        given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
+        tables = {stage.name: read_router(stage.path) for stage in given}
+        artefacts = Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables)
+    run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
     for step in range(run.nfe):
         plan = policy.plan(_ShapeLook(run, step, ledger))

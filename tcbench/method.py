@@ -297,3 +297,7 @@ class Method(BaseModel):
     def training(self, run: Run) -> tuple[Stage, ...]:
         """What must be trained before sampling, in order."""
         return ()
+
+    def macs_depend_on(self) -> str | None:
+        """What MACs depend on besides shapes; counted from shapes alone they are then an estimate. None: nothing."""
+        return None

@@ -14,8 +14,10 @@ PACKAGE = ROOT / "tcbench"
 
 CORE = {"tcbench.plan", "tcbench.method", "tcbench.ledger", "tcbench.cache", "tcbench.engine", "tcbench.noise"}
 ABOVE_THE_ENGINE = {
+    "tcbench.audit",
     "tcbench.config",
     "tcbench.costing",
+    "tcbench.matching",
     "tcbench.metrics",
     "tcbench.registry",
     "tcbench.report",

@@ -81,3 +81,17 @@ def mac_ratio(row: Row, rows: Sequence[Row]) -> float | None:
     if row.get("not_run") or reference.get("not_run"):
         return None
     return reference["macs"]["per_sample"] / row["macs"]["per_sample"]
+
+
+def target_macs(row: Row, rows: Sequence[Row]) -> int | None:
+    """MACs of the row whose budget this one was solved for; None if it names none, or that one was not run.
+
+    Raises:
+        UserError: the target is not among `rows`.
+    """
+    if row.get("target") is None:
+        return None
+    for other in rows:
+        if other["row"] == row["target"]:
+            return None if other.get("not_run") else other["macs"]["per_sample"]
+    raise UserError(f"row {row['row']}: its target `{row['target']}` is not in the suite; add it to the config")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tcbench.errors import UserError
 from tcbench.report.render import Table
-from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of
+from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of, target_macs
 
 # Metric -> (column, sign of a better difference). Table II prints these; the CSV holds every scored metric.
 QUALITY = {
@@ -100,6 +100,9 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
         "macs_per_sample": macs.get("per_sample"),
         "macs_without_overheads": macs.get("per_sample_without_overheads"),
         "macs_paper_rule": macs.get("paper_rule"),
+        "target": row.get("target"),
+        "target_macs": (target := target_macs(row, rows)),
+        "macs_over_target": _ratio(macs.get("per_sample"), target),
         "paper_tmacs": paper.get("tmacs"),
         "mac_ratio": mac_ratio(row, rows),
         "paper_mac_ratio": paper.get("speedup"),
@@ -113,8 +116,11 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
     return record | {f"macs_{tag}": count for tag, count in macs.get("by_tag", {}).items()}
 
 
-def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict[str, str]:
-    """One printed line of Table II. An empty cell says why; a row not run says it beside its name."""
+def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets: bool) -> dict[str, str]:
+    """One printed line of Table II. An empty cell says why; a row not run says it beside its name.
+
+    `targets`: whether any row of the table has one.
+    """
 
     def ours(number: float | None, form: str, why: str) -> str:
         if number is not None:
@@ -143,6 +149,13 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict
         spread = " ({latency_min_s:.3g}–{latency_max_s:.3g})"
         return median if record["latency_s"] is None else median + spread.format(**record)
 
+    def target() -> dict[str, str]:
+        columns = (f"target {unit[0]}", "off target")
+        if record["target"] is None:
+            return dict.fromkeys(columns, NO_CELL)
+        off = record["macs_over_target"]
+        return dict(zip(columns, (macs("target_macs"), ours(off and off - 1, "+.2%", "not counted")), strict=True))
+
     cells = {
         "Method": name_of(record) + (f" (not run: {record['not_run']})" if record["not_run"] else ""),
         "Resolution": str(record["resolution"]),
@@ -155,6 +168,7 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str) -> dict
         "MAE to uncached": "reference" if is_reference(record) else quality("mae"),
         unit[0]: macs("macs_per_sample"),
         f"{unit[0]} without overheads": macs("macs_without_overheads"),
+        **(target() if targets else {}),
         "paper TMACs": papers("tmacs"),
         "MAC ratio": ours(record["mac_ratio"], ".2f", "not counted"),
         "paper MAC ratio": papers("mac_ratio"),
@@ -216,7 +230,8 @@ def table2(
     unit = next((unit for unit in MAC_UNITS if largest >= unit[1]), MAC_UNITS[-1])
     protocol = latency["protocol"] if latency else None
     latency_column = f"Latency (s, batch {protocol['batch_size']})" if protocol else "Latency (s)"
-    cells = [_cells(record, unit, latency_column) for record in records]
+    targets = any(record["target"] for record in records)
+    cells = [_cells(record, unit, latency_column, targets) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
 
     caption = [
@@ -232,6 +247,12 @@ def table2(
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
+    if targets:
+        pairs = dict.fromkeys((record["label"], record["target"]) for record in records if record["target"])
+        caption.append(
+            f"target {unit[0]}: of the row that a row's knob was solved for; off target: by how much it missed. "
+            "Matched: " + "; ".join(f"{label} to {target}" for label, target in pairs) + "."
+        )
     if protocol:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
         caption.append(f"Latency protocol: {details}.")

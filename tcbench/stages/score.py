@@ -79,6 +79,7 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
         "samples": manifest["samples"],
         "groups": len(groups),
         "control": settings.control,
+        "target": settings.target,
         **score_row(samples, uncached, real, groups, suite.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],

@@ -1,0 +1,271 @@
+"""The TFLOPs columns against the rules that methods published."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from tcbench.audit.paper import TOLERANCE, PaperRow, find, name, number, reference, statement, table, underived
+from tcbench.costing import macs_of
+from tcbench.ledger import plan_macs
+from tcbench.method import Macs
+from tcbench.models.dit import dit_shape
+from tcbench.models.predictor import CachePredictor
+from tcbench.models.specs import MODELS, build_transformer
+from tcbench.plan import Plan
+from tcbench.registry import make_method
+from tcbench.report.audit import Check
+
+BATCH = 8  # Sec. IV-B: "We measured the generation speed by latency and FLOPs using a batch size of 8"
+EVERYTHING = "every block at every step, both halves of the guided pair"
+
+# ToCa's published settings, from its code's README, by (resolution, NFE); R is 0.07 in both.
+TOCA: dict[tuple[str, str], dict[str, Any]] = {
+    ("256", "250"): {"interval": 4, "schedule": "ddpm250"},
+    ("256", "50"): {"interval": 3, "schedule": "ddim50"},
+}
+# The routers that Learning-to-Cache released, by NFE: TMACs and share of branches recomputed at every second step.
+RELEASED_ROUTERS = {"50": (9.05, 0.53), "20": (3.69, 0.56)}
+
+
+@dataclass(frozen=True)
+class CrossAttentionModel:
+    """PixArt-alpha and Open-Sora-Plan v1.3: DiT blocks with cross-attention to text, and one modulation for all blocks.
+
+    `sparse_blocks` of the blocks attend within `sparsity` equal groups of tokens (Open-Sora-Plan's skiparse).
+    """
+
+    what: str
+    blocks: int
+    width: int
+    tokens: int
+    text_tokens: int
+    patch_values: int  # into the first linear layer plus out of the last
+    text_width: int = 4096
+    sparse_blocks: int = 0
+    sparsity: int = 1
+
+    def forward(self) -> Macs:
+        """One row of the batch at one step, text projection included."""
+        d, n, t = self.width, self.tokens, self.text_tokens
+        # self-attention and MLP 12 d^2 n; cross-attention's query and output 2 d^2 n, its keys and values 2 d^2 t
+        linear = self.blocks * (14 * d**2 * n + 2 * d**2 * t + 2 * n * t * d)
+        attention = 2 * n**2 * d * (self.blocks - self.sparse_blocks)
+        attention += 2 * n * (n // self.sparsity) * d * self.sparse_blocks
+        outer = self.patch_values * d * n + 256 * d + d**2 + 6 * d**2 + t * (self.text_width * d + d**2)
+        return Macs(linear + attention + outer, (2 * self.blocks + 1) * n * d)
+
+    def tmacs(self, steps: int) -> float:
+        """TMACs of one sample by the paper's rule, both halves of the guided pair."""
+        return 2 * steps * self.forward().paper_rule / 1e12
+
+    def fitting_text_tokens(self, tmacs: float, steps: int) -> float:
+        """How many text tokens would make the cell right: MACs are linear in them."""
+        none, one = (replace(self, text_tokens=count).tmacs(steps) for count in (0, 1))
+        return (tmacs - none) / (one - none)
+
+
+TEXT_MODELS = {
+    3: CrossAttentionModel("PixArt-alpha, 120 text tokens", 28, 1152, 256, 120, 16 + 32),
+    4: CrossAttentionModel("PixArt-alpha, 120 text tokens", 28, 1152, 4096, 120, 16 + 32),
+    # 93 frames of 256x256 are 24 x 16 x 16 tokens; all but the first and last two blocks are sparse
+    5: CrossAttentionModel(
+        "Open-Sora-Plan v1.3, 93 frames, 512 text tokens, sparse attention in 28 of 32 blocks",
+        32, 2304, 24 * 16 * 16, 512, 32 + 32, sparse_blocks=28, sparsity=4,
+    ),
+}  # fmt: skip
+# #Full of TokenCache beyond Table I, and where it is from
+TEXT_FULL_STEPS = {
+    3: (9, 'Table I\'s for DiT at 20 steps, as Sec. IV-B says "the same hyperparameters"'),
+    4: (12, 'Table I\'s for DiT at 50 steps, as Sec. IV-B says "the same hyperparameters"'),
+    5: (18, 'Sec. IV-B: "a full timestep of 18"'),
+}
+
+
+@cache
+def _totals(resolution: str, nfe: int, method: str, options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return macs_of(f"dit-xl-2-{resolution}", make_method(method, dict(options)), nfe)
+
+
+def ledger(resolution: str, nfe: str | int, method: str, **options: Any) -> dict[str, Any]:
+    """The ledger's totals for one sample of DiT-XL/2."""
+    return _totals(resolution, int(nfe), method, tuple(options.items()))
+
+
+def tmacs(resolution: str, nfe: str | int, method: str, **options: Any) -> float:
+    """TMACs of one sample of DiT-XL/2 by the paper's rule."""
+    return ledger(resolution, nfe, method, **options)["paper_rule"] / 1e12
+
+
+def p_step_share(blocks: int, refiners: int, cache_ratio: float = 0.9) -> float:
+    """MACs of a P-step over those of a full step (Eq. 7): (K + (1 - r)(L - K)) / L."""
+    return (refiners + (1 - cache_ratio) * (blocks - refiners)) / blocks
+
+
+def class_conditional() -> Iterator[Check]:
+    """Table II."""
+    for row in table(2):
+        where, reported, resolution, nfe = name(2, row), row["tmacs"], row["resolution"], row["nfe"]
+        match row["method"]:
+            case "DiT-XL/2":
+                steps = int(row["sampled_steps"])
+                why = EVERYTHING if steps == int(nfe) else f"{steps} full steps"
+                yield number(where, reported, tmacs(resolution, nfe, "fewer_steps", steps=steps), why)
+            case "FORA":
+                yield _fora(where, row)
+            case "Learning-to-Cache":
+                yield _learning_to_cache(where, row)
+            case "ToCa":
+                yield _toca(where, row)
+            case _:
+                totals, refiners = ledger(resolution, nfe, "tokencache"), 2 if nfe == "250" else 4
+                why = f"#Full {totals['full_steps']} (Table I), K = {refiners}, r = 0.9"
+                yield number(where, reported, totals["paper_rule"] / 1e12, why)
+
+
+def _fora(where: str, row: PaperRow) -> Check:
+    by_interval = {interval: ledger(row["resolution"], row["nfe"], "fora", interval=interval) for interval in (2, 3)}
+    if row["nfe"] == "250":
+        why = f"published interval 3: {by_interval[3]['full_steps']} full steps"
+        return number(where, row["tmacs"], by_interval[3]["paper_rule"] / 1e12, why)
+    others = ", ".join(f"{interval} costs {by_interval[interval]['paper_rule'] / 1e12:.2f}" for interval in (2, 3))
+    closest = tmacs(row["resolution"], row["nfe"], "fora", num_full_steps=21)
+    return underived(where, row["tmacs"], f"21 full steps spread evenly; no interval gives them: {others}", closest)
+
+
+def _toca(where: str, row: PaperRow) -> Check:
+    resolution, nfe = row["resolution"], row["nfe"]
+    if options := TOCA.get((resolution, nfe)):
+        totals = ledger(resolution, nfe, "toca", **options)
+        setting = f"N = {options['interval']}, R = 0.07, schedule {options['schedule']}"
+        why = f"published {setting}: {totals['full_steps']} full steps; scoring not counted"
+        return number(where, row["tmacs"], totals["paper_rule"] / 1e12, why)
+    costs = " and ".join(
+        f"{tmacs(resolution, nfe, 'toca', interval=interval):.2f} with N = {interval}" for interval in (2, 3)
+    )
+    return underived(where, row["tmacs"], f"no setting is published here; that for 50 steps at 256 costs {costs}")
+
+
+def _learning_to_cache(where: str, row: PaperRow) -> Check:
+    resolution, nfe, reported = row["resolution"], row["nfe"], row["tmacs"]
+    floor = tmacs(resolution, nfe, "fora", num_full_steps=int(nfe) // 2)  # period 2, the first of each pair full
+    kept = (float(reported) - floor) / (tmacs(resolution, nfe, "uncached") - floor)
+    released = ""
+    if resolution == "256":
+        cost, branches = RELEASED_ROUTERS[nfe]
+        released = f"; the released router recomputes {branches:.0%} of the branches there and costs {cost}"
+    if abs(kept) < 0.005:
+        why = "the method's floor: nothing recomputed at every second step, which is FORA with period 2"
+        return number(where, reported, floor, why + released)
+    return underived(
+        where,
+        reported,
+        f"needs its router: {kept:.1%} of every second step recomputed, over a floor of {floor:.2f}{released}",
+    )
+
+
+def text_conditional() -> Iterator[Check]:
+    """Tables III to V."""
+    for table_number, model in TEXT_MODELS.items():
+        for row in table(table_number):
+            where, reported, nfe = name(table_number, row), row["tmacs"], int(row["nfe"])
+            uncached = float(reference(table_number, row)["tmacs"])
+            share = float(reported) / uncached
+            match row["method"]:
+                case "FORA":
+                    yield _text_fora(where, reported, uncached, nfe)
+                case "ToCa":
+                    known = (
+                        "its published N = 3, R = 0.30 is near 0.54" if table_number == 3 else "no setting is published"
+                    )
+                    yield underived(where, reported, f"{share:.3f} of uncached; {known}")
+                case "TokenCache":
+                    yield _text_tokencache(where, reported, uncached, nfe, model.blocks, *TEXT_FULL_STEPS[table_number])
+                case _ if row["sampled_steps"] == row["nfe"]:
+                    derived, fits = model.tmacs(nfe), model.fitting_text_tokens(uncached, nfe)
+                    off = abs(derived / uncached - 1) > TOLERANCE
+                    why = model.what + (f"; {fits:.0f} would fit: its code drops padded ones" if off else "")
+                    yield number(where, reported, derived, why)
+                case _:
+                    part = f"{row['sampled_steps']}/{nfe}"
+                    derived = uncached * int(row["sampled_steps"]) / nfe
+                    yield number(where, reported, derived, f"{part} of the uncached cell")
+
+
+def _text_fora(where: str, reported: str, uncached: float, nfe: int) -> Check:
+    # which steps are full does not depend on the model, and a cached step costs next to nothing
+    full = {interval: ledger("256", nfe, "fora", interval=interval)["full_steps"] for interval in (2, 3)}
+    fits = float(reported) / uncached * nfe
+    if abs(fits - full[2]) < 0.1:
+        return number(where, reported, uncached * full[2] / nfe, f"interval 2: {full[2]} of {nfe} full steps")
+    why = f"amounts to {fits:.1f} of {nfe} full steps; interval 2 gives {full[2]}, 3 gives {full[3]}"
+    return underived(where, reported, why)
+
+
+def _text_tokencache(
+    where: str, reported: str, uncached: float, nfe: int, blocks: int, full: int, source: str
+) -> Check:
+    share = p_step_share(blocks, refiners=4)
+    steps = float(reported) / uncached * nfe  # full steps' worth
+    fitting_full, fitting_share = (steps - nfe * share) / (1 - share), (steps - full) / (nfe - full)
+    why = (
+        f"#Full {full} ({source}), K = 4, r = 0.9: P-steps at {share:.3f} of a full step; {fitting_full:.1f} full "
+        f"steps would fit, or P-steps at {fitting_share:.3f} (K = 0: {p_step_share(blocks, 0):.3f})"
+    )
+    return number(where, reported, uncached * (full + (nfe - full) * share) / nfe, why)
+
+
+def ablations() -> Iterator[Check]:
+    """Tables VII and IX: DiT-XL/2 at 256x256, 50 steps."""
+    for row in table(7):
+        derived = tmacs("256", 50, "tokencache", cache_ratio=float(row["cache_ratio"]))
+        yield number(f"Table VII, r = {row['cache_ratio']}", row["tmacs"], derived, "#Full 12 (Table I), K = 4")
+    for row in table(9):
+        twelve, eleven = (
+            tmacs("256", 50, "tokencache", refiner_blocks=int(row["k"]), num_full_steps=full) for full in (12, 11)
+        )
+        why = f"#Full 12 (Table I), r = 0.9; 11 full steps would cost {eleven:.3f}"
+        yield number(f"Table IX, K = {row['k']}", row["tmacs"], twelve, why)
+
+
+def predictor() -> Iterator[Check]:
+    """Sec. III-C's share of the predictor, and Table II with it."""
+    shape, model = dit_shape(MODELS["dit-xl-2-256"]), build_transformer(MODELS["dit-xl-2-256"], device="meta")
+    macs, full = CachePredictor.macs(shape).matmul, plan_macs(Plan(), shape).matmul
+    block = dict(model.transformer_blocks[0].named_parameters())
+    weights = sum(parameter.numel() for key, parameter in block.items() if ".emb." not in key)  # all blocks share emb
+    weights += (shape.width + 1) * shape.num_blocks
+    total = sum(parameter.numel() for parameter in model.parameters())
+    claim = 'Sec. III-C: "adds ∼3.57% to the model\'s parameter count and FLOPs"'
+    yield number(f"{claim}: parameters", "3.57", 100 * weights / total, "a block and a linear head of DiT-XL/2")
+    yield number(f"{claim}: FLOPs of a full step", "3.57", 100 * macs / full, "the same; 1/28 is 3.57 %")
+    for row in table(2):
+        if row["method"] == "TokenCache":
+            totals = ledger(row["resolution"], row["nfe"], "tokencache")
+            derived = (totals["paper_rule"] + totals["by_tag"]["predictor"]) / 1e12
+            p_steps = int(row["nfe"]) - totals["full_steps"]
+            why = f"one block on each of {p_steps} P-steps; the cell is reproduced without them"
+            yield number(f"{name(2, row)}: TMACs with the predictor", row["tmacs"], derived, why)
+
+
+def units() -> Iterator[Check]:
+    """What a "TFLOP" and a function evaluation of the tables are."""
+    row = find(2, method="DiT-XL/2", resolution=256, sampled_steps=250)
+    macs, cell = tmacs("256", 250, "uncached"), row["tmacs"]
+    once = plan_macs(Plan(), dit_shape(MODELS["dit-xl-2-256"])).paper_rule / 1e12
+    yield number("as TMACs", cell, macs, EVERYTHING)
+    yield number('as "TFLOPs" (the header)', cell, 2 * macs, "a multiply-accumulate is two operations")
+    yield number('"using a batch size of 8" (Sec. IV-B)', cell, BATCH * macs, "the cell is for one sample")
+    evaluations = float(cell) / once
+    yield statement(
+        '"NFE denotes the number of function evaluations"',
+        row["nfe"],
+        f"{evaluations:.0f}",
+        round(evaluations) == int(row["nfe"]),
+        "cell over one forward pass; a guided pair is counted once",
+    )
+
+
+def all_cells() -> list[Check]:
+    """Every TMACs cell of the paper."""
+    return [*class_conditional(), *text_conditional(), *ablations()]

@@ -1,0 +1,182 @@
+"""Matched MACs: the setting of a method's one knob at which the ledger, all overheads charged, meets a budget.
+
+A setting is searched over a finite list in which MACs must rise or fall: the integers from 1 to the NFE, or steps of
+`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). Nothing is built or sampled;
+every trial is `tcbench.costing.macs_of`.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from tcbench.config import Suite
+from tcbench.costing import macs_of
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, Method
+from tcbench.registry import make_method
+
+TOLERANCE = 0.01
+FLOAT_STEP = 1e-4  # what a config can spell: finer settings than this recompute the same tokens
+PROBES = 9  # trials spread over the whole range, so that a fall inside a rise is seen
+
+Setting = int | float
+
+
+@dataclass(frozen=True)
+class Match:
+    """The answer for one budget.
+
+    Attributes:
+        method: the method at the setting whose MACs are nearest to the target.
+        macs: of one sample at that setting, both halves of the guided pair.
+        target_macs: the budget.
+        reachable: whether `macs` is within the tolerance of it.
+        nearest: (setting, MACs) of the last setting below and the first at or above the target, as far as they exist.
+        estimate: why a real run's MACs may differ (`Method.macs_depend_on`), or None if they are exact.
+    """
+
+    method: Method
+    macs: int
+    target_macs: int
+    reachable: bool
+    nearest: list[tuple[Setting, int]]
+    estimate: str | None
+
+    @property
+    def setting(self) -> Setting:
+        """The knob's value."""
+        return getattr(self.method, str(self.method.knob))
+
+    @property
+    def off_target(self) -> float:
+        """MACs over the target, less 1."""
+        return self.macs / self.target_macs - 1
+
+
+def solve(
+    model: str,
+    method: Method,
+    nfe: int,
+    target_macs: float,
+    tolerance: float = TOLERANCE,
+    artefacts: Artefacts | None = None,
+) -> Match:
+    """Find the setting of `method.knob` whose MACs are nearest to a budget; all other options stay as they are.
+
+    Args:
+        model: a known model.
+        method: its knob's own value does not matter.
+        nfe: steps of the uncached sampler.
+        target_macs: of one sample, both halves of the guided pair.
+        tolerance: how far from the target, as a share of it, still counts as met.
+        artefacts: what was trained, for methods whose MACs depend on it; None: `macs_of`'s stand-ins.
+
+    Raises:
+        UserError: the method has no knob, the knob has no bounds, or MACs do not rise or fall with it throughout.
+    """
+    if not target_macs > 0:
+        raise UserError(f"a budget of {target_macs:g} MACs cannot be met; give more than 0")
+    settings = knob_settings(method, nfe)
+    trials: dict[int, int] = {}
+
+    def macs(index: int) -> int:
+        if index not in trials:
+            trials[index] = macs_of(model, with_knob(method, settings[index]), nfe, artefacts)["per_sample"]
+        return trials[index]
+
+    last = len(settings) - 1
+    sign = 1 if macs(last) >= macs(0) else -1
+    for probe in range(PROBES):
+        macs(round(probe * last / (PROBES - 1)))
+    reached = bisect_left(range(len(settings)), sign * target_macs, key=lambda index: sign * macs(index))
+    _check_monotone(method, [(settings[index], trials[index]) for index in sorted(trials)], sign)
+    around = sorted({max(reached - 1, 0), min(reached, last)}, key=macs)
+    best = min(around, key=lambda index: abs(macs(index) - target_macs))
+    return Match(
+        method=with_knob(method, settings[best]),
+        macs=macs(best),
+        target_macs=round(target_macs),
+        reachable=abs(macs(best) - target_macs) <= tolerance * target_macs,
+        nearest=[(settings[index], macs(index)) for index in around],
+        estimate=method.macs_depend_on(),
+    )
+
+
+def with_knob(method: Method, setting: Setting) -> Method:
+    """The method at another setting of its knob."""
+    return make_method(method.name, method.model_dump() | {str(method.knob): setting})
+
+
+def knob_settings(method: Method, nfe: int) -> Sequence[Setting]:
+    """All settings of a method's knob that can be run at `nfe` steps, ascending.
+
+    Raises:
+        UserError: the method has no knob, or one that is neither an integer nor a number between two bounds.
+    """
+    if method.knob is None:
+        raise UserError(f"method {method.name!r} has no knob, so its MACs cannot be matched to anything")
+    schema = type(method).model_json_schema()["properties"][method.knob]
+    number = next(
+        (kind for kind in schema.get("anyOf", [schema]) if kind.get("type") in ("integer", "number")), dict[str, Any]()
+    )
+    if number.get("type") == "integer":
+        low = max(1, number.get("minimum", number.get("exclusiveMinimum", 0) + 1))
+        high = min(nfe, number.get("maximum", number.get("exclusiveMaximum", nfe + 1) - 1))
+        # the sampler needs two steps, whatever a method makes of them
+        return [value for value in range(low, high + 1) if with_knob(method, value).sampled_steps(nfe) >= 2]
+    low, high = (number.get(f"{end}imum", number.get(f"exclusive{end.title()}imum")) for end in ("min", "max"))
+    if low is None or high is None:
+        raise UserError(
+            f"methods/{method.name}.py: knob {method.knob!r} must be an integer, or declare its bounds with "
+            "Field(ge=..., le=...), to be matched"
+        )
+    # without the ends, where a method may be another one: ToCa at 0 is FORA, and costs more than at 0.0001
+    return [round(low + step * FLOAT_STEP, 4) for step in range(1, round((high - low) / FLOAT_STEP))]
+
+
+def _check_monotone(method: Method, trials: list[tuple[Setting, int]], sign: int) -> None:
+    for (before, fewer), (after, more) in pairwise(trials):
+        if sign * (more - fewer) < 0:
+            raise UserError(
+                f"{method.name}: MACs do not {'rise' if sign > 0 else 'fall'} with {method.knob} throughout "
+                f"({before}: {fewer}, {after}: {more}); find a setting with `tcbench macs`"
+            )
+
+
+@dataclass(frozen=True)
+class TargetedRow:
+    """A config row that says whose MACs it matches, as it is written and as `solve` would write it."""
+
+    row: str
+    target: str
+    macs: int
+    match: Match
+
+    @property
+    def off_target(self) -> float:
+        """The written row's MACs over the target's, less 1."""
+        return self.macs / self.match.target_macs - 1
+
+
+def targeted_rows(suite: Suite) -> list[TargetedRow]:
+    """Every row with a `target`, costed from shapes alone.
+
+    Raises:
+        UserError: a row could be nearer to its target; says at which setting.
+    """
+    rows = []
+    for name, row in suite.rows.items():
+        if row.target is None:
+            continue
+        method, target = suite.method(name), suite.method(row.target)
+        match = solve(suite.model, method, row.nfe, macs_of(suite.model, target, row.nfe)["per_sample"])
+        written = TargetedRow(name, row.target, macs_of(suite.model, method, row.nfe)["per_sample"], match)
+        if abs(written.off_target) > abs(match.off_target):
+            raise UserError(
+                f"rows.{name}.options.{method.knob}: {getattr(method, str(method.knob))} is {written.off_target:+.1%} "
+                f"off {row.target}; {match.setting} is nearest ({match.off_target:+.1%})"
+            )
+        rows.append(written)
+    return rows
