@@ -273,8 +273,9 @@ def _macs(parsed: argparse.Namespace) -> None:
         "by the paper's rule": totals["paper_rule"],
         **{f"  {tag}": macs for tag, macs in totals["by_tag"].items()},
     }
+    letter, unit = ("T", 1e12) if totals["per_sample"] >= 1e11 else ("G", 1e9)
     for what, macs in lines.items():
-        print(f"  {what:<22}{macs / 1e12:12.4f} T")
+        print(f"  {what:<22}{macs / unit:12.4f} {letter}")
 
 
 def _golden(parsed: argparse.Namespace) -> int:

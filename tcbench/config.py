@@ -271,8 +271,9 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.artefacts_from: {source!r} is not a row that is trained")
         if source and suite.rows[source].nfe != row.nfe:
             raise UserError(f"{field}.artefacts_from: {source!r} was trained for another nfe")
-        if getattr(method, "schedule", "even") != "even" and not suite.trained_row(name):
-            raise UserError(f"{field}.options.schedule: {method.schedule!r} needs artefacts_from; or set 'even'")  # type: ignore[attr-defined]
+        schedule = getattr(method, "schedule", None)
+        if schedule in ("adaptive", "reversed") and not suite.trained_row(name):  # method.Schedule, from alpha-bar
+            raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
