@@ -20,6 +20,7 @@ from .conftest import make_adapter, model_inputs
 
 SMALL = ModelShape(num_blocks=3, num_tokens=4, width=8, grid=(2, 2), modulation=Macs(100), outer=Macs(1000, 10))
 
+
 def dit(resolution: int) -> str:
     return f"dit-xl-2-{resolution}"
 
