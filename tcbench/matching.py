@@ -1,8 +1,8 @@
 """Matched MACs: the setting of a method's one knob at which the ledger, all overheads charged, meets a budget.
 
 A setting is searched over a finite list in which MACs must rise or fall: the integers from 1 to the NFE, or steps of
-`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). Nothing is built or sampled;
-every trial is `tcbench.costing.macs_of`.
+`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). No model is built; a trial
+is a call of `tcbench.costing.macs_of`.
 """
 
 from bisect import bisect_left
