@@ -87,6 +87,10 @@ class LearningToCache(Method):
             ),
         )
 
+    def macs_depend_on(self) -> str | None:
+        """The router, unless it is imported."""
+        return None if self.router else "a trained router opens branches; without one this is the method's floor"
+
 
 def _sigmoid(x: float) -> float:
     return (1 + math.tanh(x / 2)) / 2  # overflows for no x

@@ -15,7 +15,7 @@ from tcbench.config import load_suite
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.matching import knob_settings, solve, targeted_rows, with_knob
-from tcbench.method import Method
+from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method, method_names
 
 from .test_config import VALID, changed, written
@@ -170,6 +170,16 @@ def test_estimates_say_so(options: dict, says: str | None) -> None:
     found = solve(MODEL, make_method("tokencache", OPTIONS["tokencache"] | options), 10, 1e12)
     assert (found.estimate is None) if says is None else (says in found.estimate)
     assert solve(MODEL, make_method("random_tokens", {"keys": "fresh"}), 10, 1e12).estimate is None
+
+
+def test_a_trained_router_is_matched_by_its_threshold() -> None:
+    """By default the method costs its floor at any threshold; with a router the threshold has a price."""
+    method, rows = make_method("learning_to_cache", {}), 2 * 28
+    floor = solve(MODEL, method, 10, 1.7e12)
+    assert not floor.reachable and "the method's floor" in str(floor.estimate)
+    logits = tuple(tuple(4 * (unit / rows) - 2 for unit in range(rows)) for _ in range(10))
+    found = solve(MODEL, method, 10, 1.7e12, artefacts=Artefacts(tables={"router": logits}))
+    assert found.reachable and 0.1 < found.setting < 0.9 and found.macs > floor.macs
 
 
 # --- targets in a config

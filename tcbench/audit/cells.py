@@ -148,7 +148,7 @@ def _toca(where: str, row: PaperRow) -> Check:
 
 def _learning_to_cache(where: str, row: PaperRow) -> Check:
     resolution, nfe, reported = row["resolution"], row["nfe"], row["tmacs"]
-    floor = tmacs(resolution, nfe, "fora", num_full_steps=int(nfe) // 2)  # period 2, the first of each pair full
+    floor = tmacs(resolution, nfe, "learning_to_cache")  # without a router nothing is recomputed at second steps
     kept = (float(reported) - floor) / (tmacs(resolution, nfe, "uncached") - floor)
     released = ""
     if resolution == "256":
