@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Plan, Site, Tokens, Unit
+from tcbench.plan import ALL, NONE, Decision, Plan, Site, Tokens, Unit, score_by_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +149,10 @@ class ToCaRun:
         received_RBN = torch.stack([look.attention_received(block) for block in blocks], dim=1)
         zero_RN = torch.zeros_like(received_RBN[:, 0])
         refreshed_RBN = torch.stack([zero_RN + self.refreshed[block] for block in blocks], dim=1)
-        score_RBN = self._score(received_RBN, look.step - 1 - refreshed_RBN)
+        method, age_RBN = self.method, look.step - 1 - refreshed_RBN
+        score_RBN = score_by_attention(
+            received_RBN, age_RBN / method.interval, self.run.shape.grid, method.soft_fresh_weight, method.bonus
+        )
         order_RBN, chosen = score_RBN.argsort(dim=2, descending=True), {}
         for place, block in enumerate(blocks):
             index_RK = order_RBN[:, place, : self.rows[look.step].counts[block]]
@@ -157,17 +160,6 @@ class ToCaRun:
             self.refreshed[block] = refreshed_RBN[:, place].scatter(1, index_RK, look.step)
             self.scores[block] = score_RBN[:, place]
         return chosen
-
-    def _score(self, received_RBN: "Tensor", age_RBN: "Tensor") -> "Tensor":
-        """s1 + weight * s3, then s4."""
-        import torch.nn.functional as F
-
-        method, (height, width) = self.method, self.run.shape.grid
-        score = F.normalize(received_RBN, dim=2) + method.soft_fresh_weight * (age_RBN / method.interval)
-        cells = score.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4).flatten(4)
-        best, place = cells.max(dim=4, keepdim=True)
-        cells = cells.scatter_add(4, place, method.bonus * best)
-        return cells.unflatten(4, (2, 2)).transpose(3, 4).flatten(2)
 
 
 @lru_cache

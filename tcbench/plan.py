@@ -225,6 +225,31 @@ def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
 
+def score_by_attention(
+    received_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float
+) -> "Tensor":
+    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 + age_weight * s3, then s4.
+
+    s1 is the attention received, L2-normalised over the tokens; s3 is the age; s4 gives the best token of each 2x2 cell
+    of the grid `bonus` times its score on top. s2 needs cross-attention and is left out.
+
+    Args:
+        received_RBN: attention received when the block was last observed.
+        age_RBN: how long ago each token was recomputed, in intervals between full steps.
+        grid: height and width, both even, of the N tokens.
+        age_weight: weight of s3.
+        bonus: gain of s4.
+    """
+    import torch.nn.functional as F
+
+    height, width = grid
+    score = F.normalize(received_RBN, dim=2) + age_weight * age_RBN
+    cells = score.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4).flatten(4)
+    best, place = cells.max(dim=4, keepdim=True)
+    cells = cells.scatter_add(4, place, bonus * best)
+    return cells.unflatten(4, (2, 2)).transpose(3, 4).flatten(2)
+
+
 def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
     """`count` I-steps spread evenly over `nfe` steps, the first step among them.
 

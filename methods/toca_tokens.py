@@ -1,0 +1,106 @@
+"""ToCa's score as a token selector: attention received and age, inside TokenCache's framework (Table VI, "ToCa").
+
+ToCa (arXiv 2410.05317, `methods/toca.py`) caches the outputs of branches on a timetable of its own. Here only its score
+is kept, without s2, which DiT does not have: I- and P-steps, cached block updates and refiners are TokenCache's, and
+the score takes the predictor's place. The attention maps that it reads are charged.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from tcbench.errors import UserError
+from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
+from tcbench.plan import ALL, NONE, Block, Decision, Keys, Plan, Tokens, every_unit, score_by_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ToCaTokens(Method):
+    """Recompute the tokens of every block update that ToCa scores highest, every row by itself.
+
+    Options:
+        num_full_steps, cache_ratio, refiner_blocks, schedule, beta, keys: as in `methods/tokencache.py`. The adaptive
+            schedule needs the artefacts of a trained TokenCache row (`artefacts_from` in the config).
+        soft_fresh_weight: weight of a token's age, s3. ToCa counts age in its base interval; TokenCache's schedule has
+            none, so it is counted in mean distances of I-steps, NFE / num_full_steps.
+        bonus: gain of the best token of each 2x2 cell, s4.
+    """
+
+    name = "toca_tokens"
+    label = "ToCa tokens"
+    knob = "num_full_steps"
+
+    num_full_steps: PositiveInt = 12
+    cache_ratio: float = Field(0.9, ge=0, le=1)
+    refiner_blocks: NonNegativeInt = 4
+    schedule: Schedule = "even"
+    beta: float = -8000.0
+    keys: Keys = "cached"
+    soft_fresh_weight: NonNegativeFloat = 0.25
+    bonus: NonNegativeFloat = 0.6
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Steps at which everything is computed."""
+        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+
+    def start(self, run: Run) -> "_Selection":
+        """Ages of tokens live for one run.
+
+        Raises:
+            UserError: the grid has no 2x2 cells.
+        """
+        if any(side % 2 for side in run.shape.grid):
+            raise UserError(f"toca_tokens: its 2x2 cells need an even token grid, not {run.shape.grid}")
+        free = free_blocks(run.shape, self.refiner_blocks)
+        count = round((1 - self.cache_ratio) * run.shape.num_tokens)
+        return _Selection(self, [Block(block) for block in range(free)], count, self.i_steps(run))
+
+
+@dataclass
+class _Selection:
+    """The plans of one run.
+
+    Attributes:
+        units: the B blocks that may be cached.
+        count: tokens that every row recomputes in each of them on a P-step.
+        refreshed: the step at which each token was last recomputed, [R, B, N]; a number if it is one for all.
+    """
+
+    method: ToCaTokens
+    units: list[Block]
+    count: int
+    i_steps: tuple[int, ...]
+    refreshed: "Tensor | int" = 0
+
+    def plan(self, look: Look) -> Plan:
+        """Everything on I-steps, with attention observed if the next step reads it; on P-steps the best tokens."""
+        if look.step in self.i_steps:
+            self.refreshed = look.step
+            following = look.step + 1
+            read = self.count > 0 and following < look.run.nfe and following not in self.i_steps
+            return Plan({unit: Decision(ALL, keys=self.method.keys, observe=read) for unit in self.units})
+        if not self.count:
+            return every_unit(self.units, NONE)
+        index_RBK = self._choose(look)
+        return Plan(
+            {
+                unit: Decision(Tokens(index_RK), keys=self.method.keys)
+                for unit, index_RK in zip(self.units, index_RBK.unbind(1), strict=True)
+            }
+        )
+
+    def _choose(self, look: Look) -> "Tensor":
+        """The tokens to recompute, [R, B, K]; they are young from here on."""
+        import torch
+
+        method, run = self.method, look.run
+        received_RBN = torch.stack([look.attention_received(unit.block) for unit in self.units], dim=1)
+        refreshed_RBN = torch.zeros_like(received_RBN) + self.refreshed
+        age_RBN = (look.step - 1 - refreshed_RBN) / (run.nfe / method.num_full_steps)  # 0 right after a refresh
+        score_RBN = score_by_attention(received_RBN, age_RBN, run.shape.grid, method.soft_fresh_weight, method.bonus)
+        index_RBK = score_RBN.topk(self.count, dim=2, sorted=False).indices
+        self.refreshed = refreshed_RBN.scatter(2, index_RBK, look.step)
+        return index_RBK
