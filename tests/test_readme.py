@@ -1,0 +1,39 @@
+"""The README's example method works as it is printed, and its commands exist."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tcbench(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "TCBENCH_METHODS": str(folder)}
+    command = [sys.executable, "-m", "tcbench.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_example_method_is_complete(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len(code.splitlines()) < 40
+    methods = tmp_path / "methods"
+    shutil.copytree(ROOT / "methods", methods, ignore=shutil.ignore_patterns("__pycache__"))
+    (methods / "rear_blocks.py").write_text(code, encoding="utf-8")
+    assert "held = 2" in tcbench(methods, "methods", "rear_blocks")
+    command = ("macs", "--model", "dit-xl-2-256", "--method", "rear_blocks", "--nfe", "50", "--set", "held=14")
+    totals = json.loads(tcbench(methods, *command, "--json"))
+    # 10 full steps, and 40 with half of the blocks: 0.6 of 11.862 TMACs, but for embedding and final layer
+    assert abs(totals["per_sample"] / 11.862e12 - 0.6) < 1e-3
+
+
+def test_files_that_the_readme_points_to_exist() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"`(methods/)?(\w+)\.py`", README):
+        if name[1] != "rear_blocks":
+            assert (ROOT / "methods" / f"{name[1]}.py").exists(), name
