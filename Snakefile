@@ -19,10 +19,9 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{SUITE.suite}"
-TCBENCH = "tcbench"
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
-shell.prefix(f"set -euo pipefail; export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)}:$PATH\"; ")
 
 
 wildcard_constraints:
@@ -59,4 +58,4 @@ rule publish:
     input:
         rules.all.input,
     shell:
-        "tcbench publish {SUITE_FILE}"
+        "tcbench publish {SUITE_FILE:q}"

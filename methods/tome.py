@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run, Schedule, full_steps
+from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
 from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, every_unit
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class _Matching:
         import torch
 
         shape = look.run.shape
-        free = range(shape.num_blocks - self.method.refiner_blocks)
+        free = range(free_blocks(shape, self.method.refiner_blocks))
         if look.step in self.method.i_steps(look.run):
             return every_unit([Block(block) for block in free], ALL, keys=self.method.keys)
         like = Tokens(torch.empty(1, self.kept, dtype=torch.int64, device="meta"))

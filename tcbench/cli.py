@@ -166,7 +166,10 @@ def _set_threads() -> None:
     must not depend on the machine or on who started the job."""
     import torch
 
-    torch.set_num_threads(int(os.environ.get("TCBENCH_THREADS", "1")))
+    threads = os.environ.get("TCBENCH_THREADS", "1")
+    if not threads.isdecimal() or threads == "0":
+        raise UserError(f"TCBENCH_THREADS={threads}: give a number of threads, 1 or more")
+    torch.set_num_threads(int(threads))
 
 
 def _train(parsed: argparse.Namespace) -> None:

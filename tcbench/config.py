@@ -42,7 +42,7 @@ class Row(_Strict):
         nfe: steps of the uncached sampler; rows with the same nfe are compared.
         options: the method's own, over the suite's `defaults` for it.
         label: what tables call it, if not the method's label.
-        control: not in the paper; shown as a control.
+        control: not in the paper's table; shown as a control.
         artefacts_from: sample with what was trained for that row (predictor, alpha-bar, refiners).
         target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.

@@ -11,7 +11,7 @@ rule pretrain_one:
         f"{RESULTS}/logs/pretrain-{{what}}.log",
     threads: workflow.cores
     shell:
-        "tcbench pretrain {SUITE_FILE} {wildcards.what} --out {RESULTS}/pretrained 2> {log}"
+        "tcbench pretrain {SUITE_FILE:q} {wildcards.what} --out {RESULTS}/pretrained 2> {log}"
 
 
 rule pretrain:

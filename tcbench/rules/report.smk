@@ -19,7 +19,7 @@ rule render_tables:
         f"{RESULTS}/logs/tables.log",
     threads: 1
     shell:
-        "tcbench tables {SUITE_FILE} 2> {log}"
+        "tcbench tables {SUITE_FILE:q} 2> {log}"
 
 
 rule render_figures:
@@ -36,7 +36,7 @@ rule render_figures:
         f"{RESULTS}/logs/figures.log",
     threads: 1
     shell:
-        "tcbench figures {SUITE_FILE} 2> {log}"
+        "tcbench figures {SUITE_FILE:q} 2> {log}"
 
 
 rule diagnostics:
@@ -49,5 +49,5 @@ rule diagnostics:
         f"{RESULTS}/logs/diagnostics.log",
     threads: 1
     shell:
-        "tcbench diagnostics {SUITE_FILE} 2> {log}"
+        "tcbench diagnostics {SUITE_FILE:q} 2> {log}"
 

@@ -21,7 +21,7 @@ for group, rows in SUITE.groups.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench score {SUITE_FILE} --rows {params.rows} 2> {log}"
+            "tcbench score {SUITE_FILE:q} --rows {params.rows} 2> {log}"
 
 
 rule floor:
@@ -35,4 +35,4 @@ rule floor:
         f"{RESULTS}/logs/floor.log",
     threads: 1
     shell:
-        "tcbench floor {SUITE_FILE} 2> {log}"
+        "tcbench floor {SUITE_FILE:q} 2> {log}"

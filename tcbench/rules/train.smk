@@ -17,7 +17,7 @@ rule train:
         gpu=int(SUITE.device == "cuda"),
     priority: 10
     shell:
-        "tcbench train {SUITE_FILE} --row {wildcards.row} 2> {log}"
+        "tcbench train {SUITE_FILE:q} --row {wildcards.row} 2> {log}"
 
 
 rule diagnose:
@@ -34,4 +34,4 @@ rule diagnose:
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "tcbench diagnose {SUITE_FILE} --row {wildcards.row} 2> {log}"
+        "tcbench diagnose {SUITE_FILE:q} --row {wildcards.row} 2> {log}"

@@ -7,7 +7,15 @@ from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_json
 
-SMALL = ("tables/*", "figures/*", "grids/*", "scores/*.json", "diagnostics/*.json", "latency.json")
+SMALL = (
+    "tables/*",
+    "figures/*",
+    "grids/*",
+    "scores/*.json",
+    "diagnostics/*.json",
+    "trained/*/artefacts.json",
+    "latency.json",
+)
 LIMIT_BYTES = 2_000_000
 
 
@@ -17,16 +25,18 @@ def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
     Raises:
         UserError: scores of another config, of an uncommitted work tree, or of several commits; or a large file.
     """
-    provenance = {}
+    records = {}
     for row in suite.rows:
-        record = read_json(suite.folder / "scores" / f"{row}.json")["provenance"]
-        for part in (record, record["samples"]):
-            provenance[row] = record
-            if part["config_digest"] != suite.digest():
-                raise UserError(f"{row}: was run with another config; run `snakemake tables` again before publishing")
-            if part["git"]["dirty"] is not False and not allow_dirty:
-                raise UserError(f"{row}: was run from uncommitted code; commit, run again, then publish")
-    commits = {part["git"]["commit"] for record in provenance.values() for part in (record, record["samples"])}
+        records[row] = read_json(suite.folder / "scores" / f"{row}.json")["provenance"]
+        records[f"{row}, samples"] = records[row]["samples"]
+    for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
+        records[str(path)] = read_json(path)["provenance"]
+    for what, record in records.items():
+        if record["config_digest"] != suite.digest():
+            raise UserError(f"{what}: was run with another config; run `snakemake all` again before publishing")
+        if record["git"]["dirty"] is not False and not allow_dirty:
+            raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
+    commits = {record["git"]["commit"] for record in records.values()}
     if len(commits) > 1 and not allow_dirty:
         raise UserError(
             f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
@@ -41,6 +51,6 @@ def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
         destination = target / path.relative_to(suite.folder)
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination)
-    record = next(iter(provenance.values()))
-    write_json(target / "provenance.json", {"suite": suite.model_dump(mode="json", by_alias=True), **record})
+    first = next(iter(records.values()))
+    write_json(target / "provenance.json", {"suite": suite.model_dump(mode="json", by_alias=True), **first})
     return files

@@ -42,10 +42,11 @@ def render_grids(suite: Suite, folder: Path) -> None:
         rows = [name for name, row in suite.rows.items() if row.nfe == nfe]
         first = {row: _first_images(folder / "samples" / row, suite.figure.columns) for row in rows}
         labels = [(suite.rows[row].label or type(suite.method(row)).label) + _knob(suite, row) for row in rows]
-        save_grid(grid([image for image, _ in first.values()], labels), folder / "grids" / f"nfe{nfe}.png")
+        save_grid(grid(list(first.values()), labels), folder / "grids" / f"nfe{nfe}.png")
         for row, label in zip(rows, labels, strict=True):
-            images = [first[suite.reference(row)][0], first[row][0]]
-            save_grid(grid(images, ["uncached", label]), folder / "grids" / f"{row}.png")
+            save_grid(
+                grid([first[suite.reference(row)], first[row]], ["uncached", label]), folder / "grids" / f"{row}.png"
+            )
 
 
 def _knob(suite: Suite, row: str) -> str:
@@ -56,12 +57,15 @@ def _knob(suite: Suite, row: str) -> str:
     return f" ({method.knob.removeprefix('num_').replace('_', ' ')} {value})"
 
 
-def _first_images(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [n, H, W], labels [n]) of the first samples of a row."""
-    shards = [load_file(path) for path in sorted(folder.glob("shard-*.safetensors"))[: 1 + count // 8]]
-    images = np.concatenate([shard["image"] for shard in shards])[:count, 0]
-    labels = np.concatenate([shard["label"] for shard in shards])[:count]
-    return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8), labels
+def _first_images(folder: Path, count: int) -> np.ndarray:
+    """The first `count` samples of a row, or all if there are fewer: uint8 [n, H, W]."""
+    images = np.empty((0,))
+    for name in read_json(folder / "row.json")["shards"]:
+        shard = load_file(folder / name)["image"][:, 0]
+        images = np.concatenate([images, shard]) if len(images) else shard
+        if len(images) >= count:
+            break
+    return ((images[:count].clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
 def render_figures(suite: Suite, folder: Path) -> None:
