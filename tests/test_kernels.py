@@ -17,9 +17,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(DEVICE)
 
 
-def choose(used: int, capacity: int = N) -> Chosen:
+def choose(used: int, capacity: int = N, expected: int = 4) -> Chosen:
     order = random(R, N, seed=9).argsort(dim=1)[:, :capacity]
-    return Chosen(order, torch.tensor([used], dtype=torch.int32, device=DEVICE), N)
+    return Chosen(order, torch.tensor([used], dtype=torch.int32, device=DEVICE), N, expected)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:

@@ -25,11 +25,13 @@ class Chosen:
         index_RK: int64, distinct within a row, on the model's device.
         used: int32 [1] on the same device, at most K; a kernel reads it there, so that no count has to come back.
         tokens: N, of which the index chooses.
+        expected: how many are likely used, by which kernels choose their tiles; the result does not depend on it.
     """
 
     index_RK: Tensor
     used: Tensor
     tokens: int
+    expected: int
 
     @property
     def capacity(self) -> int:
