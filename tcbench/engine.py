@@ -7,6 +7,7 @@ and indices stay where the model is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger
 from tcbench.method import Policy, Run
-from tcbench.models.dit import DiTAdapter, Modulation
+from tcbench.models.adapter import Adapter, Gated, Prompt
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
 
@@ -28,7 +29,7 @@ class _Look:
     run: Run
     step: int
     x_RND: Tensor
-    condition_RD: Tensor
+    condition: Any
 
     def latent(self) -> Tensor:
         return self.x_RND
@@ -38,7 +39,7 @@ class _Look:
         if scorer is None:
             raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
         self.engine.ledger.charge(name, scorer.macs(self.run.shape))
-        return scorer(self.engine.adapter, self.x_RND, self.condition_RD)
+        return scorer(self.engine.adapter, self.x_RND, self.condition)
 
     def uniform(self, block: int) -> Tensor:
         run = self.run
@@ -47,6 +48,9 @@ class _Look:
 
     def attention_received(self, block: int) -> Tensor:
         return self.engine.cache.attention_received(block)
+
+    def attention_entropy(self, block: int) -> Tensor:
+        return self.engine.cache.attention_entropy(block)
 
 
 class Engine:
@@ -63,47 +67,56 @@ class Engine:
         cache: the features held.
     """
 
-    def __init__(self, adapter: DiTAdapter, run: Run, policy: Policy | None = None) -> None:
+    def __init__(self, adapter: Adapter, run: Run, policy: Policy | None = None) -> None:
         self.adapter, self.run, self.policy = adapter, run, policy
         self.cache = Cache()
         self.ledger = Ledger(run.rows_per_sample)
         self.plans: list[dict[str, str | int]] = []
         self._executed: dict[Unit, Decision] = {}
 
-    def __call__(self, step: int, latent: Tensor, label_R: Tensor) -> Tensor:
+    def prepare(self, prompt: Prompt) -> Any:
+        """The context of a run, made and charged once: what depends on the prompt alone.
+
+        Args:
+            prompt: of all rows, conditional ones first (`Adapter.guided`).
+        """
+        self.ledger.charge("model", self.run.shape.once)
+        return self.adapter.prepare(prompt)
+
+    def __call__(self, step: int, latent: Tensor, context: Any) -> Tensor:
         """The model's output at sampling step `step`.
 
         Args:
             step: 0..NFE-1 in sampling order.
-            latent: the transformer's input, [R, C, H, W], conditional rows first.
-            label_R: class labels, the null label in unconditional rows.
+            latent: the transformer's input, [R, C, H, W] or [R, C, F, H, W], conditional rows first.
+            context: what `prepare` made.
         """
-        x, condition = self.embed(step, latent, label_R)
+        x, condition = self.embed(step, latent, context)
         x = self.hidden(self.plan(step, x, condition), step, x, condition)
         return self.adapter.unembed(x, condition)
 
-    def plan(self, step: int, x_RND: Tensor, condition_RD: Tensor) -> Plan:
+    def plan(self, step: int, x_RND: Tensor, condition: Any) -> Plan:
         """The policy's plan for a step, given what it may look at."""
         if self.policy is None:
             raise RuntimeError("this engine was made without a policy; give it plans through hidden()")
-        return self.policy.plan(_Look(self, self.run, step, x_RND, condition_RD))
+        return self.policy.plan(_Look(self, self.run, step, x_RND, condition))
 
-    def embed(self, step: int, latent: Tensor, label_R: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens x^0 [R, N, D], condition [R, D]) at a step."""
+    def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
+        """(tokens x^0 [R, N, D], condition) at a step."""
         timestep = torch.full((len(latent),), self.run.timesteps[step], device=latent.device)
-        return self.adapter.embed(latent), self.adapter.condition(timestep, label_R)
+        return self.adapter.embed(latent), self.adapter.condition(timestep, context)
 
-    def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
+    def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> Tensor:
         """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
         self._check_units(plan)
         self._executed = dict(plan.decisions)
         spans, block, x = plan.spans(), 0, x_RND
         while block < self.run.shape.num_blocks:
             if span := spans.get(block):
-                x = self._span(span, plan.decisions[span], step, x, condition_RD)
+                x = self._span(span, plan.decisions[span], step, x, condition)
                 block = span.stop
             else:
-                x = self._block(block, plan, step, x, condition_RD)
+                x = self._block(block, plan, step, x, condition)
                 block += 1
         executed = Plan(self._executed)
         self.ledger.charge_plan(executed, self.run.shape)
@@ -118,7 +131,7 @@ class Engine:
             if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= shape.num_blocks:
                 raise ValueError(f"a plan decides {unit}, which a model of {shape.num_blocks} blocks does not have")
 
-    def _span(self, span: Span, decision: Decision, step: int, x: Tensor, condition: Tensor) -> Tensor:
+    def _span(self, span: Span, decision: Decision, step: int, x: Tensor, condition: Any) -> Tensor:
         match self._resolve(span, decision, x):
             case Nothing():
                 return x + self.cache.read(span, decision.fill, step)
@@ -130,7 +143,7 @@ class Engine:
                 return x
         raise ValueError(f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead")
 
-    def _block(self, block: int, plan: Plan, step: int, x: Tensor, condition: Tensor) -> Tensor:
+    def _block(self, block: int, plan: Plan, step: int, x: Tensor, condition: Any) -> Tensor:
         module, unit = self.adapter.blocks[block], Block(block)
         decision = plan.at(unit)
         who = self._resolve(unit, decision, x) if decision else ALL
@@ -153,7 +166,7 @@ class Engine:
         self.cache.refresh(unit, index, after - before)
         return x + self.cache.read(unit, decision.fill, step)
 
-    def _site(self, site: Site, decision: Decision | None, step: int, x: Tensor, part: Modulation) -> Tensor:
+    def _site(self, site: Site, decision: Decision | None, step: int, x: Tensor, part: Gated) -> Tensor:
         """A branch's output for all tokens, before its gate."""
         if decision is None:
             return self._branch(site.block, site.branch, x, part, None, None, x)
@@ -172,7 +185,7 @@ class Engine:
         block: int,
         branch: str,
         x_RKD: Tensor,
-        part: Modulation,
+        part: Gated,
         decision: Decision | None,
         index_RK: Tensor | None,
         x_RND: Tensor,
@@ -180,22 +193,26 @@ class Engine:
         """Compute a branch for the tokens x_RKD (`index_RK` of x_RND; None means all of them)."""
         adapter, module = self.adapter, self.adapter.blocks[block]
         h = adapter.branch_input(module, branch, x_RKD, part)
-        if branch != "attn":
+        if branch == "mlp":
             return adapter.mlp(module, h)
+        if branch == "cross":
+            if decision and decision.observe == "cross":
+                self.cache.store_entropy(block, adapter.attention_entropy(module, h, part), index_RK)
+            return adapter.cross(module, h, part)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
             keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, x_RND, part))
         else:
-            keys, values = adapter.keys_values(module, h)
+            keys, values = adapter.keys_values(module, h, index_RK)
         if policy == "cached":
             if index_RK is None:
                 self.cache.store_keys_values(block, keys, values)
             else:
                 keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
-        queries = adapter.queries(module, h)
-        if index_RK is None and decision and decision.observe:
-            self.cache.store_attention(block, adapter.attention_received(queries, keys))
-        return adapter.mix(module, queries, keys, values)
+        queries = adapter.queries(module, h, index_RK)
+        if index_RK is None and decision and decision.observe == "attn":
+            self.cache.store_attention(block, adapter.attention_received(module, queries, keys))
+        return adapter.mix(module, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
 
     def _resolve(self, unit: Unit, decision: Decision, x: Tensor) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
@@ -207,9 +224,9 @@ class Engine:
 
 
 def soft_hidden(
-    adapter: DiTAdapter,
+    adapter: Adapter,
     x_RND: Tensor,
-    condition_RD: Tensor,
+    condition: Any,
     gates: Mapping[Unit, Tensor],
     cached: Mapping[Unit, Tensor],
     inputs: Sequence[Tensor] | None = None,
@@ -222,7 +239,7 @@ def soft_hidden(
 
     Args:
         x_RND: embedded tokens.
-        condition_RD: timestep and label embedding; timesteps may differ between rows.
+        condition: of timestep and prompt; timesteps may differ between rows.
         gates: by `Block` or `Site`, broadcastable to [R, N, D].
         cached: the stored value of every unit in `gates`, [R, N, D].
         inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
@@ -234,7 +251,7 @@ def soft_hidden(
     x = x_RND
     for index, module in enumerate(adapter.blocks):
         x = x if inputs is None else inputs[index]
-        modulation, before = adapter.modulation(module, condition_RD), x
+        modulation, before = adapter.modulation(module, condition), x
         for branch in adapter.shape.branches:
             out = adapter.branch(module, branch, x, modulation[branch])
             if (site := Site(index, branch)) in gates:

@@ -23,8 +23,8 @@ from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.method import Look, Method, Policy, Run
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.specs import MODELS, ModelSpec, load_transformer
+from tcbench.models.dit import DiTAdapter, DiTSpec
+from tcbench.models.specs import MODELS, load_transformer
 from tcbench.plan import Plan, Site, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import AncestralDDPM, ReferenceDDIM, Sampler, SamplerSettings, denoise, guide
@@ -107,9 +107,9 @@ class Case:
         return DiTAdapter(load_transformer(spec, self.directory / "weights.safetensors"), spec)
 
 
-def _spec(config: Settings) -> ModelSpec:
+def _spec(config: Settings) -> DiTSpec:
     """The shape of a DiT from the arguments of the reference's class."""
-    return ModelSpec(
+    return DiTSpec(
         name="golden",
         num_blocks=config["depth"],
         num_heads=config["num_heads"],
@@ -192,9 +192,9 @@ def sample_case(case: Case, method: Method) -> Outcome:
     }
     if "x_in" in case.expected:
         spec, again = adapter.spec, Engine(adapter, run, method.start(run))
-        rows = torch.cat([label, torch.full_like(label, spec.num_classes)])
+        context = again.prepare(adapter.guided(label))
         outputs = [
-            again(step, seen.repeat(2, 1, 1, 1), rows) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
+            again(step, seen.repeat(2, 1, 1, 1), context) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
         ]
         eps = [guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels) for output in outputs]
         tensors["eps_from_x_in"] = torch.stack(eps)

@@ -160,14 +160,15 @@ Fill = Hold | Forecast
 class Decision:
     """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
 
-    `observe` asks for the attention that every token receives where the unit's attention is computed in full;
-    `Look.attention_received` reads it at later steps. It costs QK^T a second time, charged under "score".
+    `observe="attn"` asks for the attention that every token receives where the unit's self-attention is computed in full
+    (`Look.attention_received` reads it at later steps), `"cross"` for the entropy of the attention over the text of every
+    token whose cross-attention is computed (`Look.attention_entropy`). It is a second pass, charged under "score".
     """
 
     who: Who
     fill: Fill = Hold()
     keys: Keys = "fresh"
-    observe: bool = False
+    observe: Literal["attn", "cross"] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,9 @@ class Plan:
         for unit, decision in self.decisions.items():
             if isinstance(decision.who, Tokens) and decision.fill.order:
                 raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
-            if decision.observe and not (isinstance(unit, Block) or (isinstance(unit, Site) and unit.branch == "attn")):
-                raise ValueError(f"a plan observes {unit}; only a block's attention can be observed")
+            seen = ("attn", "cross") if isinstance(unit, Block) else (unit.branch,) if isinstance(unit, Site) else ()
+            if decision.observe and decision.observe not in seen:
+                raise ValueError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
             for block in unit.blocks:
                 for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
                     other = owner.setdefault((block, branch), unit)
