@@ -486,7 +486,7 @@ def case_names(directory: Path) -> list[str]:
         UserError: there is no such directory, or no case in it.
     """
     stems = sorted(path.stem for path in directory.glob("*.json") if path.with_suffix(".safetensors").exists())
-    names = [stem for stem in stems if stem not in ("weights", "pixart_weights")]
+    names = [stem for stem in stems if stem != "weights"]
     if not names:
         raise UserError(f"{directory}: no case (NAME.json beside NAME.safetensors) there; see docs/goldens.md")
     return names
