@@ -251,28 +251,28 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
 
 
 def score_by_attention(
-    received_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float
+    observed_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float, cell: int = 2
 ) -> "Tensor":
-    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 + age_weight * s3, then s4.
+    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 or s2, + age_weight * s3, then s4.
 
-    s1 is the attention received, L2-normalised over the tokens; s3 is the age; s4 gives the best token of each 2x2 cell
-    of the grid `bonus` times its score on top. s2 needs cross-attention and is left out.
+    s1 is the attention received and s2 the entropy of the attention over the text, L2-normalised over the tokens; s3 is
+    the age; s4 gives the best token of each cell of the grid `bonus` times its score on top.
 
     Args:
-        received_RBN: attention received when the block was last observed.
+        observed_RBN: what the block's attention showed when it was last observed.
         age_RBN: how long ago each token was recomputed, in intervals between full steps.
-        grid: height and width, both even, of the N tokens.
+        grid: height and width, multiples of `cell`, of an image's N tokens, or of each frame of a video.
         age_weight: weight of s3.
         bonus: gain of s4.
+        cell: side of the cells.
     """
     import torch.nn.functional as F
 
-    height, width = grid
-    score = F.normalize(received_RBN, dim=2) + age_weight * age_RBN
-    cells = score.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4).flatten(4)
+    score = F.normalize(observed_RBN, dim=2) + age_weight * age_RBN
+    cells = score.unflatten(2, (-1, cell, grid[1] // cell, cell)).transpose(3, 4).flatten(4)  # frames one below another
     best, place = cells.max(dim=4, keepdim=True)
     cells = cells.scatter_add(4, place, bonus * best)
-    return cells.unflatten(4, (2, 2)).transpose(3, 4).flatten(2)
+    return cells.unflatten(4, (cell, cell)).transpose(3, 4).flatten(2)
 
 
 def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Plans as data, and the budget arithmetic that methods share."""
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
@@ -59,10 +60,14 @@ def test_neighbours_do_not_overlap() -> None:
     assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
 
 
-@pytest.mark.parametrize("unit", [Site(0, "mlp"), Span(0, 2)], ids=str)
-def test_only_attention_can_be_observed(unit: Unit) -> None:
-    with pytest.raises(ValueError, match=f"observes {unit}; only a block's attention"):
-        Plan({unit: Decision(ALL, observe=True)})
+@pytest.mark.parametrize("observe", ["attn", "cross"])
+@pytest.mark.parametrize("unit", [Site(0, "mlp"), Site(0, "attn"), Site(0, "cross"), Span(0, 2)], ids=str)
+def test_only_attention_that_a_unit_computes_can_be_observed(unit: Unit, observe: Literal["attn", "cross"]) -> None:
+    if isinstance(unit, Site) and unit.branch == observe:
+        assert Plan({unit: Decision(ALL, observe=observe)}).at(unit)
+        return
+    with pytest.raises(ValueError, match=f"observes {observe} at {unit}, which does not compute it"):
+        Plan({unit: Decision(ALL, observe=observe)})
 
 
 def test_plans_can_be_read() -> None:
