@@ -269,9 +269,12 @@ class FusedBlocks:
     def _mlp(self, layers: _Layers, h_RND: Tensor) -> Tensor:
         """The MLP of all tokens."""
         weight, bias = layers.up
-        # one product with its activation inside, as cuBLASLt offers it; the tanh approximation, which is DiT's
-        h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True)
-        return F.linear(h, *layers.down).view_as(h_RND)
+        if h_RND.is_cuda:
+            # cuBLASLt applies the tanh approximation, which is DiT's, inside the product; elsewhere this call has another
+            h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True).view(*h_RND.shape[:2], -1)
+        else:
+            h = F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")
+        return F.linear(h, *layers.down)
 
 
 def _flat(part_R1D: Tensor) -> Tensor:

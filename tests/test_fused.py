@@ -29,6 +29,12 @@ FEW = {
 }
 
 
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Rounding grows with the largest values that are added up, so it is judged beside them."""
+    error = (actual - expected).abs().max().item() / expected.abs().max().item()
+    assert error < 2e-5, f"largest error {error:.1e} of the largest value"
+
+
 def artefacts(adapter: Adapter) -> Artefacts:
     predictor = CachePredictor(adapter)
     generator = torch.Generator().manual_seed(3)
@@ -61,7 +67,7 @@ def test_every_method_samples_alike(tiny: Adapter, name: str, keys: str) -> None
     fused, fused_engine = sample(tiny, name, options, CPU)
     assert fused_engine.plans == engine.plans
     assert fused_engine.ledger.totals() == engine.ledger.totals()
-    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+    close(fused, plain)
 
 
 def test_the_kernels_sample_alike(tiny: Adapter) -> None:
@@ -70,7 +76,7 @@ def test_the_kernels_sample_alike(tiny: Adapter) -> None:
         pytest.importorskip("triton")
     plain, _ = sample(tiny, "tokencache", FEW["tokencache"], PlainBlocks)
     fused, _ = sample(tiny, "tokencache", FEW["tokencache"], INTERPRETED)
-    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+    close(fused, plain)
 
 
 UNITS = [Block(block) for block in range(4)]
@@ -108,5 +114,5 @@ def test_every_kind_of_decision_gives_the_same_tokens(tiny: Adapter, case: str) 
         outputs.append((hidden, engine.blocks.unembed(condition), engine.plans))
     (plain, plain_output, plans), (fused, fused_output, fused_plans) = outputs
     assert plans == fused_plans
-    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(fused_output, plain_output, rtol=1e-4, atol=1e-4)
+    close(fused, plain)
+    close(fused_output, plain_output)
