@@ -91,7 +91,9 @@ class Cache:
     def attention_entropy(self, block: int) -> Tensor:
         """What `store_entropy` stored last for every token: [R, N]."""
         if block not in self._entropy:
-            raise RuntimeError(f"block {block}: no text attention was observed yet; an earlier full step must ask for it")
+            raise RuntimeError(
+                f"block {block}: no text attention was observed yet; an earlier full step must ask for it"
+            )
         return self._entropy[block]
 
     def num_bytes(self) -> int:

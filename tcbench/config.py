@@ -186,7 +186,18 @@ class Suite(_Strict):
     def row_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that the samples of a row depend on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "seed", "batch_size", "samples", "traced"},
+            include={
+                "model",
+                "weights",
+                "data",
+                "guidance",
+                "spacing",
+                "solver",
+                "seed",
+                "batch_size",
+                "samples",
+                "traced",
+            },
             mode="json",
         )
         settings = self.rows[row]

@@ -230,9 +230,7 @@ def save_transformer(model: nn.Module, path: Path | str, metadata: dict[str, str
     write_tensors(Path(path), {name: p.detach().cpu() for name, p in model.named_parameters()}, metadata)
 
 
-def _fill(
-    model: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
-) -> nn.Module:
+def _fill(model: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     # strict=False: aliases of what modules share are absent from `state`, which is complete otherwise
     model.load_state_dict(state, strict=False, assign=True)
     # not model.to: diffusers' override warns about keeping an empty list of modules in float32
