@@ -22,7 +22,12 @@ def small_image_reward(tmp_path_factory):
     path = tmp_path_factory.mktemp("image_reward") / "ImageReward.pt"
     torch.save(state, path)
     width, layers = image_reward.WIDTH, image_reward.LAYERS
-    small = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 4 * width}
+    small = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 4 * width,
+    }
     vision = BlipVisionConfig(**small, image_size=image_reward.SIDE, patch_size=16, layer_norm_eps=1e-6)
     text = BlipTextConfig(
         **small, vocab_size=40, max_position_embeddings=64, encoder_hidden_size=width, is_decoder=True

@@ -6,13 +6,13 @@ image encoder and image-grounded text encoder with a linear head, so only the na
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-from tqdm import tqdm
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from tcbench.errors import NotRun, UserError
@@ -25,7 +25,7 @@ VISION = BlipVisionConfig(
 )  # fmt: skip
 TEXT = BlipTextConfig(vocab_size=30524, encoder_hidden_size=1024, is_decoder=True)  # a decoder has the cross-attention
 MAX_WORDS = 35
-"""Word pieces of a caption in the official `score`; other wrappers of the model pad to 512, which gives other scores."""
+"""Word pieces of a caption in the official `score`; wrappers that pad to 512 get other scores."""
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the head's output on the authors' validation set; a reward is in these standard deviations."""
 
@@ -53,13 +53,15 @@ class ImageReward(nn.Module):
         mlp: the head, linear throughout as published: text width -> 1024 -> 128 -> 64 -> 16 -> 1.
     """
 
-    def __init__(self, tokenizer: BertTokenizer, vision: BlipVisionConfig = VISION, text: BlipTextConfig = TEXT) -> None:
+    def __init__(
+        self, tokenizer: BertTokenizer, vision: BlipVisionConfig = VISION, text: BlipTextConfig = TEXT
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
         widths = (text.hidden_size, 1024, 128, 64, 16, 1)
-        self.mlp = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.mlp = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
         side = vision.image_size
         self.preprocess = Compose([
             Resize(side, interpolation=InterpolationMode.BICUBIC),
@@ -70,7 +72,7 @@ class ImageReward(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor, captions: Sequence[str]) -> Tensor:
-        """Rewards, float32 [B] on the CPU, of uint8 images [B, 1 or 3, H, W], resized through PIL as the package does."""
+        """Rewards, float32 [B] on the CPU, of uint8 images [B, 1 or 3, H, W], resized by PIL as the package does."""
         device = self.mlp[0].weight.device
         pixels = torch.stack([
             self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in rgb(images_BCHW)
@@ -98,7 +100,7 @@ def load_image_reward(
 
     Args:
         weights: ImageReward.pt of the Hugging Face repository THUDM/ImageReward (1.8 GB).
-        tokenizer: a folder with the vocabulary of bert-base-uncased, or that name, if it may be downloaded or is cached.
+        tokenizer: a folder with the vocabulary of bert-base-uncased, or that name if it is cached or may be downloaded.
         device: where to run.
         vision, text: the network's shape, if it is not the official one.
 
@@ -117,7 +119,9 @@ def load_image_reward(
     wanted = model.state_dict().keys()
     state = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED) and "position_ids" not in key}
     if unmatched := sorted(wanted ^ state.keys()):
-        raise UserError(f"{weights}: not ImageReward's checkpoint ({unmatched[0]} has no counterpart); download it again")
+        raise UserError(
+            f"{weights}: not ImageReward's checkpoint ({unmatched[0]} has no counterpart); download it again"
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -21,8 +21,8 @@ def frames(videos_BCTHW: Tensor) -> Tensor:
 def temporal_flickering(videos_BCTHW: Tensor) -> Tensor:
     """VBench's dimension of that name, float32 [B] in 0..1: 1 - mean absolute difference of neighbouring frames / 255.
 
-    The package's formula on uint8 videos; it reads them from lossy .mp4 files, and its protocol keeps static scenes only
-    (RAFT's optical flow decides), where less is better without doubt. A video that moves must lose some.
+    The package's formula on uint8 videos; it reads them from lossy .mp4 files, and its protocol keeps static scenes
+    only (RAFT's optical flow decides). A video that moves must lose some, so compare with real videos.
     """
     difference = videos_BCTHW[:, :, 1:].float() - videos_BCTHW[:, :, :-1].float()
     return 1 - difference.abs().flatten(1).mean(1) / 255
