@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+    sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
+    what.add_argument("--rows", nargs="+", metavar="ROW")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
@@ -196,6 +200,16 @@ def _score(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     score_rows(suite, tuple(parsed.rows))
+
+
+def _vbench(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, *(parsed.rows or ()))
+    from tcbench.stages.vbench import build_environment, score_videos
+
+    if parsed.build_env:
+        build_environment(suite)
+    for row in parsed.rows or ():
+        score_videos(suite, row)
 
 
 def _floor(parsed: argparse.Namespace) -> None:

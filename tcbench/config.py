@@ -25,6 +25,8 @@ MODELS = (
     "tiny-osp",
 )
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
+READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
+"""Metrics that are more than functions of features; a suite names those it wants."""
 
 
 class _Strict(BaseModel):
@@ -83,6 +85,28 @@ class Latency(_Strict):
     repeats: PositiveInt = 3
 
 
+class Clip(_Strict):
+    """The model of `clip_score`, by open_clip's names; `weights` is a tag or a file (`tcbench.metrics.clip`)."""
+
+    model: str = "ViT-L-14-quickgelu"
+    weights: str | None = "openai"
+
+
+class ImageRewardFiles(_Strict):
+    """The official checkpoint, and the vocabulary of bert-base-uncased as a folder or a Hugging Face name."""
+
+    weights: Path = Path("~/.cache/ImageReward/ImageReward.pt")
+    tokenizer: str = "bert-base-uncased"
+
+
+class VBench(_Strict):
+    """VBench's own environment and checkpoints, and the frame rate that videos are written with."""
+
+    environment: Path = Path(".vbench")
+    weights: Path = Path("~/.cache/vbench")
+    fps: PositiveInt = 18
+
+
 class Figure(_Strict):
     """Which NFE the per-step figures show, and how many samples a grid does."""
 
@@ -106,6 +130,7 @@ class Suite(_Strict):
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
         data: images that scores compare with and training uses.
         extractor: features behind FID and friends.
+        clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
         samples, batch_size: per row; samples of a batch are consecutive, and a batch is a jackknife group.
         shard_batches: batches per file on disk.
@@ -121,7 +146,7 @@ class Suite(_Strict):
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
     data: Literal["digits"]
-    extractor: Literal["digits-cnn"]
+    extractor: Literal["digits-cnn", "digit-reader"]
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -133,7 +158,10 @@ class Suite(_Strict):
     shard_batches: PositiveInt = 1
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
-    metrics: tuple[Literal[METRICS], ...] = METRICS  # type: ignore[valid-type]
+    metrics: tuple[Literal[METRICS + READINGS], ...] = METRICS  # type: ignore[valid-type]
+    clip: Clip = Field(default_factory=Clip)
+    image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
+    vbench: VBench = Field(default_factory=VBench)
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
     jobs: Literal["method", "row"] = "method"

@@ -25,7 +25,14 @@ _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob
 STAGES: dict[str, list[str]] = {
     "train": [*_STAGE, "data/__init__.py", "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
-    "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
+    "score": [
+        *_METRICS,
+        "stats.py",
+        *(f"models/{name}.py" for name in ("classifier", "reader", "digits_clip")),
+        *(f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving")),
+        *(f"stages/{name}.py" for name in ("score", "readings", "vbench")),
+    ],
+    "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
