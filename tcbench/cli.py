@@ -77,10 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
+    sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
+    sub.add_argument("--name", required=True, metavar="ABLATION")
     for name, handler, help in (
         ("tables", _tables, "render the tables and sample grids"),
         ("figures", _figures, "render the figures"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
+        ("ablations", _ablations, "render the tables of the ablations"),
+        ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
+        ("report", _report, "write the report: one HTML page with everything"),
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
@@ -119,11 +124,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
+    """The config, or that of its ablation which the rows belong to."""
     suite = load_suite(parsed.config)
     for row in rows:
-        if row not in suite.rows:
-            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}")
-    return suite
+        try:
+            holding = suite.holding(row)
+        except KeyError:
+            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}") from None
+    return holding if rows else suite
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -240,6 +248,44 @@ def _figures(parsed: argparse.Namespace) -> None:
 
     suite = _suite(parsed)
     render_figures(suite, parsed.results or suite.folder)
+
+
+def _ablate(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    if parsed.name not in suite.ablation_suites:
+        raise UserError(f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}")
+    from tcbench.stages.sample import sample_rows
+    from tcbench.stages.score import score_rows
+
+    _set_threads()
+    ablation = suite.ablation_suites[parsed.name]
+    sample_rows(ablation, ablation.own)
+    score_rows(ablation, ablation.own)
+
+
+def _ablations(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_ablations
+
+    suite = _suite(parsed)
+    render_ablations(suite, parsed.results or suite.folder)
+
+
+def _verdicts(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_verdicts
+
+    suite = _suite(parsed)
+    folder = parsed.results or suite.folder
+    render_verdicts(suite, folder)
+    print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_report
+
+    suite = _suite(parsed)
+    folder = parsed.results or suite.folder
+    render_report(suite, folder)
+    print(folder / "report.html")
 
 
 def _diagnostics(parsed: argparse.Namespace) -> None:

@@ -20,10 +20,13 @@ _STAGE = [  # artefacts are loaded there
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
 
+_SCORE = [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"]
+
 STAGES: dict[str, list[str]] = {
     "train": [*_STAGE, "data/__init__.py", "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
-    "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
+    "score": _SCORE,
+    "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],

@@ -9,11 +9,11 @@ import torch
 from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import sha256
-from tcbench.method import Artefacts, Method
+from tcbench.method import Artefacts, Method, Run
 from tcbench.models.dit import DiTAdapter
 from tcbench.models.specs import MODELS, build_transformer, load_transformer
 from tcbench.models.weights import locate
-from tcbench.sampling import SamplerSettings
+from tcbench.sampling import SamplerSettings, respaced_timesteps
 from tcbench.training.caching import load_artefacts
 
 
@@ -34,9 +34,9 @@ def device_of(suite: Suite) -> torch.device:
     return torch.device(suite.device)
 
 
-def sampler_settings(suite: Suite) -> SamplerSettings:
-    """What all rows share."""
-    return SamplerSettings(suite.guidance.scale, suite.seed, suite.spacing)
+def sampler_settings(suite: Suite, row: str) -> SamplerSettings:
+    """What all rows share, and the row's CFG scale."""
+    return SamplerSettings(suite.guidance_scale(row), suite.seed, suite.spacing)
 
 
 def load_adapter(suite: Suite) -> DiTAdapter:
@@ -57,11 +57,32 @@ def weights_digest(model: str, weights: str | None) -> str:
 def artefacts_folder(suite: Suite, row: str) -> Path | None:
     """Where the artefacts that a row samples with are."""
     source = suite.trained_row(row)
-    return suite.folder / "trained" / source if source else None
+    return suite.trained_folder(source) if source else None
 
 
 def ready_row(suite: Suite, row: str, adapter: DiTAdapter) -> ReadyRow:
-    """Load what a row needs; `adapter` is the plain model and stays untouched."""
+    """Load what a row needs; `adapter` is the plain model and stays untouched.
+
+    Raises:
+        UserError: the artefacts come from a row of the same method that was trained with other options.
+    """
     folder = artefacts_folder(suite, row)
-    artefacts, adapter = load_artefacts(folder, adapter) if folder else (Artefacts(), adapter)
-    return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, artefacts)
+    if folder is None:
+        return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
+    _check_training(suite, row, adapter)
+    artefacts, refined = load_artefacts(folder, adapter)
+    return ReadyRow(
+        suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts
+    )
+
+
+def _check_training(suite: Suite, row: str, adapter: DiTAdapter) -> None:
+    """A variant that borrows artefacts must not change what they were trained with."""
+    method, source = suite.method(row), suite.method(str(suite.trained_row(row)))
+    run = Run(adapter.shape, respaced_timesteps(method.sampled_steps(suite.rows[row].nfe), suite.spacing), True,
+              torch.arange(0))  # fmt: skip
+    if type(method) is type(source) and method.training(run) != source.training(run):
+        raise UserError(
+            f"row {row}: its options change what {suite.trained_row(row)} was trained with; "
+            "set `artefacts_from: null` so that it trains its own"
+        )

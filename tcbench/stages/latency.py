@@ -22,7 +22,7 @@ def measure_latency(suite: Suite) -> None:
     protocol = suite.latency
     adapter = load_adapter(suite)
     rows = {row: ready_row(suite, row, adapter) for row in suite.rows}
-    index, settings = torch.arange(protocol.batch_size), sampler_settings(suite)
+    index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
     rounds = protocol.warmup + protocol.repeats
     with tqdm(total=rounds * len(rows), desc="latency", unit="run", mininterval=1) as bar:
@@ -30,6 +30,7 @@ def measure_latency(suite: Suite) -> None:
             for row, ready in rows.items():
                 _wait(suite)
                 began = time.perf_counter()
+                settings = sampler_settings(suite, row)
                 sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts)
                 _wait(suite)
                 if number >= protocol.warmup:

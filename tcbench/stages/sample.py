@@ -70,7 +70,7 @@ def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: 
         traced = max(0, min(suite.traced - start, len(index)))
         batches.append(
             sample_batch(
-                ready.adapter, ready.method, ready.nfe, sampler_settings(suite), index, ready.artefacts, traced
+                ready.adapter, ready.method, ready.nfe, sampler_settings(suite, row), index, ready.artefacts, traced
             )
         )
     record = {
@@ -78,6 +78,7 @@ def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: 
         "plans": [batch.plans for batch in batches],
         "i_steps": batches[0].i_steps,
         "cache_bytes": max(batch.cache_bytes for batch in batches),
+        "tokens": ready.adapter.shape.num_tokens,
     }
     write_tensors(
         shard_path(suite, row, number),
@@ -115,6 +116,7 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "macs": _mean_macs(macs),
             "macs_per_batch": [batch["per_sample"] for batch in macs],
             "plan_of_first_batch": records[0]["plans"][0],
+            "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
             "resumed": resumed,

@@ -19,7 +19,7 @@ def train_row(suite: Suite, row: str) -> None:
         adapter,
         suite.method(row),
         suite.rows[row].nfe,
-        sampler_settings(suite),
+        sampler_settings(suite, row),
         load_images(suite.data),
         suite.training_seed,
     )
