@@ -253,7 +253,9 @@ def _figures(parsed: argparse.Namespace) -> None:
 def _ablate(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed)
     if parsed.name not in suite.ablation_suites:
-        raise UserError(f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}")
+        raise UserError(
+            f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}"
+        )
     from tcbench.stages.sample import sample_rows
     from tcbench.stages.score import score_rows
 

@@ -348,7 +348,9 @@ def _check_ablations(path: Path, suite: Suite) -> None:
     for name, ablation in suite.ablations.items():
         field = f"{path}: ablations.{name}"
         if not name.replace("_", "").isalnum():
-            raise UserError(f"{field}: use letters, digits and '_' only; it becomes a folder and a rule of the workflow")
+            raise UserError(
+                f"{field}: use letters, digits and '_' only; it becomes a folder and a rule of the workflow"
+            )
         for base in [ablation.base, *(row["base"] for row in ablation.rows.values() if "base" in row)]:
             if base not in suite.rows:
                 raise UserError(f"{field}: base {base!r} is not a row; rows: {', '.join(suite.rows)}")

@@ -62,6 +62,7 @@ class Table:
         formatted: the same rows as text, one column per printed column, first column first in sight.
         groups: a heading per row of `formatted`; equal neighbours form one group. Empty: no groups.
         text_columns: columns of `formatted` that hold words; all others are aligned as numbers.
+        preface: paragraphs to read before the table.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Table:
     formatted: pd.DataFrame
     groups: list[str] = field(default_factory=list)
     text_columns: tuple[str, ...] = ()
+    preface: list[str] = field(default_factory=list)
 
     @property
     def alignment(self) -> str:
@@ -94,7 +96,7 @@ class Table:
             disable_numparse=True,
             colalign=["left" if a == "l" else "right" for a in self.alignment],
         )
-        return f"## {self.title}\n\n{body}\n\n{self.caption}\n"
+        return "\n\n".join([f"## {self.title}", *self.preface, body, self.caption]) + "\n"
 
     def latex(self) -> str:
         """A `table*` with booktabs rules, a \\midrule between groups."""

@@ -71,9 +71,7 @@ def ready_row(suite: Suite, row: str, adapter: DiTAdapter) -> ReadyRow:
         return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
     _check_training(suite, row, adapter)
     artefacts, refined = load_artefacts(folder, adapter)
-    return ReadyRow(
-        suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts
-    )
+    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts)
 
 
 def _check_training(suite: Suite, row: str, adapter: DiTAdapter) -> None:

@@ -8,10 +8,12 @@ from safetensors.numpy import load_file
 
 from tcbench.config import Suite
 from tcbench.files import read_json
+from tcbench.report.ablations import table_ablation
 from tcbench.report.figures import figure_alpha, figure_quality, figure_trajectory, save
 from tcbench.report.grids import grid, save_grid
-from tcbench.report.scores import read_rows
+from tcbench.report.scores import read_results, read_rows
 from tcbench.report.tables import table1, table2, table_local_error
+from tcbench.report.verdicts import verdict_table
 
 
 def render_tables(suite: Suite, folder: Path) -> None:
@@ -34,6 +36,21 @@ def render_diagnostics(suite: Suite, folder: Path) -> None:
     nfe = {row: suite.rows[row].nfe for row in suite.predictor_rows}
     table = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
     table.write(folder / "tables", "local_error")
+
+
+def render_ablations(suite: Suite, folder: Path) -> None:
+    """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
+    for name, variants in suite.ablation_suites.items():
+        rows = read_rows(folder / "ablations" / name, variants.own)
+        table = table_ablation(
+            suite.ablations[name], rows, variants.variants, suite=suite.suite, differs=suite.differs
+        )
+        table.write(folder / "tables", f"ablation-{name}")
+
+
+def render_verdicts(suite: Suite, folder: Path) -> None:
+    """Write tables/verdicts.* below `folder`, from everything there."""
+    verdict_table(read_results(suite, folder)).write(folder / "tables", "verdicts")
 
 
 def render_grids(suite: Suite, folder: Path) -> None:
