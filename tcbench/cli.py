@@ -89,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+        if name == "figures":
+            sub.add_argument(
+                "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
+            )
     sub = stage("publish", _publish, "promote a clean run's small artefacts to results/reference/")
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
@@ -233,21 +237,26 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 
 
 def _tables(parsed: argparse.Namespace) -> None:
-    from tcbench.stages.render import render_grids, render_tables
+    from tcbench.stages.render import render_grids, render_strips, render_tables
 
     suite = _suite(parsed)
     folder = parsed.results or suite.folder
     render_tables(suite, folder)
-    if (folder / "samples").exists():  # published results carry the grids themselves
-        render_grids(suite, folder)
+    if (folder / "samples").exists():  # published results carry the strips themselves
+        render_strips(suite, folder)
+    render_grids(suite, folder)
     print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:
+    from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
     suite = _suite(parsed)
-    render_figures(suite, parsed.results or suite.folder)
+    for name in parsed.names:
+        if name not in figure_names(suite):
+            raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
+    render_figures(suite, parsed.results or suite.folder, parsed.names)
 
 
 def _ablate(parsed: argparse.Namespace) -> None:

@@ -14,7 +14,9 @@ from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, ma
 PRINTED = ("fid", "sfid", "is", "precision", "recall", "accuracy", "clip", "mae")
 
 
-def table_ablation(ablation: Ablation, rows: Sequence[Row], variants: Sequence[str], *, suite: str, differs: str) -> Table:
+def table_ablation(
+    ablation: Ablation, rows: Sequence[Row], variants: Sequence[str], *, suite: str, differs: str
+) -> Table:
     """Quality and cost of every variant.
 
     Args:
@@ -54,7 +56,10 @@ def table_ablation(ablation: Ablation, rows: Sequence[Row], variants: Sequence[s
                 record[f"paper_{metric}"] = paper.get(metric)
                 cell[f"paper {name}"] = f"{paper[metric]:.2f}" if metric in paper else NO_CELL
         macs = row["macs"]
-        record |= {"macs_per_sample": macs["per_sample"], "macs_without_overheads": macs["per_sample_without_overheads"]}
+        record |= {
+            "macs_per_sample": macs["per_sample"],
+            "macs_without_overheads": macs["per_sample_without_overheads"],
+        }
         record |= {"mac_ratio": ratio, "paper_mac_ratio": paper.get("speedup")}
         cell |= {
             unit[0]: f"{macs['per_sample'] / unit[1]:.4g}",

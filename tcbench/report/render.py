@@ -37,7 +37,7 @@ def _html(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
     """A template from the package's assets; values are escaped by default where the output is HTML."""
     environment = Environment(
         loader=PackageLoader("tcbench", "assets/report"),
@@ -100,11 +100,11 @@ class Table:
 
     def latex(self) -> str:
         """A `table*` with booktabs rules, a \\midrule between groups."""
-        return _template("table.tex.j2").render(table=self)
+        return template("table.tex.j2").render(table=self)
 
     def html(self) -> str:
         """A self-contained page."""
-        return _template("table.html.j2").render(table=self, zip=zip)
+        return template("table.html.j2").render(table=self, zip=zip)
 
     def write(self, folder: Path, name: str) -> None:
         """Write `folder/name.{csv,md,tex,html}`; the same table always gives the same bytes."""
