@@ -223,6 +223,8 @@ class FusedBlocks:
 
     def _chosen(self, who: Tokens) -> Chosen:
         index, tokens = who.index_RK, self.run.shape.num_tokens
+        if index.stride(1) != 1:
+            index = index.contiguous()
         if who.used is None:
             return Chosen(index, _count(index.shape[1], index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
