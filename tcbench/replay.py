@@ -65,9 +65,7 @@ class Replay:
         """
         if index == 0:
             self._engine = Engine(self._adapter, self._run, self._method.start(self._run))
-            self._steps = denoise(
-                self._adapter, self._engine, self._sampler, self._settings, self._noise, self._label
-            )
+            self._steps = denoise(self._adapter, self._engine, self._sampler, self._settings, self._noise, self._label)
         elif index != self._next:
             raise RuntimeError(f"step {index} was asked for after step {self._next - 1}; steps follow each other")
         _, _, self._latents = next(self._steps)

@@ -48,11 +48,13 @@ class Setting(_Strict):
         dtype: bf16 weights; or float32 weights with matrix products in TF32, or in full float32.
         batch_size: samples; the transformer sees twice as many rows under guidance.
         nfes: only the rows with these NFEs; None: all.
+        peers: whether the suite's peers are timed at this setting too.
     """
 
     dtype: Dtype
     batch_size: PositiveInt
     nfes: tuple[int, ...] | None = None
+    peers: bool = False
 
 
 class SpeedModel(_Strict):
@@ -120,8 +122,8 @@ class SpeedSuite(_Strict):
     device: Literal["cpu", "cuda"] = "cuda"
     seed: int = 0
     guidance_scale: float = Field(1.5, ge=0)
-    protocol: Protocol = Protocol()
-    peers: Peers = Peers()
+    protocol: Protocol = Field(default_factory=lambda: Protocol(warmup=1))
+    peers: Peers = Field(default_factory=lambda: Peers(nfe=50))
     models: dict[str, SpeedModel]
 
     @property
@@ -142,11 +144,17 @@ class Part:
     dtype: Dtype
     batch_size: int
     nfe: int
+    peers: bool
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.model}.{self.dtype}.b{self.batch_size}.nfe{self.nfe}"
+        return f"{self.setting}.nfe{self.nfe}"
+
+    @property
+    def setting(self) -> str:
+        """Model, dtype and batch size."""
+        return f"{self.model}.{self.dtype}.b{self.batch_size}"
 
 
 def parts(
@@ -156,13 +164,13 @@ def parts(
     batch_sizes: Sequence[int] = (),
     nfes: Sequence[int] = (),
 ) -> list[Part]:
-    """The suite's parts, or those that agree with every selection that is not empty; also of models that need something.
+    """The suite's parts, or those that agree with every selection that is not empty.
 
     Raises:
         UserError: nothing is left.
     """
     every = [
-        Part(name, setting.dtype, setting.batch_size, nfe)
+        Part(name, setting.dtype, setting.batch_size, nfe, setting.peers)
         for name, model in suite.models.items()
         for setting in model.settings
         for nfe in model.nfes(setting)

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, write_json
+from tcbench.ledger import plan_macs
+from tcbench.method import ModelShape
 from tcbench.models.dit import DiTAdapter
 from tcbench.models.specs import MODELS, build_transformer
+from tcbench.plan import Plan
 from tcbench.provenance import collect
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.sampling import SamplerSettings
@@ -42,9 +46,8 @@ def bench(
     model: tuple[str, str] | None = None
     for part in [part for part in parts if not suite.models[part.model].needs]:
         jobs = [(folder / "runs" / f"{part.name}.json", run_fingerprint(suite, part, path), _time_part)]
-        if peers and suite.peers.names:
-            name = part.name.rpartition(".")[0]
-            jobs.append((folder / "peers" / f"{name}.json", peers_fingerprint(suite, part), _time_peers))
+        if peers and part.peers:
+            jobs.append((folder / "peers" / f"{part.setting}.json", peers_fingerprint(suite, part), _time_peers))
         for target, fingerprint, measure in jobs:
             if _is_fresh(target, fingerprint):
                 continue
@@ -100,15 +103,16 @@ def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
     rows = {name: row for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe}
     settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device"}, mode="json")
     code = source_digest("bench", *sorted({row.method for row in rows.values()}))
-    described = [row.model_dump(include={"method", "nfe", "options", "open_branches"}) for row in rows.values()]
-    return digest([settings, part.name, path, list(rows), described, code, machine(device_of(suite)), torch.__version__])
+    described = {name: row.model_dump(exclude={"paper"}) for name, row in rows.items()}
+    return digest([settings, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
 
 
 def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
     """The same for the peers at a part's setting."""
     settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device", "peers"}, mode="json")
-    setting = [part.model, part.dtype, part.batch_size]
-    return digest([settings, setting, source_digest("bench"), machine(device_of(suite)), torch.__version__])
+    installed = find_spec("cache_dit") is not None
+    code = source_digest("bench", "uncached")
+    return digest([settings, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
 
 
 def _is_fresh(path: Path, fingerprint: str) -> bool:
@@ -123,11 +127,10 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: Executi
         if row.nfe == part.nfe
     }
     prepared, rows = time_interleaved(suite, part.name, adapter, makers)
-    reference = prepared.get(model.reference(part.nfe))
-    full_macs = max(reference.step_macs) if isinstance(reference, Replay) else None
     for name, replay in prepared.items():
         assert isinstance(replay, Replay)
-        rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "steps": by_kind(replay, rows[name], full_macs)}
+        kinds = by_kind(replay, adapter.shape, rows[name]["step_s"])
+        rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "steps": kinds}
     return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "rows": rows}
 
 
@@ -137,7 +140,7 @@ def _time_peers(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: Execut
         name: lambda name=name: PEERS[name].prepare(adapter, suite.peers.nfe, settings, index)  # type: ignore[misc]
         for name in suite.peers.names
     }
-    prepared, rows = time_interleaved(suite, f"{part.model}.{part.dtype}.b{part.batch_size} peers", adapter, makers)
+    prepared, rows = time_interleaved(suite, f"{part.setting} peers", adapter, makers)
     for name, row in rows.items():
         row["label"] = PEERS[name].label
         if name in prepared:
@@ -206,10 +209,15 @@ def time_interleaved(
     return prepared, records
 
 
-def by_kind(replay: Replay, record: Record, full_macs: int | None) -> Record:
+def is_full(replay: Replay, shape: ModelShape) -> np.ndarray:
+    """Whether each step computes at least all of the model, bool [S]."""
+    full = plan_macs(Plan(), shape).matmul * 2  # a guided pair
+    return np.array(replay.step_macs) >= full
+
+
+def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:
     """Number, median seconds and mean MACs per sample of full steps and of the others, where there are any."""
-    macs, seconds = np.array(replay.step_macs), np.array(record["step_s"])
-    full = macs >= (full_macs or macs.max())
+    macs, seconds, full = np.array(replay.step_macs), np.array(step_s), is_full(replay, shape)
     return {
         kind: {
             "count": int(chosen.sum()),

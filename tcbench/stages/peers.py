@@ -1,4 +1,4 @@
-"""Peers: the same model, weights, noise and sampler through other implementations, uncached and with their own caching."""
+"""Peers: the same weights, noise and sampler through other implementations, uncached and with their own caching."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.hooks import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
-from diffusers.hooks.first_block_cache import apply_first_block_cache
+from diffusers.hooks import PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 from diffusers.hooks.pyramid_attention_broadcast import apply_pyramid_attention_broadcast
 from diffusers.hooks.taylorseer_cache import apply_taylorseer_cache
@@ -33,7 +32,7 @@ class DiffusersRun:
     Args:
         adapter: the model; its weights are shared unless `cache` is given, which works on a copy.
         compile: options of `torch.compile`, or None for eager.
-        cache: installs caching on a model, given what reads the current timestep.
+        cache: installs caching on a model for this run and returns what empties it.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class DiffusersRun:
         settings: SamplerSettings,
         sample_index: Tensor,
         compile: dict[str, Any] | None = None,
-        cache: Callable[[torch.nn.Module, Callable[[], int]], None] | None = None,
+        cache: "Install | None" = None,
     ) -> None:
         self.nfe, self._settings, self._spec = nfe, settings, adapter.spec
         self._sampler = ReferenceDDIM(nfe, settings.spacing)
@@ -53,29 +52,28 @@ class DiffusersRun:
         self._rows = torch.cat([label, torch.full_like(label, adapter.spec.num_classes)])
         self._timesteps = [torch.full_like(self._rows, timestep) for timestep in self._sampler.timesteps]
         self._index = 0
-        self.model = self._plain = adapter.model
+        self.model, self._forget = adapter.model, _nothing
         if cache:
             self.model = copy.deepcopy(adapter.model)
-            cache(self.model, lambda: self._sampler.timesteps[self._index])
+            self._forget = cache(self.model, self)
         self._forward = torch.compile(self.model, **compile) if compile is not None else self.model
+
+    @property
+    def timestep(self) -> int:
+        """The timestep of the current step."""
+        return self._sampler.timesteps[self._index]
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
         """Enqueue a sampling step; 0 starts again from the noise, with nothing cached."""
         if index == 0:
             self._latents = self._noise
-            self._restart()
+            self._forget()
         self._index = index
         x = self._latents
         output = self._forward(torch.cat([x, x]), self._timesteps[index], class_labels=self._rows).sample
         eps = guide(output, self._settings.guidance_scale, self._spec.guided_channels, self._spec.in_channels)
         self._latents, _ = self._sampler.step(eps, index, x)
-
-    def _restart(self) -> None:
-        """Forget what is cached; a model without hooks is left as it is."""
-        if self.model is not self._plain:
-            HookRegistry.check_if_exists_or_initialize(self.model).reset_stateful_hooks()
-            _set_cache_context(self.model, CacheContext("guided"))
 
     def run(self) -> Tensor:
         """All steps; the final latents."""
@@ -97,26 +95,22 @@ class MatrixProducts:
 
     def __init__(self, adapter: DiTAdapter, nfe: int, settings: SamplerSettings, sample_index: Tensor) -> None:
         self.nfe, shape = nfe, adapter.shape
-        self._weights = [
-            [block.norm1.linear.weight, block.attn1.to_q.weight, block.attn1.to_out[0].weight]
-            + [block.ff.net[0].proj.weight, block.ff.net[2].weight]
-            for block in adapter.blocks
-        ]
+        self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
+        self._blocks, self._heads = adapter.blocks, adapter.spec.num_heads
         rows = 2 * len(sample_index)
         like = {"device": adapter.model.device, "dtype": adapter.model.dtype}
         self._x = torch.randn(rows, shape.num_tokens, shape.width, **like)  # type: ignore[call-overload]
-        self._heads = adapter.spec.num_heads
-        self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
         """Enqueue the products of one full step."""
         x = self._x
-        for (modulation, _, out, up, down), qkv in zip(self._weights, self._qkv, strict=True):
-            F.linear(x[:, 0], modulation)
+        for block, qkv in zip(self._blocks, self._qkv, strict=True):
+            F.linear(x[:, 0], block.norm1.linear.weight)
             parts = F.linear(x, qkv).unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
-            F.linear(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2), out)
-            F.linear(F.linear(x, up), down)
+            mixed = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+            F.linear(mixed, block.attn1.to_out[0].weight)
+            F.linear(F.linear(x, block.ff.net[0].proj.weight), block.ff.net[2].weight)
 
     def run(self) -> Tensor:
         """All steps; their input."""
@@ -125,24 +119,67 @@ class MatrixProducts:
         return self._x
 
 
-def _pyramid(model: torch.nn.Module, timestep: Callable[[], int]) -> None:
+Install = Callable[[torch.nn.Module, DiffusersRun], Callable[[], None]]
+
+
+def _nothing() -> None:
+    """There is no cache to empty."""
+
+
+def _hooks_emptier(model: torch.nn.Module) -> Callable[[], None]:
+    """What empties the caches of diffusers' hooks."""
+
+    def forget() -> None:
+        HookRegistry.check_if_exists_or_initialize(model).reset_stateful_hooks()
+        _set_cache_context(model, CacheContext("guided"))
+
+    return forget
+
+
+def _pyramid(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         spatial_attention_block_identifiers=("transformer_blocks",),
-        current_timestep_callback=timestep,
+        current_timestep_callback=lambda: run.timestep,
     )
     apply_pyramid_attention_broadcast(model, config)
+    return _hooks_emptier(model)
 
 
-def _first_block(model: torch.nn.Module, timestep: Callable[[], int]) -> None:
-    apply_first_block_cache(model, FirstBlockCacheConfig(threshold=0.05))
-
-
-def _taylorseer(model: torch.nn.Module, timestep: Callable[[], int]) -> None:
+def _taylorseer(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
     config = TaylorSeerCacheConfig(
-        cache_interval=3, max_order=1, taylor_factors_dtype=model.dtype, cache_identifiers=list(BRANCHES)
+        cache_interval=3,
+        max_order=1,
+        taylor_factors_dtype=next(model.parameters()).dtype,
+        cache_identifiers=list(BRANCHES),
     )
     apply_taylorseer_cache(model, config)
+    return _hooks_emptier(model)
+
+
+def _dbcache(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
+    try:
+        import cache_dit
+        from cache_dit.caching.patch_functors import DiTPatchFunctor
+    except ImportError as error:
+        raise NotRun(f"needs cache-dit: pip install cache-dit ({error})") from error
+    # Whether steps are alike depends on trained weights, so the threshold is out of reach and the schedule fixed.
+    config = cache_dit.DBCacheConfig(
+        num_inference_steps=run.nfe,
+        Fn_compute_blocks=1,
+        max_warmup_steps=3,
+        residual_diff_threshold=1e9,
+        max_continuous_cached_steps=2,
+    )
+    adapter = cache_dit.BlockAdapter(
+        transformer=model,
+        blocks=model.transformer_blocks,
+        forward_pattern=cache_dit.ForwardPattern.Pattern_3,
+        patch_functor=DiTPatchFunctor(),
+        check_forward_pattern=True,
+    )
+    cache_dit.enable_cache(adapter, cache_config=config)
+    return lambda: cache_dit.refresh_context(model, cache_config=config)
 
 
 @contextmanager
@@ -155,8 +192,8 @@ def _compiler() -> Iterator[None]:
 
 
 def _prepare_compiled(mode: str | None) -> Callable[..., DiffusersRun]:
-    def prepare(*arguments: Any) -> DiffusersRun:
-        run = DiffusersRun(*arguments, compile={"mode": mode})
+    def prepare(adapter: DiTAdapter, nfe: int, settings: SamplerSettings, index: Tensor) -> DiffusersRun:
+        run = DiffusersRun(adapter, nfe, settings, index, compile={"mode": mode})
         with _compiler():
             run.step(0)
         return run
@@ -164,8 +201,8 @@ def _prepare_compiled(mode: str | None) -> Callable[..., DiffusersRun]:
     return prepare
 
 
-def _prepare_cached(cache: Callable[[torch.nn.Module, Callable[[], int]], None]) -> Callable[..., DiffusersRun]:
-    return lambda *arguments: DiffusersRun(*arguments, cache=cache)
+def _prepare_cached(cache: Install) -> Callable[..., DiffusersRun]:
+    return lambda adapter, nfe, settings, index: DiffusersRun(adapter, nfe, settings, index, cache=cache)
 
 
 def _prepare_ours(path: ExecutionPath) -> Callable[..., Replay]:
@@ -191,8 +228,8 @@ PEERS = {
     "diffusers-compiled": Peer("diffusers, compiled", _prepare_compiled(None)),
     "diffusers-graphs": Peer("diffusers, compiled, CUDA graphs", _prepare_compiled("reduce-overhead")),
     "diffusers-pab": Peer("diffusers, pyramid attention broadcast, range 2", _prepare_cached(_pyramid)),
-    "diffusers-first-block": Peer("diffusers, first-block cache, threshold 0.05", _prepare_cached(_first_block)),
     "diffusers-taylorseer": Peer("diffusers, TaylorSeer, interval 3, order 1", _prepare_cached(_taylorseer)),
+    "cache-dit": Peer("cache-dit, all but the first block reused at 2 of 3 steps", _prepare_cached(_dbcache)),
 }
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,7 +51,7 @@ def marked_seconds(device: torch.device, works: Sequence[Callable[[], object]]) 
         work()
         event.record()
     torch.cuda.synchronize()
-    return [before.elapsed_time(after) / 1e3 for before, after in zip(events, events[1:], strict=False)]
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(events)]
 
 
 def spread(seconds: Sequence[float]) -> dict[str, Any]:
