@@ -18,6 +18,17 @@ from tcbench.method import Method
 from tcbench.registry import make_method
 
 Dtype = Literal["bf16", "tf32", "fp32"]
+PeerName = Literal[
+    "tcbench",
+    "tcbench-plain",
+    "matrix-products",
+    "diffusers-eager",
+    "diffusers-compiled",
+    "diffusers-graphs",
+    "diffusers-pab",
+    "diffusers-taylorseer",
+    "cache-dit",
+]
 
 
 class _Strict(BaseModel):
@@ -105,7 +116,7 @@ class Peers(_Strict):
     """
 
     nfe: int = Field(50, ge=2, le=1000)
-    names: tuple[str, ...] = ()
+    names: tuple[PeerName, ...] = ()
 
 
 class SpeedSuite(_Strict):

@@ -20,6 +20,7 @@ from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, guide, initial_noise, sample_labels
+from tcbench.speed_config import PeerName
 from tcbench.stages.timing import NotRun, Prepared
 
 BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)
@@ -193,7 +194,7 @@ def _compiler() -> Iterator[None]:
 
 def _prepare_compiled(mode: str | None) -> Callable[..., DiffusersRun]:
     def prepare(adapter: DiTAdapter, nfe: int, settings: SamplerSettings, index: Tensor) -> DiffusersRun:
-        run = DiffusersRun(adapter, nfe, settings, index, compile={"mode": mode})
+        run = DiffusersRun(adapter, nfe, settings, index, compile={"mode": mode, "dynamic": False})
         with _compiler():
             run.step(0)
         return run
@@ -220,7 +221,7 @@ class Peer:
     prepare: Callable[[DiTAdapter, int, SamplerSettings, Tensor], Prepared]
 
 
-PEERS = {
+PEERS: dict[PeerName, Peer] = {
     "tcbench": Peer("tcbench, uncached", _prepare_ours("fused")),
     "tcbench-plain": Peer("tcbench, uncached, plain path", _prepare_ours("plain")),
     "matrix-products": Peer("floor: linear layers and attention alone", MatrixProducts),

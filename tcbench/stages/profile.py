@@ -22,12 +22,13 @@ from tcbench.stages.timing import machine
 
 CLASSES = {
     "attention": r"flash|fmha|sdpa|attention|attn",
-    "selection": r"topk|sort|select|radix|bincount|histogram|allocate",
+    "selection": r"topk|sort|radix|bincount|histogram|allocat",
     "gather, scatter": r"gather|scatter|index|take_tokens",
     "norm, modulate, gate": r"norm|modul|gate|adaln",
     "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|addmm|::b?mm$|matmul|linear|splitk",
     "activation": r"gelu|silu|sigmoid|softmax",
     "copies": r"memcpy|memset|copy|cat",
+    "elementwise": r"elementwise|pointwise|triton_poi|::(add|sub|mul|div|lerp)_?$",
 }
 """Class of kernel -> what its names look like; the first that matches counts, and the rest is `other`."""
 
@@ -97,11 +98,13 @@ def _profile_step(replay: Replay, index: int, device: torch.device) -> dict[str,
     if cuda:
         kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
         times = [(event.name, event.time_range.elapsed_us() * 1e-6, 1) for event in kernels]
-        span = (max(e.time_range.end for e in kernels) - min(e.time_range.start for e in kernels)) * 1e-6
+        if not kernels:
+            raise UserError("--profile: the profiler saw no kernel; it needs CUPTI and the right to use it")
+        span, busy = covered([(event.time_range.start, event.time_range.end) for event in kernels])
     else:
         averages = profiler.key_averages()
         times = [(average.key, average.self_cpu_time_total * 1e-6, average.count) for average in averages]
-        span = None
+        span, busy = None, sum(seconds for _, seconds, _ in times)
     classes = {label: {"time_s": 0.0, "launches": 0} for label in (*CLASSES, "other")}
     names: dict[str, float] = {}
     for name, seconds, launches in times:
@@ -113,7 +116,17 @@ def _profile_step(replay: Replay, index: int, device: torch.device) -> dict[str,
     return {
         "index": index,
         "span_s": span,
-        "busy_s": sum(seconds for _, seconds, _ in times),
+        "busy_s": busy,
         "classes": {label: spent for label, spent in classes.items() if spent["launches"]},
         "largest": [{"name": name[:160], "time_s": seconds} for name, seconds in largest],
     }
+
+
+def covered(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(from first start to last end, time with at least one interval), in seconds from microseconds."""
+    busy, reached = 0.0, min(start for start, _ in intervals)
+    first = reached
+    for start, end in sorted(intervals):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return (reached - first) * 1e-6, busy * 1e-6
