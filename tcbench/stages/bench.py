@@ -141,10 +141,10 @@ def _time_peers(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: Execut
         for name in suite.peers.names
     }
     prepared, rows = time_interleaved(suite, f"{part.setting} peers", adapter, makers)
-    for name, row in rows.items():
-        row["label"] = PEERS[name].label
+    for name in suite.peers.names:
+        rows[name]["label"] = PEERS[name].label
         if name in prepared:
-            row["macs_per_sample"] = macs_per_sample(prepared[name])
+            rows[name]["macs_per_sample"] = macs_per_sample(prepared[name])
     return _described(suite, part, adapter) | {"nfe": suite.peers.nfe, "rows": rows}
 
 
