@@ -12,8 +12,12 @@ import pytest
 import torch
 import yaml
 
+from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_json
+from tcbench.method import Artefacts
+from tcbench.models.dit import dit_shape
+from tcbench.models.specs import MODELS
 from tcbench.registry import make_method
 from tcbench.replay import Replay
 from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
@@ -313,3 +317,17 @@ def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_pat
     write_json(tmp_path / "results" / suite.suite / "runs" / "a.json", record)
     with pytest.raises(UserError, match="another config"):
         publish(suite, allow_dirty=True)
+
+
+def test_rows_cost_what_the_papers_cells_do():
+    """TokenCache without its predictor, which the paper leaves out; the others with all they compute."""
+    suite = load_speed_suite(ROOT / "config" / "speed.yaml")
+    for name in ("dit-xl-2-256", "dit-xl-2-512"):
+        model, shape = suite.models[name], dit_shape(MODELS[name])
+        for row, settings in model.rows.items():
+            share = settings.open_branches
+            tables = {} if share is None else {"router": random_router(shape, settings.nfe, share, 0)}
+            artefacts = Artefacts(tables=tables) if tables else None
+            totals = macs_of(name, model.method(row), settings.nfe, artefacts)
+            counted = totals["per_sample_without_overheads" if settings.method == "tokencache" else "per_sample"]
+            assert counted / 1e12 == pytest.approx(settings.paper.tmacs, rel=5e-3), row
