@@ -273,7 +273,8 @@ def _tables(parsed: argparse.Namespace) -> None:
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
     render_grids(suite, folder)
-    print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
+    for name in suite.tables:
+        print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:

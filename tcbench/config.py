@@ -510,7 +510,7 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
-    for name, table in suite.tables.items():
+    for name, table in suite.tables.items() if "tables" in suite.model_fields_set else ():
         if unknown := [row for row in table.rows if row not in suite.rows]:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:

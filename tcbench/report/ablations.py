@@ -1,17 +1,18 @@
 """The tables of ablations: variants of one row side by side, every one compared with the variant that changes nothing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from tcbench.config import Ablation
+from tcbench.config import TABLE_2, Ablation
 from tcbench.errors import UserError
 from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
 from tcbench.report.scores import Row, mac_ratio
-from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, marked, marks
+from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
 
-PRINTED = ("fid", "sfid", "is", "precision", "recall", "accuracy", "clip", "mae")
+PRINTED = (*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment", "mae")
 
 
 def table_ablation(
@@ -23,7 +24,7 @@ def table_ablation(
         ablation: as in the config.
         rows: score rows of the variants and their references.
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
-        suite, differs: as in `tables.table2`.
+        suite, differs: as in `tables.main_table`.
 
     Raises:
         UserError: there is no variant.
@@ -38,7 +39,7 @@ def table_ablation(
     )
     largest = max(row["macs"]["per_sample"] for row in printed)
     unit = next(unit for unit in MAC_UNITS if largest >= unit[1] or unit is MAC_UNITS[-1])
-    with_paper = [m for m in QUALITY if any(m in (row.get("paper") or {}) for row in printed)]
+    with_paper = [m for m in metrics if any(m in (row.get("paper") or {}) for row in printed)]
     swept = len({row.get("guidance_scale") for row in printed}) > 1
     records, cells = [], []
     for row in printed:
@@ -50,7 +51,7 @@ def table_ablation(
             quality, mark = row["quality"].get(metric), found.get((row["row"], metric))
             record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
-            name = QUALITY[metric][0] if metric in QUALITY else SIGNS[metric][0]
+            name = SIGNS[metric][0]
             cell[name] = _text(quality, mark)
             if metric in with_paper:
                 record[f"paper_{metric}"] = paper.get(metric)
@@ -107,7 +108,9 @@ def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]
     }
 
 
-def _text(quality: dict[str, float] | None, mark: Comparison | None) -> str:
+def _text(quality: dict[str, Any] | None, mark: Comparison | None) -> str:
     if quality is None:
         return NO_CELL
+    if "not_run" in quality:
+        return f"not run: {quality['not_run']}"
     return marked(interval_text(quality["value"], quality["low"], quality["high"]), mark)

@@ -26,9 +26,12 @@ SIGNS = {
     "mae": ("MAE to uncached", -1),
     "psnr": ("PSNR to uncached", +1),
     "feature_mse": ("Feature MSE to uncached", -1),
-    "clip": ("CLIP score", +1),
+    "clip_score": ("CLIP score", +1),
     "image_reward": ("ImageReward", +1),
-    "vbench": ("VBench", +1),
+    "vbench": ("VBench total (%)", +1),
+    "digits_clip_score": ("CLIP score (digits CLIP)", +1),
+    "alignment": ("Alignment (digit reader)", +1),
+    "temporal_flickering": ("Temporal flickering (VBench's formula)", +1),
 }
 
 
@@ -69,7 +72,7 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
         interval = Interval.from_ends(stored["difference"], stored["low"], stored["high"], row["groups"])
         return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
     ours, theirs = (side.get("quality", {}).get(metric) for side in (row, other))
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or "not_run" in ours or "not_run" in theirs:
         return None
     paired = "deleted" in ours and "deleted" in theirs and row["group_sizes"] == other["group_sizes"]
     if paired:

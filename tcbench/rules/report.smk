@@ -1,4 +1,4 @@
-TABLES = ["table2"] + (["table1"] if SUITE.predictor_rows else [])
+TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
 FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.predictor_rows else [])
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 
@@ -14,7 +14,7 @@ rule render_tables:
         expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
         expand(f"{RESULTS}/grids/{{row}}.png", row=SUITE.rows),
     params:
-        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump()],
+        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump(), SUITE.model_dump(include={"tables"})],
     log:
         f"{RESULTS}/logs/tables.log",
     threads: 1
