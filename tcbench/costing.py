@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench.ledger import Ledger
+from tcbench.ledger import Ledger, block_macs
 from tcbench.method import Artefacts, ImportRouter, Method, Run
 from tcbench.models.dit import dit_shape
 from tcbench.models.predictor import CachePredictor
@@ -35,6 +35,11 @@ class _ShapeLook:
 
     def attention_received(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)
+
+    def updates(self) -> Tensor:
+        shape = self.run.shape
+        self.ledger.charge("oracle", block_macs(shape, shape.num_tokens) * shape.num_blocks)
+        return self._empty(shape.num_blocks, shape.num_tokens, shape.width)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")

@@ -14,10 +14,25 @@ from torch import Tensor
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
-from tcbench.ledger import Ledger
+from tcbench.ledger import Ledger, block_macs
 from tcbench.method import Policy, Run
 from tcbench.models.dit import DiTAdapter, Modulation
-from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.plan import (
+    ALL,
+    NONE,
+    All,
+    Block,
+    Decision,
+    Deferred,
+    Hold,
+    Nothing,
+    Plan,
+    Site,
+    Span,
+    Tokens,
+    Unit,
+    every_unit,
+)
 
 
 @dataclass
@@ -47,6 +62,14 @@ class _Look:
 
     def attention_received(self, block: int) -> Tensor:
         return self.engine.cache.attention_received(block)
+
+    def updates(self) -> Tensor:
+        shape = self.run.shape
+        units = [Block(block) for block in range(shape.num_blocks)]
+        uncached = Engine(self.engine.adapter, self.run)
+        uncached.hidden(every_unit(units, ALL), self.step, self.x_RND, self.condition_RD)
+        self.engine.ledger.charge("oracle", block_macs(shape, shape.num_tokens) * shape.num_blocks)
+        return torch.stack([uncached.cache.read(unit, Hold(), self.step) for unit in units], dim=1)
 
 
 class Engine:

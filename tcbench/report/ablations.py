@@ -1,4 +1,4 @@
-"""The tables of ablations: variants of one row side by side, every one compared with the variant that changes nothing."""
+"""The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
 from collections.abc import Sequence
 
@@ -75,9 +75,9 @@ def table_ablation(
         f"{ablation.question} {first['samples']} samples per row in {first['groups']} batches; value [95 % interval], "
         f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
         + (" at the same CFG scale" if swept else "")
-        + f", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else better "
-        f"or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all that a variant "
-        "computes. Ratios are to the uncached run at the same NFE."
+        + ", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else "
+        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all "
+        "that a variant computes. Ratios are to the uncached run at the same NFE."
     )
     return Table(
         title=f"{ablation.title} on suite `{suite}`" + (f" ({differs})" if differs else ""),

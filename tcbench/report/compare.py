@@ -1,4 +1,4 @@
-"""Differences between two rows, paired where they can be, and the verdict on a claim that several differences make up."""
+"""Differences between two rows, paired where they can be, and the verdict that several of them make up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

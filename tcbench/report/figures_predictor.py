@@ -1,4 +1,4 @@
-"""Figures of what caching rests on: token updates (Fig. 3), the predictor's scores (Fig. 8), tokens per block (Fig. 9b)."""
+"""Figures of what caching rests on: token updates (Fig. 3), predicted scores (Fig. 8), tokens per block (Fig. 9b)."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def figure_updates(updates: dict[str, Any], nfe: int) -> Figure:
         nfe: for the title.
     """
     figure = Figure(figsize=(9.6, 6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = np.ravel(figure.subfigures(2, 1))
     panels = top.subplots(1, len(updates["size"]), squeeze=False, sharey=True)[0]
     for panel, (block, size_SN) in zip(panels, updates["size"].items(), strict=True):
         image = _heat(panel, np.array(size_SN).T)

@@ -233,9 +233,9 @@ def table2(
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows))
     rows = sorted(rows, key=lambda row: settings.index((row["resolution"], row["nfe"])))
     metrics = list(dict.fromkeys([*QUALITY, "mae", *(m for row in rows for m in row.get("quality", {}))]))
-    pairs = [(row, reference_of(row, rows)) for row in rows if not is_reference(row) and row.get("paired")]
+    beside = [(row, reference_of(row, rows)) for row in rows if not is_reference(row) and row.get("paired")]
     found = marks(
-        [compare(row, other, metric) for row, other in pairs for metric in QUALITY if metric in row["paired"]]
+        [compare(row, other, metric) for row, other in beside for metric in QUALITY if metric in row["paired"]]
     )
     records = [_record(row, rows, metrics, latency, found) for row in rows]
 

@@ -5,8 +5,8 @@ earlier step; at the later one a selector names the tokens to recompute, and the
 tokens and channels (the cache loss of Eq. 9 with hard gates). Refiner blocks run, without LoRA. The oracle knows how
 much every token's update really changed.
 
-Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step, and
-what the predictor makes of them.
+Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step,
+and what the predictor makes of them.
 """
 
 import time

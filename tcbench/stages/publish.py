@@ -10,17 +10,20 @@ from tcbench.files import read_json, write_json
 SMALL = (
     "tables/*",
     "figures/*",
-    "grids/*",
+    "grids/*.png",
+    "grids/strips/*.png",
     "scores/*.json",
+    "ablations/*/scores/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
     "latency.json",
+    "report.html",
 )
 LIMIT_BYTES = 2_000_000
 
 
 def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
-    """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
+    """Copy tables, figures, scores and the report; refuse results that cannot be traced to one config and commit.
 
     Raises:
         UserError: scores of another config, of an uncommitted work tree, or of several commits; or a large file.
@@ -31,8 +34,14 @@ def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
         records[f"{row}, samples"] = records[row]["samples"]
     for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
         records[str(path)] = read_json(path)["provenance"]
+    expected = dict.fromkeys(records, suite.digest())
+    for ablation in suite.ablation_suites.values():
+        for row in ablation.own:
+            records[row] = read_json(ablation.folder / "scores" / f"{row}.json")["provenance"]
+            records[f"{row}, samples"] = records[row]["samples"]
+            expected |= dict.fromkeys((row, f"{row}, samples"), ablation.digest())
     for what, record in records.items():
-        if record["config_digest"] != suite.digest():
+        if record["config_digest"] != expected[what]:
             raise UserError(f"{what}: was run with another config; run `snakemake all` again before publishing")
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
