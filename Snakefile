@@ -1,5 +1,5 @@
 # tcbench: from a suite's config to its tables. Targets: tables (default), figures, ablations, diagnostics, verdicts, report,
-# all, pretrain, publish.
+# all, pretrain, publish, speed.
 #   snakemake --cores all tables
 #   snakemake --cores all tables --config suite=digits
 # This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
@@ -12,6 +12,7 @@ from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.sources import source_files
+from tcbench.speed_config import load_speed_suite
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.
 SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config.get("suite", "digits") + ".yaml")
@@ -37,6 +38,7 @@ include: "tcbench/rules/sample.smk"
 include: "tcbench/rules/score.smk"
 include: "tcbench/rules/ablations.smk"
 include: "tcbench/rules/report.smk"
+include: "tcbench/rules/speed.smk"
 
 
 rule tables:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, Block, Decision, Keys, Plan, allocate_evenly, allocate_tokens, every_unit, top_tokens
+from tcbench.plan import (
+    ALL,
+    Block,
+    Decision,
+    Keys,
+    Plan,
+    Tokens,
+    allocate_evenly,
+    allocate_tokens,
+    every_unit,
+    top_tokens_by_block,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +75,8 @@ class _Oracle:
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the tokens whose held update is furthest from the true one."""
+        import torch
+
         method, shape = self.method, look.run.shape
         free = free_blocks(shape, method.refiner_blocks)
         update_RLND = look.updates()[:, :free]
@@ -73,9 +86,23 @@ class _Oracle:
         change_RLN = (update_RLND - self.held_RLND).square().sum(-1)
         budget = round((1 - method.cache_ratio) * free * shape.num_tokens)
         counts = allocate_tokens(change_RLN, budget) if method.allocation == "batch" else allocate_evenly(free, budget)
-        chosen = [top_tokens(change_RLN[:, block], count) for block, count in enumerate(counts)]
-        self.held_RLND = self.held_RLND.clone()
-        for block, tokens in enumerate(chosen):
-            index_RKD = tokens.index_RK.unsqueeze(-1).expand(-1, -1, shape.width)
-            self.held_RLND[:, block].scatter_(1, index_RKD, update_RLND[:, block].gather(1, index_RKD))
+        chosen = top_tokens_by_block(change_RLN, counts)
+        self.held_RLND = torch.stack(
+            [
+                _refreshed(held, update, tokens)
+                for held, update, tokens in zip(self.held_RLND.unbind(1), update_RLND.unbind(1), chosen, strict=True)
+            ],
+            dim=1,
+        )
         return Plan({Block(block): Decision(tokens, keys=method.keys) for block, tokens in enumerate(chosen)})
+
+
+def _refreshed(held_RND: "Tensor", update_RND: "Tensor", tokens: Tokens) -> "Tensor":
+    """The held updates of a block with those of the chosen tokens replaced; waits for nothing."""
+    import torch
+
+    index_RK = tokens.index_RK
+    place_K = torch.arange(index_RK.shape[1], device=index_RK.device)
+    chosen_RK = (place_K < (len(place_K) if tokens.used is None else tokens.used)).expand_as(index_RK)
+    mask_RN = torch.zeros_like(held_RND[..., 0], dtype=torch.bool).scatter(1, index_RK, chosen_RK)
+    return torch.where(mask_RN.unsqueeze(-1), update_RND, held_RND)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from tcbench.ledger import Ledger, block_macs
-from tcbench.method import Artefacts, ImportRouter, Method, Run
-from tcbench.models.dit import dit_shape
+from tcbench.method import Artefacts, ImportRouter, Macs, Method, Run
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import MODELS
+from tcbench.models.specs import MODELS, shape_of
 from tcbench.sampling import respaced_timesteps
 from tcbench.training.routers import read_router
 
@@ -36,9 +35,12 @@ class _ShapeLook:
     def attention_received(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)
 
+    def attention_entropy(self, block: int) -> Tensor:
+        return self._empty(self.run.shape.num_tokens)
+
     def updates(self) -> Tensor:
         shape = self.run.shape
-        self.ledger.charge("oracle", block_macs(shape, shape.num_tokens) * shape.num_blocks)
+        self.ledger.charge("oracle", sum((block_macs(shape, block, None) for block in range(shape.num_blocks)), Macs()))
         return self._empty(shape.num_blocks, shape.num_tokens, shape.width)
 
     def _empty(self, *shape: int) -> Tensor:
@@ -54,13 +56,14 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     (`plan.allocate_tokens`).
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
-    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1))
+    run = Run(shape_of(MODELS[model]), timesteps, True, torch.arange(1))
     if artefacts is None:
         given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
         tables = {stage.name: read_router(stage.path) for stage in given}
         artefacts = Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables)
     run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
+    ledger.charge("model", run.shape.once)
     for step in range(run.nfe):
         plan = policy.plan(_ShapeLook(run, step, ledger))
         ledger.charge_plan(plan, run.shape)

@@ -11,7 +11,9 @@ from tcbench.registry import method_file
 
 PACKAGE = Path(__file__).resolve().parent
 
-_MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
+_MODEL = [
+    f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
+]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
@@ -27,6 +29,10 @@ STAGES: dict[str, list[str]] = {
     "sample": [*_STAGE, "stages/sample.py"],
     "score": _SCORE,
     "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
+    "bench": [
+        *_STAGE,
+        *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
+    ],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],

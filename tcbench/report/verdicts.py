@@ -108,9 +108,9 @@ def verdict_table(results: Results) -> Table:
     printed.loc[repeated, ["claim", "place"]] = ""
     rules = (
         f"Tests at {LEVEL:.0%}, Holm's correction over the comparisons of a line. Reproduced: every comparison as "
-        "claimed; not reproduced: at least one significantly against it; not distinguishable: neither. Without loss: the "
-        f"95 % interval of the loss below {MARGIN:.0%} of the uncached value. Matched: MACs within {MATCHED:.0%}, overheads "
-        "charged."
+        "claimed; not reproduced: at least one significantly against it; not distinguishable: neither. Without loss: "
+        f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
+        f"{MATCHED:.0%}, overheads charged."
     )
     differs = f" ({results.suite.differs})" if results.suite.differs else ""
     return Table(

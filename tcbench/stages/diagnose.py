@@ -25,7 +25,7 @@ from tcbench.data import load_images
 from tcbench.engine import Engine
 from tcbench.files import write_json
 from tcbench.method import Artefacts, Look, Run, TrainScorer
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter
 from tcbench.plan import (
     ALL,
     NONE,
@@ -39,9 +39,10 @@ from tcbench.plan import (
     allocate_tokens,
     every_unit,
     top_tokens,
+    top_tokens_by_block,
 )
 from tcbench.provenance import collect
-from tcbench.sampling import ReferenceDDIM, denoise, initial_noise, sample_labels, start_run
+from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
 from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
 from tcbench.training.caching import CALIBRATION_INDEX, Pairs, load_artefacts, uncached_updates
 
@@ -59,7 +60,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     adapter = load_adapter(suite)
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
-    sampler = ReferenceDDIM(suite.rows[row].nfe, suite.spacing)
+    sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
     run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_images(suite.data), sampler, suite.training_seed + SEED_OFFSET)
@@ -89,7 +90,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     for ratio, keys, name in tqdm(grid, desc=f"diagnose {row}", mininterval=1):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
-            ("batch", allocate_tokens(selectors[name], budget)),
+            ("batch", allocate_tokens(selectors[name], budget).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
             plan = Plan(
@@ -129,9 +130,7 @@ class _Observer:
         return self.everything
 
 
-def _observe_trajectories(
-    suite: Suite, row: str, adapter: DiTAdapter, artefacts: Artefacts, free: int
-) -> dict[str, Any]:
+def _observe_trajectories(suite: Suite, row: str, adapter: Adapter, artefacts: Artefacts, free: int) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
     index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
@@ -140,9 +139,9 @@ def _observe_trajectories(
     observer = _Observer(units, free)
     engine = Engine(adapter, run, observer)
     x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
-    label = sample_labels(index, adapter.spec.num_classes).to(x.device)
+    prompt = default_prompts(adapter, index).to(x.device)
     similarity, size, before = [], [], None
-    for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, label)):
+    for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):
         update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])
         size.append(update_LRND[:, 0].norm(dim=-1))  # of the first sample, [L, N]
         if before is not None:
@@ -152,10 +151,7 @@ def _observe_trajectories(
     alpha_SRLN = torch.stack(observer.alphas).cpu()
     middle = alpha_SRLN[len(alpha_SRLN) // 2]
     counts = allocate_tokens(middle, round(0.3 * free * run.shape.num_tokens))
-    kept = [
-        sorted(top_tokens(middle[:1, block], count).index_RK[0].tolist()) if count else []
-        for block, count in enumerate(counts)
-    ]
+    kept = [sorted(tokens.index_RK[0, : tokens.count].tolist()) for tokens in top_tokens_by_block(middle, counts)]
     halves = alpha_SRLN.unflatten(1, (2, 2, -1))  # guided halves, then batches
     shown = [0, free // 2, run.shape.num_blocks - 1]
     return {
