@@ -262,9 +262,7 @@ class FusedBlocks:
             rows.linear_scatter(h_MD, weight[:width], bias[:width], chosen, queries, path=self.path)
         else:
             if decision.keys == "cached" and block not in self._qkv:
-                raise RuntimeError(
-                    f"block {block}: cached keys are read before any were stored; the first step is full"
-                )
+                raise RuntimeError(f"block {block}: cached keys are read before any were stored; the first step is full")
             qkv = self._qkv[block] if decision.keys == "cached" else stream.new_empty(*stream.shape[:2], 3 * width)
             rows.linear_scatter(h_MD, weight, bias, chosen, qkv, path=self.path)
             queries, keys, values = qkv.chunk(3, dim=2)

@@ -8,10 +8,13 @@ from tcbench.config import Ablation
 from tcbench.errors import UserError
 from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
-from tcbench.report.scores import Row, mac_ratio
+from tcbench.report.scores import Row, mac_ratio, quality_of
 from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, marked, marks
 
-PRINTED = ("fid", "sfid", "is", "precision", "recall", "accuracy", "clip", "mae")
+PRINTED = (
+    *("fid", "sfid", "is", "precision", "recall", "accuracy", "clip_score", "digits_clip_score", "alignment"),
+    *("image_reward", "vbench", "temporal_flickering", "mae"),
+)
 
 
 def table_ablation(
@@ -31,7 +34,7 @@ def table_ablation(
     printed = [row for row in rows if row["row"] in variants]
     if not printed:
         raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
-    metrics = [m for m in PRINTED if any(m in row.get("quality", {}) for row in printed)]
+    metrics = [m for m in PRINTED if any(quality_of(row, m) for row in printed)]
     bases = {row["row"]: _base(row, printed) for row in printed}
     found = marks(
         [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
@@ -47,7 +50,7 @@ def table_ablation(
         record["guidance_scale"] = row.get("guidance_scale")
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
-            quality, mark = row["quality"].get(metric), found.get((row["row"], metric))
+            quality, mark = quality_of(row, metric), found.get((row["row"], metric))
             record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
             name = QUALITY[metric][0] if metric in QUALITY else SIGNS[metric][0]

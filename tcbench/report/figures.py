@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from tcbench.errors import UserError
 from tcbench.files import atomic
 from tcbench.report.compare import SIGNS
-from tcbench.report.scores import Row, is_reference, mac_ratio, name_of
+from tcbench.report.scores import Row, is_reference, mac_ratio, name_of, quality_of
 
 Style = dict[str, Any]
 
@@ -40,7 +40,7 @@ _DASHES = ((0, (6, 1, 2, 1)), (0, (1, 3)), (0, (9, 3)), (0, (3, 3)), (0, (8, 1, 
 FALLBACK: list[Style] = [
     {"color": _COLORS[i % 4], "marker": _MARKERS[i % 5], "linestyle": _DASHES[i % 5]} for i in range(20)
 ]
-FRONTIERS = (("precision", "fid"), ("accuracy", "recall"), ("clip", "fid"))
+FRONTIERS = (("precision", "fid"), ("accuracy", "recall"), ("alignment", "fid"))
 LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -192,7 +192,7 @@ def figure_cache_ratio(rows: Sequence[Row]) -> Figure:
     rows = sorted(rows, key=lambda row: row["settings"]["cache_ratio"])
     ratios = [row["settings"]["cache_ratio"] for row in rows]
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    metrics = [metric for metric in ("fid", "sfid", "mae") if all(metric in row["quality"] for row in rows)]
+    metrics = [metric for metric in ("fid", "sfid", "mae") if all(quality_of(row, metric) for row in rows)]
     for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         _with_intervals(panel, ratios, rows, metric, STYLES["tokencache"])
         panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=SIGNS[metric][0])
@@ -213,7 +213,7 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["label"], []).append(row)
-    shown = [pair for pair in FRONTIERS if all(metric in row["quality"] for row in rows for metric in pair)]
+    shown = [pair for pair in FRONTIERS if all(quality_of(row, metric) for row in rows for metric in pair)]
     if not shown:
         raise UserError(f"the guidance sweep has none of the metrics {FRONTIERS}; score it with one of these pairs")
     for panel, (x, y) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
