@@ -90,9 +90,9 @@ class Ablation(_Strict):
         base: the row that variants change; every difference is to the variant that changes nothing.
         samples: per variant, if not the suite's.
         guidance_scales: repeats every variant at each of these CFG scales.
-        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another row.
-            A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that names
-            another `method` inherits neither options nor artefacts.
+        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another
+            row. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that
+            names another `method` inherits neither options nor artefacts.
     """
 
     title: str
@@ -379,11 +379,11 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             at = "" if scale is None else f"-cfg{scale:g}"
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
-    for row in variants.values():
-        if not any(_is_reference_for(row, other) for other in [*variants.values(), *references.values()]):
-            at = "" if row.guidance_scale is None else f"-cfg{row.guidance_scale:g}"
-            references[f"{name}-reference{row.nfe}{at}"] = Row(
-                method="uncached", nfe=row.nfe, guidance_scale=row.guidance_scale
+    for variant in variants.values():
+        if not any(_is_reference_for(variant, other) for other in [*variants.values(), *references.values()]):
+            at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
+            references[f"{name}-reference{variant.nfe}{at}"] = Row(
+                method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
             )
     own = references | variants
     shared = {field: getattr(suite, field) for field in Suite.model_fields}

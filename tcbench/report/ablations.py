@@ -1,7 +1,6 @@
-"""The tables of ablations: variants of one row side by side, every one compared with the variant that changes nothing."""
+"""The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -9,10 +8,13 @@ from tcbench.config import TABLE_2, Ablation
 from tcbench.errors import UserError
 from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
-from tcbench.report.scores import Row, mac_ratio
+from tcbench.report.scores import Row, mac_ratio, quality_of
 from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
 
-PRINTED = (*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment", "mae")
+PRINTED = (
+    *(*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment"),
+    *("image_reward", "vbench", "temporal_flickering", "mae"),
+)
 
 
 def table_ablation(
@@ -32,7 +34,7 @@ def table_ablation(
     printed = [row for row in rows if row["row"] in variants]
     if not printed:
         raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
-    metrics = [m for m in PRINTED if any(m in row.get("quality", {}) for row in printed)]
+    metrics = [m for m in PRINTED if any(quality_of(row, m) for row in printed)]
     bases = {row["row"]: _base(row, printed) for row in printed}
     found = marks(
         [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
@@ -48,7 +50,7 @@ def table_ablation(
         record["guidance_scale"] = row.get("guidance_scale")
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
-            quality, mark = row["quality"].get(metric), found.get((row["row"], metric))
+            quality, mark = quality_of(row, metric), found.get((row["row"], metric))
             record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
             name = SIGNS[metric][0]
@@ -76,9 +78,9 @@ def table_ablation(
         f"{ablation.question} {first['samples']} samples per row in {first['groups']} batches; value [95 % interval], "
         f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
         + (" at the same CFG scale" if swept else "")
-        + f", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else better "
-        f"or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all that a variant "
-        "computes. Ratios are to the uncached run at the same NFE."
+        + ", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else "
+        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all "
+        "that a variant computes. Ratios are to the uncached run at the same NFE."
     )
     return Table(
         title=f"{ablation.title} on suite `{suite}`" + (f" ({differs})" if differs else ""),
@@ -108,9 +110,7 @@ def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]
     }
 
 
-def _text(quality: dict[str, Any] | None, mark: Comparison | None) -> str:
+def _text(quality: dict[str, float] | None, mark: Comparison | None) -> str:
     if quality is None:
         return NO_CELL
-    if "not_run" in quality:
-        return f"not run: {quality['not_run']}"
     return marked(interval_text(quality["value"], quality["low"], quality["high"]), mark)

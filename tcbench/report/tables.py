@@ -254,9 +254,9 @@ def main_table(
     metrics = list(dict.fromkeys([*table.metrics, "mae", *(m for row in rows for m in row.get("quality", {}))]))
     cited = {*table.metrics, *(key for row in rows for key in row.get("paper") or {})}
     papers = [key for key in PAPER_QUALITY if key in cited]
-    pairs = [(row, reference_of(row, every)) for row in rows if not is_reference(row) and row.get("paired")]
+    beside = [(row, reference_of(row, every)) for row in rows if not is_reference(row) and row.get("paired")]
     found = marks(
-        [compare(row, other, metric) for row, other in pairs for metric in table.metrics if metric in row["paired"]]
+        [compare(row, other, metric) for row, other in beside for metric in table.metrics if metric in row["paired"]]
     )
     records = [_record(row, every, metrics, papers, latency, found) for row in rows]
 
