@@ -108,14 +108,15 @@ def load_image_reward(
         NotRun: a file is not there.
         UserError: it is there and not what it should be.
     """
-    if not weights.exists():
+    path = weights.expanduser()
+    if not path.exists():
         raise NotRun(f"needs {weights}: download ImageReward.pt (1.8 GB) from huggingface.co/THUDM/ImageReward")
     try:
         words = BertTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
         raise NotRun(f"needs the vocabulary of bert-base-uncased; no tokenizer at {tokenizer!r}") from error
     model = ImageReward(words, vision, text)
-    state = {_renamed(key): tensor for key, tensor in read_state(weights).items()}
+    state = {_renamed(key): tensor for key, tensor in read_state(path).items()}
     wanted = model.state_dict().keys()
     state = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED) and "position_ids" not in key}
     if unmatched := sorted(wanted ^ state.keys()):

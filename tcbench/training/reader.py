@@ -51,7 +51,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
     """
     device = torch.device(device)
     images, targets = (part.to(device) for part in _scenes(recipe.scenes, held_out=False))
-    held_out, truth = compose("scenes", range(1000), True).images.to(device), _layouts(1000, held_out=True)
+    held_out, truth = compose("scenes", range(1000), True).images.to(device), layouts(1000, held_out=True)
     history = []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -97,10 +97,10 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
 def _scenes(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
     """(uint8 images [n, 1, 24, 24], uint8 target maps [n, 24, 24])."""
     images = compose("scenes", range(count), held_out).images
-    return (127.5 * images + 128).clamp(0, 255).byte(), target_map(_layouts(count, held_out), SIDE).byte()
+    return (127.5 * images + 128).clamp(0, 255).byte(), target_map(layouts(count, held_out), SIDE).byte()
 
 
-def _layouts(count: int, held_out: bool) -> list[list[Reading]]:
+def layouts(count: int, held_out: bool) -> list[list[Reading]]:
     """What a perfect reader reads."""
     names = {pixels: name for name, pixels in SIZES.items()}
     layouts = []
