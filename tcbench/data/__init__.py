@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ class Dataset:
 
     Attributes:
         images: float32 [n, C, H, W], or videos [n, C, T, H, W], in [-1, 1].
-        labels: classes, int64 [n], or the word ids of captions, int64 [n, LENGTH] (`tcbench.data.captions`).
+        labels: classes, int64 [n], or the word ids of captions, int64 [n, LENGTH] (`tcbench.data.captions`), or
+            captions as a text encoder left them (`tcbench.models.adapter.Text`).
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -43,9 +43,9 @@ def compose(name: CaptionedName, indices: Iterable[int], held_out: bool, seed: i
     return Dataset(torch.from_numpy(np.stack(images)).unsqueeze(1), encode(captions))
 
 
-def held_out_captions(name: CaptionedName, index_n: Tensor, seed: int = 0) -> Tensor:
-    """Word ids of the captions that evaluated samples are generated for, int64 [n, LENGTH]."""
-    return encode([draw(name, index, True, seed).caption for index in index_n.tolist()])
+def captions(name: CaptionedName, index_n: Tensor, held_out: bool, seed: int = 0) -> Tensor:
+    """Word ids of the captions of some indices, int64 [n, LENGTH]; evaluated samples get held-out ones."""
+    return encode([draw(name, index, held_out, seed).caption for index in index_n.tolist()])
 
 
 def _generator(index: int, held_out: bool, seed: int) -> np.random.Generator:

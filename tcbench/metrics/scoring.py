@@ -235,7 +235,7 @@ def score_row(
         metrics: names in `METRICS`.
 
     Returns:
-        {"quality": {metric: {"value", "low", "high", "se"} or {"not_run"}},
+        {"quality": {metric: {"value", "low", "high", "se", "deleted"} or {"not_run"}},  (deleted: without each group)
          "paired": {metric: {"difference", "low", "high", "distinguishable"}}} in floats and bools.
         "paired" is this row less the reference with the same groups left out of both; metrics that already
         compare with the reference are only in "quality".
@@ -265,6 +265,7 @@ def score_row(
             "low": interval.low,
             "high": interval.high,
             "se": interval.se,
+            "deleted": replicates.deleted.tolist(),
         }
         if uncached is not None and "uncached" not in metric.needs and metric.name not in uncached.not_run:
             paired[metric.name] = _difference(replicates, replicate(metric.prepare(uncached, reference), groups))

@@ -81,6 +81,7 @@ def _score(
         "reference": reference,
         "samples": manifest["samples"],
         "groups": len(groups),
+        "group_sizes": [len(group) for group in groups],
         "control": settings.control,
         "target": settings.target,
         "extractor": suite.extractor,
@@ -88,6 +89,9 @@ def _score(
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
+        "guidance_scale": suite.guidance_scale(row),
+        "tokens": manifest["tokens"],
+        "plan": _plan(manifest["plan_of_first_batch"]),
         "trajectory": trajectory,
         "paper": settings.paper.model_dump(by_alias=True, exclude_none=True) if settings.paper else None,
         "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
@@ -113,6 +117,15 @@ def _samples(
         write_tensors(path, dict(vars(features)), {"key": key})
     read, not_run = read_samples(suite, row, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors["image"], read, not_run)
+
+
+def _plan(steps: list[dict[str, str | int]]) -> dict[str, str]:
+    """By unit, what every step of the first batch recomputed: "all", "none" or a number of tokens per row.
+
+    A unit that a step does not mention is computed in full.
+    """
+    units = dict.fromkeys(unit for step in steps for unit in step)
+    return {unit: " ".join(str(step.get(unit, "all")) for step in steps) for unit in units}
 
 
 def _trajectory(
