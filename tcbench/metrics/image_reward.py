@@ -73,7 +73,7 @@ class ImageReward(nn.Module):
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor, captions: Sequence[str]) -> Tensor:
         """Rewards, float32 [B] on the CPU, of uint8 images [B, 1 or 3, H, W], resized by PIL as the package does."""
-        device = self.mlp[0].weight.device
+        device = next(self.parameters()).device
         pixels = torch.stack([
             self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in rgb(images_BCHW)
         ])  # fmt: skip

@@ -108,6 +108,8 @@ def _record(
             f"{metric}_difference_high": paired.get("high"),
             f"{metric}_p_holm": mark.p if (mark := marks.get((row["row"], metric))) else None,
         }
+        if reason := row.get("metrics_not_run", {}).get(metric):
+            record[f"{metric}_not_run"] = reason
         if metric in QUALITY:
             record[f"paper_{metric}"] = paper.get(metric)
     record |= {
@@ -146,7 +148,7 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets
 
     def quality(metric: str) -> str:
         if record[metric] is None:
-            return ours(None, "", "not scored")
+            return ours(None, "", record.get(f"{metric}_not_run", "not scored"))
         text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
         return marked(text, marks.get((record["row"], metric)))
 

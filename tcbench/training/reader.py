@@ -57,8 +57,9 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = DigitReader().to(device)
-        with torch.no_grad():  # nearly every pixel is background
-            model.head.bias.view(CLASSES, 4)[NONE] = 8.0
+        background = torch.zeros(CLASSES, 4)
+        background[NONE] = 8.0  # which nearly every pixel is
+        model.head.bias = torch.nn.Parameter(background.flatten().to(device))
         optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
