@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
-    sub = stage("pretrain", _pretrain, "train the embedded suite's base model or its feature extractor from scratch")
-    sub.add_argument("what", choices=("denoiser", "classifier"))
+    sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
+    sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"

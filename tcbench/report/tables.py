@@ -111,8 +111,8 @@ def _record(
             f"{metric}_difference_high": paired.get("high"),
             f"{metric}_p_holm": mark.p if (mark := marks.get((row["row"], metric))) else None,
         }
-        if "not_run" in quality:
-            record[f"{metric}_not_run"] = quality["not_run"]
+        if reason := row.get("metrics_not_run", {}).get(metric):
+            record[f"{metric}_not_run"] = reason
     record |= {f"paper_{metric}": paper.get(metric) for metric in papers}
     record |= {
         "macs_per_sample": macs.get("per_sample"),

@@ -85,6 +85,7 @@ def _score(
         "control": settings.control,
         "target": settings.target,
         "extractor": suite.extractor,
+        "metrics_not_run": dict(samples.not_run),
         **score_row(samples, uncached, real, groups, suite.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
