@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcbench.config import load_suite
 from tcbench.costing import macs_of
 from tcbench.data import Dataset
 from tcbench.engine import Engine
@@ -21,10 +22,14 @@ from tcbench.models.dit import DiTAdapter
 from tcbench.plan import Site
 from tcbench.registry import make_method
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, sample_batch
+from tcbench.stages.common import load_adapter, ready_row
+from tcbench.stages.sample import row_fingerprint
+from tcbench.stages.train import train_row
 from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
 from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
 
 from .conftest import GOLDEN, make_adapter, make_run
+from .test_config import changed, written
 
 NFE = 6
 SETTINGS = SamplerSettings(guidance_scale=1.5)
@@ -305,6 +310,24 @@ def test_import_of_a_released_router(adapter, data, tmp_path: Path) -> None:
     assert artefacts.tables == {"router": as_table(logits)} and log["stages"][0]["path"] == str(path)
     save_artefacts(tmp_path / "saved", artefacts, {}, log)
     assert load_artefacts(tmp_path / "saved", adapter)[0].tables == artefacts.tables
+
+
+def test_a_changed_router_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = changed("rows/router", {"method": "learning_to_cache", "nfe": 20, "options": {"router": "router.pt"}})
+    suite = load_suite(written(tmp_path, config))
+    assert suite.method("router").files() == ("router.pt",) and suite.method("ours").files() == ()
+    adapter, fingerprints = load_adapter(suite), []
+    for seed in (0, 1):
+        checkpoint(tmp_path / "router.pt", torch.randn(20, 28, generator=torch.Generator().manual_seed(seed)))
+        if seed:
+            fingerprints.append(row_fingerprint(suite, "router"))  # of the new file with the old artefacts
+            with pytest.raises(UserError, match=r"router\.pt: is not the file that router was trained from; train"):
+                ready_row(suite, "router", adapter)
+        train_row(suite, "router")
+        assert ready_row(suite, "router", adapter).artefacts.tables["router"] == read_router("router.pt")
+        fingerprints.append(row_fingerprint(suite, "router"))
+    assert len(set(fingerprints)) == 3
 
 
 def test_macs_of_a_released_router(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from tcbench.method import (
     Method,
     Run,
     Stage,
-    Table,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
@@ -333,25 +332,37 @@ def load_artefacts(folder: Path, adapter: DiTAdapter) -> tuple[Artefacts, DiTAda
     Raises:
         UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
     """
-    log = read_json(folder / "artefacts.json")
+    log, numbers = read_json(folder / "artefacts.json"), load_numbers(folder)
     scorers: dict[str, nn.Module] = {}
-    tables: dict[str, Table] = {}
-    for name, digest in log["files"].items():
-        path = folder / f"{name}.safetensors"
-        tensors, _ = read_tensors(path)
-        if sha256(path) != digest:
-            raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
+    for name in log["files"].keys() - numbers.tables:
+        tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
         if name == "refiners":
             stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
             adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
-        elif name in log.get("tables", ()):
-            tables[name] = as_table(tensors["table"])
         else:
             scorers[name] = CachePredictor(adapter)
             _load_exactly(scorers[name], tensors, path)
             scorers[name].eval().requires_grad_(False)
-    alpha_bar = tuple(log["scores"]["alpha_bar"]) if "scores" in log else None
-    return Artefacts(scorers, alpha_bar, tables=tables), adapter
+    return replace(numbers, scorers=scorers), adapter
+
+
+def load_numbers(folder: Path) -> Artefacts:
+    """The part of what `save_artefacts` wrote that needs no model: tables and alpha-bar.
+
+    Raises:
+        UserError: as `load_artefacts`.
+    """
+    log = read_json(folder / "artefacts.json")
+    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log.get("tables", ())}
+    return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
+
+
+def _vouched(folder: Path, name: str, log: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / f"{name}.safetensors"
+    tensors, _ = read_tensors(path)
+    if sha256(path) != log["files"][name]:
+        raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
+    return tensors
 
 
 def _merged(adapter: DiTAdapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> DiTAdapter:
