@@ -10,7 +10,7 @@ import copy
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tcbench.data import Dataset
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
@@ -43,6 +42,9 @@ from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_no
 from tcbench.training.common import check_finite, deterministic, uncached_values
 from tcbench.training.routers import as_table, read_router, train_router
 
+if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
+    from tcbench.data import Dataset
+
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
 REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)"
@@ -51,7 +53,7 @@ REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)"
 class Pairs:
     """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
 
-    def __init__(self, adapter: DiTAdapter, data: Dataset, sampler: ReferenceDDIM, seed: int) -> None:
+    def __init__(self, adapter: DiTAdapter, data: "Dataset", sampler: ReferenceDDIM, seed: int) -> None:
         self.adapter, self.data, self.sampler = adapter, data, sampler
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
@@ -102,7 +104,7 @@ class Pairs:
 
 @deterministic()
 def train(
-    adapter: DiTAdapter, method: Method, nfe: int, settings: SamplerSettings, data: Dataset, seed: int
+    adapter: DiTAdapter, method: Method, nfe: int, settings: SamplerSettings, data: "Dataset", seed: int
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
 
