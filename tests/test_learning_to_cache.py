@@ -431,17 +431,19 @@ def test_a_changed_router_file_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_macs_of_a_released_router(tmp_path: Path) -> None:
-    """The released router for 20 steps opens 157 attentions and 155 MLPs of 280 each: 3.694 TMACs; none: 2.377."""
-    gates = torch.full((10, 28, 2), SHUT)
-    for branch, opened in enumerate((157, 155)):
-        gates.view(280, 2)[:opened, branch] = OPEN
-    logits = torch.zeros(20, 56)
-    logits[::2] = gates.flatten(1)
-    router = str(checkpoint(tmp_path / "router.pt", logits))
-    for options, tmacs in (({"router": router}, 3.694), ({}, 2.377)):
-        totals = macs_of("dit-xl-2-256", make_method("learning_to_cache", options), 20)
+    """The released router for 20 steps opens 157 attentions and 155 MLPs, that for 50 steps 371 and 365."""
+    for nfe, opens, full_steps, tmacs in ((20, (157, 155), 15, 3.694), (50, (371, 365), 38, 9.048)):
+        gates = torch.full((nfe // 2 * 28, 2), SHUT)
+        for branch, opened in enumerate(opens):
+            gates[:opened, branch] = OPEN
+        logits = torch.zeros(nfe, 56)
+        logits[::2] = gates.view(nfe // 2, 56)
+        router = str(checkpoint(tmp_path / "router.pt", logits))
+        totals = macs_of("dit-xl-2-256", make_method("learning_to_cache", {"router": router}), nfe)
         assert totals["per_sample"] / 1e12 == pytest.approx(tmacs, abs=5e-4)
-        assert totals["full_steps"] == (15 if options else 10)  # the last five rows are all open
+        assert totals["full_steps"] == full_steps  # here the last rows are all open
+        floor = macs_of("dit-xl-2-256", make_method("learning_to_cache", {}), nfe)
+        assert floor["full_steps"] == nfe // 2 and floor["per_sample"] / 1e12 == pytest.approx(0.1189 * nfe, abs=2e-3)
 
 
 def empty(path: Path) -> None:
