@@ -55,7 +55,7 @@ def run_training(case: "Case") -> dict[str, float]:
     for number, wanted in enumerate(steps):
         odd, dropped = 2 * wanted["pair"] + 1, expected["drop_uniform"][number] < settings.get("dropout_prob", 0.1)
         step = torch.full((stage.batch_size,), nfe - 1 - odd)
-        label = expected["labels"][number].masked_fill(dropped, adapter.spec.num_classes)
+        label = adapter.drop(expected["labels"][number], dropped)
         x = sampler.noised(expected["x_start"][number], step, expected["noise"][number])
         loss = trainer.step(odd, x, label)
         gradients = torch.stack([torch.zeros_like(row) if row.grad is None else row.grad for row in trainer.rows])

@@ -11,7 +11,9 @@ from tcbench.registry import method_file
 
 PACKAGE = Path(__file__).resolve().parent
 
-_MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
+_MODEL = [
+    f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
+]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,

@@ -12,7 +12,7 @@ from tcbench.errors import UserError
 from tcbench.files import read_json
 from tcbench.matching import SHAPES, Basis
 from tcbench.method import Method
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter
 from tcbench.sampling import sample_batch
 from tcbench.stages.common import artefacts_folder, load_adapter, ready_row, sampler_settings
 from tcbench.training.caching import CALIBRATION_INDEX, load_numbers
@@ -32,7 +32,7 @@ class Calibration:
         self.suite, self.batches = suite, batches
 
     @cached_property
-    def adapter(self) -> DiTAdapter:
+    def adapter(self) -> Adapter:
         """The suite's model, loaded when a row first needs it."""
         return load_adapter(self.suite)
 
