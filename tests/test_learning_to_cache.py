@@ -25,6 +25,7 @@ from tcbench.registry import make_method
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, sample_batch
 from tcbench.stages.common import load_adapter, ready_row
 from tcbench.stages.sample import row_fingerprint
+from tcbench.stages.score import plans_digest
 from tcbench.stages.train import train_row
 from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
 from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
@@ -258,6 +259,8 @@ def test_steps_are_paired_from_the_end(adapter: DiTAdapter, nfe: int, full: tupl
             for name, options in (("learning_to_cache", {}), ("fora", {"num_full_steps": nfe // 2}))
         ]
         assert sample[0].plans == sample[1].plans and torch.equal(sample[0].image, sample[1].image)
+        assert plans_digest(sample[0].plans) == plans_digest(sample[1].plans) is not None
+        assert plans_digest([{"block 0": "all", "block 1": 3}]) is None  # which three tokens is not said
 
 
 @pytest.mark.parametrize(("threshold", "opened"), [(0.0, 7), (0.1, 6), (0.5, 4), (0.6, 2), (1.0, 0)])
