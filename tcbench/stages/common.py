@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tcbench.config import Suite
 from tcbench.data import Dataset, load_images
-from tcbench.data.captioned import captions
+from tcbench.data.captioned import CaptionedName, captions
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method, Run
@@ -65,11 +65,12 @@ class Captions:
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         spec = MODELS[suite.model]
-        if not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+        if suite.data == "digits" or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
             raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
-        self.data, self.seed, self.held_out = suite.data, suite.seed, held_out
+        self.data: CaptionedName = suite.data
+        self.seed, self.held_out = suite.seed, held_out
         if suite.weights == "random":
-            self.encoder = build_text_encoder(suite.seed).to(device_of(suite))
+            self.encoder = build_text_encoder(suite.seed, device_of(suite))
         else:
             weights = text_encoder_beside(locate(suite.weights or str(spec.weights)))
             self.encoder = load_text_encoder(weights, device_of(suite))
