@@ -148,8 +148,8 @@ def _attention_tile(few: bool, tokens: int, element_size: int) -> dict[str, int]
     if element_size == 4:
         return {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     if few:
-        return {"BLOCK_Q": 32, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_Q": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
 
 def attention_received(queries_RND: Tensor, keys_RND: Tensor, heads: int, path: Path = "triton") -> Tensor:
@@ -273,12 +273,12 @@ def _tile(rows: int, features: int, channels: int, element_size: int) -> dict[st
     if element_size == 4:
         return _named(64, 64, 32, 4, 3, 1)
     if rows >= 1024:
-        return _named(128, 256, 64, 8, 3, 1) if features > 3 * channels else _named(128, 128, 64, 4, 4, 1)
+        if features > 3 * channels:
+            return _named(128, 128, 64, 8, 3, 1)
+        return _named(128, 128, 64, 4, 4, 1) if features > channels else _named(64, 128, 64, 4, 4, 1)
     if channels > 2 * features and channels % 256 == 0:
         return _named(64, 128, 128, 4, 3, 2)  # few tiles with long sums: two programs share one
-    if features > channels:
-        return _named(64, 128, 64, 4, 4, 1)
-    return _named(64, 32, 128, 4, 4, 1)
+    return _named(64, 128, 64, 8, 4, 1) if features > channels else _named(64, 32, 128, 4, 4, 1)
 
 
 def _named(m: int, n: int, k: int, warps: int, stages: int, split: int) -> dict[str, int]:
