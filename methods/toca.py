@@ -1,29 +1,57 @@
-"""ToCa: Accelerating Diffusion Transformers with Token-wise Feature Caching (arXiv 2410.05317), for DiT.
+"""ToCa: Accelerating Diffusion Transformers with Token-wise Feature Caching (arXiv 2410.05317), for DiT and PixArt-alpha.
 
-Full steps compute everything; on the steps between them, attention outputs are reused for all tokens and the MLP runs
-for the highest-scoring tokens of every row, conditional and unconditional apart. Outputs are cached before their gates.
+Full steps compute everything; on the steps between them, self-attention outputs are reused for all tokens, and
+cross-attention and MLP run for the highest-scoring tokens of every row. Outputs are cached before their gates.
 
-A token's score is the attention it received in its block's last full step, L2-normalised over the tokens (s1), plus
-`soft_fresh_weight` times its age in steps over `interval` (s3); the best token of each 2x2 cell then gains `bonus`
-times its score (s4). s2 needs cross-attention, which DiT has not. How many tokens, and when a step is full, depends on
-the step and the block alone. `tests/test_golden.py` holds all of it against the released code.
+A token's score, L2-normalised over the tokens, is the attention it received in its block's last full step (s1) or, where
+there is cross-attention, the entropy of its attention over the text (s2); plus `soft_fresh_weight` times its age in
+steps over `interval` (s3); the best token of each cell then gains `bonus` times its score (s4). The halves of a guided
+pair choose apart by s1; by s2 they choose alike, from the entropy of their averaged maps. How many tokens, and when a
+step is full, depends on the step and the block alone. `tests/test_golden.py` holds all of it against the released code.
 """
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import log
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Plan, Site, Tokens, Unit, score_by_attention
+from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit, score_by_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# schedule -> slope over steps, slope over blocks, factor of the MLP: the released "ToCa-ddim50" and "ToCa-ddpm250"
-SCHEDULES = {"ddim50": (2.0, -0.2, 2.5), "ddpm250": (0.4, 0.8, 2.5), "constant": (0.0, 0.0, 1.0)}
+
+@dataclass(frozen=True)
+class Pace:
+    """How a released setting varies the recomputed share, and the distance of full steps.
+
+    Attributes:
+        over_steps, over_blocks: slopes of the share.
+        mlp, cross: the branches' factors of it.
+        distance: slope w of the distance, N / (1 + w - 2 w i / S) at a full step that the counter calls i.
+        shorten: whether the distance is 2 for 0.2 S <= i < 0.4 S.
+        counts_up: the counter rises from 0, else it falls to 0.
+    """
+
+    over_steps: float
+    over_blocks: float
+    mlp: float = 1.0
+    cross: float = 0.0
+    distance: float = 0.4
+    shorten: bool = True
+    counts_up: bool = False
+
+
+SCHEDULES = {
+    "ddim50": Pace(2.0, -0.2, mlp=2.5),  # DiT's "ToCa-ddim50"
+    "ddpm250": Pace(0.4, 0.8, mlp=2.5),  # DiT's "ToCa-ddpm250"
+    "pixart": Pace(0.9, 0.6, mlp=1.6, cross=0.6, distance=-0.2, shorten=False, counts_up=True),
+    "constant": Pace(0.0, 0.0, cross=1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,25 +61,34 @@ class Row:
     Attributes:
         full: by block, whether it is computed in full.
         intervals: by block, the interval that decided so; block 0 may change it for the others.
-        counts: by block, the tokens that its MLP recomputes; N where it is computed in full.
+        counts, cross_counts: by block, the tokens that its MLP and its cross-attention recompute; N where it is full.
     """
 
     full: tuple[bool, ...]
     intervals: tuple[int, ...]
     counts: tuple[int, ...]
+    cross_counts: tuple[int, ...]
+
+    def count(self, site: Site) -> int:
+        """Tokens that a branch recomputes."""
+        return (self.counts if site.branch == "mlp" else self.cross_counts)[site.block]
 
 
 class ToCa(Method):
-    """Token-wise caching of MLP outputs by attention received and age.
+    """Token-wise caching of cross-attention and MLP outputs by attention and age.
 
-    Options (defaults: the released setting for 50 DDIM steps; that for 250 ancestral steps is interval 4, ddpm250):
+    Options (defaults: the released setting for DiT and 50 DDIM steps; for 250 ancestral steps it is interval 4, ddpm250;
+    for PixArt-alpha fresh_ratio 0.3, interval 3, pixart, bonus 0.4, cell 4):
         fresh_ratio: R, the share of tokens that schedules scale; 0 is FORA.
         interval: N, the base distance of full steps. A full step with i of S steps to go sets the distance in force to
-            round(N / (1.4 - 0.8 i / S)), or to 2 if 0.2 S <= i < 0.4 S.
+            round(N / (1.4 - 0.8 i / S)), or to 2 if 0.2 S <= i < 0.4 S; under `pixart` step i of S sets it to
+            round(N / (0.8 + 0.4 i / S)).
         schedule: how R changes over steps and blocks: `ddim50` grows from none in the first quarter of the steps and
-            grows with depth, `ddpm250` grows over the steps and falls with depth, `constant` is R.
+            grows with depth, `ddpm250` grows over the steps and falls with depth, `pixart` falls over both and gives
+            cross-attention less than the MLP, `constant` is R.
         soft_fresh_weight: weight of a token's age, s3.
-        bonus: gain of the best token of each 2x2 cell, s4.
+        bonus: gain of the best token of each cell, s4.
+        cell: side of the cells.
         faithful: in the released code block 0 of a full step renews the distance and the blocks after it ask again
             whether the step is full, so that on some steps only block 0 is. False decides once a step.
     """
@@ -62,9 +99,10 @@ class ToCa(Method):
 
     fresh_ratio: float = Field(0.07, ge=0, le=1)
     interval: PositiveInt = 3
-    schedule: Literal["ddim50", "ddpm250", "constant"] = "ddim50"
+    schedule: Literal["ddim50", "ddpm250", "pixart", "constant"] = "ddim50"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.6
+    cell: PositiveInt = 2
     faithful: bool = True
 
     def timetable(self, run: Run) -> tuple[Row, ...]:
@@ -75,28 +113,34 @@ class ToCa(Method):
         """Steps at which every block is computed in full."""
         return tuple(step for step, row in enumerate(self.timetable(run)) if all(row.full))
 
-    def ratio(self, left: int, nfe: int, block: int, num_blocks: int) -> float:
-        """The share of tokens recomputed in a block with `left` steps to go; below 0 it means none."""
-        over_steps, over_blocks, mlp = SCHEDULES[self.schedule]
-        by_step = 1 + over_steps - 2 * over_steps * left / nfe
-        by_block = 1 + over_blocks - 2 * over_blocks * block / max(1, num_blocks - 1)
-        return self.fresh_ratio * by_block * by_step * mlp
+    def counter(self, step: int, nfe: int) -> int:
+        """What the released code calls a step: some count up, others down."""
+        return step if SCHEDULES[self.schedule].counts_up else nfe - 1 - step
 
-    def renewed_interval(self, left: int, nfe: int) -> int:
-        """The distance of full steps that a full step with `left` steps to go sets."""
+    def ratio(self, counter: int, nfe: int, block: int, num_blocks: int, branch: str = "mlp") -> float:
+        """The share of tokens that a branch recomputes; below 0 it means none."""
+        pace = SCHEDULES[self.schedule]
+        by_step = 1 + pace.over_steps - 2 * pace.over_steps * counter / nfe
+        by_block = 1 + pace.over_blocks - 2 * pace.over_blocks * block / max(1, num_blocks - 1)
+        return self.fresh_ratio * by_block * by_step * (pace.mlp if branch == "mlp" else pace.cross)
+
+    def renewed_interval(self, counter: int, nfe: int) -> int:
+        """The distance of full steps that a full step sets."""
         import torch
 
-        if self.fresh_ratio and int(0.2 * nfe) <= left < int(0.4 * nfe):
+        pace = SCHEDULES[self.schedule]
+        if self.fresh_ratio and pace.shorten and int(0.2 * nfe) <= counter < int(0.4 * nfe):
             return 2
-        weight = 0.4 if self.fresh_ratio else 0.0
+        slope = pace.distance if self.fresh_ratio else 0.0
         # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
-        pace = torch.tensor(1 + weight - 2 * weight * left / nfe, dtype=torch.float32)
-        return int((self.interval / pace).round())
+        divisor = torch.tensor(1 + slope - 2 * slope * counter / nfe, dtype=torch.float32)
+        return int((self.interval / divisor).round())
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
-        if any(side % 2 for side in run.shape.grid):
-            raise UserError(f"toca: its 2x2 cells need an even token grid, not {run.shape.grid}; use another model")
+        if any(side % self.cell for side in run.shape.grid):
+            cells = f"{self.cell}x{self.cell} cells"
+            raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
         return ToCaRun(self, run, self.timetable(run))
 
 
@@ -105,77 +149,119 @@ class ToCaRun:
     """One run's memory of its tokens.
 
     Attributes:
-        refreshed: by block, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
-        scores: by block, the scores by which the last step chose tokens, [R, N].
+        refreshed: by branch, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
+        scores, chosen: by branch, the scores [R, N] by which the last step chose tokens, and their places [R, K].
     """
 
     method: ToCa
     run: Run
     rows: tuple[Row, ...]
-    refreshed: "dict[int, Tensor | int]" = field(default_factory=dict)
-    scores: "dict[int, Tensor]" = field(default_factory=dict)
+    refreshed: "dict[Site, Tensor | int]" = field(default_factory=dict)
+    scores: "dict[Site, Tensor]" = field(default_factory=dict)
+    chosen: "dict[Site, Tensor]" = field(default_factory=dict)
 
     def plan(self, look: Look) -> Plan:
-        """Every branch of a full block; the chosen tokens' MLP of the others."""
-        row, decisions = self.rows[look.step], dict[Unit, Decision]()
-        chosen = self._choose(look, [block for block, full in enumerate(row.full) if not full and row.counts[block]])
+        """Every branch of a full block; the chosen tokens' cross-attention and MLP of the others."""
+        row, decisions, text = self.rows[look.step], dict[Unit, Decision](), "cross" in self.run.shape.branches
+        partial = [
+            Site(block, branch)
+            for block, full in enumerate(row.full)
+            for branch in self.run.shape.branches
+            if not full and branch != "attn" and row.count(Site(block, branch))
+        ]
+        self.scores, self.chosen = {}, {}
+        if partial and not text:
+            self._choose(partial, self._attention_received(look, partial), look.step)
         for block, full in enumerate(row.full):
-            attention, mlp = Site(block, "attn"), Site(block, "mlp")
-            if full:
-                self.refreshed[block] = look.step
-                decisions[attention] = Decision(ALL, observe=self._is_read_after(look.step, block))
-                decisions[mlp] = Decision(ALL)
-            else:
-                decisions[attention] = Decision(NONE)
-                decisions[mlp] = Decision(chosen.get(block, NONE))
+            read = self._is_read_after(look.step, block)
+            for branch in self.run.shape.branches:
+                site, observe = (
+                    Site(block, branch),
+                    branch if read and branch == ("cross" if text else "attn") else None,
+                )
+                if full:
+                    self.refreshed[site] = look.step
+                    decisions[site] = Decision(ALL, observe=observe)
+                elif site in self.chosen:
+                    decisions[site] = Decision(Tokens(self.chosen[site]))
+                elif site in partial:
+                    decisions[site] = Decision(self._deferred(look, site), observe=observe)
+                else:
+                    decisions[site] = Decision(NONE)
         return Plan(decisions)
 
     def _is_read_after(self, step: int, block: int) -> bool:
         """Whether some tokens are chosen before the block is full again: a map that nothing reads is not taken."""
+        if not self.rows[step].full[block] and self.rows[step].counts[block]:
+            return True  # the MLP's choice follows the cross-attention's refresh
         for row in self.rows[step + 1 :]:
             if row.full[block]:
                 return False
-            if row.counts[block]:
+            if row.counts[block] or row.cross_counts[block]:
                 return True
         return False
 
-    def _choose(self, look: Look, blocks: list[int]) -> dict[int, Tokens]:
-        """The tokens to recompute in `blocks`, scored in all of them at once."""
+    def _attention_received(self, look: Look, sites: list[Site]) -> "Tensor":
+        """s1 before it is normalised, [R, B, N]."""
         import torch
 
-        self.scores = {}
-        if not blocks:
-            return {}
-        received_RBN = torch.stack([look.attention_received(block) for block in blocks], dim=1)
-        zero_RN = torch.zeros_like(received_RBN[:, 0])
-        refreshed_RBN = torch.stack([zero_RN + self.refreshed[block] for block in blocks], dim=1)
-        method, age_RBN = self.method, look.step - 1 - refreshed_RBN
+        return torch.stack([look.attention_received(site.block) for site in sites], dim=1)
+
+    def _deferred(self, look: Look, site: Site) -> Deferred:
+        """The choice by s2 when the branch is reached, because a block's cross-attention refreshes what its MLP reads."""
+        import torch
+
+        def choose(x_RND: "Tensor") -> Tokens:
+            if site not in self.chosen:
+                entropy_RN = look.attention_entropy(site.block)
+                halves = entropy_RN.unflatten(0, (self.run.rows_per_sample, -1))
+                # of the averaged maps, whose halves look at texts of their own
+                mean_RN = (halves.mean(0, keepdim=True) + log(len(halves))).expand_as(halves).flatten(0, 1)
+                self._choose([site], 1 + mean_RN[:, None], look.step)
+            return Tokens(self.chosen[site].to(x_RND.device))
+
+        like = torch.empty(1, self.rows[look.step].count(site), dtype=torch.int64, device="meta")
+        return Deferred(choose, Tokens(like))
+
+    def _choose(self, sites: list[Site], observed_RBN: "Tensor", step: int) -> None:
+        """Choose the tokens to recompute at B sites, scored at all of them at once."""
+        import torch
+
+        zero_RN = torch.zeros_like(observed_RBN[:, 0])
+        refreshed_RBN = torch.stack([zero_RN + self.refreshed[site] for site in sites], dim=1)
+        method, age_RBN = self.method, step - 1 - refreshed_RBN
         score_RBN = score_by_attention(
-            received_RBN, age_RBN / method.interval, self.run.shape.grid, method.soft_fresh_weight, method.bonus
+            observed_RBN,
+            age_RBN / method.interval,
+            self.run.shape.grid,
+            method.soft_fresh_weight,
+            method.bonus,
+            method.cell,
         )
-        order_RBN, chosen = score_RBN.argsort(dim=2, descending=True), {}
-        for place, block in enumerate(blocks):
-            index_RK = order_RBN[:, place, : self.rows[look.step].counts[block]]
-            chosen[block] = Tokens(index_RK)
-            self.refreshed[block] = refreshed_RBN[:, place].scatter(1, index_RK, look.step)
-            self.scores[block] = score_RBN[:, place]
-        return chosen
+        order_RBN = score_RBN.argsort(dim=2, descending=True)
+        for place, site in enumerate(sites):
+            index_RK = order_RBN[:, place, : self.rows[step].count(site)]
+            self.chosen[site], self.scores[site] = index_RK, score_RBN[:, place]
+            self.refreshed[site] = refreshed_RBN[:, place].scatter(1, index_RK, step)
 
 
 @lru_cache
 def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tuple[Row, ...]:
     import torch
 
-    rows, interval = [], method.interval
-    for step, left in enumerate(reversed(range(nfe))):
-        first = interval
-        full = step == 0 or left % interval == 0
-        if full:
-            interval = method.renewed_interval(left, nfe)
-        again = step == 0 or left % interval == 0 if method.faithful else full
-        ratios = [method.ratio(left, nfe, block, num_blocks) for block in range(num_blocks)]
+    def counts(counter: int, fulls: tuple[bool, ...], branch: str) -> tuple[int, ...]:
+        ratios = [method.ratio(counter, nfe, block, num_blocks, branch) for block in range(num_blocks)]
         share = torch.tensor(ratios, dtype=torch.float32).clamp(0, 1)  # truncated in float32, as released
+        return tuple(num_tokens if full else int(part) for full, part in zip(fulls, share * num_tokens, strict=True))
+
+    rows, interval = [], method.interval
+    for step in range(nfe):
+        first, counter = interval, method.counter(step, nfe)
+        full = step == 0 or counter % interval == 0
+        if full:
+            interval = method.renewed_interval(counter, nfe)
+        again = step == 0 or counter % interval == 0 if method.faithful else full
         fulls = (full, *[again] * (num_blocks - 1))
-        counts = [num_tokens if whole else int(part) for whole, part in zip(fulls, share * num_tokens, strict=True)]
-        rows.append(Row(fulls, (first, *[interval] * (num_blocks - 1)), tuple(counts)))
+        intervals = (first, *[interval] * (num_blocks - 1))
+        rows.append(Row(fulls, intervals, counts(counter, fulls, "mlp"), counts(counter, fulls, "cross")))
     return tuple(rows)

@@ -81,7 +81,9 @@ class _Selection:
             self.refreshed = look.step
             following = look.step + 1
             read = self.count > 0 and following < look.run.nfe and following not in self.i_steps
-            return Plan({unit: Decision(ALL, keys=self.method.keys, observe=read) for unit in self.units})
+            return Plan(
+                {unit: Decision(ALL, keys=self.method.keys, observe="attn" if read else None) for unit in self.units}
+            )
         if not self.count:
             return every_unit(self.units, NONE)
         index_RBK = self._choose(look)

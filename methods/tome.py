@@ -53,7 +53,7 @@ class ToMe(Method):
         """
         shape = run.shape
         height, width = (side // self.cell for side in shape.grid)
-        cells, kept = height * width, round((1 - self.cache_ratio) * shape.num_tokens)
+        cells, kept = shape.frames * height * width, round((1 - self.cache_ratio) * shape.num_tokens)
         if not 0 < cells <= kept:
             raise UserError(
                 f"tome: cells of {self.cell} x {self.cell} keep {cells} of {shape.num_tokens} tokens, cache_ratio "
@@ -126,9 +126,12 @@ def destinations_first(run: Run, cell: int) -> "Tensor":
     shape = run.shape
     height, width = (side // cell * cell for side in shape.grid)
     generator = torch.Generator().manual_seed(run.seed)
-    score = torch.rand(run.nfe, shape.num_blocks, *shape.grid, generator=generator, dtype=torch.float64)  # without ties
-    inside = score[..., :height, :width].unflatten(3, (-1, cell)).unflatten(2, (-1, cell))  # [S, L, h, cell, w, cell]
-    largest = inside == inside.amax((3, 5), keepdim=True)
+    grids = (run.nfe, shape.num_blocks, shape.frames, *shape.grid)
+    score = torch.rand(grids, generator=generator, dtype=torch.float64)  # without ties
+    inside = (
+        score[..., :height, :width].unflatten(4, (-1, cell)).unflatten(3, (-1, cell))
+    )  # [S, L, F, h, cell, w, cell]
+    largest = inside == inside.amax((4, 6), keepdim=True)
     chosen = torch.zeros_like(score, dtype=torch.bool)
-    chosen[..., :height, :width] = largest.flatten(4, 5).flatten(2, 3)
+    chosen[..., :height, :width] = largest.flatten(5, 6).flatten(3, 4)
     return chosen.flatten(2).int().argsort(dim=2, descending=True, stable=True).to(run.sample_index.device)

@@ -32,6 +32,7 @@ class Cache:
         self._entries: dict[Unit, _Entry] = {}
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
         self._attention: dict[int, Tensor] = {}
+        self._entropy: dict[int, Tensor] = {}
 
     def store(self, unit: Unit, value_RND: Tensor, step: int, order: int = 0) -> None:
         """Store a freshly computed value; with `order` > 0 also its difference quotients, as far as the past allows."""
@@ -80,11 +81,27 @@ class Cache:
             raise RuntimeError(f"block {block}: no attention was observed yet; an earlier full step must ask for it")
         return self._attention[block]
 
+    def store_entropy(self, block: int, entropy_RK: Tensor, index_RK: Tensor | None) -> None:
+        """Store the entropy of the text attention of a block's tokens, or refresh that of some in place."""
+        if index_RK is None:
+            self._entropy[block] = entropy_RK
+        else:
+            self.attention_entropy(block).scatter_(1, index_RK, entropy_RK)
+
+    def attention_entropy(self, block: int) -> Tensor:
+        """What `store_entropy` stored last for every token: [R, N]."""
+        if block not in self._entropy:
+            raise RuntimeError(
+                f"block {block}: no text attention was observed yet; an earlier full step must ask for it"
+            )
+        return self._entropy[block]
+
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
         entries = [factor for entry in self._entries.values() for factor in entry.factors]
         pairs = [tensor for pair in self._keys_values.values() for tensor in pair]
-        return sum(tensor.numel() * tensor.element_size() for tensor in [*entries, *pairs, *self._attention.values()])
+        scores = [*self._attention.values(), *self._entropy.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*entries, *pairs, *scores])
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:

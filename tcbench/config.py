@@ -13,7 +13,17 @@ from tcbench.files import digest
 from tcbench.method import Method
 from tcbench.registry import make_method, method_names
 
-MODELS = ("digits-dit", "tiny-dit", "dit-xl-2-256", "dit-xl-2-512")
+MODELS = (
+    "digits-dit",
+    "dit-xl-2-256",
+    "dit-xl-2-512",
+    "pixart-256",
+    "pixart-1024",
+    "osp-93x256",
+    "tiny-dit",
+    "tiny-pixart",
+    "tiny-osp",
+)
 Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 
@@ -116,6 +126,7 @@ class Suite(_Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
+    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
     seed: int = 0
     training_seed: int = 0
     samples: PositiveInt
@@ -176,7 +187,18 @@ class Suite(_Strict):
     def row_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that the samples of a row depend on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "seed", "batch_size", "samples", "traced"},
+            include={
+                "model",
+                "weights",
+                "data",
+                "guidance",
+                "spacing",
+                "solver",
+                "seed",
+                "batch_size",
+                "samples",
+                "traced",
+            },
             mode="json",
         )
         settings = self.rows[row]
@@ -191,7 +213,7 @@ class Suite(_Strict):
     def training_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that what is trained for a row depends on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "training_seed"}, mode="json"
+            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed"}, mode="json"
         )
         method = self.method(row)
         return shared | {"method": method.name, "version": method.version, "nfe": self.rows[row].nfe,

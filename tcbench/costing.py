@@ -8,9 +8,8 @@ from torch import Tensor
 
 from tcbench.ledger import Ledger
 from tcbench.method import Artefacts, ImportRouter, Method, Run
-from tcbench.models.dit import dit_shape
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import MODELS
+from tcbench.models.specs import MODELS, shape_of
 from tcbench.sampling import respaced_timesteps
 from tcbench.training.routers import read_router
 
@@ -36,6 +35,9 @@ class _ShapeLook:
     def attention_received(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)
 
+    def attention_entropy(self, block: int) -> Tensor:
+        return self._empty(self.run.shape.num_tokens)
+
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")
 
@@ -49,13 +51,14 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     (`plan.allocate_tokens`).
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
-    run = Run(dit_shape(MODELS[model]), timesteps, True, torch.arange(1))
+    run = Run(shape_of(MODELS[model]), timesteps, True, torch.arange(1))
     if artefacts is None:
         given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
         tables = {stage.name: read_router(stage.path) for stage in given}
         artefacts = Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables)
     run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample), method.start(run)
+    ledger.charge("model", run.shape.once)
     for step in range(run.nfe):
         plan = policy.plan(_ShapeLook(run, step, ledger))
         ledger.charge_plan(plan, run.shape)

@@ -1,8 +1,9 @@
 """`tcbench golden`: the harness against outputs of the original public code, case by case.
 
 A case is `NAME.json` (the settings it was made with) beside `NAME.safetensors` (what came out); all cases of a
-directory share `weights.safetensors` and `inputs.safetensors`. docs/goldens.md describes the format. What the settings
-call for is run with this package's methods, engine and samplers, and the largest error of every quantity is reported.
+directory share `weights.safetensors` and `inputs.safetensors`, cases of PixArt-alpha `pixart_weights.safetensors` and
+`pixart_inputs.safetensors`. docs/goldens.md describes the format. What the settings call for is run with this package's
+methods, engine and samplers, and the largest error of every quantity is reported.
 """
 
 import math
@@ -23,14 +24,25 @@ from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.method import Look, Method, Policy, Run
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.specs import MODELS, ModelSpec, load_transformer
-from tcbench.plan import Plan, Site, Tokens
+from tcbench.models.adapter import Adapter, Prompt, Text
+from tcbench.models.dit import DiTSpec
+from tcbench.models.pixart import PixArtSpec
+from tcbench.models.specs import MODELS, load_transformer, make_adapter
+from tcbench.plan import Plan, Site
 from tcbench.registry import make_method
-from tcbench.sampling import AncestralDDPM, ReferenceDDIM, Sampler, SamplerSettings, denoise, guide
+from tcbench.sampling import (
+    AncestralDDPM,
+    ReferenceDDIM,
+    ReferenceDPMSolver,
+    Sampler,
+    SamplerSettings,
+    denoise,
+    guide,
+)
 
 Settings = Mapping[str, Any]
 
+PIXART_NAMES = {"eps_guided": "eps", "timesteps_continuous_model_input": "timesteps"}
 DECIDING_GAP = 1e-5  # where the last chosen token scores less than this above the next, rounding decides
 
 
@@ -59,13 +71,29 @@ class Case:
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
-        """The reference's tensors."""
-        return read_tensors(self.directory / f"{self.name}.safetensors")[0]
+        """The reference's tensors; PixArt-alpha's under the names of DiT's, conditional rows first as here."""
+        tensors = read_tensors(self.directory / f"{self.name}.safetensors")[0]
+        if not self.pixart:
+            return tensors
+        tensors = {PIXART_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+        return {
+            name: torch.cat(tensor.chunk(2, dim=3)[::-1], dim=3) if name in ("fresh_idx", "score") else tensor
+            for name, tensor in tensors.items()
+        }
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
         """The directory's shared inputs."""
-        return read_tensors(self.directory / "inputs.safetensors")[0]
+        return read_tensors(self.shared("inputs.safetensors"))[0]
+
+    @cached_property
+    def pixart(self) -> bool:
+        """Whether the case is one of PixArt-alpha."""
+        return "pixart" in str(self.settings.get("source", "")).lower()
+
+    def shared(self, name: str) -> Path:
+        """A file that the cases of a model share."""
+        return self.directory / (f"pixart_{name}" if self.pixart else name)
 
     @property
     def repository(self) -> str:
@@ -84,7 +112,7 @@ class Case:
     def input(self, name: str) -> Tensor:
         """One of the shared inputs."""
         if name not in self.inputs:
-            raise UserError(f"{self.directory / 'inputs.safetensors'}: no tensor {name!r}; see docs/goldens.md")
+            raise UserError(f"{self.shared('inputs.safetensors')}: no tensor {name!r}; see docs/goldens.md")
         return self.inputs[name]
 
     def number(self, name: str) -> float:
@@ -95,21 +123,30 @@ class Case:
             message = f"{self.directory / self.name}.json: {name}: {self.setting(name)!r} is not a number"
             raise UserError(f"{message}; correct it") from error
 
-    def adapter(self) -> DiTAdapter:
-        """The directory's model: of the shape in `weights.json`, or tiny-dit's if there is no such file."""
-        path, spec = self.directory / "weights.json", MODELS["tiny-dit"]
+    def prompt(self) -> Prompt:
+        """What the samples show: labels, or captions with their masks."""
+        if self.pixart:
+            return Text(self.input("caption")[:, 0], self.input("caption_mask").bool())
+        return self.input("labels")
+
+    def adapter(self) -> Adapter:
+        """The case's model: PixArt-alpha's shape is among the settings, DiT's in `weights.json` (tiny-dit's without)."""
+        path, key, spec_of = self.directory / "weights.json", "model_config", _spec
+        if self.pixart:
+            path, key, spec_of = self.directory / f"{self.name}.json", "model", _pixart_spec
+        spec = MODELS["tiny-dit"]
         if path.exists():
             try:
-                spec = _spec(read_json(path)["model_config"])
+                spec = spec_of(read_json(path)[key])
             except (KeyError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: model_config: {reason} missing or wrong; see docs/goldens.md") from error
-        return DiTAdapter(load_transformer(spec, self.directory / "weights.safetensors"), spec)
+                raise UserError(f"{path}: {key}: {reason} missing or wrong; see docs/goldens.md") from error
+        return make_adapter(load_transformer(spec, self.shared("weights.safetensors")), spec)
 
 
-def _spec(config: Settings) -> ModelSpec:
+def _spec(config: Settings) -> DiTSpec:
     """The shape of a DiT from the arguments of the reference's class."""
-    return ModelSpec(
+    return DiTSpec(
         name="golden",
         num_blocks=config["depth"],
         num_heads=config["num_heads"],
@@ -120,6 +157,23 @@ def _spec(config: Settings) -> ModelSpec:
         out_channels=config["in_channels"] * (2 if config["learn_sigma"] else 1),
         num_classes=config["num_classes"],
         guided_channels=3,  # fixed in the reference's forward_with_cfg
+    )
+
+
+def _pixart_spec(config: Settings) -> PixArtSpec:
+    """The shape of a PixArt-alpha from the arguments of the reference's class."""
+    return PixArtSpec(
+        name="golden",
+        num_blocks=config["depth"],
+        num_heads=config["num_heads"],
+        head_dim=config["hidden_size"] // config["num_heads"],
+        sample_size=config["input_size"],
+        patch_size=config["patch_size"],
+        in_channels=config["in_channels"],
+        out_channels=2 * config["in_channels"],
+        guided_channels=config["in_channels"],
+        caption_channels=config["caption_channels"],
+        caption_tokens=config["model_max_length"],
     )
 
 
@@ -146,13 +200,15 @@ class _Recorder:
     """A policy that remembers what another one chose."""
 
     policy: Policy
-    plans: list[Plan] = field(default_factory=list)
-    scores: list[dict[int, Tensor]] = field(default_factory=list)
+    scores: list[dict[Site, Tensor]] = field(default_factory=list)
+    chosen: list[dict[Site, Tensor]] = field(default_factory=list)
 
     def plan(self, look: Look) -> Plan:
-        self.plans.append(self.policy.plan(look))
-        self.scores.append(dict(getattr(self.policy, "scores", {})))
-        return self.plans[-1]
+        plan = self.policy.plan(look)
+        # not copies: what a policy defers is there when the step is over
+        self.scores.append(getattr(self.policy, "scores", {}))
+        self.chosen.append(getattr(self.policy, "chosen", {}))
+        return plan
 
 
 @dataclass(frozen=True)
@@ -161,8 +217,8 @@ class Outcome:
 
     Attributes:
         method, run: what was run.
-        executed: plans as summaries, and chosen: plans as made, in sampling order.
-        scores: by step and block, the scores [R, N] by which tokens were chosen.
+        executed: plans as summaries, in sampling order.
+        scores, chosen: by step and branch, the scores [R, N] by which tokens were chosen, and their places [R, K].
         tensors: timesteps [S], eps [S, n, C, H, W], final [n, C, H, W] and, if the case stores the latents that its
             network saw, eps_from_x_in like eps.
     """
@@ -170,21 +226,21 @@ class Outcome:
     method: Method
     run: Run
     executed: list[dict[str, str | int]]
-    chosen: list[Plan]
-    scores: list[dict[int, Tensor]]
+    scores: list[dict[Site, Tensor]]
+    chosen: list[dict[Site, Tensor]]
     tensors: dict[str, Tensor]
 
 
 @torch.inference_mode()
 def sample_case(case: Case, method: Method) -> Outcome:
     """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
-    adapter, x, label = case.adapter(), case.input("z"), case.input("labels")
+    adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
     sampler = sampler_of(case, len(x))
     settings = SamplerSettings(case.number("cfg_scale"))
     run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)))
     recorder = _Recorder(method.start(run))
     engine = Engine(adapter, run, recorder)
-    steps = list(_progress(denoise(adapter, engine, sampler, settings, x, label), case, run.nfe))
+    steps = list(_progress(denoise(adapter, engine, sampler, settings, x, prompt), case, run.nfe))
     tensors = {
         "timesteps": torch.tensor(sampler.timesteps),
         "eps": torch.stack([eps for eps, _, _ in steps]),
@@ -192,13 +248,13 @@ def sample_case(case: Case, method: Method) -> Outcome:
     }
     if "x_in" in case.expected:
         spec, again = adapter.spec, Engine(adapter, run, method.start(run))
-        rows = torch.cat([label, torch.full_like(label, spec.num_classes)])
+        context = again.prepare(adapter.guided(prompt))
         outputs = [
-            again(step, seen.repeat(2, 1, 1, 1), rows) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
+            again(step, seen.repeat(2, 1, 1, 1), context) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
         ]
         eps = [guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels) for output in outputs]
         tensors["eps_from_x_in"] = torch.stack(eps)
-    return Outcome(method, run, engine.plans, recorder.plans, recorder.scores, tensors)
+    return Outcome(method, run, engine.plans, recorder.scores, recorder.chosen, tensors)
 
 
 def _progress(steps: Any, case: Case, total: int) -> Any:
@@ -208,9 +264,16 @@ def _progress(steps: Any, case: Case, total: int) -> Any:
 def sampler_of(case: Case, samples: int) -> Sampler:
     """DDIM or, where `sampler` says so first, ancestral sampling with the case's noise; on the grid of its respacing.
 
+    Cases of PixArt-alpha: DPM-Solver++.
+
     Raises:
         Unsupported: another sampler or grid, or ancestral sampling without the noise that was used.
     """
+    if case.pixart:
+        steps = re.fullmatch(r"DPM-Solver\+\+.*order 2 multistep, time_uniform, (\d+) steps.*", case.setting("sampler"))
+        if not steps:
+            raise Unsupported(f"sampler {case.setting('sampler')!r} is not second-order DPM-Solver++, uniform in time")
+        return ReferenceDPMSolver(int(steps[1]))
     respacing = re.fullmatch(r"(ddim)?(\d+)", str(case.setting("timestep_respacing")))
     if not respacing:
         raise Unsupported(f"timestep_respacing {case.setting('timestep_respacing')!r} is not 'N' or 'ddimN'")
@@ -282,41 +345,50 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
+    branches = [branch for branch in run.shape.branches if branch != "attn"]
     partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
-    counts = [[_said(plan, block, "mlp") for block in blocks] for plan in outcome.executed]
-    ratios = [[method.ratio(left, run.nfe, block, len(blocks)) for block in blocks] for left in range(run.nfe)[::-1]]
+    counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
+    counters = [method.counter(step, run.nfe) for step in range(run.nfe)]
+    ratios = [[method.ratio(counter, run.nfe, block, len(blocks)) for block in blocks] for counter in counters]
+    fresh = torch.tensor([[[count if isinstance(count, int) else 0 for count in row] for row in of] for of in counts])
     ours = {
         "type": torch.tensor(partial),
-        "fresh_count": torch.tensor([[count if isinstance(count, int) else 0 for count in row] for row in counts]),
+        "fresh_count": fresh if case.pixart else fresh[:, :, 0],
         "threshold_in_force": torch.tensor([row.intervals for row in method.timetable(run)]),
         "fresh_ratio": torch.tensor(ratios) * torch.tensor(partial),
     }
     errors = largest_errors(case, ours, expected)
+    # [S, block, branch, ...]; DiT's cases have one branch and no axis for it
+    of_branches = {
+        name: tensor if case.pixart else tensor[:, :, None] for name, tensor in expected.items() if tensor.ndim > 1
+    }
+    sites = [(step, Site(block, branch)) for step in range(run.nfe) for block in blocks for branch in branches]
     if "fresh_idx" in expected:
-        errors["fresh_idx"] = float(sum(_other_tokens(expected, outcome)))
+        wrong = [_other_tokens(of_branches, outcome, step, site, branches.index(site.branch)) for step, site in sites]
+        errors["fresh_idx"] = float(sum(wrong))
     if "score" in expected:
-        scores = [(step, block, ours) for step, of_step in enumerate(outcome.scores) for block, ours in of_step.items()]
-        by_block = [
-            largest_errors(case, {"score": ours}, {"score": expected["score"][step, block]})["score"]
-            for step, block, ours in scores
+        by_site = [
+            largest_errors(
+                case,
+                {"score": outcome.scores[step][site]},
+                {"score": of_branches["score"][step, site.block, branches.index(site.branch)]},
+            )["score"]
+            for step, site in sites
+            if site in outcome.scores[step]
         ]
-        errors["score"] = torch.tensor([0.0, *by_block]).max().item()  # NaN, if there is one
+        errors["score"] = torch.tensor([0.0, *by_site]).max().item()  # NaN, if there is one
     return errors
 
 
-def _other_tokens(expected: Mapping[str, Tensor], outcome: Outcome) -> list[int]:
-    """By step and block, the rows whose set of tokens differs, where the scores leave no doubt."""
-    wrong = []
-    for step, plan in enumerate(outcome.chosen):
-        for block in _blocks(outcome):
-            if "kth_gap" in expected and expected["kth_gap"][step, block] <= DECIDING_GAP:
-                continue
-            theirs = [set(row) - {-1} for row in expected["fresh_idx"][step, block].tolist()]
-            decision = plan.at(Site(block, "mlp"))
-            tokens = decision and isinstance(decision.who, Tokens) and decision.who.index_RK.tolist()
-            ours = [set(row) for row in tokens or [[]] * len(theirs)]
-            wrong.append(sum(map(operator.ne, ours, theirs)))
-    return wrong
+def _other_tokens(expected: Mapping[str, Tensor], outcome: Outcome, step: int, site: Site, branch: int) -> int:
+    """How many rows choose another set of tokens, where the scores leave no doubt."""
+    place = (step, site.block, branch)
+    if "kth_gap" in expected and expected["kth_gap"][place] <= DECIDING_GAP:
+        return 0
+    theirs = [set(row) - {-1} for row in expected["fresh_idx"][place].tolist()]
+    tokens = outcome.chosen[step].get(site)
+    ours = [set(row) for row in ([[]] * len(theirs) if tokens is None else tokens.tolist())]
+    return sum(map(operator.ne, ours, theirs))
 
 
 def _blocks(outcome: Outcome) -> range:
@@ -350,14 +422,19 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
     for setting, known in (("cache_type", "attention"), ("force_fresh", "global")):
         if case.setting(setting) != known:
             raise Unsupported(f"{setting} {case.setting(setting)!r} is not {known!r}")
+    schedule = str(case.setting("ratio_scheduler"))
+    if case.pixart and schedule != "ToCa":
+        raise Unsupported(f"ratio_scheduler {schedule!r} is not 'ToCa'")
     if case.settings.get("scaled_to_depth") is False:
         raise Unsupported("the layer divisor of its schedule was not scaled to the model's depth")
     options = {
         "fresh_ratio": case.number("fresh_ratio"),
         "interval": int(case.number("fresh_threshold")),
-        "schedule": str(case.setting("ratio_scheduler")).removeprefix("ToCa-"),
+        "schedule": schedule.removeprefix("ToCa-"),
         "soft_fresh_weight": case.number("soft_fresh_weight"),
     }
+    if case.pixart:
+        options |= {"schedule": "pixart", "bonus": 0.4, "cell": 4}  # fixed in the released code
     try:
         method = make_method("toca", options)
     except UserError as error:
@@ -372,9 +449,14 @@ KINDS: dict[str, Kind] = {
     "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, {**_TRAJECTORY, "eps_from_x_in": 1e-5}),
     "fora": Kind(lambda case: case.repository == "fora", _run_fora, _TRAJECTORY),
     "toca": Kind(
-        lambda case: case.repository == "toca" and "pixart" not in case.settings["source"].lower(),
+        lambda case: case.repository == "toca" and not case.pixart,
         _run_toca,
         {**_TRAJECTORY, "fresh_ratio": 1e-6, "score": 5e-6},
+    ),
+    "toca_pixart": Kind(
+        lambda case: case.repository == "toca" and case.pixart,
+        _run_toca,
+        {"timesteps": 1e-4, "eps": 1e-4, "eps_from_x_in": 1e-4, "final": 3e-3, "score": 5e-6},
     ),
     "l2c": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,

@@ -12,9 +12,14 @@ from tcbench.method import Macs, ModelShape
 from tcbench.plan import ALL, All, Block, Decision, Deferred, Keys, Nothing, Plan, Site, Tokens
 
 
-def attention_macs(shape: ModelShape, queries: int, keys: Keys = "fresh") -> Macs:
-    """Self-attention of `queries` tokens: projections, both products, output projection."""
+def attention_macs(shape: ModelShape, block: int, queries: int | None, keys: Keys = "fresh") -> Macs:
+    """Self-attention of `queries` tokens: projections, both products, output projection.
+
+    None: all of them, in one piece, which a sparse block does group by group; some are masked and pay for all keys.
+    """
     width, tokens = shape.width, shape.num_tokens
+    if queries is None:
+        return Macs(4 * width**2 * tokens + 2 * tokens * (tokens // shape.groups(block)) * width, width * tokens)
     projected = tokens if keys == "recomputed" else queries  # tokens whose key and value are computed
     context = queries if keys == "fresh" else tokens
     return Macs(
@@ -28,18 +33,26 @@ def mlp_macs(shape: ModelShape, tokens: int) -> Macs:
     return Macs(2 * shape.mlp_ratio * shape.width**2 * tokens, shape.width * tokens)
 
 
-def branch_macs(shape: ModelShape, branch: str, tokens: int, keys: Keys = "fresh") -> Macs:
-    """One branch computed for `tokens` tokens; nothing if there are none."""
-    if tokens == 0:
-        return Macs()
-    return attention_macs(shape, tokens, keys) if branch == "attn" else mlp_macs(shape, tokens)
+def cross_macs(shape: ModelShape, tokens: int) -> Macs:
+    """Cross-attention of `tokens` tokens over the text, whose keys and values a run makes once (`ModelShape.once`)."""
+    width, text = shape.width, shape.text_tokens
+    return Macs(2 * width**2 * tokens + 2 * tokens * text * width, repeated=2 * text * width**2)
 
 
-def block_macs(shape: ModelShape, tokens: int, keys: Keys = "fresh") -> Macs:
-    """A whole block computed for `tokens` tokens, modulation included; nothing if there are none."""
+def branch_macs(shape: ModelShape, block: int, branch: str, tokens: int | None, keys: Keys = "fresh") -> Macs:
+    """One branch computed for `tokens` tokens (None: all of them, in one piece); nothing if there are none."""
     if tokens == 0:
         return Macs()
-    return sum((branch_macs(shape, branch, tokens, keys) for branch in shape.branches), shape.modulation)
+    if branch == "attn":
+        return attention_macs(shape, block, tokens, keys)
+    return (cross_macs if branch == "cross" else mlp_macs)(shape, shape.num_tokens if tokens is None else tokens)
+
+
+def block_macs(shape: ModelShape, block: int, tokens: int | None, keys: Keys = "fresh") -> Macs:
+    """A whole block computed for `tokens` tokens (None: all), modulation included; nothing if there are none."""
+    if tokens == 0:
+        return Macs()
+    return sum((branch_macs(shape, block, branch, tokens, keys) for branch in shape.branches), shape.modulation)
 
 
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
@@ -48,32 +61,40 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     spans, block = plan.spans(), 0
     while block < shape.num_blocks:
         if span := spans.get(block):
-            count, _ = _tokens(plan.at(span), shape)
-            total += block_macs(shape, count) * len(span.blocks)
+            count, _ = _tokens(plan.at(span))
+            total += sum((block_macs(shape, inner, count) for inner in span.blocks), Macs())
             block = span.stop
             continue
         if whole := plan.at(Block(block)):
-            total += block_macs(shape, *_tokens(whole, shape))
+            total += block_macs(shape, block, *_tokens(whole))
         else:
             total += shape.modulation  # gates are applied at the current step whatever is reused
             for branch in shape.branches:
-                total += branch_macs(shape, branch, *_tokens(plan.at(Site(block, branch)), shape))
+                total += branch_macs(shape, block, branch, *_tokens(plan.at(Site(block, branch))))
         block += 1
     return total
 
 
 def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
-    """What the attention maps that a plan observes cost for one row: QK^T once more in every observed block."""
-    observed = sum(decision.observe and isinstance(_who(decision), All) for decision in plan.decisions.values())
-    return Macs(observed * shape.num_tokens**2 * shape.width)
+    """What the attention maps that a plan observes cost for one row: QK^T once more, of cross-attention with its queries
+    (self-attention's are at hand)."""
+    products = 0
+    for unit, decision in plan.decisions.items():
+        count, _ = _tokens(decision)
+        tokens = shape.num_tokens if count is None else count
+        if decision.observe == "cross":
+            products += tokens * (shape.text_tokens + shape.width)
+        elif decision.observe == "attn" and count is None:
+            products += tokens * (tokens // shape.groups(unit.blocks.start))
+    return Macs(products * shape.width)
 
 
-def _tokens(decision: Decision | None, shape: ModelShape) -> tuple[int, Keys]:
-    """(number of recomputed tokens, what they attend to)."""
+def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
+    """(number of recomputed tokens, None for all; what they attend to)."""
     decision = decision or Decision(ALL)
     match who := _who(decision):
         case All():
-            return shape.num_tokens, "fresh"
+            return None, "fresh"
         case Nothing():
             return 0, "fresh"
         case Tokens():

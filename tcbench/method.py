@@ -22,36 +22,61 @@ class Macs:
     """An amount of work: multiply-accumulates of matrix products, and elements that went through a LayerNorm.
 
     The ledger's own rule counts `matmul` alone. `paper_rule` is the count that fits the paper's cells: 4 more per
-    LayerNorm element (fvcore's convention; docs/reproduction-notes.md, "MACs").
+    LayerNorm element (fvcore's convention; docs/reproduction-notes.md, "MACs"), and `repeated`: matrix products on the
+    text alone, which are the same at every step. A run here makes them once; the paper's count has them in every step.
     """
 
     matmul: int = 0
     norm_elements: int = 0
+    repeated: int = 0
 
     def __add__(self, other: "Macs") -> "Macs":
-        return Macs(self.matmul + other.matmul, self.norm_elements + other.norm_elements)
+        return Macs(
+            self.matmul + other.matmul, self.norm_elements + other.norm_elements, self.repeated + other.repeated
+        )
 
     def __mul__(self, times: int) -> "Macs":
-        return Macs(self.matmul * times, self.norm_elements * times)
+        return Macs(self.matmul * times, self.norm_elements * times, self.repeated * times)
 
     @property
     def paper_rule(self) -> int:
-        """Matrix products plus 4 per LayerNorm element."""
-        return self.matmul + 4 * self.norm_elements
+        """Matrix products plus 4 per LayerNorm element plus what is repeated."""
+        return self.matmul + 4 * self.norm_elements + self.repeated
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A transformer's shape, all that costing and planning need to know of it."""
+    """A transformer's shape, all that costing and planning need to know of it.
+
+    Attributes:
+        num_tokens: of one sample, ordered frame, row, column.
+        grid: rows and columns of a frame's tokens.
+        frames: of a video; an image is one.
+        branches: of a block, in the order they run.
+        text_tokens: what cross-attention attends to.
+        sparse_blocks: blocks whose tokens attend to one of `attention_groups` equal groups of tokens, not to all.
+        modulation: per block and row, whatever the number of tokens (adaLN's linear layer).
+        outer: per row and step: embedding, timestep MLP, final layer.
+        once: per row and run: what depends on the text alone.
+    """
 
     num_blocks: int
     num_tokens: int
     width: int
     grid: tuple[int, int]
+    frames: int = 1
     branches: tuple[Branch, ...] = ("attn", "mlp")
     mlp_ratio: int = 4
-    modulation: Macs = Macs()  # per block and row, whatever the number of tokens (adaLN's linear layer)
-    outer: Macs = Macs()  # per row and step: embedding, timestep MLP, final layer
+    text_tokens: int = 0
+    sparse_blocks: tuple[int, ...] = ()
+    attention_groups: int = 1
+    modulation: Macs = Macs()
+    outer: Macs = Macs()
+    once: Macs = Macs()
+
+    def groups(self, block: int) -> int:
+        """Into how many groups a block's self-attention of all tokens falls apart."""
+        return self.attention_groups if block in self.sparse_blocks else 1
 
 
 Table = tuple[tuple[float, ...], ...]
@@ -87,7 +112,7 @@ class Run:
     """
 
     shape: ModelShape
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     guided: bool
     sample_index: "Tensor"
     seed: int = 0
@@ -122,8 +147,12 @@ class Look(Protocol):
     def attention_received(self, block: int) -> "Tensor":
         """The attention each token received, sum_i mean_heads softmax(QK^T)_ij, [R, N], when `block` was last observed.
 
-        A plan asks for it with `Decision(ALL, observe=True)`, which is when it is charged.
+        A plan asks for it with `Decision(ALL, observe="attn")`, which is when it is charged.
         """
+
+    def attention_entropy(self, block: int) -> "Tensor":
+        """The entropy of each token's head-mean attention over the text, [R, N], when its cross-attention was last
+        computed and observed (`observe="cross"`, of all tokens or some, which is when it is charged)."""
 
 
 class Policy(Protocol):

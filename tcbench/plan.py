@@ -105,14 +105,23 @@ ALL, NONE = All(), Nothing()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row."""
+    """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row.
+
+    Where the count was decided on the device, `used` (int32 [1]) holds it: only so many of the leading columns count.
+    """
 
     index_RK: "Tensor"
+    used: "Tensor | None" = None
 
     @property
     def count(self) -> int:
-        """K, known on the host because it is a shape."""
-        return self.index_RK.shape[1]
+        """How many tokens of a row; a shape, but where `used` holds it reading it waits for the device."""
+        return self.index_RK.shape[1] if self.used is None else int(self.used)
+
+    def settled(self) -> "All | Nothing | Tokens":
+        """The same with the count on the host, and `NONE` if it is 0."""
+        index_RK = self.index_RK[:, : self.count]
+        return Tokens(index_RK) if index_RK.shape[1] else NONE
 
     def __str__(self) -> str:
         return str(self.count)
@@ -160,14 +169,15 @@ Fill = Hold | Forecast
 class Decision:
     """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
 
-    `observe` asks for the attention that every token receives where the unit's attention is computed in full;
-    `Look.attention_received` reads it at later steps. It costs QK^T a second time, charged under "score".
+    `observe="attn"` asks for the attention that every token receives where the unit's self-attention is computed in full
+    (`Look.attention_received` reads it at later steps), `"cross"` for the entropy of the attention over the text of every
+    token whose cross-attention is computed (`Look.attention_entropy`). It is a second pass, charged under "score".
     """
 
     who: Who
     fill: Fill = Hold()
     keys: Keys = "fresh"
-    observe: bool = False
+    observe: Literal["attn", "cross"] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,8 +196,9 @@ class Plan:
         for unit, decision in self.decisions.items():
             if isinstance(decision.who, Tokens) and decision.fill.order:
                 raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
-            if decision.observe and not (isinstance(unit, Block) or (isinstance(unit, Site) and unit.branch == "attn")):
-                raise ValueError(f"a plan observes {unit}; only a block's attention can be observed")
+            seen = ("attn", "cross") if isinstance(unit, Block) else (unit.branch,) if isinstance(unit, Site) else ()
+            if decision.observe and decision.observe not in seen:
+                raise ValueError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
             for block in unit.blocks:
                 for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
                     other = owner.setdefault((block, branch), unit)
@@ -225,29 +236,43 @@ def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
 
-def score_by_attention(
-    received_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float
-) -> "Tensor":
-    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 + age_weight * s3, then s4.
-
-    s1 is the attention received, L2-normalised over the tokens; s3 is the age; s4 gives the best token of each 2x2 cell
-    of the grid `bonus` times its score on top. s2 needs cross-attention and is left out.
+def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
+    """The highest-scoring tokens of each row in each block, all blocks at once.
 
     Args:
-        received_RBN: attention received when the block was last observed.
+        score_RLN: score of every token in every block.
+        counts: how many per block; as a tensor (int32 [L]) they stay on the device.
+    """
+    if isinstance(counts, Sequence):
+        best_RLK = score_RLN.topk(max(counts), dim=2).indices
+        return [Tokens(best_RLK[:, block, :count]) for block, count in enumerate(counts)]
+    best_RLN = score_RLN.argsort(dim=2, descending=True)
+    return [Tokens(best_RLN[:, block], counts[block : block + 1]) for block in range(score_RLN.shape[1])]
+
+
+def score_by_attention(
+    observed_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float, cell: int = 2
+) -> "Tensor":
+    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 or s2, + age_weight * s3, then s4.
+
+    s1 is the attention received and s2 the entropy of the attention over the text, L2-normalised over the tokens; s3 is
+    the age; s4 gives the best token of each cell of the grid `bonus` times its score on top.
+
+    Args:
+        observed_RBN: what the block's attention showed when it was last observed.
         age_RBN: how long ago each token was recomputed, in intervals between full steps.
-        grid: height and width, both even, of the N tokens.
+        grid: height and width, multiples of `cell`, of an image's N tokens, or of each frame of a video.
         age_weight: weight of s3.
         bonus: gain of s4.
+        cell: side of the cells.
     """
     import torch.nn.functional as F
 
-    height, width = grid
-    score = F.normalize(received_RBN, dim=2) + age_weight * age_RBN
-    cells = score.unflatten(2, (height // 2, 2, width // 2, 2)).transpose(3, 4).flatten(4)
+    score = F.normalize(observed_RBN, dim=2) + age_weight * age_RBN
+    cells = score.unflatten(2, (-1, cell, grid[1] // cell, cell)).transpose(3, 4).flatten(4)  # frames one below another
     best, place = cells.max(dim=4, keepdim=True)
     cells = cells.scatter_add(4, place, bonus * best)
-    return cells.unflatten(4, (2, 2)).transpose(3, 4).flatten(2)
+    return cells.unflatten(4, (cell, cell)).transpose(3, 4).flatten(2)
 
 
 def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
@@ -300,13 +325,13 @@ def allocate_evenly(blocks: int, budget: int) -> list[int]:
     return [budget // blocks + (block < budget % blocks) for block in range(blocks)]
 
 
-def allocate_tokens(score_RLN: "Tensor", budget: int) -> list[int]:
+def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
     """Block-level allocation (Eq. 12): how many tokens each block recomputes, shared by the batch.
 
     The `budget * R` best scores over rows, blocks and tokens are marked; a block's share of them is its share of the
-    budget, rounded by largest remainder so that the counts sum to exactly `budget`. This reads L integers back to the
-    host, once, before the step's kernels are launched. On meta tensors, where there are no scores, the answer is the
-    uniform allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
+    budget, rounded by largest remainder so that the counts sum to exactly `budget`. The counts stay on the device
+    (int32 [L]): nothing waits for them. On meta tensors, where there are no scores, the answer is the uniform
+    allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
 
     Args:
         score_RLN: importance of every token in every block that may be cached.
@@ -318,9 +343,8 @@ def allocate_tokens(score_RLN: "Tensor", budget: int) -> list[int]:
     if score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
     marked = score_RLN.flatten().topk(budget * rows, sorted=False).indices // tokens % blocks
-    totals = torch.bincount(marked, minlength=blocks).tolist()
-    counts = [total // rows for total in totals]
-    by_remainder = sorted(range(blocks), key=lambda block: (-(totals[block] % rows), block))
-    for block in by_remainder[: budget - sum(counts)]:
-        counts[block] += 1
-    return counts
+    totals = torch.zeros(blocks, dtype=torch.int64, device=marked.device)
+    totals.scatter_add_(0, marked, torch.ones_like(marked))
+    counts, remainder = totals // rows, totals % rows
+    place = remainder.argsort(descending=True, stable=True).argsort()  # of a block in the order of remainders
+    return (counts + (place < budget - counts.sum())).int()

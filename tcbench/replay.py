@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tcbench.engine import Engine
+from tcbench.engine import Engine, PlainBlocks
 from tcbench.method import Artefacts, Method
-from tcbench.models.dit import DiTAdapter
-from tcbench.sampling import SamplerSettings, denoise, initial_noise, sample_labels, start_run
+from tcbench.models.adapter import Adapter
+from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, start_run
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -19,7 +19,8 @@ class Replay:
 
     Args:
         nfe: steps of the uncached reference; the method may take fewer.
-        path: `plain` is the engine as it samples; `fused` the fastest execution of the same plans that there is.
+        prompts: sample indices [n] -> what they shall show; without it, class labels in turn.
+        path: `fused` is the fastest way to execute plans that there is; `plain` calls the layers of the model.
 
     Attributes:
         nfe: steps that the method takes.
@@ -29,20 +30,23 @@ class Replay:
 
     def __init__(
         self,
-        adapter: DiTAdapter,
+        adapter: Adapter,
         method: Method,
         nfe: int,
         settings: SamplerSettings,
         sample_index: Tensor,
         artefacts: Artefacts | None = None,
         *,
+        prompts: Prompts | None = None,
         path: ExecutionPath = "fused",
     ) -> None:
         self._adapter, self._method, self._settings = adapter, method, settings
         self._sampler, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         device, dtype = adapter.model.device, adapter.model.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        self._label = sample_labels(sample_index, adapter.spec.num_classes).to(device)
+        prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
+        self._prompt = prompt.to(device)
+        self._blocks = PlainBlocks if path == "plain" else None
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next = 0
         self.nfe = self._run.nfe
@@ -64,8 +68,8 @@ class Replay:
             RuntimeError: a step was left out.
         """
         if index == 0:
-            self._engine = Engine(self._adapter, self._run, self._method.start(self._run))
-            self._steps = denoise(self._adapter, self._engine, self._sampler, self._settings, self._noise, self._label)
+            self._engine = Engine(self._adapter, self._run, self._method.start(self._run), self._blocks)
+            self._steps = denoise(self._adapter, self._engine, self._sampler, self._settings, self._noise, self._prompt)
         elif index != self._next:
             raise RuntimeError(f"step {index} was asked for after step {self._next - 1}; steps follow each other")
         _, _, self._latents = next(self._steps)

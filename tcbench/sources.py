@@ -11,7 +11,9 @@ from tcbench.registry import method_file
 
 PACKAGE = Path(__file__).resolve().parent
 
-_MODEL = ["models/specs.py", "models/weights.py", "models/dit.py", "models/predictor.py"]
+_MODEL = [
+    f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
+]
 _ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
@@ -26,6 +28,8 @@ STAGES: dict[str, list[str]] = {
     "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
     "bench": [
         *_STAGE,
+        "fused.py",
+        *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
         *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
     ],
     "latency": [*_STAGE, "stages/latency.py"],

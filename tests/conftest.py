@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before tcbench.kernels is imported
+
 from tcbench.method import Artefacts, Run
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter, Prompt, Text
+from tcbench.models.dit import DiTAdapter, DiTSpec
 from tcbench.models.specs import MODELS, build_transformer, load_transformer
+from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,21 +41,30 @@ def golden_model() -> DiTAdapter:
     return DiTAdapter(load_transformer(spec, GOLDEN / "weights.safetensors"), spec)
 
 
-def make_adapter(model: str, device: str = "cpu") -> DiTAdapter:
+def make_adapter(model: str, device: str = "cpu") -> Adapter:
     """A known model with random weights; every layer shows in the output."""
     spec = MODELS[model]
-    return DiTAdapter(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
+    return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
 
 
-def make_run(adapter: DiTAdapter, nfe: int, index: Tensor, artefacts: Artefacts | None = None) -> Run:
+def make_run(adapter: Adapter, nfe: int, index: Tensor, artefacts: Artefacts | None = None) -> Run:
     """A guided run of the samples `index`."""
     timesteps = respaced_timesteps(nfe)
     return Run(adapter.shape, timesteps, True, index.to(adapter.model.device), artefacts=artefacts or Artefacts())
 
 
-def model_inputs(adapter: DiTAdapter, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(latents [R, C, H, W], labels [R]) for one call of the model."""
+def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
+    """Labels in turn, or captions of different lengths."""
     spec, generator = adapter.spec, torch.Generator().manual_seed(seed)
-    latent = torch.randn(rows, spec.in_channels, spec.sample_size, spec.sample_size, generator=generator)
-    label = torch.arange(rows) % spec.num_classes
-    return latent.to(adapter.model.device), label.to(adapter.model.device)
+    if isinstance(spec, DiTSpec):
+        return (torch.arange(rows) % spec.num_classes).to(adapter.model.device)
+    states = torch.randn(rows, spec.caption_tokens, spec.caption_channels, generator=generator)
+    mask = torch.arange(spec.caption_tokens) < 3 + torch.arange(rows)[:, None] * 4 % (spec.caption_tokens - 2)
+    return Text(states, mask).to(adapter.model.device)
+
+
+def model_inputs(adapter: Adapter, rows: int, seed: int = 0) -> tuple[Tensor, Prompt]:
+    """(latents [R, C, ...], labels [R] or captions) for one call of the model."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(rows, *adapter.spec.latent_shape, generator=generator)
+    return latent.to(adapter.model.device), make_prompt(adapter, rows)

@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Keys, Plan, Site, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import SamplerSettings, Samples, sample_batch
 
-from .conftest import make_adapter, make_run, model_inputs
+from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
-ADAPTERS = ["tiny-dit"]
+ADAPTERS = ["tiny-dit", "tiny-pixart", "tiny-osp"]
 NFE = 5
 SMALL = {"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7}
 SETTINGS = SamplerSettings(guidance_scale=1.5, seed=3)
@@ -60,11 +60,11 @@ over_methods = pytest.mark.parametrize(("name", "options"), METHODS)
 
 
 @cache
-def adapter_of(model: str, device: str = "cpu") -> DiTAdapter:
+def adapter_of(model: str, device: str = "cpu") -> Adapter:
     return make_adapter(model, device)
 
 
-def artefacts_for(adapter: DiTAdapter, steps: int) -> Artefacts:
+def artefacts_for(adapter: Adapter, steps: int) -> Artefacts:
     """What training would have made: a scorer that tells tokens and blocks apart, and a mean score per step."""
     scorer = CachePredictor(adapter)
     if not scorer.head.weight.is_meta:
@@ -76,7 +76,10 @@ def artefacts_for(adapter: DiTAdapter, steps: int) -> Artefacts:
 def sample(model: str, method: Method, *index: int) -> Samples:
     adapter = adapter_of(model)
     artefacts = artefacts_for(adapter, method.sampled_steps(NFE))
-    return sample_batch(adapter, method, NFE, SETTINGS, torch.tensor(index), artefacts)
+    every = make_prompt(adapter, rows=16)
+    return sample_batch(
+        adapter, method, NFE, SETTINGS, torch.tensor(index), artefacts, prompts=lambda samples: every[samples]
+    )
 
 
 sample_once = cache(sample)
@@ -86,15 +89,15 @@ def broken(rule: str, name: str) -> str:
     return f"methods/{name}.py breaks the rule: {rule}"
 
 
-def plain(adapter: DiTAdapter, timestep: int, latent: Tensor, label: Tensor) -> Tensor:
+def plain(adapter: Adapter, timestep: float, latent: Tensor, prompt: Prompt) -> Tensor:
     """diffusers' own forward."""
-    return adapter.model(latent, torch.full((len(latent),), timestep), class_labels=label).sample
+    return adapter.plain(latent, torch.full((len(latent),), timestep), prompt)
 
 
 # --- off is off
 
 
-def everything(adapter: DiTAdapter) -> dict[str, Plan]:
+def everything(adapter: Adapter) -> dict[str, Plan]:
     """Every way of saying that all is computed."""
     shape = adapter.shape
     blocks = range(shape.num_blocks)
@@ -115,26 +118,28 @@ def everything(adapter: DiTAdapter) -> dict[str, Plan]:
 @pytest.mark.parametrize("case", everything(make_adapter("tiny-dit", "meta")))
 def test_off_is_off(model: str, case: str) -> None:
     adapter = adapter_of(model)
-    latent, label = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows=4)
     run = make_run(adapter, NFE, torch.arange(2))
     engine = Engine(adapter, run)
     with torch.inference_mode():
+        context = engine.prepare(prompt)
         for step in (0, NFE - 1):
-            x, condition = engine.embed(step, latent, label)
+            x, condition = engine.embed(step, latent, context)
             output = adapter.unembed(engine.hidden(everything(adapter)[case], step, x, condition), condition)
-            assert torch.equal(output, plain(adapter, run.timesteps[step], latent, label)), f"off is off: {case}"
+            assert torch.equal(output, plain(adapter, run.timesteps[step], latent, prompt)), f"off is off: {case}"
 
 
 @over_adapters
 @over_methods
 def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[str, Any]) -> None:
     adapter, method = adapter_of(model), small_method(name, options)
-    latent, label = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows=4)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
     with torch.inference_mode():
-        output = Engine(adapter, run, method.start(run))(0, latent, label)
-        assert torch.equal(output, plain(adapter, run.timesteps[0], latent, label)), broken("full first step", name)
+        engine = Engine(adapter, run, method.start(run))
+        output = engine(0, latent, engine.prepare(prompt))
+        assert torch.equal(output, plain(adapter, run.timesteps[0], latent, prompt)), broken("full first step", name)
 
 
 # --- the ledger
@@ -149,11 +154,15 @@ def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
-    latent, label = model_inputs(adapter, rows=2 * samples)
+    latent, prompt = model_inputs(adapter, rows=2 * samples)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        context = engine.prepare(prompt)
+    once = engine.ledger.totals()["per_sample"] * samples
+    assert once == counter.get_total_flops() / 2, broken("MACs of the prompt as torch counts them", name)
     for step in range(run.nfe):
         before = engine.ledger.totals()["per_sample"] * samples
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            engine(step, latent, label)
+            engine(step, latent, context)
         charged = engine.ledger.totals()["per_sample"] * samples - before
         assert charged == counter.get_total_flops() / 2, broken(f"MACs of step {step} as torch counts them", name)
 
@@ -166,14 +175,16 @@ def test_no_host_read_between_plan_and_output(model: str, name: str, options: di
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
     planner, engine = Engine(adapter, run, method.start(run)), Engine(device_less, run)
-    embedded = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows=4)
+    with torch.inference_mode():
+        context, its_context = planner.prepare(prompt), engine.prepare(prompt.to("meta"))
     for step in range(run.nfe):
         with torch.inference_mode():
-            x, condition = planner.embed(step, *embedded)
+            x, condition = planner.embed(step, latent, context)
             plan = planner.plan(step, x, condition)
             planner.hidden(plan, step, x, condition)  # what a plan observes is there for the next one to see
             try:
-                engine.hidden(on_meta(plan), step, x.to("meta"), condition.to("meta"))
+                engine.hidden(on_meta(plan), step, *engine.embed(step, latent.to("meta"), its_context))
             except (RuntimeError, NotImplementedError) as error:
                 pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
 
@@ -244,10 +255,13 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(3), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
-    latent, label = (half.repeat(2, *[1] * (half.ndim - 1)) for half in model_inputs(adapter, rows=3))
+    latent, prompt = model_inputs(adapter, rows=3)
+    twice = torch.arange(3).repeat(2)
+    with torch.inference_mode():
+        context = engine.prepare(prompt[twice])
     for step in range(run.nfe):
         with torch.inference_mode():
-            x, condition = engine.embed(step, latent, label)
+            x, condition = engine.embed(step, latent[twice], context)
             plan = engine.plan(step, x, condition)
             engine.hidden(plan, step, x, condition)
         for unit, decision in plan.decisions.items():

@@ -11,7 +11,7 @@ from tcbench.cache import Cache
 from tcbench.engine import Engine, soft_hidden
 from tcbench.ledger import plan_macs
 from tcbench.method import Run
-from tcbench.models import dit
+from tcbench.models import adapter as adapters
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import (
     ALL,
@@ -330,10 +330,10 @@ def test_reading_an_empty_cache_is_refused(tiny, run, steps, plan: Plan, says: s
 
 
 @pytest.mark.parametrize("unit", [Site(2, "attn"), Block(2)], ids=str)
-@pytest.mark.parametrize("elements", [1, 3 * ROWS * 4 * 64, dit.MAP_ELEMENTS])
+@pytest.mark.parametrize("elements", [1, 3 * ROWS * 4 * 64, adapters.MAP_ELEMENTS])
 def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements: int) -> None:
     """Column sums of the head-mean map, in chunks of any size; observing changes nothing else."""
-    monkeypatch.setattr(dit, "MAP_ELEMENTS", elements)
+    monkeypatch.setattr(adapters, "MAP_ELEMENTS", elements)
     seen: dict[str, Tensor] = {}
     attention = tiny.blocks[2].attn1
     hooks = [
@@ -342,7 +342,7 @@ def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements:
     ]
     engine, silent = Engine(tiny, run), Engine(tiny, run)
     with torch.inference_mode():
-        output = engine.hidden(Plan({unit: Decision(ALL, observe=True)}), 0, *steps[0])
+        output = engine.hidden(Plan({unit: Decision(ALL, observe="attn")}), 0, *steps[0])
         assert torch.equal(output, silent.hidden(Plan({unit: Decision(ALL)}), 0, *steps[0]))
     for hook in hooks:
         hook.remove()
@@ -362,9 +362,9 @@ def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements:
 def test_attention_that_is_not_computed_in_full_is_not_observed(tiny, run, steps, who: Nothing | Tokens) -> None:
     engine, unit = Engine(tiny, run), Site(1, "attn")
     with torch.inference_mode():
-        engine.hidden(Plan({unit: Decision(ALL, observe=True)}), 0, *steps[0])
+        engine.hidden(Plan({unit: Decision(ALL, observe="attn")}), 0, *steps[0])
         before, charged = engine.cache.attention_received(1), engine.ledger.by_tag["score"]
-        engine.hidden(Plan({unit: Decision(who, observe=True)}), 1, *steps[1])
+        engine.hidden(Plan({unit: Decision(who, observe="attn")}), 1, *steps[1])
     assert engine.cache.attention_received(1) is before and engine.ledger.by_tag["score"] == charged
 
 

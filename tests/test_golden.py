@@ -28,9 +28,12 @@ def test_case(name: str) -> None:
         "uncached": {"timesteps", "eps", "eps_from_x_in", "final"},
         "fora": {"timesteps", "eps", "eps_from_x_in", "final", "recomputed"},
         "toca": {"timesteps", "eps", "eps_from_x_in", "final", *tokens},
+        "toca_pixart": {"timesteps", "eps", "eps_from_x_in", "final", *tokens} - {"fresh_ratio"},
         "l2c": {"timesteps", "eps", "final", "recomputed"},
         "l2c_training": {"timesteps", "loss", "data_loss", "gates", "mse_per_sample", "gradients", "logits"},
     }
+    if name == "pixart_full_dpm20":  # every step is full, so nothing is chosen
+        expected["toca_pixart"] -= {"fresh_count", "fresh_idx", "score"}
     assert compared == expected[report["kind"]]
 
 
@@ -58,6 +61,26 @@ def test_departures_from_toca_have_the_effect_that_the_reference_measured(option
     assert (other - final).abs().max().item() == pytest.approx(effect, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"faithful": False}, {"soft_fresh_weight": 0.0}, {"cell": 2}, {"bonus": 0.0}, {"fresh_ratio": 0.32}],
+    ids=str,
+)
+def test_the_released_setting_for_pixart_is_seen(options: dict) -> None:
+    """Each of its numbers, taken otherwise, changes the final latents by far more than the tolerance."""
+    released = {"fresh_ratio": 0.3, "interval": 3, "schedule": "pixart", "bonus": 0.4, "cell": 4}
+    case = Case(GOLDEN, "pixart_toca_dpm20_r0.30_n3")
+    final = sample_case(case, make_method("toca", released | options)).tensors["final"]
+    assert (final - case.expected["final"]).abs().max() > 10 * golden.KINDS["toca_pixart"].tolerances["final"]
+
+
+def test_pixart_uncached() -> None:
+    case = Case(GOLDEN, "pixart_full_dpm20")
+    tensors, tolerances = sample_case(case, make_method("uncached", {})).tensors, golden.KINDS["toca_pixart"].tolerances
+    for name in ("eps", "final"):
+        assert (tensors[name] - case.expected[name]).abs().max() <= tolerances[name]
+
+
 # --- the command, on directories made up from tests/golden
 
 
@@ -66,6 +89,7 @@ def directory(tmp_path: Path) -> Path:
     """Weights and inputs, no case yet."""
     for name in ("weights.safetensors", "inputs.safetensors"):
         shutil.copy(GOLDEN / name, tmp_path)
+        shutil.copy(GOLDEN / f"pixart_{name}", tmp_path)
     return tmp_path
 
 
@@ -75,7 +99,12 @@ def add(directory: Path, name: str, settings: dict, tensors: dict[str, Tensor]) 
 
 
 def settings_of(kind: str, **changed: object) -> dict:
-    case = {"uncached": "full_ddim20", "fora": "fora_ddim20_n3", "toca": "toca_ddim20_r0.07_n4"}[kind]
+    case = {
+        "uncached": "full_ddim20",
+        "fora": "fora_ddim20_n3",
+        "toca": "toca_ddim20_r0.07_n4",
+        "pixart": "pixart_toca_dpm20_r0.30_n3",
+    }[kind]
     return {**read_json(GOLDEN / f"{case}.json"), **changed}
 
 
@@ -176,7 +205,8 @@ def test_ancestral_cases_use_the_noise_given(directory: Path, name: str, rows: i
         ("toca", {"ratio_scheduler": "exp"}, "methods/toca.py: schedule: "),
         ("toca", {"cache_type": "random"}, "cache_type 'random' is not 'attention'"),
         ("toca", {"scaled_to_depth": False}, "layer divisor"),
-        ("toca", {"source": "Shenyi-Z/ToCa@1 PixArt-alpha-ToCa"}, "no kind of case"),
+        ("pixart", {"sampler": "DPM-Solver++, order 3"}, "not second-order DPM-Solver++"),
+        ("pixart", {"ratio_scheduler": "linear"}, "ratio_scheduler 'linear' is not 'ToCa'"),
     ],
 )
 def test_what_cannot_be_run_is_skipped(directory: Path, method: str, settings: dict, says: str) -> None:

@@ -11,8 +11,7 @@ from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger, attention_macs, block_macs, plan_macs
 from tcbench.method import Macs, ModelShape
-from tcbench.models.dit import dit_shape
-from tcbench.models.specs import MODELS
+from tcbench.models.specs import MODELS, shape_of
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Span, Tokens, every_unit
 from tcbench.registry import make_method
 
@@ -31,8 +30,8 @@ def dit(resolution: int) -> str:
 @pytest.mark.parametrize(("resolution", "nfe", "full"), [(256, 50, 12), (256, 10, 6), (512, 20, 10)])
 def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, full: int) -> None:
     totals = macs_of(dit(resolution), make_method("tokencache", {}), nfe)
-    shape = dit_shape(MODELS[dit(resolution)])
-    once = block_macs(shape, shape.num_tokens).matmul + shape.width * shape.num_blocks * shape.num_tokens
+    shape = shape_of(MODELS[dit(resolution)])
+    once = block_macs(shape, 0, None).matmul + shape.width * shape.num_blocks * shape.num_tokens
     assert totals["full_steps"] == full
     assert totals["by_tag"]["predictor"] == 2 * (nfe - full) * once
     assert totals["per_sample"] == totals["per_sample_without_overheads"] + totals["by_tag"]["predictor"]
@@ -42,7 +41,7 @@ def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, ful
     ("resolution", "matmul", "paper_rule"), [(256, 118.6214e9, 118.6887e9), (512, 524.5383e9, 524.8073e9)]
 )
 def test_one_forward_of_dit_xl(resolution: int, matmul: float, paper_rule: float) -> None:
-    macs = plan_macs(Plan(), dit_shape(MODELS[dit(resolution)]))
+    macs = plan_macs(Plan(), shape_of(MODELS[dit(resolution)]))
     assert macs.matmul == pytest.approx(matmul, abs=5e4)
     assert macs.paper_rule == pytest.approx(paper_rule, abs=5e4)
 
@@ -76,10 +75,10 @@ def test_whole_model_by_torchs_counter(model: str) -> None:
 )
 def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
     mlp = Macs(2 * 8 * 32 * 2, 2 * 8)
-    assert attention_macs(SMALL, 2, keys) == Macs(attention, norms)
-    assert block_macs(SMALL, 2, keys) == Macs(attention, norms) + mlp + Macs(100)
+    assert attention_macs(SMALL, 0, 2, keys) == Macs(attention, norms)
+    assert block_macs(SMALL, 0, 2, keys) == Macs(attention, norms) + mlp + Macs(100)
     plan = Plan({Block(1): Decision(Tokens(torch.zeros(1, 2, dtype=torch.int64)), keys=keys)})
-    others = block_macs(SMALL, 4) * 2
+    others = block_macs(SMALL, 0, None) * 2
     assert plan_macs(plan, SMALL) == Macs(1000, 10) + others + Macs(attention + 100, norms) + mlp
 
 

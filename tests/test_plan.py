@@ -1,6 +1,7 @@
 """Plans as data, and the budget arithmetic that methods share."""
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
@@ -59,10 +60,14 @@ def test_neighbours_do_not_overlap() -> None:
     assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
 
 
-@pytest.mark.parametrize("unit", [Site(0, "mlp"), Span(0, 2)], ids=str)
-def test_only_attention_can_be_observed(unit: Unit) -> None:
-    with pytest.raises(ValueError, match=f"observes {unit}; only a block's attention"):
-        Plan({unit: Decision(ALL, observe=True)})
+@pytest.mark.parametrize("observe", ["attn", "cross"])
+@pytest.mark.parametrize("unit", [Site(0, "mlp"), Site(0, "attn"), Site(0, "cross"), Span(0, 2)], ids=str)
+def test_only_attention_that_a_unit_computes_can_be_observed(unit: Unit, observe: Literal["attn", "cross"]) -> None:
+    if isinstance(unit, Site) and unit.branch == observe:
+        assert Plan({unit: Decision(ALL, observe=observe)}).at(unit)
+        return
+    with pytest.raises(ValueError, match=f"observes {observe} at {unit}, which does not compute it"):
+        Plan({unit: Decision(ALL, observe=observe)})
 
 
 def test_plans_can_be_read() -> None:
@@ -202,7 +207,7 @@ def scores_and_budget(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 def test_allocate_tokens_spends_the_budget(case: tuple[torch.Tensor, int]) -> None:
     score_RLN, budget = case
     _, blocks, tokens = score_RLN.shape
-    counts = allocate_tokens(score_RLN, budget)
+    counts = allocate_tokens(score_RLN, budget).tolist()
     assert sum(counts) == budget and len(counts) == blocks
     assert all(0 <= count <= tokens for count in counts)
 
@@ -216,7 +221,7 @@ def test_allocate_tokens_prefers_higher_scores(blocks: int, tokens: int, data: s
     for rank, block in enumerate(order):
         level_L[block] = blocks - rank
     score_RLN = level_L[None, :, None] + torch.rand(2, blocks, tokens, generator=torch.Generator().manual_seed(0)) / 2
-    counts = allocate_tokens(score_RLN, budget)
+    counts = allocate_tokens(score_RLN, budget).tolist()
     expected = [min(tokens, max(0, budget - rank * tokens)) for rank in range(blocks)]
     assert [counts[block] for block in order] == expected
 
@@ -226,7 +231,7 @@ def test_allocate_tokens_rounds_by_largest_remainder() -> None:
     score_RLN[:, 0, 0] = 1  # 3 marks in block 0, and the 3 left go to ...
     score_RLN[:1, 0, 1] = 1  # ... block 0 once
     score_RLN[:2, 1, 0] = 1  # ... block 1 twice
-    assert allocate_tokens(score_RLN, 2) == [1, 1]  # shares 4/3 and 2/3
+    assert allocate_tokens(score_RLN, 2).tolist() == [1, 1]  # shares 4/3 and 2/3
 
 
 def test_allocate_tokens_without_values_is_even() -> None:

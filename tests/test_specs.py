@@ -9,14 +9,8 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.files import read_tensors, write_tensors
-from tcbench.models.specs import (
-    MODELS,
-    ModelSpec,
-    build_transformer,
-    from_reference_layout,
-    load_transformer,
-    save_transformer,
-)
+from tcbench.models.dit import DiTSpec, from_reference_layout
+from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer
 
 TINY = MODELS["tiny-dit"]
 
@@ -202,4 +196,4 @@ def test_no_weights_is_said() -> None:
 
 def test_specs_refuse_unknown_fields() -> None:
     with pytest.raises(ValidationError, match="depth"):
-        ModelSpec(**(TINY.model_dump() | {"depth": 3}))
+        DiTSpec(**(TINY.model_dump() | {"depth": 3}))

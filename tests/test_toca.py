@@ -129,7 +129,7 @@ def test_scores_and_ages(options: dict) -> None:
                 if isinstance(who, Tokens):
                     chosen += 1
                     score = score_by_hand(look.attention_received(block)[number].tolist(), age, method)
-                    assert state.scores[block][number].tolist() == pytest.approx(score, rel=1e-5)
+                    assert state.scores[Site(block, "mlp")][number].tolist() == pytest.approx(score, rel=1e-5)
                     ranked = sorted(range(16), key=score.__getitem__, reverse=True)
                     assert set(who.index_RK[number].tolist()) == set(ranked[: row.counts[block]])
                 age[:] = [years + 1 for years in age]
@@ -169,7 +169,7 @@ def test_attention_is_observed_only_if_it_is_read() -> None:
 
 
 def test_an_odd_grid_is_refused() -> None:
-    with pytest.raises(UserError, match=r"toca: its 2x2 cells need an even token grid, not \(3, 3\)"):
+    with pytest.raises(UserError, match=r"toca: its 2x2 cells do not tile the token grid \(3, 3\)"):
         make_method("toca", {}).start(run_of(10, ModelShape(2, 9, 8, (3, 3))))
 
 

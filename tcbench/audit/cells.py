@@ -9,9 +9,8 @@ from tcbench.audit.paper import TOLERANCE, PaperRow, find, name, number, referen
 from tcbench.costing import macs_of
 from tcbench.ledger import plan_macs
 from tcbench.method import Macs
-from tcbench.models.dit import dit_shape
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import MODELS, build_transformer
+from tcbench.models.specs import MODELS, build_transformer, shape_of
 from tcbench.plan import Plan
 from tcbench.registry import make_method
 from tcbench.report.audit import Check
@@ -230,7 +229,7 @@ def ablations() -> Iterator[Check]:
 
 def predictor() -> Iterator[Check]:
     """Sec. III-C's share of the predictor, and Table II with it."""
-    shape, model = dit_shape(MODELS["dit-xl-2-256"]), build_transformer(MODELS["dit-xl-2-256"], device="meta")
+    shape, model = shape_of(MODELS["dit-xl-2-256"]), build_transformer(MODELS["dit-xl-2-256"], device="meta")
     macs, full = CachePredictor.macs(shape).matmul, plan_macs(Plan(), shape).matmul
     block = dict(model.transformer_blocks[0].named_parameters())
     weights = sum(parameter.numel() for key, parameter in block.items() if ".emb." not in key)  # all blocks share emb
@@ -252,7 +251,7 @@ def units() -> Iterator[Check]:
     """What a "TFLOP" and a function evaluation of the tables are."""
     row = find(2, method="DiT-XL/2", resolution=256, sampled_steps=250)
     macs, cell = tmacs("256", 250, "uncached"), row["tmacs"]
-    once = plan_macs(Plan(), dit_shape(MODELS["dit-xl-2-256"])).paper_rule / 1e12
+    once = plan_macs(Plan(), shape_of(MODELS["dit-xl-2-256"])).paper_rule / 1e12
     yield number("as TMACs", cell, macs, EVERYTHING)
     yield number('as "TFLOPs" (the header)', cell, 2 * macs, "a multiply-accumulate is two operations")
     yield number('"using a batch size of 8" (Sec. IV-B)', cell, BATCH * macs, "the cell is for one sample")

@@ -1,37 +1,53 @@
-"""DiT seen as the engine sees every model: blocks made of gated branches over tokens.
+"""DiT (Peebles & Xie 2023): class-conditional, adaLN-Zero, the class label and the timestep in one vector.
 
-The weights and layers are diffusers' `DiTTransformer2DModel` (built by `tcbench.models.specs`, which also brings it to
-the reference's numerics). This adapter only calls its sub-modules one by one, in the order of
-`BasicTransformerBlock.forward`, so computing everything is bit-identical to calling the model.
+The network is diffusers' `DiTTransformer2DModel` brought to the numerics of the reference (facebookresearch/DiT), from
+which the stock class differs in two silent ways: its sinusoid frequencies (`downscale_freq_shift` 1 instead of 0) and
+the epsilon of the pre-MLP LayerNorm (1e-5 instead of 1e-6). Its per-block timestep/label embedders, equal copies in
+every official conversion, are one shared module here.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
+from tcbench.errors import UserError
 from tcbench.method import Macs, ModelShape
-from tcbench.models.specs import ModelSpec
+from tcbench.models.adapter import Adapter, Family, Modulation, ModelSpec, TransformerBlock
 
-MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
-
-DiTBlock = Any
-"""diffusers' `BasicTransformerBlock`, whose sub-modules depend on its arguments and so have no static types."""
+_EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
 
 
-@dataclass(frozen=True)
-class Modulation:
-    """adaLN-Zero's shift, scale and gate of one branch, each [R, 1, D]."""
+class DiTSpec(ModelSpec):
+    """A DiT; the null label is `num_classes`."""
 
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor
+    family: Literal["dit"] = "dit"
+    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
+    num_classes: int = Field(gt=0)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.sample_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+        return self.grid**2
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)."""
+        return (self.in_channels, self.sample_size, self.sample_size)
 
 
-def dit_shape(spec: ModelSpec) -> ModelShape:
+def dit_shape(spec: DiTSpec) -> ModelShape:
     """The shape of a DiT from its spec alone, without building it."""
     width, tokens = spec.width, spec.num_tokens
     patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
@@ -49,79 +65,171 @@ def dit_shape(spec: ModelSpec) -> ModelShape:
     )
 
 
-class DiTAdapter:
-    """Block-wise access to a DiT. R rows, N tokens (any subset where noted by K), D width."""
+class DiTAdapter(Adapter):
+    """Block-wise access to a DiT; the prompt is class labels, which are the context as they are."""
 
-    def __init__(self, model: DiTTransformer2DModel, spec: ModelSpec) -> None:
-        self.model, self.spec = model, spec
-        self.shape = dit_shape(spec)
-        self.blocks: list[DiTBlock] = list(model.transformer_blocks)
+    spec: DiTSpec
 
-    def condition(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+    def __init__(self, model: DiTTransformer2DModel, spec: DiTSpec) -> None:
+        super().__init__(model, spec, dit_shape(spec))
+
+    def drop(self, prompt: Tensor, where_R: Tensor) -> Tensor:
+        """Labels, the null label where `where_R`."""
+        return prompt.masked_fill(where_R.to(prompt.device), self.spec.num_classes)
+
+    def prepare(self, prompt: Tensor) -> Tensor:
+        """The labels."""
+        return prompt
+
+    def condition(self, timestep_R: Tensor, context: Tensor) -> Tensor:
         """Timestep plus label embedding, [R, D]; computed once because all blocks share one embedder."""
-        return self.blocks[0].norm1.emb(timestep_R, label_R, hidden_dtype=self.model.dtype)
+        return self.blocks[0].norm1.emb(timestep_R, context, hidden_dtype=self.model.dtype)
+
+    def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Tensor) -> Tensor:
+        """The model's own forward: [R, out_channels, H, W]."""
+        return self.model(latent, timestep_R, class_labels=prompt).sample
 
     def embed(self, latent: Tensor) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
-    def modulation(self, block: DiTBlock, condition_RD: Tensor) -> dict[str, Modulation]:
-        """The block's modulation by branch; per row, so independent of how many tokens are computed."""
-        parts = block.norm1.linear(block.norm1.silu(condition_RD))[:, None].chunk(6, dim=2)
+    def modulation(self, block: TransformerBlock, condition: Tensor) -> dict[str, Modulation]:
+        """adaLN-Zero's shift, scale and gate by branch."""
+        parts = block.norm1.linear(block.norm1.silu(condition))[:, None].chunk(6, dim=2)
         return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
 
-    def branch_input(self, block: DiTBlock, branch: str, x_RKD: Tensor, part: Modulation) -> Tensor:
-        """Normalised and modulated input of a branch, token by token."""
-        norm = block.norm1.norm if branch == "attn" else block.norm3
-        return norm(x_RKD) * (1 + part.scale) + part.shift
+    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
+        """The LayerNorm before a branch."""
+        return block.norm1.norm if branch == "attn" else block.norm3
 
-    def keys_values(self, block: DiTBlock, h_RKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of some tokens, each [R, heads, K, head_dim]."""
-        attention = block.attn1
-        return self._heads(attention.to_k(h_RKD)), self._heads(attention.to_v(h_RKD))
+    def copy_of_block(self, number: int) -> TransformerBlock:
+        """A block without the model's embedder, which `condition` has applied."""
+        block = super().copy_of_block(number)
+        block.norm1.emb = None
+        return block
 
-    def attend(self, block: DiTBlock, h_RKD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of some tokens over the given keys and values, projected: [R, K, D]."""
-        return self.mix(block, self.queries(block, h_RKD), keys, values)
-
-    def queries(self, block: DiTBlock, h_RKD: Tensor) -> Tensor:
-        """Queries of some tokens, [R, heads, K, head_dim]."""
-        return self._heads(block.attn1.to_q(h_RKD))
-
-    def mix(self, block: DiTBlock, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention from its queries on, projected: [R, K, D]."""
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return block.attn1.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-    def attention_received(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Column sums of the head-mean attention map, float32 [R, N]: ToCa's s1 before it is normalised.
-
-        A second pass beside the fused attention, whose output it leaves as it is. Queries go through in chunks, so that
-        no more than `MAP_ELEMENTS` of the map exist at a time.
-        """
-        rows, heads, _, head_dim = queries.shape
-        received = queries.new_zeros(rows, keys.shape[2], dtype=torch.float32)
-        for chunk in queries.split(max(1, MAP_ELEMENTS // (rows * heads * keys.shape[2])), dim=2):
-            weights = (chunk * head_dim**-0.5 @ keys.transpose(2, 3)).softmax(dim=3, dtype=torch.float32)
-            received += weights.mean(dim=1).sum(dim=1)
-        return received
-
-    def mlp(self, block: DiTBlock, h_RKD: Tensor) -> Tensor:
-        """The MLP, token by token."""
-        return block.ff(h_RKD)
-
-    def branch(self, block: DiTBlock, branch: str, x_RND: Tensor, part: Modulation) -> Tensor:
-        """A whole branch before its gate, the given tokens attending to each other: [R, N, D]."""
-        h = self.branch_input(block, branch, x_RND, part)
-        return self.mlp(block, h) if branch == "mlp" else self.attend(block, h, *self.keys_values(block, h))
-
-    def unembed(self, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
+    def unembed(self, x_RND: Tensor, condition: Tensor) -> Tensor:
         """Final layer and un-patching: [R, out_channels, H, W]."""
         model, side, patch = self.model, self.spec.grid, self.spec.patch_size
-        shift, scale = model.proj_out_1(F.silu(condition_RD)).chunk(2, dim=1)
+        shift, scale = model.proj_out_1(F.silu(condition)).chunk(2, dim=1)
         x = model.proj_out_2(model.norm_out(x_RND) * (1 + scale[:, None]) + shift[:, None])
-        x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (side, side))  # [R, h, w, p, q, C]
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return unpatchify(x, (side, side), patch)
 
-    def _heads(self, x_RKD: Tensor) -> Tensor:
-        return x_RKD.unflatten(2, (self.spec.num_heads, -1)).transpose(1, 2)
+
+def unpatchify(x_RND: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Images [R, C, H, W] of tokens that hold a patch each, channels last."""
+    x = x_RND.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # [R, h, w, p, q, C]
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+# --- the network
+
+
+def _skeleton(spec: DiTSpec) -> DiTTransformer2DModel:
+    """The network with its parameters on meta and its position embedding computed."""
+    with init_empty_weights():
+        model = DiTTransformer2DModel(
+            num_attention_heads=spec.num_heads,
+            attention_head_dim=spec.head_dim,
+            in_channels=spec.in_channels,
+            out_channels=spec.out_channels,
+            num_layers=spec.num_blocks,
+            attention_bias=True,
+            sample_size=spec.sample_size,
+            patch_size=spec.patch_size,
+            activation_fn="gelu-approximate",
+            num_embeds_ada_norm=spec.num_classes,
+            norm_type="ada_norm_zero",
+            norm_elementwise_affine=False,
+            norm_eps=spec.norm_eps,
+        )
+    embedder = model.transformer_blocks[0].norm1.emb
+    embedder.time_proj.downscale_freq_shift = 0
+    # every block would drop labels independently; training drops them once, outside, to the null label
+    embedder.class_embedder.dropout_prob = 0.0
+    for block in model.transformer_blocks:
+        block.norm1.emb = embedder
+    return model.eval()
+
+
+def _initial_value(name: str, shape: torch.Size, generator: torch.Generator, zero_init: bool) -> Tensor:
+    """The reference's `initialize_weights`; without `zero_init`, every layer shows in the output."""
+
+    def normal(std: float) -> Tensor:
+        return torch.randn(shape, generator=generator) * std
+
+    if name.startswith(("proj_out_1.", "proj_out_2.")) or ".norm1.linear." in name:
+        return torch.zeros(shape) if zero_init else normal(0.05)
+    if name.endswith("bias"):
+        return torch.zeros(shape) if zero_init else normal(0.02)
+    if "class_embedder" in name:
+        return normal(0.02 if zero_init else 0.7)
+    if "timestep_embedder" in name:
+        return normal(0.02 if zero_init else 0.07)
+    # the reference initialises q, k and v as one matrix
+    matrices = 3 if ".attn1.to_" in name and ".to_out." not in name else 1
+    return xavier_uniform(shape, generator, matrices)
+
+
+def xavier_uniform(shape: torch.Size, generator: torch.Generator, matrices: int = 1) -> Tensor:
+    """Xavier-uniform numbers for a layer that is one of `matrices` stacked ones."""
+    bound = math.sqrt(6 / (math.prod(shape[1:]) + matrices * shape[0]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+_REFERENCE_NAMES = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": f"{_EMBEDDER}.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": f"{_EMBEDDER}.timestep_embedder.linear_2",
+    "y_embedder.embedding_table": f"{_EMBEDDER}.class_embedder.embedding_table",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+_REFERENCE_BLOCK_NAMES = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+
+
+def from_reference_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a state dict of the reference DiT repository to diffusers' layout, embedder once, under block 0.
+
+    `attn.qkv` is split in thirds. `pos_embed` is dropped: it is fixed, and diffusers recomputes it. Unknown
+    names stay as they are, for the loader to report.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        module, _, kind = key.rpartition(".")  # kind: weight or bias
+        if module.startswith("blocks."):
+            _, index, inner = module.split(".", 2)
+            block = f"transformer_blocks.{index}"
+            if inner == "attn.qkv":
+                for name, part in zip("qkv", tensor.chunk(3), strict=True):
+                    renamed[f"{block}.attn1.to_{name}.{kind}"] = part
+            else:
+                renamed[f"{block}.{_REFERENCE_BLOCK_NAMES.get(inner, inner)}.{kind}"] = tensor
+        elif key != "pos_embed":
+            renamed[f"{_REFERENCE_NAMES.get(module, module)}.{kind}"] = tensor
+    return renamed
+
+
+def _to_diffusers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    return _without_copies(from_reference_layout(state) if "x_embedder.proj.weight" in state else state, path)
+
+
+def _without_copies(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Keep one of the equal embedders of an official conversion, and drop its fixed position embedding."""
+    kept: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        head, marker, tail = key.partition(".norm1.emb.")
+        if not marker or head == "transformer_blocks.0":
+            kept[key] = tensor
+        elif not torch.equal(tensor, state.get(f"{_EMBEDDER}.{tail}", tensor.new_empty(0))):
+            raise UserError(f"{path}: {key} differs from block 0's; only checkpoints with one embedder are supported")
+    kept.pop("pos_embed.pos_embed", None)
+    return kept
+
+
+DIT = Family(DiTAdapter, dit_shape, _skeleton, _initial_value, _to_diffusers)

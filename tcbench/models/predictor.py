@@ -1,13 +1,20 @@
 """The Cache Predictor (Sec. III-C): one DiT block and a linear head, a score for every token in every block at once."""
 
-import copy
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcbench.ledger import block_macs
 from tcbench.method import Macs, ModelShape
-from tcbench.models.dit import DiTAdapter, DiTBlock
+from tcbench.models.adapter import Adapter, TransformerBlock
+
+
+class ComputesBlocks(Protocol):
+    """The adapter, or whatever else computes a block of its model."""
+
+    def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block for all tokens: [R, N, D]."""
 
 
 class CachePredictor(nn.Module):
@@ -18,25 +25,23 @@ class CachePredictor(nn.Module):
     scores. The head starts at zero: every score is 0.5 until trained.
     """
 
-    def __init__(self, adapter: DiTAdapter) -> None:
+    def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.block: DiTBlock = copy.deepcopy(adapter.blocks[0])
-        self.block.norm1.emb = None  # the model's embedder is shared and stays frozen
+        self.block: TransformerBlock = adapter.copy_of_block(0)
         shape = adapter.shape
         self.head = nn.Linear(shape.width, shape.num_blocks)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.to(adapter.model.device)
 
-    def forward(self, adapter: DiTAdapter, x_RND: Tensor, condition_RD: Tensor) -> Tensor:
-        """Scores in (0, 1): [R, L, N]."""
-        modulation, x = adapter.modulation(self.block, condition_RD), x_RND
-        for branch, part in modulation.items():
-            x = x + part.gate * adapter.branch(self.block, branch, x, part)
-        return self.head(F.layer_norm(x, x.shape[-1:])).sigmoid().transpose(1, 2)
+    def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
+        """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
+        x = compute.block(self.block, x_RND, condition)
+        return self.head(F.layer_norm(x.float(), x.shape[-1:])).sigmoid().transpose(1, 2)
 
     @staticmethod
     def macs(shape: ModelShape) -> Macs:
-        """Per row and call: a whole block and the head."""
+        """Per row and call: a whole block, keys and values of the text with its own weights, and the head."""
         head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
-        return block_macs(shape, shape.num_tokens) + head
+        text = Macs(2 * shape.text_tokens * shape.width**2)
+        return block_macs(shape, 0, None) + text + head

@@ -35,7 +35,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: truncated or not a plain checkpoint ({reason}); download it again") from error
-    state = state.get("ema", state) if isinstance(state, dict) else state  # as DiT's training script saves
+    if isinstance(state, dict):  # as the training scripts of DiT and PixArt-alpha save
+        state = state.get("ema", state.get("state_dict", state))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict of tensors; give a checkpoint of weights only")
     return state

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from tcbench.errors import UserError
 from tcbench.files import digest, read_json, write_json
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.specs import MODELS, build_transformer
+from tcbench.models.adapter import Adapter
+from tcbench.models.specs import MODELS, build_transformer, make_adapter
 from tcbench.plan import Plan
 from tcbench.provenance import collect
 from tcbench.replay import ExecutionPath, Replay
@@ -26,7 +27,7 @@ from tcbench.sources import source_digest
 from tcbench.speed_config import Dtype, Part, SpeedSuite
 from tcbench.stages.peers import PEERS, macs_per_sample
 from tcbench.stages.timing import NotRun, Prepared, machine, run_seconds, spread, step_seconds
-from tcbench.untrained import untrained_artefacts
+from tcbench.untrained import random_captions, untrained_artefacts
 
 WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Record = dict[str, Any]
@@ -67,11 +68,11 @@ def device_of(suite: SpeedSuite) -> torch.device:
     return torch.device(suite.device)
 
 
-def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> DiTAdapter:
+def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> Adapter:
     """The part's model with random weights in its dtype, every layer drawn."""
     spec = MODELS[part.model]
     weights = WEIGHTS[part.dtype]
-    return DiTAdapter(build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False), spec)
+    return make_adapter(build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False), spec)
 
 
 @contextmanager
@@ -85,41 +86,47 @@ def precision(dtype: Dtype) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: DiTAdapter, path: ExecutionPath) -> Replay:
+def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path: ExecutionPath) -> Replay:
     """A row's run, with stand-ins for what it would have trained."""
     settings, method = suite.models[part.model].rows[row], suite.models[part.model].method(row)
     artefacts = untrained_artefacts(adapter, method, part.nfe, suite.seed, settings.open_branches)
     index = torch.arange(part.batch_size)
-    return Replay(adapter, method, part.nfe, sampler_settings(suite), index, artefacts, path=path)
+    prompts = random_captions(adapter.spec, suite.seed)
+    return Replay(
+        adapter, method, part.nfe, sampler_settings(suite, part), index, artefacts, prompts=prompts, path=path
+    )
 
 
-def sampler_settings(suite: SpeedSuite) -> SamplerSettings:
-    """What all rows share."""
-    return SamplerSettings(suite.guidance_scale, suite.seed)
+def sampler_settings(suite: SpeedSuite, part: Part) -> SamplerSettings:
+    """What all rows of a model share."""
+    model = suite.models[part.model]
+    return SamplerSettings(model.guidance_scale, suite.seed, solver=model.solver)
 
 
 def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
     """Identifies everything that a part's numbers depend on: settings, code, machine."""
     rows = {name: row for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe}
-    settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device"}, mode="json")
+    settings = suite.model_dump(include={"seed", "protocol", "device"}, mode="json")
     code = source_digest("bench", *sorted({row.method for row in rows.values()}))
     described = {name: row.model_dump(exclude={"paper"}) for name, row in rows.items()}
-    return digest([settings, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
 
 
 def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
     """The same for the peers at a part's setting."""
-    settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device", "peers"}, mode="json")
+    settings = suite.model_dump(include={"seed", "protocol", "device", "peers"}, mode="json")
     installed = find_spec("cache_dit") is not None
     code = source_digest("bench", "uncached")
-    return digest([settings, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
 
 
 def _is_fresh(path: Path, fingerprint: str) -> bool:
     return path.exists() and read_json(path).get("fingerprint") == fingerprint
 
 
-def _time_part(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: ExecutionPath) -> Record:
+def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
     model = suite.models[part.model]
     makers: dict[str, Callable[[], Prepared]] = {
         name: lambda name=name: prepare_row(suite, part, name, adapter, path)  # type: ignore[misc]
@@ -134,8 +141,8 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: Executi
     return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "rows": rows}
 
 
-def _time_peers(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: ExecutionPath) -> Record:
-    index, settings = torch.arange(part.batch_size), sampler_settings(suite)
+def _time_peers(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
+    index, settings = torch.arange(part.batch_size), sampler_settings(suite, part)
     makers: dict[str, Callable[[], Prepared]] = {
         name: lambda name=name: PEERS[name].prepare(adapter, suite.peers.nfe, settings, index)  # type: ignore[misc]
         for name in suite.peers.names
@@ -148,7 +155,7 @@ def _time_peers(suite: SpeedSuite, part: Part, adapter: DiTAdapter, path: Execut
     return _described(suite, part, adapter) | {"nfe": suite.peers.nfe, "rows": rows}
 
 
-def _described(suite: SpeedSuite, part: Part, adapter: DiTAdapter) -> Record:
+def _described(suite: SpeedSuite, part: Part, adapter: Adapter) -> Record:
     return {
         "model": part.model,
         "dtype": part.dtype,
@@ -159,7 +166,7 @@ def _described(suite: SpeedSuite, part: Part, adapter: DiTAdapter) -> Record:
 
 
 def time_interleaved(
-    suite: SpeedSuite, title: str, adapter: DiTAdapter, makers: dict[str, Callable[[], Prepared]]
+    suite: SpeedSuite, title: str, adapter: Adapter, makers: dict[str, Callable[[], Prepared]]
 ) -> tuple[dict[str, Prepared], dict[str, Record]]:
     """Prepare all rows, then time whole runs and steps, in rounds that each begin with another row.
 
@@ -230,7 +237,7 @@ def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:
 
 
 @contextmanager
-def _peak_memory(adapter: DiTAdapter) -> Iterator[Callable[[], int | None]]:
+def _peak_memory(adapter: Adapter) -> Iterator[Callable[[], int | None]]:
     """Peak bytes of one row as if it were alone: the weights and what preparing and running it adds."""
     gc.collect()
     if adapter.model.device.type != "cuda":

@@ -10,8 +10,8 @@ from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import sha256
 from tcbench.method import Artefacts, Method
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.specs import MODELS, build_transformer, load_transformer
+from tcbench.models.adapter import Adapter
+from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
 from tcbench.models.weights import locate
 from tcbench.sampling import SamplerSettings
 from tcbench.training.caching import load_artefacts
@@ -23,7 +23,7 @@ class ReadyRow:
 
     method: Method
     nfe: int
-    adapter: DiTAdapter
+    adapter: Adapter
     artefacts: Artefacts
 
 
@@ -36,15 +36,15 @@ def device_of(suite: Suite) -> torch.device:
 
 def sampler_settings(suite: Suite) -> SamplerSettings:
     """What all rows share."""
-    return SamplerSettings(suite.guidance.scale, suite.seed, suite.spacing)
+    return SamplerSettings(suite.guidance.scale, suite.seed, suite.spacing, suite.solver)
 
 
-def load_adapter(suite: Suite) -> DiTAdapter:
+def load_adapter(suite: Suite) -> Adapter:
     """The suite's model with its weights, on its device."""
     spec, device = MODELS[suite.model], device_of(suite)
     if suite.weights == "random":
-        return DiTAdapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
-    return DiTAdapter(load_transformer(spec, suite.weights, device), spec)
+        return make_adapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
+    return make_adapter(load_transformer(spec, suite.weights, device), spec)
 
 
 @lru_cache
@@ -60,7 +60,7 @@ def artefacts_folder(suite: Suite, row: str) -> Path | None:
     return suite.folder / "trained" / source if source else None
 
 
-def ready_row(suite: Suite, row: str, adapter: DiTAdapter) -> ReadyRow:
+def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
     """Load what a row needs; `adapter` is the plain model and stays untouched."""
     folder = artefacts_folder(suite, row)
     artefacts, adapter = load_artefacts(folder, adapter) if folder else (Artefacts(), adapter)

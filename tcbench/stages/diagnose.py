@@ -32,8 +32,8 @@ from tcbench.plan import (
     top_tokens,
 )
 from tcbench.provenance import collect
-from tcbench.sampling import ReferenceDDIM
-from tcbench.stages.common import artefacts_folder, load_adapter
+from tcbench.sampling import make_sampler
+from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
 from tcbench.training.caching import Pairs, load_artefacts, uncached_updates
 
 SEED_OFFSET = 7919  # the pairs are not the ones that training saw
@@ -49,7 +49,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     adapter = load_adapter(suite)
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
-    sampler = ReferenceDDIM(suite.rows[row].nfe, suite.spacing)
+    sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite), torch.arange(0))
     run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_images(suite.data), sampler, suite.training_seed + SEED_OFFSET)
@@ -79,7 +79,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     for ratio, keys, name in tqdm(grid, desc=f"diagnose {row}", mininterval=1):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
-            ("batch", allocate_tokens(selectors[name], budget)),
+            ("batch", allocate_tokens(selectors[name], budget).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
             plan = Plan(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.models.adapter import Adapter
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
@@ -25,6 +26,12 @@ from tcbench.stages.timing import NotRun, Prepared
 
 BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)
 """The modules whose outputs TaylorSeer's hooks forecast; their default matches none of DiT's."""
+
+
+def _dit(adapter: Adapter) -> DiTAdapter:
+    if not isinstance(adapter, DiTAdapter):
+        raise NotRun("needs a class-conditional DiT")
+    return adapter
 
 
 class DiffusersRun:
@@ -38,19 +45,20 @@ class DiffusersRun:
 
     def __init__(
         self,
-        adapter: DiTAdapter,
+        adapter: Adapter,
         nfe: int,
         settings: SamplerSettings,
         sample_index: Tensor,
         compile: dict[str, Any] | None = None,
         cache: "Install | None" = None,
     ) -> None:
-        self.nfe, self._settings, self._spec = nfe, settings, adapter.spec
+        self._spec = _dit(adapter).spec
+        self.nfe, self._settings = nfe, settings
         self._sampler = ReferenceDDIM(nfe, settings.spacing)
         device, dtype = adapter.model.device, adapter.model.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        label = sample_labels(sample_index, adapter.spec.num_classes).to(device)
-        self._rows = torch.cat([label, torch.full_like(label, adapter.spec.num_classes)])
+        label = sample_labels(sample_index, self._spec.num_classes).to(device)
+        self._rows = torch.cat([label, torch.full_like(label, self._spec.num_classes)])
         self._timesteps = [torch.full_like(self._rows, timestep) for timestep in self._sampler.timesteps]
         self._index = 0
         self.model, self._forget = adapter.model, _nothing
@@ -62,7 +70,7 @@ class DiffusersRun:
     @property
     def timestep(self) -> int:
         """The timestep of the current step."""
-        return self._sampler.timesteps[self._index]
+        return int(self._sampler.timesteps[self._index])
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
@@ -94,7 +102,8 @@ class DiffusersRun:
 class MatrixProducts:
     """The linear layers and attention of every block, back to back and nothing else: a floor under a full step."""
 
-    def __init__(self, adapter: DiTAdapter, nfe: int, settings: SamplerSettings, sample_index: Tensor) -> None:
+    def __init__(self, adapter: Adapter, nfe: int, settings: SamplerSettings, sample_index: Tensor) -> None:
+        _dit(adapter)
         self.nfe, shape = nfe, adapter.shape
         self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
         self._blocks, self._heads = adapter.blocks, adapter.spec.num_heads
@@ -193,7 +202,7 @@ def _compiler() -> Iterator[None]:
 
 
 def _prepare_compiled(mode: str | None) -> Callable[..., DiffusersRun]:
-    def prepare(adapter: DiTAdapter, nfe: int, settings: SamplerSettings, index: Tensor) -> DiffusersRun:
+    def prepare(adapter: Adapter, nfe: int, settings: SamplerSettings, index: Tensor) -> DiffusersRun:
         run = DiffusersRun(adapter, nfe, settings, index, compile={"mode": mode, "dynamic": False})
         with _compiler():
             run.step(0)
@@ -207,7 +216,7 @@ def _prepare_cached(cache: Install) -> Callable[..., DiffusersRun]:
 
 
 def _prepare_ours(path: ExecutionPath) -> Callable[..., Replay]:
-    def prepare(adapter: DiTAdapter, nfe: int, settings: SamplerSettings, index: Tensor) -> Replay:
+    def prepare(adapter: Adapter, nfe: int, settings: SamplerSettings, index: Tensor) -> Replay:
         return Replay(adapter, make_method("uncached", {}), nfe, settings, index, path=path)
 
     return prepare
@@ -218,7 +227,7 @@ class Peer:
     """How tables call a peer, and what prepares its run."""
 
     label: str
-    prepare: Callable[[DiTAdapter, int, SamplerSettings, Tensor], Prepared]
+    prepare: Callable[[Adapter, int, SamplerSettings, Tensor], Prepared]
 
 
 PEERS: dict[PeerName, Peer] = {

@@ -18,7 +18,8 @@ from tcbench.data import Dataset, split
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
 from tcbench.files import write_json
-from tcbench.models.specs import ModelSpec, build_transformer, save_transformer
+from tcbench.models.dit import DiTSpec
+from tcbench.models.specs import build_transformer, save_transformer
 from tcbench.training.common import deterministic, provenance, require_finite
 
 
@@ -44,7 +45,7 @@ class PretrainRecipe(BaseModel):
 
 
 def pretrain_denoiser(
-    spec: ModelSpec, data: Dataset, recipe: PretrainRecipe, device: torch.device | str, out: Path, log: Path
+    spec: DiTSpec, data: Dataset, recipe: PretrainRecipe, device: torch.device | str, out: Path, log: Path
 ) -> None:
     """Train a class-conditional denoiser by eps-prediction (Ho et al. 2020, L_simple) and write its averaged weights.
 
@@ -63,7 +64,7 @@ def pretrain_denoiser(
     Raises:
         UserError: the data do not fit the spec, the loss is not finite, or a file cannot be written.
     """
-    shape = (spec.in_channels, spec.sample_size, spec.sample_size)
+    shape = spec.latent_shape
     if data.images.shape[1:] != shape or data.labels.max() >= spec.num_classes:
         raise UserError(
             f"{spec.name}: images {list(data.images.shape[1:])} with labels up to {data.labels.max()}, not "

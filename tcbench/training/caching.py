@@ -9,6 +9,7 @@ The cache the later step sees is filled by the uncached forward at the earlier o
 import copy
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,33 @@ from tcbench.method import (
     TrainRouter,
     TrainScorer,
 )
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
+from tcbench.models.specs import make_adapter
 from tcbench.plan import Block, Plan, Unit
-from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, initial_noise, sample_labels, start_run
+from tcbench.sampling import (
+    Chain,
+    Prompts,
+    SamplerSettings,
+    default_prompts,
+    denoise,
+    initial_noise,
+    make_sampler,
+    start_run,
+)
 from tcbench.training.common import check_finite, deterministic, uncached_values
 from tcbench.training.routers import as_table, read_router, train_router
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
-REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)"
+# not the keys and values of the text, which a run makes once, with and without refiners
+REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
 
 
 class Pairs:
     """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
 
-    def __init__(self, adapter: DiTAdapter, data: Dataset, sampler: ReferenceDDIM, seed: int) -> None:
+    def __init__(self, adapter: Adapter, data: Dataset, sampler: Chain, seed: int) -> None:
         self.adapter, self.data, self.sampler = adapter, data, sampler
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
@@ -65,23 +77,23 @@ class Pairs:
         """One step out of `steps`, uniformly."""
         return steps[int(torch.randint(len(steps), (), generator=self.generator))]
 
-    def start(self, step_R: Tensor) -> tuple[Tensor, Tensor]:
-        """(x at the earlier steps [R, C, H, W], labels with some dropped [R])."""
+    def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
+        """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
         device = self.adapter.model.device
         chosen = torch.randint(len(self.data), (len(step_R),), generator=self.generator)
         x0, label = self.data.images[chosen], self.data.labels[chosen]
         dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
-        label = label.masked_fill(dropped, self.adapter.spec.num_classes)
+        label = self.adapter.drop(label, dropped)
         noise = torch.randn(x0.shape, generator=self.generator)
         return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
 
-    def embed(self, x: Tensor, step_R: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens [R, N, D], condition [R, D])."""
+    def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
+        """(tokens [R, N, D], condition)."""
         timestep = self.timesteps[step_R].to(x.device)
-        return self.adapter.embed(x), self.adapter.condition(timestep, label)
+        return self.adapter.embed(x), self.adapter.condition(timestep, self.adapter.prepare(label))
 
     @torch.no_grad()
-    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Tensor, Tensor, dict[Unit, Tensor]]:
+    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
         """A batch of pairs, uncached on both sides.
 
         Returns:
@@ -95,17 +107,26 @@ class Pairs:
         tokens, condition = self.embed(later, step + 1, label)
         return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
 
-    def next(self, x: Tensor, hidden: Tensor, condition: Tensor, step_R: Tensor) -> Tensor:
+    def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
         """x at the later steps, from the last block's output at the earlier ones."""
-        eps = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
-        return self.sampler.step_rows(eps, step_R.to(x.device), x)
+        output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
+        return self.sampler.step_rows(output, step_R.to(x.device), x)
 
 
 @deterministic()
 def train(
-    adapter: DiTAdapter, method: Method, nfe: int, settings: SamplerSettings, data: Dataset, seed: int
+    adapter: Adapter,
+    method: Method,
+    nfe: int,
+    settings: SamplerSettings,
+    data: Dataset,
+    seed: int,
+    prompts: Prompts | None = None,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
+
+    Args:
+        prompts: of the samples that scores are collected on, as `sample_batch` takes them.
 
     Returns:
         The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
@@ -115,7 +136,7 @@ def train(
     """
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
-    sampler = ReferenceDDIM(method.sampled_steps(nfe), settings.spacing)
+    sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, torch.arange(0))
     artefacts = Artefacts()
     refiners: dict[str, Tensor] = {}
     log: dict[str, Any] = {"seed": seed, "nfe": nfe, "stages": []}
@@ -128,7 +149,8 @@ def train(
                 scorer, losses = _train_scorer(adapter, stage, pairs)
                 artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
             case CollectScores():
-                statistics = _collect_scores(adapter, method, stage, nfe, settings, artefacts)
+                shown = prompts or partial(default_prompts, adapter)
+                statistics = _collect_scores(adapter, method, stage, nfe, settings, artefacts, shown)
                 artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
                 losses, log["scores"] = {}, statistics
             case TrainRefiners():
@@ -147,7 +169,7 @@ def _describe(stage: Stage) -> dict:
     return {"kind": type(stage).__name__, **vars(stage)}
 
 
-def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tuple[CachePredictor, dict]:
+def _train_scorer(adapter: Adapter, stage: TrainScorer, pairs: Pairs) -> tuple[CachePredictor, dict]:
     """Minimise cache loss + lambda * cost loss (Eq. 9) over the scorer, everything else frozen."""
     scorer = CachePredictor(adapter)
     for parameter in scorer.parameters():
@@ -177,7 +199,7 @@ def _train_scorer(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs) -> tupl
     return scorer.eval().requires_grad_(False), {"cost_weight_used": cost_weight, **history}
 
 
-def half_closing_cost(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs, batches: int = 8) -> float:
+def half_closing_cost(adapter: Adapter, stage: TrainScorer, pairs: Pairs, batches: int = 8) -> float:
     """The lambda at which half of all gates are best closed, were they alone (Eq. 11 without the sensitivity factor).
 
     A gate trades (1 - alpha)^2 |df|^2 / (N D) of the cache loss against lambda * alpha of the cost loss, df being the
@@ -193,7 +215,7 @@ def half_closing_cost(adapter: DiTAdapter, stage: TrainScorer, pairs: Pairs, bat
     return weight if stage.cost_reduction == "sum" else weight * stage.free_blocks * shape.num_tokens
 
 
-def uncached_updates(adapter: DiTAdapter, tokens: Tensor, condition: Tensor) -> tuple[Tensor, dict[Unit, Tensor]]:
+def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:
     """(x^L, every block's update f^l), without a gradient."""
     return uncached_values(adapter, tokens, condition, [Block(block) for block in range(adapter.shape.num_blocks)])
 
@@ -220,15 +242,20 @@ class _ScoreCollector:
 
 @torch.inference_mode()
 def _collect_scores(
-    adapter: DiTAdapter, method: Method, stage: CollectScores, nfe: int, settings: SamplerSettings, artefacts: Artefacts
+    adapter: Adapter,
+    method: Method,
+    stage: CollectScores,
+    nfe: int,
+    settings: SamplerSettings,
+    artefacts: Artefacts,
+    prompts: Prompts,
 ) -> dict:
     """alpha-bar_t on uncached, guided trajectories (Sec. III-D), and what Fig. 8 shows of the scores."""
     index = CALIBRATION_INDEX + torch.arange(stage.samples)
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts)
     collector = _ScoreCollector(stage)
     x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
-    label = sample_labels(index, adapter.spec.num_classes).to(x.device)
-    steps = denoise(adapter, Engine(adapter, run, collector), sampler, settings, x, label)
+    steps = denoise(adapter, Engine(adapter, run, collector), sampler, settings, x, prompts(index).to(x.device))
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
     alpha_SRLN = torch.stack(collector.alphas).double().cpu()
@@ -245,7 +272,7 @@ def _collect_scores(
 
 
 def _train_refiners(
-    adapter: DiTAdapter, method: Method, stage: TrainRefiners, pairs: Pairs, artefacts: Artefacts
+    adapter: Adapter, method: Method, stage: TrainRefiners, pairs: Pairs, artefacts: Artefacts
 ) -> tuple[dict[str, Tensor], dict]:
     """Fit LoRA on the last blocks to the uncached x^L, on the method's own P-steps one step after a full one.
 
@@ -293,7 +320,7 @@ def _train_refiners(
     return state, history
 
 
-def add_refiners(adapter: DiTAdapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
+def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
     """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
     last = "|".join(str(block) for block in range(adapter.shape.num_blocks - blocks, adapter.shape.num_blocks))
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"transformer_blocks\.({last})\.({REFINER_LAYERS})")
@@ -325,7 +352,7 @@ def save_artefacts(folder: Path, artefacts: Artefacts, refiners: dict[str, Tenso
     write_json(folder / "artefacts.json", log)
 
 
-def load_artefacts(folder: Path, adapter: DiTAdapter) -> tuple[Artefacts, DiTAdapter]:
+def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     """Read what `save_artefacts` wrote: the artefacts, and the adapter to sample with.
 
     That adapter is a copy with the refiners merged into its weights (they cost no MACs), or `adapter` itself.
@@ -354,12 +381,12 @@ def load_artefacts(folder: Path, adapter: DiTAdapter) -> tuple[Artefacts, DiTAda
     return Artefacts(scorers, alpha_bar, tables=tables), adapter
 
 
-def _merged(adapter: DiTAdapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> DiTAdapter:
-    merged = DiTAdapter(copy.deepcopy(adapter.model), adapter.spec)
+def _merged(adapter: Adapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> Adapter:
+    merged = make_adapter(copy.deepcopy(adapter.model), adapter.spec)
     lora = add_refiners(merged, blocks, rank)
     _load_exactly(lora, tensors, path, only="lora_")
     lora.merge_and_unload()
-    return DiTAdapter(merged.model, merged.spec)  # the merged layers are new modules
+    return make_adapter(merged.model, merged.spec)  # the merged layers are new modules
 
 
 def _load_exactly(module: nn.Module, tensors: dict[str, Tensor], path: Path, only: str = "") -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ from torch import Tensor
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.method import Run, Stage
-from tcbench.models.dit import DiTAdapter
+from tcbench.models.adapter import Adapter
 from tcbench.plan import ALL, Hold, Unit, every_unit
 
 
@@ -51,7 +52,7 @@ def check_finite(loss: Tensor, stage: Stage, iteration: int) -> None:
 
 
 def uncached_values(
-    adapter: DiTAdapter, tokens: Tensor, condition: Tensor, units: Sequence[Unit]
+    adapter: Adapter, tokens: Tensor, condition: Any, units: Sequence[Unit]
 ) -> tuple[Tensor, dict[Unit, Tensor]]:
     """(x^L, what would be cached of every unit) of a forward that computes everything, without a gradient."""
     engine = Engine(adapter, Run(adapter.shape, (0,), False, torch.arange(len(tokens))))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tcbench.engine import soft_hidden
 from tcbench.errors import UserError
 from tcbench.method import ModelShape, Table, TrainRouter
+from tcbench.models.adapter import Prompt
 from tcbench.plan import Site, Unit
 from tcbench.training.common import check_finite, uncached_values
 
@@ -61,13 +62,13 @@ class RouterTrainer:
         self.rows = [nn.Parameter(row.to(device, copy=True)) for row in logits]
         self.optimiser = torch.optim.AdamW(self.rows, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
 
-    def step(self, odd: int, x: Tensor, label: Tensor) -> RouterLoss:
+    def step(self, odd: int, x: Tensor, label: Prompt) -> RouterLoss:
         """Update the row below `odd`.
 
         Args:
             odd: the pair's earlier step, counted from the last sampled step.
-            x: latents at that step, [R, C, H, W].
-            label: labels [R], some of them dropped; the same in all three passes.
+            x: latents at that step, [R, C, ...].
+            label: labels or captions, some of them dropped; the same in all three passes.
         """
         pairs, adapter = self.pairs, self.pairs.adapter
         sites = router_sites(adapter.shape)

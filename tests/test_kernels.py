@@ -1,0 +1,99 @@
+"""Every fused kernel against the plain PyTorch beside it: in Triton's interpreter on the CPU, compiled on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from tcbench.kernels import Chosen, rows, stream
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
+R, N, D, H = 3, 24, 40, 5
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(DEVICE)
+
+
+def choose(used: int, capacity: int = N, expected: int = 4) -> Chosen:
+    order = random(R, N, seed=9).argsort(dim=1)[:, :capacity]
+    return Chosen(order, torch.tensor([used], dtype=torch.int32, device=DEVICE), N, expected)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2])
+@pytest.mark.parametrize("gated", [True, False])
+def test_advance_adds_the_terms_and_normalises_all_tokens(terms: int, gated: bool) -> None:
+    x, before = random(R, N, D), random(R, N, D, seed=1)
+    added = [(random(R, N, D, seed=2 + i), random(R, 6, D, seed=i)[:, 2] if gated else None) for i in range(terms)]
+    modulate = (random(R, 6, D, seed=7)[:, 0], random(R, 6, D, seed=8)[:, 1])
+    results = [
+        stream.advance(x, added, modulate=modulate, before_RND=before if terms else None, path=path)
+        for path in ("triton", "torch")
+    ]
+    for actual, expected in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if expected is not None:
+            close(actual, expected)
+    total = x + sum((value if gate is None else gate[:, None] * value) for value, gate in added)
+    close(results[0][0], total)
+    close(results[0][2], F.layer_norm(total, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None])
+
+
+@pytest.mark.parametrize("used", [0, 1, 7, N])
+def test_advance_normalises_chosen_tokens_of_the_new_stream(used: int) -> None:
+    x, modulate = random(R, N, D), (random(R, D, seed=7), random(R, D, seed=8))
+    terms, chosen = [(random(R, N, D, seed=3), random(R, D, seed=4))], choose(used)
+    after, _, compact = stream.advance(x, terms, modulate=modulate, chosen=chosen)
+    close(after, stream.advance(x, terms, path="torch")[0])
+    expected = F.layer_norm(after, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None]
+    close(compact[: R * used], expected.flatten(0, 1)[chosen.flat()])
+    close(stream.norm_rows(compact, modulate, chosen)[: R * used],
+          stream.norm_rows(compact, modulate, chosen, path="torch")[: R * used])  # fmt: skip
+
+
+@pytest.mark.parametrize("used", [0, 5, N])
+@pytest.mark.parametrize("features", [40, 130])
+def test_linear_layers_on_chosen_tokens(used: int, features: int) -> None:
+    chosen, weight, bias = choose(used), random(features, D), random(features)
+    a = random(R * N, D)
+    count = R * used
+    for activation in ("none", "gelu"):
+        close(rows.linear(a, weight, bias, chosen, activation)[:count],
+              rows.linear(a, weight, bias, chosen, activation, path="torch")[:count])  # fmt: skip
+    gate, base = random(R, 6, features, seed=3)[:, 4], random(R, N, features, seed=4)
+    close(rows.linear_residual(a, weight, bias, chosen, gate, base)[:count],
+          rows.linear_residual(a, weight, bias, chosen, gate, base, path="torch")[:count])  # fmt: skip
+    outs = [random(R, N, features, seed=5) for _ in range(4)]
+    middle = random(R * N, features, seed=6)
+    for out, path in zip(outs[:2], ("triton", "torch"), strict=True):
+        rows.linear_scatter(a, weight, bias, chosen, out, path=path)
+    for out, path in zip(outs[2:], ("triton", "torch"), strict=True):
+        rows.linear_update(a, weight, bias, chosen, gate, base, middle, out, path=path)
+    close(outs[0], outs[1])
+    close(outs[2], outs[3])
+    untouched = torch.ones(R * N, dtype=torch.bool, device=DEVICE)
+    untouched[chosen.flat()] = False
+    for out in (outs[0], outs[2]):
+        assert torch.equal(out.flatten(0, 1)[untouched], random(R, N, features, seed=5).flatten(0, 1)[untouched])
+
+
+@pytest.mark.parametrize("used", [0, 1, 9, N])
+@pytest.mark.parametrize("among", [False, True])
+def test_attention_of_chosen_tokens(used: int, among: bool) -> None:
+    chosen = choose(used, capacity=max(used, 1))
+    q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
+    actual = rows.attention(q, k, v, H, chosen, among)
+    close(actual[: R * used], rows.attention(q, k, v, H, chosen, among, path="torch")[: R * used])
+
+
+def test_attention_received_sums_the_columns_of_the_map() -> None:
+    q, k, _ = random(R, N, 3 * D).chunk(3, dim=2)
+    received = rows.attention_received(q, k, H)
+    close(received, rows.attention_received(q, k, H, path="torch"))
+    close(received.sum(dim=1), torch.full((R,), float(N), device=DEVICE))
