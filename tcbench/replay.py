@@ -9,7 +9,7 @@ from torch import Tensor
 from tcbench.engine import Engine, PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
-from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, start_run
+from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, make_sampler, start_run
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -41,7 +41,8 @@ class Replay:
         path: ExecutionPath = "fused",
     ) -> None:
         self._adapter, self._method, self._settings = adapter, method, settings
-        self._sampler, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
+        self._index = sample_index
+        _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         device, dtype = adapter.model.device, adapter.model.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
         prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
@@ -69,7 +70,8 @@ class Replay:
         """
         if index == 0:
             self._engine = Engine(self._adapter, self._run, self._method.start(self._run), self._blocks)
-            self._steps = denoise(self._adapter, self._engine, self._sampler, self._settings, self._noise, self._prompt)
+            sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index)  # multistep ones remember
+            self._steps = denoise(self._adapter, self._engine, sampler, self._settings, self._noise, self._prompt)
         elif index != self._next:
             raise RuntimeError(f"step {index} was asked for after step {self._next - 1}; steps follow each other")
         _, _, self._latents = next(self._steps)
