@@ -28,6 +28,8 @@ STAGES: dict[str, list[str]] = {
     "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
     "bench": [
         *_STAGE,
+        "fused.py",
+        *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
         *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
     ],
     "latency": [*_STAGE, "stages/latency.py"],
