@@ -18,6 +18,7 @@ from tcbench.config import MODELS, Suite, load_suite
 from tcbench.errors import UserError
 from tcbench.files import write_text
 from tcbench.registry import make_method, method_class, method_names
+from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
 if TYPE_CHECKING:
     from tcbench.matching import Basis, Match
@@ -91,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
+
+    sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
+    sub.add_argument("--config", type=Path, default=Path("config/speed.yaml"), help="a speed suite (%(default)s)")
+    sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
+    sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
+    sub.add_argument("--batch-size", action="append", default=[], type=int)
+    sub.add_argument("--nfe", action="append", default=[], type=int)
+    sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
+    sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
+    sub.add_argument(
+        "--profile", nargs="*", metavar="ROW", help="instead, profile a step of each kind of these rows (TokenCache's)"
+    )
+    sub.add_argument("--results", type=Path, help="folder to write and read (default: results/<suite>)")
 
     sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
     sub.add_argument("--model", required=True, choices=MODELS)
@@ -273,9 +287,26 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
 def _publish(parsed: argparse.Namespace) -> None:
     from tcbench.stages.publish import publish
 
-    suite = _suite(parsed)
+    suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else _suite(parsed)
     files = publish(suite, parsed.allow_dirty)
     print(f"published {len(files)} files to results/reference/{suite.suite}/")
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    suite = load_speed_suite(parsed.config)
+    folder = parsed.results or suite.folder
+    chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
+    from tcbench.report.speed import render_speed
+    from tcbench.stages.bench import bench
+    from tcbench.stages.profile import profile_parts
+
+    _set_threads()
+    if parsed.profile is None:
+        bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
+    else:
+        profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
+    for table in render_speed(suite, folder):
+        print(table.markdown())
 
 
 def _macs(parsed: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -24,6 +24,7 @@ MODELS = (
     "tiny-pixart",
     "tiny-osp",
 )
+Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 
 
@@ -230,6 +231,17 @@ def load_suite(path: Path | str) -> Suite:
         UserError: one line that names the file, the field and the fix.
     """
     path = Path(path)
+    suite = validated(path, read_mapping(path), Suite)
+    _check_rows(path, suite)
+    return suite
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The fields of a YAML config, unchecked.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -241,29 +253,41 @@ def load_suite(path: Path | str) -> Suite:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
+    return raw
+
+
+def validated(path: Path, raw: dict[str, Any], schema: type[Config]) -> Config:
+    """A config checked against its schema.
+
+    Raises:
+        UserError: one line that names the file, the field and the fix.
+    """
     try:
-        suite = Suite.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         # an unknown key first: it is often the misspelling of one reported missing
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(_explain(path, problems[0])) from error
-    _check_rows(path, suite)
-    return suite
+        raise UserError(_explain(path, problems[0], schema)) from error
 
 
-def _explain(path: Path, problem: Any) -> str:
+def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
         return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
-    model: Any = {"guidance": Guidance, "latency": Latency, "figure": Figure, "stands_for": PaperModel}.get(
-        str(problem["loc"][0]), Suite
-    )
-    if problem["loc"][0] == "rows":
-        model = PaperCell if "paper" in problem["loc"] else Row
-    known = [info.alias or name for name, info in model.model_fields.items()]
+    for part in problem["loc"][:-1]:
+        if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
+            schema = _model_in(schema.model_fields[str(part)].annotation) or schema
+    known = [info.alias or name for name, info in schema.model_fields.items()]
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config model that a field's type is or holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
 
 
 def _check_rows(path: Path, suite: Suite) -> None:

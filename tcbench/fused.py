@@ -86,6 +86,7 @@ class FusedBlocks:
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
         self._heads = adapter.spec.num_heads
         self._eps = adapter.spec.norm_eps
+        self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -93,7 +94,7 @@ class FusedBlocks:
     def prepare(self, context: Tensor) -> None:
         """Make conditions and modulations of all steps; they depend on timesteps and labels alone."""
         adapter, steps = self.adapter, len(self.run.timesteps)
-        timestep = torch.tensor(self.run.timesteps, device=context.device).repeat_interleave(len(context))
+        timestep = self._timesteps.repeat_interleave(len(context))
         conditions = adapter.condition(timestep, context.repeat(steps))
         self._conditions = conditions.unflatten(0, (steps, -1))
         self._modulations = [adapter.modulation(module, conditions) for module in adapter.blocks]

@@ -26,6 +26,10 @@ STAGES: dict[str, list[str]] = {
     "train": [*_STAGE, "data/__init__.py", "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
     "score": [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"],
+    "bench": [
+        *_STAGE,
+        *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
+    ],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
