@@ -113,6 +113,18 @@ def make_rows():
     return rows
 
 
+def test_equal_plans_are_said():
+    rows = make_rows()
+    table = table2(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
+    assert "equal plans" not in table.caption
+    for row in rows:  # equal at another NFE is no news, and rows that choose tokens have none
+        row["plans"] = {"uncached": "u", "steps": "s", "fora": "f", "toca": "f"}.get(row["row"].split("-")[1])
+    rows[0]["plans"] = None
+    table = table2(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
+    assert "FORA and ToCa (NFE 50) have equal plans" in table.caption
+    assert "FORA and ToCa (NFE 20) have equal plans" in table.caption and table.caption.count("equal plans") == 2
+
+
 def make_latency(rows):
     timed = [row for row in rows if row["method"] != "fora"]
     seconds = {row["row"]: row["macs"]["per_sample"] / 1e9 for row in timed}

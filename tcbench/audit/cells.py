@@ -23,8 +23,6 @@ TOCA: dict[tuple[str, str], dict[str, Any]] = {
     ("256", "250"): {"interval": 4, "schedule": "ddpm250"},
     ("256", "50"): {"interval": 3, "schedule": "ddim50"},
 }
-# The routers that Learning-to-Cache released, by NFE: TMACs and share of branches recomputed at every second step.
-RELEASED_ROUTERS = {"50": (9.05, 0.53), "20": (3.69, 0.56)}
 
 
 @dataclass(frozen=True)
@@ -149,18 +147,11 @@ def _learning_to_cache(where: str, row: PaperRow) -> Check:
     resolution, nfe, reported = row["resolution"], row["nfe"], row["tmacs"]
     floor = tmacs(resolution, nfe, "learning_to_cache")  # without a router nothing is recomputed at second steps
     kept = (float(reported) - floor) / (tmacs(resolution, nfe, "uncached") - floor)
-    released = ""
-    if resolution == "256":
-        cost, branches = RELEASED_ROUTERS[nfe]
-        released = f"; the released router recomputes {branches:.0%} of the branches there and costs {cost}"
     if abs(kept) < 0.005:
         why = "the method's floor: nothing recomputed at every second step, which is FORA with period 2"
-        return number(where, reported, floor, why + released)
-    return underived(
-        where,
-        reported,
-        f"needs its router: {kept:.1%} of every second step recomputed, over a floor of {floor:.2f}{released}",
-    )
+        return number(where, reported, floor, why)
+    why = f"needs its router: {kept:.1%} of every second step recomputed, over a floor of {floor:.2f}"
+    return underived(where, reported, why)
 
 
 def text_conditional() -> Iterator[Check]:
@@ -174,10 +165,7 @@ def text_conditional() -> Iterator[Check]:
                 case "FORA":
                     yield _text_fora(where, reported, uncached, nfe)
                 case "ToCa":
-                    known = (
-                        "its published N = 3, R = 0.30 is near 0.54" if table_number == 3 else "no setting is published"
-                    )
-                    yield underived(where, reported, f"{share:.3f} of uncached; {known}")
+                    yield underived(where, reported, f"{share:.3f} of uncached; the paper names no setting")
                 case "TokenCache":
                     yield _text_tokencache(where, reported, uncached, nfe, model.blocks, *TEXT_FULL_STEPS[table_number])
                 case _ if row["sampled_steps"] == row["nfe"]:

@@ -98,6 +98,8 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
             record[f"paper_{metric}"] = paper.get(metric)
     record |= {
         "macs_per_sample": macs.get("per_sample"),
+        "macs_per_sample_low": min(row.get("macs_spread") or [None]),
+        "macs_per_sample_high": max(row.get("macs_spread") or [None]),
         "macs_without_overheads": macs.get("per_sample_without_overheads"),
         "macs_paper_rule": macs.get("paper_rule"),
         "target": row.get("target"),
@@ -179,6 +181,15 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets
     }
 
 
+def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
+    """NFE and labels of rows whose plans coincide, as Learning-to-Cache's and FORA's do if a router opens nothing."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for row in rows:
+        if row.get("plans"):
+            groups.setdefault((row["nfe"], row["plans"]), []).append(name_of(row))
+    return [(nfe, labels) for (nfe, _), labels in groups.items() if len(labels) > 1]
+
+
 def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
     """The floor's line: Frechet distance of real images to real images, mean ± std over random subsets."""
     cells = dict.fromkeys(columns, NO_CELL)
@@ -253,6 +264,10 @@ def table2(
             f"target {unit[0]}: of the row that a row's knob was solved for; off target: by how much it missed. "
             "Matched: " + "; ".join(f"{label} to {target}" for label, target in pairs) + "."
         )
+    caption += [
+        f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
+        for nfe, same in _equal_plans(rows)
+    ]
     if protocol:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
         caption.append(f"Latency protocol: {details}.")

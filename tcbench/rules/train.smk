@@ -4,6 +4,7 @@
 rule train:
     input:
         code=lambda w: source_files("train", SUITE.rows[w.row].method),
+        files=lambda w: SUITE.method(w.row).files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:

@@ -8,7 +8,7 @@ import torch
 
 from tcbench.config import Suite
 from tcbench.errors import UserError
-from tcbench.files import sha256
+from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
@@ -60,8 +60,25 @@ def artefacts_folder(suite: Suite, row: str) -> Path | None:
     return suite.folder / "trained" / source if source else None
 
 
+def files_digests(suite: Suite, row: str) -> dict[str, str]:
+    """Digests of the files that training read for a row (an imported router), as far as they are still there."""
+    source = suite.trained_row(row)
+    files = suite.method(source).files() if source else ()
+    return {name: sha256(Path(name)) for name in files if Path(name).exists()}
+
+
 def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
-    """Load what a row needs; `adapter` is the plain model and stays untouched."""
+    """Load what a row needs; `adapter` is the plain model and stays untouched.
+
+    Raises:
+        UserError: an artefact is missing or damaged, or a file that it was made from has changed since.
+    """
     folder = artefacts_folder(suite, row)
-    artefacts, adapter = load_artefacts(folder, adapter) if folder else (Artefacts(), adapter)
+    if folder is None:
+        return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
+    read = read_json(folder / "artefacts.json").get("read", {})
+    for name, digest in files_digests(suite, row).items():
+        if read.get(name) != digest:
+            raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
+    artefacts, adapter = load_artefacts(folder, adapter)
     return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, artefacts)

@@ -13,7 +13,15 @@ from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sampling import respaced_timesteps, sample_batch
 from tcbench.sources import source_digest
-from tcbench.stages.common import ReadyRow, artefacts_folder, load_adapter, ready_row, sampler_settings, weights_digest
+from tcbench.stages.common import (
+    ReadyRow,
+    artefacts_folder,
+    files_digests,
+    load_adapter,
+    ready_row,
+    sampler_settings,
+    weights_digest,
+)
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
@@ -24,6 +32,7 @@ def row_fingerprint(suite: Suite, row: str) -> str:
             "settings": suite.row_settings(row),
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
+            "read": files_digests(suite, row),
             "code": source_digest("sample", suite.rows[row].method),
             "torch": torch.__version__,
             "device": suite.device,

@@ -5,7 +5,7 @@ import time
 from tcbench.config import Suite
 from tcbench.data import load_images
 from tcbench.provenance import collect
-from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
+from tcbench.stages.common import artefacts_folder, files_digests, load_adapter, sampler_settings
 from tcbench.training.caching import save_artefacts, train
 
 
@@ -23,6 +23,6 @@ def train_row(suite: Suite, row: str) -> None:
         load_images(suite.data),
         suite.training_seed,
     )
-    log |= {"row": row, "settings": suite.training_settings(row)}
+    log |= {"row": row, "settings": suite.training_settings(row), "read": files_digests(suite, row)}
     log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
     save_artefacts(folder, artefacts, refiners, log)
