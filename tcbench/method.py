@@ -154,6 +154,12 @@ class Look(Protocol):
         """The entropy of each token's head-mean attention over the text, [R, N], when its cross-attention was last
         computed and observed (`observe="cross"`, of all tokens or some, which is when it is charged)."""
 
+    def updates(self) -> "Tensor":
+        """What every block would add to every token if nothing were cached, [R, L, N, D]: a whole forward.
+
+        For upper bounds, which know what a method has to guess; charged under "oracle".
+        """
+
 
 class Policy(Protocol):
     """What plans a run: a method, or the stateful object that a method starts for it."""

@@ -1,0 +1,123 @@
+"""The figures of a suite by name (`tcbench.report.names`), each drawn from stored results."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tcbench.report import figures, figures_predictor, figures_samples
+from tcbench.report.scores import Results, Row, label_of, name_of
+from tcbench.report.strips import read_strip
+
+
+class Missing(Exception):
+    """A figure's data are not among the results; the text says what is needed."""
+
+
+def _quality(results: Results, folder: Path) -> Figure:
+    return figures.figure_quality(results.rows, results.floor)
+
+
+def _deviation(results: Results, folder: Path) -> Figure:
+    return figures.figure_trajectory(results.rows, results.rows[0]["resolution"], results.suite.figure.nfe)
+
+
+def _scores(results: Results, folder: Path) -> Figure:
+    statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
+    i_steps = {}
+    for name, log in _needed(results.training, "a trained predictor").items():
+        nfe = str(results.row(name)["nfe"])
+        for key in statistics:
+            statistics[key][nfe] = log["scores"][key]
+        i_steps[nfe] = results.row(name)["i_steps"]
+    return figures.figure_alpha(statistics, i_steps)
+
+
+def _diagnosed(results: Results, key: str) -> tuple[str, dict[str, Any]]:
+    """(row, its diagnostics' part) at the figures' NFE."""
+    for row, log in results.diagnostics.items():
+        if results.row(row)["nfe"] == results.suite.figure.nfe and key in log:
+            return row, log[key]
+    raise Missing(f"diagnostics with `{key}` (tcbench diagnose)")
+
+
+def _updates(results: Results, folder: Path) -> Figure:
+    row, updates = _diagnosed(results, "updates")
+    return figures_predictor.figure_updates(updates, results.row(row)["nfe"])
+
+
+def _predictor(results: Results, folder: Path) -> Figure:
+    row, alpha = _diagnosed(results, "alpha")
+    height, width = _diagnosed(results, "updates")[1]["grid"]
+    nfe = results.row(row)["nfe"]
+    return figures_predictor.figure_predictor(alpha, results.training[row]["scores"], nfe, height * width)
+
+
+def _cache_ratio(results: Results, folder: Path) -> Figure:
+    rows = _needed(results.ablations.get("cache_ratio"), "the ablation `cache_ratio`")
+    return figures.figure_cache_ratio([row for row in rows if row["method"] == "tokencache"])
+
+
+def _allocation(results: Results, folder: Path) -> Figure:
+    return figures_predictor.figure_allocation(
+        _needed(results.variant("cache_ratio", "r0.7"), "the ablation `cache_ratio`")
+    )
+
+
+def _guidance(results: Results, folder: Path) -> Figure:
+    return figures.figure_guidance(_needed(results.ablations.get("guidance"), "the ablation `guidance`"))
+
+
+def at_figure_nfe(results: Results) -> list[Row]:
+    """Rows at the figures' NFE, the uncached one first."""
+    rows = [row for row in results.rows if row["nfe"] == results.suite.figure.nfe and not row.get("not_run")]
+    return sorted(rows, key=lambda row: row["method"] != "uncached")
+
+
+def _samples(results: Results, folder: Path) -> Figure:
+    strips = _strips(at_figure_nfe(results), folder, "{}.png")
+    return figures_samples.figure_samples([(label_of(row), lines[0]) for row, lines, _ in strips])
+
+
+def _steps(results: Results, folder: Path) -> Figure:
+    rows = [row for row in at_figure_nfe(results) if not row["control"] and row["sampled_steps"] == row["nfe"]]
+    strips = _strips(rows, folder, "{}-steps.png")
+    return figures_samples.figure_steps([(name_of(row), lines) for row, lines, _ in strips], strips[0][2])
+
+
+def _strips(rows: Sequence[Row], folder: Path, name: str) -> list[tuple[Row, list[np.ndarray], list[str]]]:
+    paths = {row["row"]: folder / "grids" / "strips" / name.format(row["row"]) for row in rows}
+    if absent := [path.name for path in paths.values() if not path.exists()]:
+        raise Missing(f"strips of samples ({absent[0]})")
+    return [(row, *read_strip(paths[row["row"]])) for row in rows]
+
+
+def _needed(value: Any, what: str) -> Any:
+    if not value:
+        raise Missing(what)
+    return value
+
+
+DRAW: dict[str, Callable[[Results, Path], Figure]] = {
+    "fig1b_quality": _quality,
+    "fig3_updates": _updates,
+    "fig5_samples": _samples,
+    "fig8_predictor": _predictor,
+    "fig8e_scores": _scores,
+    "fig9a_cache_ratio": _cache_ratio,
+    "fig9b_allocation": _allocation,
+    "fig10_deviation": _deviation,
+    "fig11_steps": _steps,
+    "guidance": _guidance,
+}
+
+
+def draw(results: Results, folder: Path, name: str) -> Figure:
+    """A figure by name.
+
+    Raises:
+        Missing: its data are not among the results.
+    """
+    return DRAW[name](results, folder)

@@ -1,0 +1,124 @@
+"""Verdicts: what a suite's results say about every claim of the paper, and what they can and cannot show."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
+from tcbench.report.compare import LEVEL, SIGNS
+from tcbench.report.render import Table
+from tcbench.report.scores import Results, Row, reference_of
+from tcbench.stats import Interval
+
+
+def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
+    """Every claim with its findings on this suite."""
+    stands_for = results.suite.stands_for
+    found = []
+    for claim in CLAIMS:
+        beside = stands_for is not None and claim.model in (None, stands_for.name)
+        if beside and stands_for is not None and claim.resolution in (None, stands_for.resolution):
+            findings = claim.test(results)
+        else:
+            size = f" at {claim.resolution}×{claim.resolution}" if claim.resolution else ""
+            findings = [untested(f"a suite whose rows stand for {claim.model}{size}")]
+        found += [(claim, finding) for finding in findings]
+    return found
+
+
+def what_it_can_show(results: Results) -> list[str]:
+    """What the suite's size allows to see, computed: samples, minimum detectable differences, floor, guidance."""
+    suite, rows = results.suite, results.rows
+    scored = [row for row in rows if "quality" in row]
+    sizes = sorted({(row["samples"], row["groups"]) for row in scored})
+    lines = [
+        f"Suite `{suite.suite}`: {suite.description}"
+        + (
+            f" ({suite.differs}): rankings may carry over to the paper's setting, values do not."
+            if suite.differs
+            else "."
+        ),
+        f"{' or '.join(f'{n} samples in {groups} batches' for n, groups in sizes)} per row, "
+        f"noise seed {suite.seed}, CFG scale {suite.guidance.scale:g} ({suite.guidance.rule}).",
+    ]
+    detectable = minimum_detectable(rows)
+    if detectable:
+        lines.append(
+            "Minimum detectable difference to uncached (median over rows; 5 % level, 80 % power, one comparison): "
+            + "; ".join(
+                f"{SIGNS[m][0]} {size:.3g} ({share:.2g} of the uncached value)"
+                for m, (size, share) in detectable.items()
+            )
+            + ". A smaller true difference will usually be called not distinguishable."
+        )
+        blind = [SIGNS[m][0] for m, (_, share) in detectable.items() if share > 0.1]
+        if blind:
+            lines.append(
+                f"Differences of 10 % are out of this suite's sight in {', '.join(blind)}. The paired "
+                "distance to the uncached samples (MAE) tells methods apart with far fewer samples, but it "
+                "is another question: who stays closest to the uncached model, not who makes better images."
+            )
+    if results.floor and "fid" in results.floor:
+        floor = results.floor["fid"]
+        lines.append(
+            f"FID of {floor['n']} real images against all of them: {floor['mean']:.3g} ± {floor['std']:.2g}; a FID in "
+            "that range is as good as the metric can tell."
+        )
+    if "guidance" not in results.ablations:
+        lines.append(
+            "The guidance sweep was not run, so that a lower FID may be a weaker guidance (target `ablations`)."
+        )
+    return lines
+
+
+def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value."""
+    sizes: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for metric, paired in (row.get("paired") or {}).items():
+            base = reference_of(row, rows)["quality"].get(metric, {}).get("value")
+            interval = Interval.from_ends(paired["difference"], paired["low"], paired["high"], row["groups"])
+            if base and interval.se:
+                sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base)))
+    return {
+        metric: (float(np.median([size for size, _ in found])), float(np.median([size / base for size, base in found])))
+        for metric, found in sizes.items()
+        if metric in SIGNS
+    }
+
+
+def verdict_table(results: Results) -> Table:
+    """All claims with their verdicts; the caption says what the suite can and cannot show."""
+    found = verdicts(results)
+    records = [
+        {
+            "suite": results.suite.suite,
+            "topic": claim.topic,
+            "claim": claim.claim,
+            "place": claim.place,
+            "measure": finding.measure,
+            "verdict": finding.verdict,
+            "evidence": finding.evidence,
+        }
+        for claim, finding in found
+    ]
+    printed = pd.DataFrame(records)[["claim", "place", "measure", "verdict", "evidence"]]
+    repeated = printed.duplicated(["claim", "place"])
+    printed.loc[repeated, ["claim", "place"]] = ""
+    rules = (
+        f"Tests at {LEVEL:.0%}, Holm's correction over the comparisons of a line. Reproduced: every comparison as "
+        "claimed; not reproduced: at least one significantly against it; not distinguishable: neither. Without loss: "
+        f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
+        f"{MATCHED:.0%}, overheads charged."
+    )
+    differs = f" ({results.suite.differs})" if results.suite.differs else ""
+    return Table(
+        title=f"Verdicts on the paper's claims, suite `{results.suite.suite}`{differs}",
+        caption=rules,
+        preface=what_it_can_show(results),
+        tidy=pd.DataFrame(records),
+        formatted=printed.rename(columns=str.capitalize),
+        groups=[claim.topic for claim, _ in found],
+        text_columns=("Claim", "Place", "Measure", "Verdict", "Evidence"),
+    )
