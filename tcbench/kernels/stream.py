@@ -245,6 +245,4 @@ if triton is not None:
         start = place.to(tl.int64) * width + column
         value = tl.load(x + start, mask, other=0.0).to(tl.float32)
         modulation = (place // count) * modulate_stride
-        tl.store(
-            out + start, _modulated(value, mask, shift + modulation, scale + modulation, width, eps, column), mask
-        )
+        tl.store(out + start, _modulated(value, mask, shift + modulation, scale + modulation, width, eps, column), mask)

@@ -290,12 +290,14 @@ def initial_value(name: str, shape: torch.Size, generator: torch.Generator, zero
         return torch.zeros(shape) if zero_init else normal(0.1)
     if name.endswith("bias"):
         return torch.zeros(shape) if zero_init else normal(0.02)
-    if name.startswith(("adaln_single.", "caption_projection.")):
+    if name.startswith("adaln_single.") or (zero_init and name.startswith("caption_projection.")):
         return normal(0.02 if zero_init else 0.07)
     # the reference initialises queries, keys and values, or those of the text, as one matrix
     inner = name.rpartition(".to_")[2].partition(".")[0]
     matrices = {"q": 3, "k": 3, "v": 3} if ".attn1." in name else {"k": 2, "v": 2}
-    return xavier_uniform(shape, generator, matrices.get(inner, 1))
+    # an untrained text attention is so even that rounding would rank tokens by it
+    sharper = 4 if ".attn2." in name and inner in ("q", "k") and not zero_init else 1
+    return sharper * xavier_uniform(shape, generator, matrices.get(inner, 1))
 
 
 _REFERENCE_NAMES = {
