@@ -35,7 +35,7 @@ from tcbench.plan import (
     allocate_evenly,
     allocate_tokens,
     every_unit,
-    top_tokens,
+    top_tokens_by_block,
 )
 
 # (tokens, NFE) -> #Full and beta of Table I; 256 tokens are DiT-XL/2 at 256x256, 1024 at 512x512.
@@ -122,8 +122,8 @@ class TokenCache(Method):
         counts = allocate_tokens(alpha_RLN, budget) if self.allocation == "batch" else allocate_evenly(free, budget)
         return Plan(
             {
-                Block(block): Decision(top_tokens(alpha_RLN[:, block], count), keys=self.keys)
-                for block, count in enumerate(counts)
+                Block(block): Decision(tokens, keys=self.keys)
+                for block, tokens in enumerate(top_tokens_by_block(alpha_RLN, counts))
             }
         )
 

@@ -2,12 +2,15 @@
 
 One `Engine` serves one run (one batch of samples from first to last step). A step is: embed, let the method look and
 plan, execute the plan, un-embed. Nothing between the plan and the output waits for the device: token counts are shapes
-and indices stay where the model is.
+or stay on the device, and indices stay where the model is.
+
+A plan is executed unit by unit through `Blocks`: `PlainBlocks` calls the model's own layers and runs everywhere,
+`tcbench.fused.FusedBlocks` does the same with few, fused kernels on a GPU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +18,47 @@ from torch import Tensor
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
+from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.ledger import Ledger
 from tcbench.method import Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+
+
+class Blocks(Protocol):
+    """How the units of a plan are executed on the token stream.
+
+    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. A decision of
+    None computes all tokens and stores nothing.
+    """
+
+    def prepare(self, context: Any) -> None:
+        """Called once per run, with the run's context (`Adapter.prepare`)."""
+
+    def condition(self, step: int, context: Any) -> Any:
+        """What conditions the rows at a step (`Adapter.condition`)."""
+
+    def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
+        """Start a step at the embedded tokens."""
+
+    @property
+    def stream(self) -> Tensor:
+        """The tokens after what was executed since `begin`, [R, N, D]."""
+
+    def add(self, value_RND: Tensor) -> None:
+        """Add to the stream."""
+
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
+        """A block whose update is one unit."""
+
+    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One branch of a block, which is a unit or is left to be computed."""
+
+    def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block that is not the model's (a predictor's), for all tokens and beside the stream: [R, N, D]."""
+
+    def unembed(self, condition: Any) -> Tensor:
+        """The model's output from the stream: [R, out_channels, ...]."""
 
 
 @dataclass
@@ -38,8 +78,8 @@ class _Look:
         scorer = self.run.artefacts.scorers.get(name)
         if scorer is None:
             raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
-        self.engine.ledger.charge(name, scorer.macs(self.run.shape))
-        return scorer(self.engine.adapter, self.x_RND, self.condition)
+        self.engine.charge(name, scorer)
+        return scorer(self.engine.blocks, self.x_RND, self.condition)
 
     def uniform(self, block: int) -> Tensor:
         run = self.run
@@ -60,19 +100,43 @@ class Engine:
         adapter: the model.
         run: the batch.
         policy: who plans, `method.start(run)`; not needed if only `hidden` is called.
+        blocks: what executes plans; by default fused kernels where device and model allow them (`fused.can_fuse`).
 
     Attributes:
-        ledger: MACs charged so far, per sample.
-        plans: the plans executed so far, in sampling order, as JSON-able summaries.
+        blocks: what executes the plans.
         cache: the features held.
     """
 
-    def __init__(self, adapter: Adapter, run: Run, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        run: Run,
+        policy: Policy | None = None,
+        blocks: Callable[[Adapter, Run, Cache], Blocks] | None = None,
+    ) -> None:
         self.adapter, self.run, self.policy = adapter, run, policy
         self.cache = Cache()
-        self.ledger = Ledger(run.rows_per_sample)
-        self.plans: list[dict[str, str | int]] = []
+        self.blocks = (blocks or (FusedBlocks if can_fuse(adapter) else PlainBlocks))(adapter, run, self.cache)
+        self._ledger = Ledger(run.rows_per_sample)
+        self._plans: list[dict[str, str | int]] = []
+        self._unsettled: list[tuple[Plan, Plan]] = []  # planned and executed
         self._executed: dict[Unit, Decision] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """MACs charged so far, per sample; waits for the device where it decided counts."""
+        self._settle()
+        return self._ledger
+
+    @property
+    def plans(self) -> list[dict[str, str | int]]:
+        """The plans executed so far, in sampling order, as JSON-able summaries; waits like `ledger`."""
+        self._settle()
+        return self._plans
+
+    def charge(self, name: str, scorer: Any) -> None:
+        """Charge a call of a scorer."""
+        self._ledger.charge(name, scorer.macs(self.run.shape))
 
     def prepare(self, prompt: Prompt) -> Any:
         """The context of a run, made and charged once: what depends on the prompt alone.
@@ -80,8 +144,10 @@ class Engine:
         Args:
             prompt: of all rows, conditional ones first (`Adapter.guided`).
         """
-        self.ledger.charge("model", self.run.shape.once)
-        return self.adapter.prepare(prompt)
+        self._ledger.charge("model", self.run.shape.once)
+        context = self.adapter.prepare(prompt)
+        self.blocks.prepare(context)
+        return context
 
     def __call__(self, step: int, latent: Tensor, context: Any) -> Tensor:
         """The model's output at sampling step `step`.
@@ -92,8 +158,8 @@ class Engine:
             context: what `prepare` made.
         """
         x, condition = self.embed(step, latent, context)
-        x = self.hidden(self.plan(step, x, condition), step, x, condition)
-        return self.adapter.unembed(x, condition)
+        self._execute(self.plan(step, x, condition), step, x, condition)
+        return self.blocks.unembed(condition)
 
     def plan(self, step: int, x_RND: Tensor, condition: Any) -> Plan:
         """The policy's plan for a step, given what it may look at."""
@@ -103,26 +169,26 @@ class Engine:
 
     def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
         """(tokens x^0 [R, N, D], condition) at a step."""
-        timestep = torch.full((len(latent),), self.run.timesteps[step], device=latent.device)
-        return self.adapter.embed(latent), self.adapter.condition(timestep, context)
+        return self.adapter.embed(latent), self.blocks.condition(step, context)
 
     def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> Tensor:
         """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
+        self._execute(plan, step, x_RND, condition)
+        return self.blocks.stream
+
+    def _execute(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> None:
         self._check_units(plan)
         self._executed = dict(plan.decisions)
-        spans, block, x = plan.spans(), 0, x_RND
+        self.blocks.begin(step, x_RND, condition)
+        spans, block = plan.spans(), 0
         while block < self.run.shape.num_blocks:
             if span := spans.get(block):
-                x = self._span(span, plan.decisions[span], step, x, condition)
+                self._span(span, plan.decisions[span], step)
                 block = span.stop
             else:
-                x = self._block(block, plan, step, x, condition)
+                self._block(block, plan)
                 block += 1
-        executed = Plan(self._executed)
-        self.ledger.charge_plan(executed, self.run.shape)
-        self.ledger.charge_choices(plan)
-        self.plans.append(executed.summary())
-        return x
+        self._unsettled.append((plan, Plan(self._executed)))
 
     def _check_units(self, plan: Plan) -> None:
         shape = self.run.shape
@@ -131,56 +197,129 @@ class Engine:
             if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= shape.num_blocks:
                 raise ValueError(f"a plan decides {unit}, which a model of {shape.num_blocks} blocks does not have")
 
-    def _span(self, span: Span, decision: Decision, step: int, x: Tensor, condition: Any) -> Tensor:
-        match self._resolve(span, decision, x):
+    def _span(self, span: Span, decision: Decision, step: int) -> None:
+        match self._resolve(span, decision):
             case Nothing():
-                return x + self.cache.read(span, decision.fill, step)
+                self.blocks.add(self.cache.read(span, decision.fill, step))
             case All():
-                before = x
+                before = self.blocks.stream
                 for block in span.blocks:
-                    x = self._block(block, Plan(), step, x, condition)
-                self.cache.store(span, x - before, step, decision.fill.order)
-                return x
-        raise ValueError(f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead")
+                    self._block(block, Plan())
+                self.cache.store(span, self.blocks.stream - before, step, decision.fill.order)
+            case _:
+                raise ValueError(
+                    f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead"
+                )
 
-    def _block(self, block: int, plan: Plan, step: int, x: Tensor, condition: Any) -> Tensor:
-        module, unit = self.adapter.blocks[block], Block(block)
-        decision = plan.at(unit)
-        who = self._resolve(unit, decision, x) if decision else ALL
-        if decision and isinstance(who, Nothing):
-            return x + self.cache.read(unit, decision.fill, step)
-        modulation = self.adapter.modulation(module, condition)
-        if decision is None:
-            for branch in self.run.shape.branches:
-                site = Site(block, branch)
-                x = x + modulation[branch].gate * self._site(site, plan.at(site), step, x, modulation[branch])
-            return x
-        index = who.index_RK if isinstance(who, Tokens) else None
-        before = after = x if index is None else take_tokens(x, index)
+    def _block(self, block: int, plan: Plan) -> None:
+        if decision := plan.at(Block(block)):
+            self.blocks.whole(block, self._resolve(Block(block), decision), decision)
+            return
         for branch in self.run.shape.branches:
-            part = modulation[branch]
-            after = after + part.gate * self._branch(block, branch, after, part, decision, index, x)
-        if index is None:
-            self.cache.store(unit, after - before, step, decision.fill.order)
-            return after
-        self.cache.refresh(unit, index, after - before)
-        return x + self.cache.read(unit, decision.fill, step)
+            site = Site(block, branch)
+            decision = plan.at(site)
+            self.blocks.branch(block, branch, self._resolve(site, decision) if decision else ALL, decision)
 
-    def _site(self, site: Site, decision: Decision | None, step: int, x: Tensor, part: Gated) -> Tensor:
+    def _resolve(self, unit: Unit, decision: Decision) -> All | Nothing | Tokens:
+        """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
+        who = decision.who.choose(self.blocks.stream) if isinstance(decision.who, Deferred) else decision.who
+        if isinstance(who, Tokens) and who.index_RK.shape[1] == 0:
+            who = NONE
+        # which tokens they were need not be kept; how many, if the device knows it, is asked for later
+        kept = Tokens(who.index_RK.to("meta"), who.used) if isinstance(who, Tokens) else who
+        self._executed[unit] = replace(decision, who=kept)
+        return who
+
+    def _settle(self) -> None:
+        for planned, executed in self._unsettled:
+            settled = Plan(
+                {
+                    unit: replace(decision, who=decision.who.settled()) if isinstance(decision.who, Tokens) else decision
+                    for unit, decision in executed.decisions.items()
+                }
+            )
+            self._ledger.charge_plan(settled, self.run.shape)
+            self._ledger.charge_choices(planned)
+            self._plans.append(settled.summary())
+        self._unsettled.clear()
+
+
+class PlainBlocks:
+    """`Blocks` by the model's own layers, in the order of its own forward."""
+
+    def __init__(self, adapter: Adapter, run: Run, cache: Cache) -> None:
+        self.adapter, self.run, self.cache = adapter, run, cache
+
+    def prepare(self, context: Any) -> None:
+        """Nothing can be made ahead without changing the order of operations."""
+
+    def condition(self, step: int, context: Any) -> Any:
+        """What conditions the rows at a step."""
+        rows = len(self.run.sample_index) * self.run.rows_per_sample
+        timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.model.device)
+        return self.adapter.condition(timestep, context)
+
+    def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
+        """Start a step."""
+        self.step, self.stream, self._condition = step, x_RND, condition
+        self._modulated: tuple[int, Mapping[str, Gated]] = (-1, {})
+
+    def add(self, value_RND: Tensor) -> None:
+        """Add to the stream."""
+        self.stream = self.stream + value_RND
+
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
+        """A block whose update is one unit."""
+        unit = Block(block)
+        if isinstance(who, Tokens):
+            who = who.settled()
+        if isinstance(who, Nothing):
+            self.add(self.cache.read(unit, decision.fill, self.step))
+            return
+        index = who.index_RK if isinstance(who, Tokens) else None
+        before = after = self.stream if index is None else take_tokens(self.stream, index)
+        for branch, part in self._modulation(block).items():
+            after = after + part.gate * self._compute(block, branch, after, part, decision, index)
+        if index is None:
+            self.cache.store(unit, after - before, self.step, decision.fill.order)
+            self.stream = after
+        else:
+            self.cache.refresh(unit, index, after - before)
+            self.add(self.cache.read(unit, decision.fill, self.step))
+
+    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One branch of a block."""
+        part = self._modulation(block)[branch]
+        self.stream = self.stream + part.gate * self._value(Site(block, branch), who, decision, part)
+
+    def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block beside the stream."""
+        return self.adapter.block(module, x_RND, condition)
+
+    def unembed(self, condition: Any) -> Tensor:
+        """The model's output."""
+        return self.adapter.unembed(self.stream, condition)
+
+    def _modulation(self, block: int) -> Mapping[str, Gated]:
+        if self._modulated[0] != block:
+            self._modulated = block, self.adapter.modulation(self.adapter.blocks[block], self._condition)
+        return self._modulated[1]
+
+    def _value(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None, part: Gated) -> Tensor:
         """A branch's output for all tokens, before its gate."""
         if decision is None:
-            return self._branch(site.block, site.branch, x, part, None, None, x)
-        match self._resolve(site, decision, x):
+            return self._compute(site.block, site.branch, self.stream, part, None, None)
+        match who.settled() if isinstance(who, Tokens) else who:
             case All():
-                value = self._branch(site.block, site.branch, x, part, decision, None, x)
-                self.cache.store(site, value, step, decision.fill.order)
+                value = self._compute(site.block, site.branch, self.stream, part, decision, None)
+                self.cache.store(site, value, self.step, decision.fill.order)
                 return value
             case Tokens(index):
-                fresh = self._branch(site.block, site.branch, take_tokens(x, index), part, decision, index, x)
-                self.cache.refresh(site, index, fresh)
-        return self.cache.read(site, decision.fill, step)
+                tokens = take_tokens(self.stream, index)
+                self.cache.refresh(site, index, self._compute(site.block, site.branch, tokens, part, decision, index))
+        return self.cache.read(site, decision.fill, self.step)
 
-    def _branch(
+    def _compute(
         self,
         block: int,
         branch: str,
@@ -188,9 +327,8 @@ class Engine:
         part: Gated,
         decision: Decision | None,
         index_RK: Tensor | None,
-        x_RND: Tensor,
     ) -> Tensor:
-        """Compute a branch for the tokens x_RKD (`index_RK` of x_RND; None means all of them)."""
+        """Compute a branch for the tokens x_RKD (`index_RK` of the stream; None means all of them)."""
         adapter, module = self.adapter, self.adapter.blocks[block]
         h = adapter.branch_input(module, branch, x_RKD, part)
         if branch == "mlp":
@@ -201,7 +339,7 @@ class Engine:
             return adapter.cross(module, h, part)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
-            keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, x_RND, part))
+            keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, self.stream, part))
         else:
             keys, values = adapter.keys_values(module, h, index_RK)
         if policy == "cached":
@@ -213,14 +351,6 @@ class Engine:
         if index_RK is None and decision and decision.observe == "attn":
             self.cache.store_attention(block, adapter.attention_received(module, queries, keys))
         return adapter.mix(module, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
-
-    def _resolve(self, unit: Unit, decision: Decision, x: Tensor) -> All | Nothing | Tokens:
-        """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
-        who = decision.who.choose(x) if isinstance(decision.who, Deferred) else decision.who
-        if isinstance(who, Tokens) and who.count == 0:
-            who = NONE
-        self._executed[unit] = replace(decision, who=who)
-        return who
 
 
 def soft_hidden(

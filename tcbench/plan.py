@@ -105,14 +105,23 @@ ALL, NONE = All(), Nothing()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row."""
+    """The tokens in `index_RK` (int64, distinct within a row) are recomputed; the count is the same for every row.
+
+    Where the count was decided on the device, `used` (int32 [1]) holds it: only so many of the leading columns count.
+    """
 
     index_RK: "Tensor"
+    used: "Tensor | None" = None
 
     @property
     def count(self) -> int:
-        """K, known on the host because it is a shape."""
-        return self.index_RK.shape[1]
+        """How many tokens of a row; a shape, but where `used` holds it reading it waits for the device."""
+        return self.index_RK.shape[1] if self.used is None else int(self.used)
+
+    def settled(self) -> "All | Nothing | Tokens":
+        """The same with the count on the host, and `NONE` if it is 0."""
+        index_RK = self.index_RK[:, : self.count]
+        return Tokens(index_RK) if index_RK.shape[1] else NONE
 
     def __str__(self) -> str:
         return str(self.count)
@@ -227,6 +236,20 @@ def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
 
+def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
+    """The highest-scoring tokens of each row in each block, all blocks at once.
+
+    Args:
+        score_RLN: score of every token in every block.
+        counts: how many per block; as a tensor (int32 [L]) they stay on the device.
+    """
+    if isinstance(counts, Sequence):
+        best_RLK = score_RLN.topk(max(counts), dim=2).indices
+        return [Tokens(best_RLK[:, block, :count]) for block, count in enumerate(counts)]
+    best_RLN = score_RLN.argsort(dim=2, descending=True)
+    return [Tokens(best_RLN[:, block], counts[block : block + 1]) for block in range(score_RLN.shape[1])]
+
+
 def score_by_attention(
     observed_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float, cell: int = 2
 ) -> "Tensor":
@@ -302,13 +325,13 @@ def allocate_evenly(blocks: int, budget: int) -> list[int]:
     return [budget // blocks + (block < budget % blocks) for block in range(blocks)]
 
 
-def allocate_tokens(score_RLN: "Tensor", budget: int) -> list[int]:
+def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
     """Block-level allocation (Eq. 12): how many tokens each block recomputes, shared by the batch.
 
     The `budget * R` best scores over rows, blocks and tokens are marked; a block's share of them is its share of the
-    budget, rounded by largest remainder so that the counts sum to exactly `budget`. This reads L integers back to the
-    host, once, before the step's kernels are launched. On meta tensors, where there are no scores, the answer is the
-    uniform allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
+    budget, rounded by largest remainder so that the counts sum to exactly `budget`. The counts stay on the device
+    (int32 [L]): nothing waits for them. On meta tensors, where there are no scores, the answer is the uniform
+    allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
 
     Args:
         score_RLN: importance of every token in every block that may be cached.
@@ -320,9 +343,8 @@ def allocate_tokens(score_RLN: "Tensor", budget: int) -> list[int]:
     if score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
     marked = score_RLN.flatten().topk(budget * rows, sorted=False).indices // tokens % blocks
-    totals = torch.bincount(marked, minlength=blocks).tolist()
-    counts = [total // rows for total in totals]
-    by_remainder = sorted(range(blocks), key=lambda block: (-(totals[block] % rows), block))
-    for block in by_remainder[: budget - sum(counts)]:
-        counts[block] += 1
-    return counts
+    totals = torch.zeros(blocks, dtype=torch.int64, device=marked.device)
+    totals.scatter_add_(0, marked, torch.ones_like(marked))
+    counts, remainder = totals // rows, totals % rows
+    place = remainder.argsort(descending=True, stable=True).argsort()  # of a block in the order of remainders
+    return (counts + (place < budget - counts.sum())).int()

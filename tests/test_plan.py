@@ -207,7 +207,7 @@ def scores_and_budget(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 def test_allocate_tokens_spends_the_budget(case: tuple[torch.Tensor, int]) -> None:
     score_RLN, budget = case
     _, blocks, tokens = score_RLN.shape
-    counts = allocate_tokens(score_RLN, budget)
+    counts = allocate_tokens(score_RLN, budget).tolist()
     assert sum(counts) == budget and len(counts) == blocks
     assert all(0 <= count <= tokens for count in counts)
 
@@ -221,7 +221,7 @@ def test_allocate_tokens_prefers_higher_scores(blocks: int, tokens: int, data: s
     for rank, block in enumerate(order):
         level_L[block] = blocks - rank
     score_RLN = level_L[None, :, None] + torch.rand(2, blocks, tokens, generator=torch.Generator().manual_seed(0)) / 2
-    counts = allocate_tokens(score_RLN, budget)
+    counts = allocate_tokens(score_RLN, budget).tolist()
     expected = [min(tokens, max(0, budget - rank * tokens)) for rank in range(blocks)]
     assert [counts[block] for block in order] == expected
 
@@ -231,7 +231,7 @@ def test_allocate_tokens_rounds_by_largest_remainder() -> None:
     score_RLN[:, 0, 0] = 1  # 3 marks in block 0, and the 3 left go to ...
     score_RLN[:1, 0, 1] = 1  # ... block 0 once
     score_RLN[:2, 1, 0] = 1  # ... block 1 twice
-    assert allocate_tokens(score_RLN, 2) == [1, 1]  # shares 4/3 and 2/3
+    assert allocate_tokens(score_RLN, 2).tolist() == [1, 1]  # shares 4/3 and 2/3
 
 
 def test_allocate_tokens_without_values_is_even() -> None:

@@ -237,6 +237,13 @@ class Adapter(ABC):
                 return self.cross(block, h, part)
         return self.mlp(block, h)
 
+    def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block for all tokens: [R, N, D]."""
+        x = x_RND
+        for branch, part in self.modulation(module, condition).items():
+            x = x + part.gate * self.branch(module, branch, x, part)
+        return x
+
     def _heads(self, x_RKD: Tensor) -> Tensor:
         return x_RKD.unflatten(2, (self.spec.num_heads, -1)).transpose(1, 2)
 

@@ -1,6 +1,6 @@
 """The Cache Predictor (Sec. III-C): one DiT block and a linear head, a score for every token in every block at once."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from tcbench.ledger import block_macs
 from tcbench.method import Macs, ModelShape
 from tcbench.models.adapter import Adapter, TransformerBlock
+
+
+class ComputesBlocks(Protocol):
+    """The adapter, or whatever else computes a block of its model."""
+
+    def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block for all tokens: [R, N, D]."""
 
 
 class CachePredictor(nn.Module):
@@ -27,12 +34,10 @@ class CachePredictor(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.to(adapter.model.device)
 
-    def forward(self, adapter: Adapter, x_RND: Tensor, condition: Any) -> Tensor:
-        """Scores in (0, 1): [R, L, N]."""
-        modulation, x = adapter.modulation(self.block, condition), x_RND
-        for branch, part in modulation.items():
-            x = x + part.gate * adapter.branch(self.block, branch, x, part)
-        return self.head(F.layer_norm(x, x.shape[-1:])).sigmoid().transpose(1, 2)
+    def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
+        """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
+        x = compute.block(self.block, x_RND, condition)
+        return self.head(F.layer_norm(x.float(), x.shape[-1:])).sigmoid().transpose(1, 2)
 
     @staticmethod
     def macs(shape: ModelShape) -> Macs:

@@ -79,7 +79,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     for ratio, keys, name in tqdm(grid, desc=f"diagnose {row}", mininterval=1):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
-            ("batch", allocate_tokens(selectors[name], budget)),
+            ("batch", allocate_tokens(selectors[name], budget).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
             plan = Plan(

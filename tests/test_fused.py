@@ -1,0 +1,112 @@
+"""Fused blocks do what plain blocks do: for every method the same tokens, and latents that differ by rounding."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tcbench.engine import Engine, PlainBlocks
+from tcbench.fused import FusedBlocks
+from tcbench.method import Artefacts, Run
+from tcbench.models.adapter import Adapter
+from tcbench.models.predictor import CachePredictor
+from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, every_unit, top_tokens
+from tcbench.registry import make_method, method_names
+from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
+
+SAMPLES, NFE = 2, 6
+CPU = partial(FusedBlocks, path="torch")
+INTERPRETED = partial(FusedBlocks, path="triton")
+FEW = {
+    "tokencache": {"num_full_steps": 2, "refiner_blocks": 1, "schedule": "even", "beta": -1.0, "cache_ratio": 0.7},
+    "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
+    "no_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
+    "tome": {"num_full_steps": 2, "refiner_blocks": 1},
+    "toca_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
+    "fewer_steps": {"steps": 4},
+    "fora": {"num_full_steps": 3},
+}
+
+
+def artefacts(adapter: Adapter) -> Artefacts:
+    predictor = CachePredictor(adapter)
+    generator = torch.Generator().manual_seed(3)
+    predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
+    table = tuple(tuple(row) for row in torch.randn(NFE, 2 * adapter.shape.num_blocks, generator=generator).tolist())
+    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * NFE, tables={"router": table})
+
+
+@torch.inference_mode()
+def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, Engine]:
+    index, settings = torch.arange(SAMPLES), SamplerSettings(1.5)
+    method = make_method(name, options)
+    sampler, run = start_run(adapter, method, NFE, settings, index, artefacts(adapter))
+    engine = Engine(adapter, run, method.start(run), blocks)
+    x = initial_noise(adapter, 0, index)
+    for _, _, x in denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index)):  # noqa: B020
+        pass
+    return x, engine
+
+
+@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("keys", ["cached", "fresh", "recomputed"])
+def test_every_method_samples_alike(tiny: Adapter, name: str, keys: str) -> None:
+    options = dict(FEW.get(name, {}))
+    if "keys" in type(make_method(name, options)).model_fields:
+        options["keys"] = keys
+    elif keys != "cached":
+        pytest.skip("the method has no keys to choose")
+    plain, engine = sample(tiny, name, options, PlainBlocks)
+    fused, fused_engine = sample(tiny, name, options, CPU)
+    assert fused_engine.plans == engine.plans
+    assert fused_engine.ledger.totals() == engine.ledger.totals()
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
+def test_the_kernels_sample_alike(tiny: Adapter) -> None:
+    """One method through the kernels themselves, whose every part is tested in test_kernels."""
+    if tiny.model.device.type == "cpu":
+        pytest.importorskip("triton")
+    plain, _ = sample(tiny, "tokencache", FEW["tokencache"], PlainBlocks)
+    fused, _ = sample(tiny, "tokencache", FEW["tokencache"], INTERPRETED)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
+UNITS = [Block(block) for block in range(4)]
+SITES = [Site(block, branch) for block in range(4) for branch in ("attn", "mlp")]
+PLANS = {
+    "everything": (Plan(), Plan()),
+    "blocks held": (every_unit(UNITS, ALL), every_unit(UNITS[:3], NONE)),
+    "branches held": (every_unit(SITES, ALL), every_unit(SITES, NONE)),
+    "forecast": (every_unit(SITES, ALL, Forecast(2)), every_unit(SITES, NONE, Forecast(2))),
+    "a span held": (every_unit([Span(1, 3)], ALL), every_unit([Span(1, 3)], NONE)),
+    "attention of some tokens": (
+        every_unit(SITES, ALL, keys="cached"),
+        every_unit(SITES[2:], Tokens(torch.tensor([[3, 1], [5, 9], [0, 63], [8, 7]])), keys="cached"),
+    ),
+    "decided at the block": (
+        every_unit(UNITS, ALL),
+        Plan({unit: Decision(Deferred(lambda x: top_tokens(x[..., 0], 5), NONE)) for unit in UNITS[:3]}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLANS)
+@torch.inference_mode()
+def test_every_kind_of_decision_gives_the_same_tokens(tiny: Adapter, case: str) -> None:
+    full, reused = PLANS[case]
+    outputs = []
+    for blocks in (PlainBlocks, CPU):
+        run = Run(tiny.shape, (900, 600, 300, 100), True, torch.arange(SAMPLES))
+        engine = Engine(tiny, run, blocks=blocks)
+        latent = initial_noise(tiny, 0, torch.arange(2 * SAMPLES))
+        context = engine.prepare(tiny.guided(default_prompts(tiny, torch.arange(SAMPLES))))
+        for step, plan in enumerate((full, full, full, reused)):
+            x, condition = engine.embed(step, latent + step, context)
+            hidden = engine.hidden(plan, step, x, condition)
+        outputs.append((hidden, engine.blocks.unembed(condition), engine.plans))
+    (plain, plain_output, plans), (fused, fused_output, fused_plans) = outputs
+    assert plans == fused_plans
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused_output, plain_output, rtol=1e-4, atol=1e-4)
