@@ -16,8 +16,8 @@ from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.method import Artefacts, TrainRouter
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.specs import MODELS, load_transformer
+from tcbench.models.adapter import Adapter
+from tcbench.models.specs import MODELS, load_transformer, make_adapter
 from tcbench.registry import make_method
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, denoise, start_run
 from tcbench.training.caching import Pairs
@@ -90,7 +90,7 @@ def run_training(directory: Path, case: str) -> dict[str, float]:
     for number, wanted in enumerate(steps):
         odd, dropped = 2 * wanted["pair"] + 1, expected["drop_uniform"][number] < settings.get("dropout_prob", 0.1)
         step = torch.full((stage.batch_size,), nfe - 1 - odd)
-        label = expected["labels"][number].masked_fill(dropped, adapter.spec.num_classes)
+        label = adapter.drop(expected["labels"][number], dropped)
         x = sampler.noised(expected["x_start"][number], step, expected["noise"][number])
         loss = trainer.step(odd, x, label)
         gradients = torch.stack([torch.zeros_like(row) if row.grad is None else row.grad for row in trainer.rows])
@@ -105,10 +105,10 @@ def run_training(directory: Path, case: str) -> dict[str, float]:
     return errors
 
 
-def _case(directory: Path, case: str) -> tuple[dict[str, Any], dict[str, Tensor], DiTAdapter]:
+def _case(directory: Path, case: str) -> tuple[dict[str, Any], dict[str, Tensor], Adapter]:
     """(settings, expected tensors, the reference's model)."""
     spec = MODELS["tiny-dit"]
-    adapter = DiTAdapter(load_transformer(spec, directory / "weights.safetensors"), spec)
+    adapter = make_adapter(load_transformer(spec, directory / "weights.safetensors"), spec)
     return read_json(directory / f"{case}.json"), read_tensors(directory / f"{case}.safetensors")[0], adapter
 
 

@@ -76,8 +76,7 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
 
 
 def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
-    """What the attention maps that a plan observes cost for one row: QK^T once more, of cross-attention with its queries
-    (self-attention's are at hand)."""
+    """What the attention maps that a plan observes cost for one row: QK^T once more, and cross-attention's queries."""
     products = 0
     for unit, decision in plan.decisions.items():
         count, _ = _tokens(decision)

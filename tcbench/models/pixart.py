@@ -1,6 +1,6 @@
 """PixArt-alpha (Chen et al. 2023): text-to-image, cross-attention between self-attention and MLP, adaLN-single.
 
-The network is diffusers' `PixArtTransformer2DModel`, which agrees with the reference (PixArt-alpha/PixArt-alpha) bit for
+The network is diffusers' `PixArtTransformer2DModel`, which agrees with the reference (PixArt-alpha/PixArt-alpha) to the
 bit, and the learned null caption that the reference guides away from and diffusers' conversion drops.
 
 Cross-attention has no norm, no modulation and no gate, and its keys and values do not depend on the timestep: they are
@@ -25,8 +25,8 @@ from tcbench.models.adapter import (
     Adapter,
     Family,
     Gated,
-    Modulation,
     ModelSpec,
+    Modulation,
     Text,
     TransformerBlock,
     attention_maps,
@@ -102,7 +102,7 @@ def pixart_shape(spec: PixArtSpec) -> ModelShape:
 
 @dataclass(frozen=True)
 class Cross:
-    """What cross-attention of one block attends to: keys and values [R, heads, T, head_dim], score bias [R, 1, 1, T]."""
+    """What a block's cross-attention looks at: keys, values [R, heads, T, head_dim] and score bias [R, 1, 1, T]."""
 
     keys: Tensor
     values: Tensor

@@ -108,7 +108,7 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "settings": suite.row_settings(row),
             "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
             "timesteps": respaced_timesteps(method.sampled_steps(suite.rows[row].nfe), suite.spacing),
-            "resolution": MODELS[suite.model].sample_size,
+            "resolution": MODELS[suite.model].latent_shape[-1],
             "samples": suite.samples,
             "batch_size": suite.batch_size,
             "i_steps": records[0]["i_steps"],
