@@ -1,4 +1,4 @@
-# tcbench: from a suite's config to its tables. Targets: tables (default), figures, diagnostics, all, pretrain, publish.
+# tcbench: from a suite's config to its tables. Targets: tables (default), figures, diagnostics, all, pretrain, publish, speed.
 #   snakemake --cores all tables
 #   snakemake --cores all tables --config suite=digits
 # This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.sources import source_files
+from tcbench.speed_config import load_speed_suite
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.
 SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config.get("suite", "digits") + ".yaml")
@@ -34,6 +35,7 @@ include: "tcbench/rules/train.smk"
 include: "tcbench/rules/sample.smk"
 include: "tcbench/rules/score.smk"
 include: "tcbench/rules/report.smk"
+include: "tcbench/rules/speed.smk"
 
 
 rule tables:

@@ -61,6 +61,7 @@ class TokenCache(Method):
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
         budget_pool: r counts over the blocks that may be cached, or over all blocks.
         keys: what recomputed tokens attend to; `fresh` is the paper's literal reading.
+        guided_halves: the two halves of a guided pair choose their tokens independently, or share the mean of their scores.
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
             at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
@@ -83,6 +84,7 @@ class TokenCache(Method):
     allocation: Literal["batch", "uniform"] = "batch"
     budget_pool: Literal["free", "all"] = "free"
     keys: Keys = "cached"
+    guided_halves: Literal["independent", "shared"] = "independent"
 
     cost_weight: PositiveFloat | Literal["auto"] = 1e-4
     cost_reduction: Literal["sum", "mean"] = "sum"
@@ -117,6 +119,8 @@ class TokenCache(Method):
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
         alpha_RLN = look.scores("predictor")[:, :free]
+        if self.guided_halves == "shared" and look.run.guided:
+            alpha_RLN = alpha_RLN.unflatten(0, (2, -1)).mean(0).repeat(2, 1, 1)
         pool = free if self.budget_pool == "free" else shape.num_blocks
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
         counts = allocate_tokens(alpha_RLN, budget) if self.allocation == "batch" else allocate_evenly(free, budget)

@@ -18,6 +18,7 @@ from tcbench.config import MODELS, Suite, load_suite
 from tcbench.errors import UserError
 from tcbench.files import write_text
 from tcbench.registry import make_method, method_class, method_names
+from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
 if TYPE_CHECKING:
     from tcbench.matching import Match
@@ -73,21 +74,47 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+    sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
+    what.add_argument("--rows", nargs="+", metavar="ROW")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
+    sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
+    sub.add_argument("--name", required=True, metavar="ABLATION")
     for name, handler, help in (
         ("tables", _tables, "render the tables and sample grids"),
         ("figures", _figures, "render the figures"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
+        ("ablations", _ablations, "render the tables of the ablations"),
+        ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
+        ("report", _report, "write the report: one HTML page with everything"),
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+        if name == "figures":
+            sub.add_argument(
+                "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
+            )
     sub = stage("publish", _publish, "promote a clean run's small artefacts to results/reference/")
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
+
+    sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
+    sub.add_argument("--config", type=Path, default=Path("config/speed.yaml"), help="a speed suite (%(default)s)")
+    sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
+    sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
+    sub.add_argument("--batch-size", action="append", default=[], type=int)
+    sub.add_argument("--nfe", action="append", default=[], type=int)
+    sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
+    sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
+    sub.add_argument(
+        "--profile", nargs="*", metavar="ROW", help="instead, profile a step of each kind of these rows (TokenCache's)"
+    )
+    sub.add_argument("--results", type=Path, help="folder to write and read (default: results/<suite>)")
 
     sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
     sub.add_argument("--model", required=True, choices=MODELS)
@@ -119,11 +146,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
+    """The config, or that of its ablation which the rows belong to."""
     suite = load_suite(parsed.config)
     for row in rows:
-        if row not in suite.rows:
-            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}")
-    return suite
+        try:
+            holding = suite.holding(row)
+        except KeyError:
+            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}") from None
+    return holding if rows else suite
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -198,6 +228,16 @@ def _score(parsed: argparse.Namespace) -> None:
     score_rows(suite, tuple(parsed.rows))
 
 
+def _vbench(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, *(parsed.rows or ()))
+    from tcbench.stages.vbench import build_environment, score_videos
+
+    if parsed.build_env:
+        build_environment(suite)
+    for row in parsed.rows or ():
+        score_videos(suite, row)
+
+
 def _floor(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed)
     from tcbench.stages.score import measure_floor
@@ -225,21 +265,66 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 
 
 def _tables(parsed: argparse.Namespace) -> None:
-    from tcbench.stages.render import render_grids, render_tables
+    from tcbench.stages.render import render_grids, render_strips, render_tables
 
     suite = _suite(parsed)
     folder = parsed.results or suite.folder
     render_tables(suite, folder)
-    if (folder / "samples").exists():  # published results carry the grids themselves
-        render_grids(suite, folder)
+    if (folder / "samples").exists():  # published results carry the strips themselves
+        render_strips(suite, folder)
+    render_grids(suite, folder)
     print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:
+    from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
     suite = _suite(parsed)
-    render_figures(suite, parsed.results or suite.folder)
+    for name in parsed.names:
+        if name not in figure_names(suite):
+            raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
+    render_figures(suite, parsed.results or suite.folder, parsed.names)
+
+
+def _ablate(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    if parsed.name not in suite.ablation_suites:
+        raise UserError(
+            f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}"
+        )
+    from tcbench.stages.sample import sample_rows
+    from tcbench.stages.score import score_rows
+
+    _set_threads()
+    ablation = suite.ablation_suites[parsed.name]
+    sample_rows(ablation, ablation.own)
+    score_rows(ablation, ablation.own)
+
+
+def _ablations(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_ablations
+
+    suite = _suite(parsed)
+    render_ablations(suite, parsed.results or suite.folder)
+
+
+def _verdicts(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_verdicts
+
+    suite = _suite(parsed)
+    folder = parsed.results or suite.folder
+    render_verdicts(suite, folder)
+    print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_report
+
+    suite = _suite(parsed)
+    folder = parsed.results or suite.folder
+    render_report(suite, folder)
+    print(folder / "report.html")
 
 
 def _diagnostics(parsed: argparse.Namespace) -> None:
@@ -256,9 +341,26 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
 def _publish(parsed: argparse.Namespace) -> None:
     from tcbench.stages.publish import publish
 
-    suite = _suite(parsed)
+    suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else _suite(parsed)
     files = publish(suite, parsed.allow_dirty)
     print(f"published {len(files)} files to results/reference/{suite.suite}/")
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    suite = load_speed_suite(parsed.config)
+    folder = parsed.results or suite.folder
+    chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
+    from tcbench.report.speed import render_speed
+    from tcbench.stages.bench import bench
+    from tcbench.stages.profile import profile_parts
+
+    _set_threads()
+    if parsed.profile is None:
+        bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
+    else:
+        profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
+    for table in render_speed(suite, folder):
+        print(table.markdown())
 
 
 def _macs(parsed: argparse.Namespace) -> None:

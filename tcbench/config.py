@@ -3,7 +3,7 @@
 import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -15,6 +15,8 @@ from tcbench.registry import make_method, method_names
 
 MODELS = (
     "digits-dit",
+    "scenes-pixart",
+    "moving-osp",
     "dit-xl-2-256",
     "dit-xl-2-512",
     "pixart-256",
@@ -24,7 +26,10 @@ MODELS = (
     "tiny-pixart",
     "tiny-osp",
 )
+Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
+READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
+"""Metrics that are more than functions of features; a suite names those it wants."""
 
 
 class _Strict(BaseModel):
@@ -39,6 +44,10 @@ class PaperCell(_Strict):
     inception_score: float | None = Field(None, alias="is")
     precision: float | None = None
     recall: float | None = None
+    coco_clip: float | None = None
+    parti_clip: float | None = None
+    image_reward: float | None = None
+    vbench: float | None = None
     latency_s: float | None = None
     tmacs: float | None = None
     speedup: float | None = None
@@ -56,6 +65,8 @@ class Row(_Strict):
         artefacts_from: sample with what was trained for that row (predictor, alpha-bar, refiners).
         target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.
+        guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
+        refiners: whether LoRA refiners among the artefacts are merged into the model.
     """
 
     method: str
@@ -66,6 +77,30 @@ class Row(_Strict):
     artefacts_from: str | None = None
     target: str | None = None
     paper: PaperCell | None = None
+    guidance_scale: float | None = Field(None, ge=0)
+    refiners: bool = True
+
+
+class Ablation(_Strict):
+    """One question asked of one row: variants of it, sampled and scored side by side.
+
+    Attributes:
+        title: names the table.
+        question: what the variants decide, one sentence for the caption.
+        base: the row that variants change; every difference is to the variant that changes nothing.
+        samples: per variant, if not the suite's.
+        guidance_scales: repeats every variant at each of these CFG scales.
+        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another row.
+            A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that names
+            another `method` inherits neither options nor artefacts.
+    """
+
+    title: str
+    question: str
+    base: str
+    samples: PositiveInt | None = None
+    guidance_scales: tuple[float, ...] = ()
+    rows: dict[str, dict[str, Any]]
 
 
 class Guidance(_Strict):
@@ -83,11 +118,50 @@ class Latency(_Strict):
     repeats: PositiveInt = 3
 
 
+class Clip(_Strict):
+    """The model of `clip_score`, by open_clip's names; `weights` is a tag or a file (`tcbench.metrics.clip`)."""
+
+    model: str = "ViT-L-14-quickgelu"
+    weights: str | None = "openai"
+
+
+class ImageRewardFiles(_Strict):
+    """The official checkpoint, and the vocabulary of bert-base-uncased as a folder or a Hugging Face name."""
+
+    weights: Path = Path("~/.cache/ImageReward/ImageReward.pt")
+    tokenizer: str = "bert-base-uncased"
+
+
+class VBench(_Strict):
+    """VBench's own environment and checkpoints, and the frame rate that videos are written with."""
+
+    environment: Path = Path(".vbench")
+    weights: Path = Path("~/.cache/vbench")
+    fps: PositiveInt = 18
+
+
 class Figure(_Strict):
     """Which NFE the per-step figures show, and how many samples a grid does."""
 
     nfe: int
     columns: PositiveInt = 10
+
+
+class PaperTable(_Strict):
+    """A table of the paper, or part of one, that rows stand beside.
+
+    Attributes:
+        title: what it is called.
+        metrics: columns of quality; the paper's numbers for others get columns of their own.
+        rows: by name; all of the suite's if none is given.
+    """
+
+    title: str
+    metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
+    rows: tuple[str, ...] = ()
+
+
+TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
 
 
 class PaperModel(_Strict):
@@ -106,12 +180,15 @@ class Suite(_Strict):
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
         data: images that scores compare with and training uses.
         extractor: features behind FID and friends.
+        clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
         samples, batch_size: per row; samples of a batch are consecutive, and a batch is a jackknife group.
         shard_batches: batches per file on disk.
         traced: samples per row whose trajectory is kept.
+        tables: the paper's tables that the rows stand beside, by file name.
         jobs: workflow jobs per method (few, for small suites) or per row.
         defaults: options by method, under the rows' own.
+        ablations: questions asked beside the tables (target `ablations`).
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -120,8 +197,8 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal["digits"]
-    extractor: Literal["digits-cnn"]
+    data: Literal["digits", "scenes", "moving"]
+    extractor: Literal["digits-cnn", "digit-reader"]
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -133,13 +210,18 @@ class Suite(_Strict):
     shard_batches: PositiveInt = 1
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
-    metrics: tuple[Literal[METRICS], ...] = METRICS  # type: ignore[valid-type]
+    metrics: tuple[Literal[METRICS + READINGS], ...] = METRICS  # type: ignore[valid-type]
+    clip: Clip = Field(default_factory=Clip)
+    image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
+    vbench: VBench = Field(default_factory=VBench)
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
+    tables: dict[str, PaperTable] = {"table2": TABLE_2}
     jobs: Literal["method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
+    ablations: dict[str, Ablation] = {}
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -147,10 +229,8 @@ class Suite(_Strict):
         return make_method(settings.method, self.defaults.get(settings.method, {}) | settings.options)
 
     def reference(self, row: str) -> str:
-        """The uncached row at the same NFE."""
-        return next(
-            name for name, other in self.rows.items() if other.method == "uncached" and other.nfe == self.rows[row].nfe
-        )
+        """The uncached row at the same NFE and CFG scale, without anybody's refiners."""
+        return next(name for name, other in self.rows.items() if _is_reference_for(self.rows[row], other))
 
     def trained_row(self, row: str) -> str | None:
         """The row whose artefacts this row samples with, if it needs any."""
@@ -183,6 +263,33 @@ class Suite(_Strict):
         """Where this suite's results go, relative to the working directory."""
         return Path("results") / self.suite
 
+    def trained_folder(self, row: str) -> Path:
+        """Where what is trained for a row goes; ablations share it."""
+        return Path("results") / self.suite / "trained" / row
+
+    def guidance_scale(self, row: str) -> float:
+        """A row's CFG scale."""
+        scale = self.rows[row].guidance_scale
+        return self.guidance.scale if scale is None else scale
+
+    @cached_property
+    def ablation_suites(self) -> dict[str, "AblationSuite"]:
+        """The ablations as suites of their own, by name."""
+        return {name: _expand(self, name, ablation) for name, ablation in self.ablations.items()}
+
+    def holding(self, row: str) -> "Suite":
+        """This suite, or the ablation of it that the row belongs to.
+
+        Raises:
+            KeyError: neither has it.
+        """
+        if row in self.rows:
+            return self
+        for suite in self.ablation_suites.values():
+            if row in suite.own:
+                return suite
+        raise KeyError(row)
+
     def row_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that the samples of a row depend on."""
         shared = self.model_dump(
@@ -205,6 +312,8 @@ class Suite(_Strict):
             "method": settings.method,
             "version": self.method(row).version,
             "nfe": settings.nfe,
+            "guidance_scale": self.guidance_scale(row),
+            "refiners": settings.refiners,
             "options": self.method(row).model_dump(mode="json"),
             "training": self.training_settings(source) if (source := self.trained_row(row)) else None,
         }
@@ -223,6 +332,65 @@ class Suite(_Strict):
         return digest(self.model_dump(mode="json"))
 
 
+class AblationSuite(Suite):
+    """The variants of one ablation and the uncached rows they are compared with; its parent's rows can be referred to.
+
+    Attributes:
+        ablation: its name in the config.
+        own: the rows that are sampled and scored here, in order; the first ones are references.
+    """
+
+    ablation: str
+    own: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Below the suite's folder."""
+        return Path("results") / self.suite / "ablations" / self.ablation
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The rows of the ablation's table: all but the references that no variant is."""
+        return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
+
+
+def _is_reference_for(row: Row, other: Row) -> bool:
+    return (
+        other.method == "uncached"
+        and other.artefacts_from is None
+        and (other.nfe, other.guidance_scale) == (row.nfe, row.guidance_scale)
+    )
+
+
+def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
+    """Variants and references of an ablation as rows, in front of the suite's own."""
+    variants: dict[str, Row] = {}
+    for key, change in ablation.rows.items():
+        change = dict(change)
+        base = change.pop("base", ablation.base)
+        row = suite.rows[base].model_dump(by_alias=True, exclude={"label", "control", "target", "paper"})
+        if "method" in change:
+            row |= {"options": {}, "artefacts_from": None}
+        else:
+            row["artefacts_from"] = suite.trained_row(base)
+        change["options"] = row["options"] | change.get("options", {})
+        for scale in ablation.guidance_scales or (None,):
+            settings = row | {"label": key} | change | ({} if scale is None else {"guidance_scale": scale})
+            at = "" if scale is None else f"-cfg{scale:g}"
+            variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
+    references: dict[str, Row] = {}
+    for row in variants.values():
+        if not any(_is_reference_for(row, other) for other in [*variants.values(), *references.values()]):
+            at = "" if row.guidance_scale is None else f"-cfg{row.guidance_scale:g}"
+            references[f"{name}-reference{row.nfe}{at}"] = Row(
+                method="uncached", nfe=row.nfe, guidance_scale=row.guidance_scale
+            )
+    own = references | variants
+    shared = {field: getattr(suite, field) for field in Suite.model_fields}
+    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "traced": 0, "ablations": {}}
+    return AblationSuite(**shared | changed, ablation=name, own=tuple(own))
+
+
 def load_suite(path: Path | str) -> Suite:
     """Read and check a suite config.
 
@@ -230,6 +398,18 @@ def load_suite(path: Path | str) -> Suite:
         UserError: one line that names the file, the field and the fix.
     """
     path = Path(path)
+    suite = validated(path, read_mapping(path), Suite)
+    _check_rows(path, suite)
+    _check_ablations(path, suite)
+    return suite
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The fields of a YAML config, unchecked.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -241,29 +421,61 @@ def load_suite(path: Path | str) -> Suite:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
+    return raw
+
+
+def validated(path: Path, raw: dict[str, Any], schema: type[Config]) -> Config:
+    """A config checked against its schema.
+
+    Raises:
+        UserError: one line that names the file, the field and the fix.
+    """
     try:
-        suite = Suite.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         # an unknown key first: it is often the misspelling of one reported missing
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(_explain(path, problems[0])) from error
-    _check_rows(path, suite)
-    return suite
+        raise UserError(_explain(path, problems[0], schema)) from error
 
 
-def _explain(path: Path, problem: Any) -> str:
+def _check_ablations(path: Path, suite: Suite) -> None:
+    for name, ablation in suite.ablations.items():
+        field = f"{path}: ablations.{name}"
+        if not name.replace("_", "").isalnum():
+            raise UserError(
+                f"{field}: use letters, digits and '_' only; it becomes a folder and a rule of the workflow"
+            )
+        for base in [ablation.base, *(row["base"] for row in ablation.rows.values() if "base" in row)]:
+            if base not in suite.rows:
+                raise UserError(f"{field}: base {base!r} is not a row; rows: {', '.join(suite.rows)}")
+        try:
+            expanded = _expand(suite, name, ablation)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise UserError(f"{field}.rows: {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from error
+        if clash := set(expanded.own) & set(suite.rows):
+            raise UserError(f"{field}: variant {sorted(clash)[0]!r} has the name of a row; rename one of them")
+        _check_rows(path, expanded)
+
+
+def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
         return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
-    model: Any = {"guidance": Guidance, "latency": Latency, "figure": Figure, "stands_for": PaperModel}.get(
-        str(problem["loc"][0]), Suite
-    )
-    if problem["loc"][0] == "rows":
-        model = PaperCell if "paper" in problem["loc"] else Row
-    known = [info.alias or name for name, info in model.model_fields.items()]
+    for part in problem["loc"][:-1]:
+        if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
+            schema = _model_in(schema.model_fields[str(part)].annotation) or schema
+    known = [info.alias or name for name, info in schema.model_fields.items()]
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config model that a field's type is or holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
 
 
 def _check_rows(path: Path, suite: Suite) -> None:
@@ -298,6 +510,11 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
+    for name, table in suite.tables.items():
+        if unknown := [row for row in table.rows if row not in suite.rows]:
+            raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
+        if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
+            raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.batch_size:

@@ -86,6 +86,7 @@ class FusedBlocks:
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
         self._heads = adapter.spec.num_heads
         self._eps = adapter.spec.norm_eps
+        self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -93,7 +94,7 @@ class FusedBlocks:
     def prepare(self, context: Tensor) -> None:
         """Make conditions and modulations of all steps; they depend on timesteps and labels alone."""
         adapter, steps = self.adapter, len(self.run.timesteps)
-        timestep = torch.tensor(self.run.timesteps, device=context.device).repeat_interleave(len(context))
+        timestep = self._timesteps.repeat_interleave(len(context))
         conditions = adapter.condition(timestep, context.repeat(steps))
         self._conditions = conditions.unflatten(0, (steps, -1))
         self._modulations = [adapter.modulation(module, conditions) for module in adapter.blocks]
@@ -223,6 +224,8 @@ class FusedBlocks:
 
     def _chosen(self, who: Tokens) -> Chosen:
         index, tokens = who.index_RK, self.run.shape.num_tokens
+        if index.stride(1) != 1:
+            index = index.contiguous()
         if who.used is None:
             return Chosen(index, _count(index.shape[1], index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
@@ -269,9 +272,12 @@ class FusedBlocks:
     def _mlp(self, layers: _Layers, h_RND: Tensor) -> Tensor:
         """The MLP of all tokens."""
         weight, bias = layers.up
-        # one product with its activation inside, as cuBLASLt offers it; the tanh approximation, which is DiT's
-        h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True)
-        return F.linear(h, *layers.down).view_as(h_RND)
+        if h_RND.is_cuda:
+            # cuBLASLt applies the tanh approximation, which is DiT's, inside the product; elsewhere this call has another
+            h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True).view(*h_RND.shape[:2], -1)
+        else:
+            h = F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")
+        return F.linear(h, *layers.down)
 
 
 def _flat(part_R1D: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
     if isinstance(counts, Sequence):
         best_RLK = score_RLN.topk(max(counts), dim=2).indices
         return [Tokens(best_RLK[:, block, :count]) for block, count in enumerate(counts)]
-    best_RLN = score_RLN.argsort(dim=2, descending=True)
+    best_RLN = score_RLN.contiguous().argsort(dim=2, descending=True)
     return [Tokens(best_RLN[:, block], counts[block : block + 1]) for block in range(score_RLN.shape[1])]
 
 

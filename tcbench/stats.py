@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from tcbench.errors import UserError
 
@@ -58,6 +58,26 @@ class Interval:
     def distinguishable(self) -> bool:
         """Whether the interval excludes 0; meant for differences."""
         return not self.low <= 0 <= self.high
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p of the hypothesis that the value is 0 (Student t); 1 for an exact 0, also without spread."""
+        if self.value == 0:
+            return 1.0
+        return 2 * float(stdtr(self.dof, -abs(self.value) / self.se)) if self.se else 0.0
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
+        """Minimum detectable difference: the true one that a two-sided test at `alpha` finds with this power.
+
+        (t_{1 - alpha / 2} + t_power) * se, for one comparison, before any correction for many.
+        """
+        return float(stdtrit(self.dof, 1 - alpha / 2) + stdtrit(self.dof, power)) * self.se
+
+    @classmethod
+    def from_ends(cls, value: float, low: float, high: float, groups: int, confidence: float = 0.95) -> "Interval":
+        """The interval over so many groups that was stored as its ends."""
+        half = float(stdtrit(groups - 1, (1 + confidence) / 2))
+        return cls(value, low, high, (high - low) / 2 / half, groups - 1)
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,26 @@ class Replicates:
         se = math.sqrt(np.mean((pseudo - centre) ** 2 / (1 / share - 1)))
         half = float(stdtrit(num_groups - 1, (1 + confidence) / 2)) * se
         return Interval(self.value, self.value - half, self.value + half, se, num_groups - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: all rejections at adjusted p <= alpha are right with probability 1 - alpha.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics 6 (1979).
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def welch(value: float, se: float, other: float, other_se: float, dof: int) -> Interval:
+    """The difference of two independent numbers, with the smaller side's degrees of freedom, which errs on wide."""
+    se = math.hypot(se, other_se)
+    half = float(stdtrit(dof, 0.975)) * se
+    return Interval(value - other, value - other - half, value - other + half, se, dof)
 
 
 def batches(num_samples: int, batch_size: int) -> list[Indices]:

@@ -143,7 +143,8 @@ class Adapter(ABC):
 
     def guided(self, prompt: Prompt) -> Prompt:
         """The rows of a guided batch: the prompt, then as many unconditional rows."""
-        null = self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool))
+        device = prompt.device if isinstance(prompt, Tensor) else prompt.states_RTC.device
+        null = self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool, device=device))
         if isinstance(prompt, Tensor):
             return torch.cat([prompt, null])
         states = torch.cat([prompt.states_RTC, null.states_RTC])

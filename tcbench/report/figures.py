@@ -185,6 +185,58 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
 
 
 @rc_context(LOOK)
+def figure_cache_ratio(rows: Sequence[Row]) -> Figure:
+    """The paper's Fig. 9(a): FID, sFID and distance to the uncached samples against the global cache ratio."""
+    rows = sorted(rows, key=lambda row: row["settings"]["cache_ratio"])
+    ratios = [row["settings"]["cache_ratio"] for row in rows]
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    for panel, (metric, label) in zip(
+        figure.subplots(1, 3),
+        (("fid", "FID"), ("sfid", "sFID"), ("mae", "MAE to uncached (data in [-1, 1])")),
+        strict=True,
+    ):
+        _with_intervals(panel, ratios, rows, metric, {**STYLES["tokencache"]})
+        panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=label)
+    figure.suptitle(f"TokenCache, NFE {rows[0]['nfe']}, 95 % intervals", fontsize=10)
+    return figure
+
+
+@rc_context(LOOK)
+def figure_guidance(rows: Sequence[Row]) -> Figure:
+    """Frontiers over CFG scales: FID against precision and recall against accuracy, a line per method.
+
+    A method that only shifts the effective guidance moves along the uncached model's line; one that is better or worse
+    lies off it. Labels at the points are CFG scales.
+    """
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    handles: dict[str, Any] = {}
+    style_of = styles(rows)
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row["label"], []).append(row)
+    for panel, (x, y) in zip(figure.subplots(1, 2), (("precision", "fid"), ("accuracy", "recall")), strict=True):
+        for label, line in lines.items():
+            line = sorted(line, key=lambda row: row["guidance_scale"])
+            points = [(row["quality"][x]["value"], row["quality"][y]["value"]) for row in line]
+            (handles[label],) = panel.plot(
+                *zip(*points, strict=True), **style_of[line[0]["row"]], markersize=5, linewidth=1
+            )
+            for row, point in zip(line, points, strict=True):
+                panel.annotate(f"{row['guidance_scale']:g}", point, (3, 3), textcoords="offset points", fontsize=6)
+        name = {"fid": "FID (lower is better)", "recall": "Recall", "precision": "Precision", "accuracy": "Accuracy"}
+        panel.set(xlabel=name[x], ylabel=name[y])
+    figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale", fontsize=10)
+    _legend(figure, handles)
+    return figure
+
+
+def _with_intervals(panel: Any, x: Sequence[float], rows: Sequence[Row], metric: str, style: Style) -> Any:
+    quality = [row["quality"][metric] for row in rows]
+    y = np.array([[q["value"], q["low"], q["high"]] for q in quality], dtype=float)
+    return panel.errorbar(x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, **style, markersize=6, linewidth=1, capsize=2)
+
+
+@rc_context(LOOK)
 def figure_alpha(statistics: dict[str, Any], i_steps: dict[str, Sequence[int]]) -> Figure:
     """Statistics of TokenCache's gate alpha, a column of panels per NFE (the paper's Fig. 8).
 

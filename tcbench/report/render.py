@@ -37,7 +37,7 @@ def _html(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
     """A template from the package's assets; values are escaped by default where the output is HTML."""
     environment = Environment(
         loader=PackageLoader("tcbench", "assets/report"),
@@ -62,6 +62,7 @@ class Table:
         formatted: the same rows as text, one column per printed column, first column first in sight.
         groups: a heading per row of `formatted`; equal neighbours form one group. Empty: no groups.
         text_columns: columns of `formatted` that hold words; all others are aligned as numbers.
+        preface: paragraphs to read before the table.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Table:
     formatted: pd.DataFrame
     groups: list[str] = field(default_factory=list)
     text_columns: tuple[str, ...] = ()
+    preface: list[str] = field(default_factory=list)
 
     @property
     def alignment(self) -> str:
@@ -94,15 +96,15 @@ class Table:
             disable_numparse=True,
             colalign=["left" if a == "l" else "right" for a in self.alignment],
         )
-        return f"## {self.title}\n\n{body}\n\n{self.caption}\n"
+        return "\n\n".join([f"## {self.title}", *self.preface, body, self.caption]) + "\n"
 
     def latex(self) -> str:
         """A `table*` with booktabs rules, a \\midrule between groups."""
-        return _template("table.tex.j2").render(table=self)
+        return template("table.tex.j2").render(table=self)
 
     def html(self) -> str:
         """A self-contained page."""
-        return _template("table.html.j2").render(table=self, zip=zip)
+        return template("table.html.j2").render(table=self, zip=zip)
 
     def write(self, folder: Path, name: str) -> None:
         """Write `folder/name.{csv,md,tex,html}`; the same table always gives the same bytes."""

@@ -1,4 +1,4 @@
-"""Score files: reading, checking, and the one ratio that tables and figures share.
+"""Score files and all else that reports are made from: reading, checking, and the ratio that tables and figures share.
 
 A score file is plain JSON, one per row of a suite: what was run (`method`, `nfe`, `settings`), its quality
 with intervals, its paired differences to the uncached row, its MACs and the paper's numbers for the same cell.
@@ -6,9 +6,13 @@ A row that could not be run carries `"not_run": "<why>"` instead of `quality` an
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json
 
@@ -95,3 +99,72 @@ def target_macs(row: Row, rows: Sequence[Row]) -> int | None:
         if other["row"] == row["target"]:
             return None if other.get("not_run") else other["macs"]["per_sample"]
     raise UserError(f"row {row['row']}: its target `{row['target']}` is not in the suite; add it to the config")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything of a suite that reports are made from.
+
+    Attributes:
+        rows: the suite's rows, in its order.
+        ablations: rows by ablation, references first; an ablation that was not run is absent.
+        training: `artefacts.json` of every row that trains a predictor.
+        diagnostics: by row; empty if not run.
+        latency, floor: their files; None if not run.
+    """
+
+    suite: Suite
+    rows: list[Row]
+    ablations: dict[str, list[Row]]
+    training: dict[str, Any]
+    diagnostics: dict[str, Any]
+    latency: dict[str, Any] | None
+    floor: dict[str, Any] | None
+
+    def row(self, name: str) -> Row:
+        """A row of the suite."""
+        return next(row for row in self.rows if row["row"] == name)
+
+    def variant(self, ablation: str, key: str) -> Row | None:
+        """A row of an ablation by its key in the config; None if that was not run."""
+        rows = self.ablations.get(ablation, [])
+        return next((row for row in rows if row["row"] == f"{ablation}-{key}"), None)
+
+
+def read_results(suite: Suite, folder: Path) -> Results:
+    """Read what there is below a suite's folder; the rows' scores are required, the rest is optional.
+
+    Raises:
+        UserError: a score is missing or malformed.
+    """
+
+    def optional(name: str) -> Any:
+        return read_json(folder / name) if (folder / name).exists() else None
+
+    def by_row(pattern: str) -> dict[str, Any]:
+        found = {row: optional(pattern.format(row)) for row in suite.predictor_rows}
+        return {row: content for row, content in found.items() if content is not None}
+
+    ablations = {}
+    for name, ablation in suite.ablation_suites.items():
+        below = folder / "ablations" / name
+        if below.exists():
+            ablations[name] = read_rows(below, ablation.own)
+    return Results(
+        suite=suite,
+        rows=read_rows(folder, list(suite.rows)),
+        ablations=ablations,
+        training=by_row("trained/{}/artefacts.json"),
+        diagnostics=by_row("diagnostics/{}.json"),
+        latency=optional("latency.json"),
+        floor=optional("scores/floor.json"),
+    )
+
+
+def kept_shares(row: Row) -> np.ndarray:
+    """Share of tokens that every step recomputed in every unit of a row's plan, [S, units]."""
+
+    def share(word: str) -> float:
+        return int(word) / row["tokens"] if word.isdecimal() else {"all": 1.0, "none": 0.0}[word]
+
+    return np.array([[share(word) for word in line.split()] for line in row["plan"].values()]).T

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tcbench.errors import UserError
+from tcbench.report.compare import Comparison, compare, decide_together
 from tcbench.report.render import Table
 from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of, target_macs
 
@@ -33,6 +34,7 @@ PAPER_TABLE_1 = {
 
 NO_CELL = "—"  # the paper, or the floor, has no such number
 Record = dict[str, Any]
+Marks = dict[tuple[str, str], Comparison]
 
 
 def _decimals(number: float, significant: int) -> int:
@@ -71,7 +73,19 @@ def _ratio(numerator: float | None, denominator: float | None) -> float | None:
     return None if numerator is None or denominator is None else numerator / denominator
 
 
-def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict[str, Any] | None) -> Record:
+def marks(comparisons: Sequence[Comparison | None]) -> dict[tuple[str, str], Comparison]:
+    """By row and metric, the comparisons of a table, corrected together."""
+    return {(found.row, found.metric): found for found in decide_together(comparisons)}
+
+
+def marked(text: str, comparison: Comparison | None) -> str:
+    """A cell with how it compares."""
+    return f"{text} {comparison.outcome}" if comparison else text
+
+
+def _record(
+    row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict[str, Any] | None, marks: Marks
+) -> Record:
     """One line of the CSV; None where there is no number."""
     timings = latency["rows"] if latency else {}
     reference = reference_of(row, rows)
@@ -92,7 +106,7 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
             f"{metric}_difference": paired.get("difference"),
             f"{metric}_difference_low": paired.get("low"),
             f"{metric}_difference_high": paired.get("high"),
-            f"{metric}_distinguishable": paired.get("distinguishable"),
+            f"{metric}_p_holm": mark.p if (mark := marks.get((row["row"], metric))) else None,
         }
         if metric in QUALITY:
             record[f"paper_{metric}"] = paper.get(metric)
@@ -116,7 +130,7 @@ def _record(row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict
     return record | {f"macs_{tag}": count for tag, count in macs.get("by_tag", {}).items()}
 
 
-def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets: bool) -> dict[str, str]:
+def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets: bool, marks: Marks) -> dict[str, str]:
     """One printed line of Table II. An empty cell says why; a row not run says it beside its name.
 
     `targets`: whether any row of the table has one.
@@ -134,12 +148,7 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets
         if record[metric] is None:
             return ours(None, "", "not scored")
         text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
-        difference = record[f"{metric}_difference"]
-        if metric not in QUALITY or difference is None:
-            return text
-        if not record[f"{metric}_distinguishable"]:
-            return f"{text} ≈"
-        return f"{text} {'better' if difference * QUALITY[metric][1] > 0 else 'worse'}"
+        return marked(text, marks.get((record["row"], metric)))
 
     def macs(key: str) -> str:
         return ours(_ratio(record[key], unit[1]), ".4g", "not counted")
@@ -224,14 +233,18 @@ def table2(
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows))
     rows = sorted(rows, key=lambda row: settings.index((row["resolution"], row["nfe"])))
     metrics = list(dict.fromkeys([*QUALITY, "mae", *(m for row in rows for m in row.get("quality", {}))]))
-    records = [_record(row, rows, metrics, latency) for row in rows]
+    pairs = [(row, reference_of(row, rows)) for row in rows if not is_reference(row) and row.get("paired")]
+    found = marks(
+        [compare(row, other, metric) for row, other in pairs for metric in QUALITY if metric in row["paired"]]
+    )
+    records = [_record(row, rows, metrics, latency, found) for row in rows]
 
     largest = max(record["macs_per_sample"] or 0 for record in records)
     unit = next((unit for unit in MAC_UNITS if largest >= unit[1]), MAC_UNITS[-1])
     protocol = latency["protocol"] if latency else None
     latency_column = f"Latency (s, batch {protocol['batch_size']})" if protocol else "Latency (s)"
     targets = any(record["target"] for record in records)
-    cells = [_cells(record, unit, latency_column, targets) for record in records]
+    cells = [_cells(record, unit, latency_column, targets, found) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
 
     caption = [
@@ -239,7 +252,8 @@ def table2(
         f"{_several(rows, 'groups')} batches, {_several(rows, 'samples')} samples per row,",
         f"CFG scale {guidance_scale:g}.",
         "Marks compare with the uncached run at the same NFE, paired on noise and labels:",
-        "≈ not distinguishable, else better or worse; no mark: not paired.",
+        f"≈ not distinguishable at 5 %, else better or worse, corrected (Holm) for the {len(found)} comparisons of the",
+        "table; no mark: not paired.",
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
         "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
         f"{unit[0]}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",

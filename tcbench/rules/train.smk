@@ -3,11 +3,11 @@
 
 rule train:
     input:
-        code=lambda w: source_files("train", SUITE.rows[w.row].method),
+        code=lambda w: source_files("train", SUITE.holding(w.row).rows[w.row].method),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
-        settings=lambda w: SUITE.training_settings(w.row),
+        settings=lambda w: SUITE.holding(w.row).training_settings(w.row),
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
     benchmark:

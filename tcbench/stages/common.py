@@ -5,15 +5,20 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tcbench.config import Suite
+from tcbench.data import Dataset, load_images
+from tcbench.data.captioned import captions
 from tcbench.errors import UserError
 from tcbench.files import sha256
-from tcbench.method import Artefacts, Method
-from tcbench.models.adapter import Adapter
+from tcbench.method import Artefacts, Method, Run
+from tcbench.models.adapter import Adapter, Text
+from tcbench.models.pixart import TextSpec
 from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
 from tcbench.models.weights import locate
-from tcbench.sampling import SamplerSettings
+from tcbench.sampling import SamplerSettings, make_sampler
 from tcbench.training.caching import load_artefacts
 
 
@@ -34,9 +39,9 @@ def device_of(suite: Suite) -> torch.device:
     return torch.device(suite.device)
 
 
-def sampler_settings(suite: Suite) -> SamplerSettings:
-    """What all rows share."""
-    return SamplerSettings(suite.guidance.scale, suite.seed, suite.spacing, suite.solver)
+def sampler_settings(suite: Suite, row: str) -> SamplerSettings:
+    """What all rows share, and the row's CFG scale."""
+    return SamplerSettings(suite.guidance_scale(row), suite.seed, suite.spacing, suite.solver)
 
 
 def load_adapter(suite: Suite) -> Adapter:
@@ -47,21 +52,92 @@ def load_adapter(suite: Suite) -> Adapter:
     return make_adapter(load_transformer(spec, suite.weights, device), spec)
 
 
+class Captions:
+    """What the samples of a captioned suite shall show, by index; called, as its text encoder reads it.
+
+    Args:
+        suite: whose data are captioned.
+        held_out: the captions that evaluated samples are generated for, or such as models and methods are trained on.
+
+    Raises:
+        UserError: the suite's model does not read these captions.
+    """
+
+    def __init__(self, suite: Suite, *, held_out: bool) -> None:
+        spec = MODELS[suite.model]
+        if not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+            raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
+        self.data, self.seed, self.held_out = suite.data, suite.seed, held_out
+        if suite.weights == "random":
+            self.encoder = build_text_encoder(suite.seed).to(device_of(suite))
+        else:
+            weights = text_encoder_beside(locate(suite.weights or str(spec.weights)))
+            self.encoder = load_text_encoder(weights, device_of(suite))
+
+    def words(self, index: Tensor) -> Tensor:
+        """Word ids of the captions of samples, int64 [n, LENGTH]."""
+        return captions(self.data, index, self.held_out, self.seed)
+
+    @torch.no_grad()
+    def read(self, words: Tensor) -> Text:
+        """Captions for the denoiser, from their word ids."""
+        return Text(*encode_text(self.encoder, words.to(self.encoder.device)))
+
+    def __call__(self, index: Tensor) -> Text:
+        """The captions of samples for the denoiser."""
+        return self.read(self.words(index))
+
+
+def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | None:
+    """The suite's captions; None where samples are conditioned on classes."""
+    return None if suite.data == "digits" else Captions(suite, held_out=held_out)
+
+
+def load_examples(suite: Suite, captions: Captions | None) -> Dataset:
+    """What methods are trained on, with captions as the denoiser reads them."""
+    data = load_images(suite.data)
+    return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
+
+
 @lru_cache
 def weights_digest(model: str, weights: str | None) -> str:
-    """Identifies the model's weights by content."""
+    """Identifies the model's weights, and those of the text encoder beside them, by content."""
     path = weights or MODELS[model].weights
-    return "random" if weights == "random" or path is None else sha256(locate(path))
+    if weights == "random" or path is None:
+        return "random"
+    encoder = text_encoder_beside(locate(path))
+    return "+".join(sha256(file) for file in (locate(path), encoder) if file.exists())
 
 
 def artefacts_folder(suite: Suite, row: str) -> Path | None:
     """Where the artefacts that a row samples with are."""
     source = suite.trained_row(row)
-    return suite.folder / "trained" / source if source else None
+    return suite.trained_folder(source) if source else None
 
 
 def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
-    """Load what a row needs; `adapter` is the plain model and stays untouched."""
+    """Load what a row needs; `adapter` is the plain model and stays untouched.
+
+    Raises:
+        UserError: the artefacts come from a row of the same method that was trained with other options.
+    """
     folder = artefacts_folder(suite, row)
-    artefacts, adapter = load_artefacts(folder, adapter) if folder else (Artefacts(), adapter)
-    return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, artefacts)
+    if folder is None:
+        return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
+    _check_training(suite, row, adapter)
+    artefacts, refined = load_artefacts(folder, adapter)
+    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts)
+
+
+def _check_training(suite: Suite, row: str, adapter: Adapter) -> None:
+    """A variant that borrows artefacts must not change what they were trained with."""
+    method, source = suite.method(row), suite.method(str(suite.trained_row(row)))
+    sampler = make_sampler(
+        adapter, method.sampled_steps(suite.rows[row].nfe), sampler_settings(suite, row), torch.arange(0)
+    )
+    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(0))
+    if type(method) is type(source) and method.training(run) != source.training(run):
+        raise UserError(
+            f"row {row}: its options change what {suite.trained_row(row)} was trained with; "
+            "set `artefacts_from: null` so that it trains its own"
+        )

@@ -4,38 +4,55 @@ Pairs of neighbouring steps as in training, drawn with another seed. The cache i
 earlier step; at the later one a selector names the tokens to recompute, and the error is |x-hat^L - x^L|^2 summed over
 tokens and channels (the cache loss of Eq. 9 with hard gates). Refiner blocks run, without LoRA. The oracle knows how
 much every token's update really changed.
+
+Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step, and
+what the predictor makes of them.
 """
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import noise
 from tcbench.config import Suite
-from tcbench.data import load_images
 from tcbench.engine import Engine
 from tcbench.files import write_json
-from tcbench.method import Run, TrainScorer
+from tcbench.method import Artefacts, Look, Run, TrainScorer
+from tcbench.models.adapter import Adapter
 from tcbench.plan import (
     ALL,
     NONE,
     Block,
     Decision,
+    Hold,
     Keys,
     Plan,
+    Unit,
     allocate_evenly,
     allocate_tokens,
     every_unit,
     top_tokens,
 )
 from tcbench.provenance import collect
-from tcbench.sampling import make_sampler
-from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
-from tcbench.training.caching import Pairs, load_artefacts, uncached_updates
+from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
+from tcbench.stages.common import (
+    Captions,
+    artefacts_folder,
+    load_adapter,
+    load_captions,
+    load_examples,
+    sampler_settings,
+)
+from tcbench.training.caching import CALIBRATION_INDEX, Pairs, load_artefacts, uncached_updates
 
+BATCH = 8  # samples in each of the two batches whose trajectories are observed
 SEED_OFFSET = 7919  # the pairs are not the ones that training saw
 RATIOS = (0.9, 0.7, 0.5)
 
@@ -46,13 +63,13 @@ def diagnose_row(suite: Suite, row: str) -> None:
     started = time.time()
     folder = artefacts_folder(suite, row)
     assert folder is not None, f"{row} trains nothing"
-    adapter = load_adapter(suite)
+    adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
-    sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite), torch.arange(0))
+    sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
     run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
-    pairs = Pairs(adapter, load_images(suite.data), sampler, suite.training_seed + SEED_OFFSET)
+    pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
 
     step = pairs.steps(suite.diagnostics_pairs)
     x, label = pairs.start(step)
@@ -101,9 +118,74 @@ def diagnose_row(suite: Suite, row: str) -> None:
             "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
+            **_observe_trajectories(suite, row, adapter, captions, artefacts, free),
             "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed + SEED_OFFSET], started),
         },
     )
+
+
+class _Observer:
+    """A policy that computes and stores everything, and keeps what the predictor says at every step."""
+
+    def __init__(self, units: Sequence[Unit], free: int) -> None:
+        self.everything, self.free = every_unit(units, ALL), free
+        self.alphas: list[Tensor] = []  # per step [R, L, N]
+
+    def plan(self, look: Look) -> Plan:
+        self.alphas.append(look.scores("predictor")[:, : self.free])
+        return self.everything
+
+
+def _observe_trajectories(
+    suite: Suite, row: str, adapter: Adapter, captions: Captions | None, artefacts: Artefacts, free: int
+) -> dict[str, Any]:
+    """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
+    nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
+    index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
+    sampler, run = start_run(adapter, suite.method(row), nfe, settings, index, artefacts)
+    units = [Block(block) for block in range(run.shape.num_blocks)]
+    observer = _Observer(units, free)
+    engine = Engine(adapter, run, observer)
+    x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
+    prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
+    similarity, size, before = [], [], None
+    for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):
+        update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])
+        size.append(update_LRND[:, 0].norm(dim=-1))  # of the first sample, [L, N]
+        if before is not None:
+            similarity.append(F.cosine_similarity(update_LRND, before, dim=-1))
+        before = update_LRND
+    similarity_SLRN = torch.stack(similarity)
+    alpha_SRLN = torch.stack(observer.alphas).cpu()
+    middle = alpha_SRLN[len(alpha_SRLN) // 2]
+    counts = allocate_tokens(middle, round(0.3 * free * run.shape.num_tokens))
+    kept = [
+        sorted(top_tokens(middle[:1, block], count).index_RK[0].tolist()) if count else []
+        for block, count in enumerate(counts)
+    ]
+    halves = alpha_SRLN.unflatten(1, (2, 2, -1))  # guided halves, then batches
+    shown = [0, free // 2, run.shape.num_blocks - 1]
+    return {
+        "updates": {
+            "grid": list(run.shape.grid),
+            "similarity": _rounded(similarity_SLRN.mean((2, 3))),
+            "similarity_over_tokens_std": _rounded(similarity_SLRN.std(3).mean(2)),
+            "size": {str(block): _rounded(torch.stack(size)[:, block]) for block in shown},
+        },
+        "alpha": {
+            "per_batch": _rounded(halves.mean((1, 3, 4, 5)).T),
+            "histogram_per_block": [
+                np.histogram(alpha_SRLN[:, :, block].numpy(), bins=20, range=(0, 1))[0].tolist()
+                for block in range(free)
+            ],
+            "kept_at_0.7": {"step": len(alpha_SRLN) // 2, "tokens": kept},
+        },
+    }
+
+
+def _rounded(values: Tensor) -> list[list[float]]:
+    """Three significant digits are all that a picture shows."""
+    return [[float(f"{value:.3g}") for value in line] for line in values.tolist()]
 
 
 def _rank_correlation(a_RLN: Tensor, b_RLN: Tensor) -> list[float]:

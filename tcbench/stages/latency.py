@@ -10,19 +10,20 @@ from tcbench.config import Suite
 from tcbench.files import write_json
 from tcbench.provenance import collect
 from tcbench.sampling import sample_batch
-from tcbench.stages.common import load_adapter, ready_row, sampler_settings
+from tcbench.stages.common import load_adapter, load_captions, ready_row, sampler_settings
 
 
 def measure_latency(suite: Suite) -> None:
     """Write results/<suite>/latency.json: seconds per batch for every row, median and all repeats.
 
-    A time spans from the initial noise to the last latent, decoder excluded. The first `warmup` rounds are dropped.
+    A time spans from the prompt, which a captioned suite's text encoder reads, to the last latent; the decoder is not
+    in it. The first `warmup` rounds are dropped.
     """
     started = time.time()
     protocol = suite.latency
-    adapter = load_adapter(suite)
+    adapter, captions = load_adapter(suite), load_captions(suite)
     rows = {row: ready_row(suite, row, adapter) for row in suite.rows}
-    index, settings = torch.arange(protocol.batch_size), sampler_settings(suite)
+    index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
     rounds = protocol.warmup + protocol.repeats
     with tqdm(total=rounds * len(rows), desc="latency", unit="run", mininterval=1) as bar:
@@ -30,7 +31,10 @@ def measure_latency(suite: Suite) -> None:
             for row, ready in rows.items():
                 _wait(suite)
                 began = time.perf_counter()
-                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts)
+                settings = sampler_settings(suite, row)
+                sample_batch(
+                    ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions
+                )
                 _wait(suite)
                 if number >= protocol.warmup:
                     times[row].append(time.perf_counter() - began)

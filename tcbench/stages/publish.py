@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_json
+from tcbench.speed_config import SpeedSuite
 
+SPEED_RECORDS = ("runs/*.json", "peers/*.json", "profile/*.json")
 SMALL = (
     "tables/*",
     "figures/*",
@@ -15,25 +18,40 @@ SMALL = (
     "diagnostics/*.json",
     "trained/*/artefacts.json",
     "latency.json",
+    *SPEED_RECORDS,
 )
 LIMIT_BYTES = 2_000_000
 
 
-def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
-    """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
-
-    Raises:
-        UserError: scores of another config, of an uncommitted work tree, or of several commits; or a large file.
-    """
+def _records(suite: Suite) -> dict[str, Any]:
+    """The provenance of everything that is published, by what it is."""
     records = {}
     for row in suite.rows:
         records[row] = read_json(suite.folder / "scores" / f"{row}.json")["provenance"]
         records[f"{row}, samples"] = records[row]["samples"]
     for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
         records[str(path)] = read_json(path)["provenance"]
+    return records
+
+
+def _speed_records(suite: SpeedSuite) -> dict[str, Any]:
+    """The same for a speed suite."""
+    paths = [path for kind in SPEED_RECORDS for path in sorted(suite.folder.glob(kind))]
+    if not paths:
+        raise UserError(f"{suite.folder}: nothing was timed; run `tcbench bench` first")
+    return {str(path): read_json(path)["provenance"] for path in paths}
+
+
+def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
+    """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
+
+    Raises:
+        UserError: results of another config, of an uncommitted work tree, or of several commits; or a large file.
+    """
+    records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
     for what, record in records.items():
         if record["config_digest"] != suite.digest():
-            raise UserError(f"{what}: was run with another config; run `snakemake all` again before publishing")
+            raise UserError(f"{what}: was run with another config; run it again before publishing")
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
     commits = {record["git"]["commit"] for record in records.values()}

@@ -1,52 +1,76 @@
 """Tables, grids and figures from what the other stages wrote; imports no torch."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from tcbench.config import Suite
-from tcbench.files import read_json
-from tcbench.report.figures import figure_alpha, figure_quality, figure_trajectory, save
+from tcbench.files import read_json, write_text
+from tcbench.report.collection import ablation_tables, diagnostic_tables, main_tables
+from tcbench.report.figures import save
+from tcbench.report.gallery import Missing, draw
 from tcbench.report.grids import grid, save_grid
-from tcbench.report.scores import read_rows
-from tcbench.report.tables import table1, table2, table_local_error
+from tcbench.report.names import figure_names
+from tcbench.report.page import report_page
+from tcbench.report.render import Table
+from tcbench.report.scores import read_results
+from tcbench.report.strips import read_strip, write_strip
+from tcbench.report.verdicts import verdict_table
+
+STEPS_SHOWN = 8
 
 
-def render_tables(suite: Suite, folder: Path) -> None:
-    """Write tables/ below `folder`, from the scores and latency there."""
-    rows = read_rows(folder, list(suite.rows))
-    latency, floor = read_json(folder / "latency.json"), read_json(folder / "scores" / "floor.json")
-    stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None
-    tables = {
-        "table2": table2(rows, latency, floor, differs=suite.differs, guidance_scale=suite.guidance.scale),
-    }
-    if suite.predictor_rows:
-        tables["table1"] = table1(rows, differs=suite.differs, stands_for=stands_for)
+def _write(tables: dict[str, Table], folder: Path) -> None:
     for name, table in tables.items():
         table.write(folder / "tables", name)
 
 
+def render_tables(suite: Suite, folder: Path) -> None:
+    """Write tables/table1.* and table2.* below `folder`, from the scores and latency there."""
+    _write(main_tables(read_results(suite, folder)), folder)
+
+
 def render_diagnostics(suite: Suite, folder: Path) -> None:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    diagnostics = [read_json(folder / "diagnostics" / f"{row}.json") for row in suite.predictor_rows]
-    nfe = {row: suite.rows[row].nfe for row in suite.predictor_rows}
-    table = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)
-    table.write(folder / "tables", "local_error")
+    _write(diagnostic_tables(read_results(suite, folder)), folder)
+
+
+def render_ablations(suite: Suite, folder: Path) -> None:
+    """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
+    _write(ablation_tables(read_results(suite, folder)), folder)
+
+
+def render_verdicts(suite: Suite, folder: Path) -> None:
+    """Write tables/verdicts.* below `folder`, from everything there."""
+    _write({"verdicts": verdict_table(read_results(suite, folder))}, folder)
+
+
+def render_strips(suite: Suite, folder: Path) -> None:
+    """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
+    for row, settings in suite.rows.items():
+        strip = folder / "grids" / "strips" / f"{row}.png"
+        samples = folder / "samples" / row
+        write_strip(strip, [_first_images(samples, suite.figure.columns)])
+        if settings.nfe == suite.figure.nfe and suite.traced:
+            manifest = read_json(samples / "row.json")
+            shard = load_file(samples / next(iter(manifest["shards"])))
+            steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
+            lines = [_uint8(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
+            labels = [str(manifest["timesteps"][int(step)]) for step in steps]
+            write_strip(strip.with_stem(f"{row}-steps"), lines, labels)
 
 
 def render_grids(suite: Suite, folder: Path) -> None:
-    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, and grids/<row>.png for every row."""
+    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`."""
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
         rows = [name for name, row in suite.rows.items() if row.nfe == nfe]
-        first = {row: _first_images(folder / "samples" / row, suite.figure.columns) for row in rows}
+        first = [read_strip(folder / "grids" / "strips" / f"{row}.png")[0][0] for row in rows]
         labels = [(suite.rows[row].label or type(suite.method(row)).label) + _knob(suite, row) for row in rows]
-        save_grid(grid(list(first.values()), labels), folder / "grids" / f"nfe{nfe}.png")
-        for row, label in zip(rows, labels, strict=True):
-            save_grid(
-                grid([first[suite.reference(row)], first[row]], ["uncached", label]), folder / "grids" / f"{row}.png"
-            )
+        save_grid(grid(first, labels), folder / "grids" / f"nfe{nfe}.png")
 
 
 def _knob(suite: Suite, row: str) -> str:
@@ -65,23 +89,24 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
         images = np.concatenate([images, shard]) if len(images) else shard
         if len(images) >= count:
             break
-    return ((images[:count].clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+    return _uint8(images[:count])
 
 
-def render_figures(suite: Suite, folder: Path) -> None:
-    """Write figures/ below `folder`: quality against MAC ratio, deviation per step, the predictor's scores."""
-    rows = read_rows(folder, list(suite.rows))
-    out = folder / "figures"
-    save(figure_quality(rows, read_json(folder / "scores" / "floor.json")), out, "quality")
-    resolution = rows[0]["resolution"]
-    save(figure_trajectory(rows, resolution, suite.figure.nfe), out, "trajectory")
-    if suite.predictor_rows:
-        statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
-        i_steps = {}
-        for name in suite.predictor_rows:
-            nfe = str(suite.rows[name].nfe)
-            scores = read_json(folder / "trained" / name / "artefacts.json")["scores"]
-            for key in statistics:
-                statistics[key][nfe] = scores[key]
-            i_steps[nfe] = next(row["i_steps"] for row in rows if row["row"] == name)
-        save(figure_alpha(statistics, i_steps), out, "alpha")
+def _uint8(images: np.ndarray) -> np.ndarray:
+    """Pixels in [-1, 1], beyond which they are clipped, as bytes."""
+    return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
+def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:
+    """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data."""
+    results = read_results(suite, folder)
+    for name in names or figure_names(suite):
+        try:
+            save(draw(results, folder, name), folder / "figures", name)
+        except Missing as missing:
+            tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
+
+
+def render_report(suite: Suite, folder: Path) -> None:
+    """Write report.html below `folder`: everything there, in one page that needs nothing else."""
+    write_text(folder / "report.html", report_page(suite, folder))

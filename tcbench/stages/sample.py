@@ -11,9 +11,18 @@ from tcbench.config import Suite
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
-from tcbench.sampling import respaced_timesteps, sample_batch
+from tcbench.sampling import make_sampler, sample_batch
 from tcbench.sources import source_digest
-from tcbench.stages.common import ReadyRow, artefacts_folder, load_adapter, ready_row, sampler_settings, weights_digest
+from tcbench.stages.common import (
+    Captions,
+    ReadyRow,
+    artefacts_folder,
+    load_adapter,
+    load_captions,
+    ready_row,
+    sampler_settings,
+    weights_digest,
+)
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
@@ -45,15 +54,15 @@ def shard_path(suite: Suite, row: str, number: int) -> Path:
 
 def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     """Write every shard of the rows that is not there yet, and each row's row.json, which lists them."""
-    adapter = None
+    adapter = captions = None
     for row in rows:
         started, fingerprint = time.time(), row_fingerprint(suite, row)
         missing = [number for number in range(len(shards(suite))) if not _is_done(suite, row, number, fingerprint)]
         if missing:
-            adapter = adapter or load_adapter(suite)
+            adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
             ready = ready_row(suite, row, adapter)
             for number in tqdm(missing, desc=f"sample {row}", unit="shard", mininterval=1):
-                _sample_shard(suite, row, number, fingerprint, ready)
+                _sample_shard(suite, row, number, fingerprint, ready, captions)
         _write_manifest(suite, row, started, resumed=len(missing) < len(shards(suite)))
 
 
@@ -62,28 +71,32 @@ def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
     return path.exists() and read_tensors(path)[1].get("fingerprint") == fingerprint
 
 
-def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: ReadyRow) -> None:
-    indices = shards(suite)[number]
+def _sample_shard(
+    suite: Suite, row: str, number: int, fingerprint: str, ready: ReadyRow, captions: Captions | None
+) -> None:
+    indices, settings = shards(suite)[number], sampler_settings(suite, row)
     batches = []
     for start in range(indices.start, indices.stop, suite.batch_size):
         index = torch.arange(start, min(start + suite.batch_size, indices.stop))
         traced = max(0, min(suite.traced - start, len(index)))
         batches.append(
-            sample_batch(
-                ready.adapter, ready.method, ready.nfe, sampler_settings(suite), index, ready.artefacts, traced
-            )
+            sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, captions)
         )
     record = {
         "macs": [batch.macs for batch in batches],
         "plans": [batch.plans for batch in batches],
         "i_steps": batches[0].i_steps,
         "cache_bytes": max(batch.cache_bytes for batch in batches),
+        "tokens": ready.adapter.shape.num_tokens,
+        "timesteps": make_sampler(
+            ready.adapter, ready.method.sampled_steps(ready.nfe), settings, torch.tensor(indices)
+        ).timesteps,
     }
     write_tensors(
         shard_path(suite, row, number),
         {
             "image": torch.cat([batch.image for batch in batches]),
-            "label": torch.cat([batch.label for batch in batches]),
+            "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),
@@ -107,7 +120,7 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "row": row,
             "settings": suite.row_settings(row),
             "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
-            "timesteps": respaced_timesteps(method.sampled_steps(suite.rows[row].nfe), suite.spacing),
+            "timesteps": records[0]["timesteps"],
             "resolution": MODELS[suite.model].latent_shape[-1],
             "samples": suite.samples,
             "batch_size": suite.batch_size,
@@ -115,6 +128,7 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "macs": _mean_macs(macs),
             "macs_per_batch": [batch["per_sample"] for batch in macs],
             "plan_of_first_batch": records[0]["plans"][0],
+            "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
             "resumed": resumed,

@@ -1,0 +1,113 @@
+"""The tables of ablations: variants of one row side by side, every one compared with the variant that changes nothing."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tcbench.config import Ablation
+from tcbench.errors import UserError
+from tcbench.report.compare import SIGNS, Comparison, compare
+from tcbench.report.render import Table
+from tcbench.report.scores import Row, mac_ratio
+from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, marked, marks
+
+PRINTED = ("fid", "sfid", "is", "precision", "recall", "accuracy", "clip", "mae")
+
+
+def table_ablation(
+    ablation: Ablation, rows: Sequence[Row], variants: Sequence[str], *, suite: str, differs: str
+) -> Table:
+    """Quality and cost of every variant.
+
+    Args:
+        ablation: as in the config.
+        rows: score rows of the variants and their references.
+        variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
+        suite, differs: as in `tables.table2`.
+
+    Raises:
+        UserError: there is no variant.
+    """
+    printed = [row for row in rows if row["row"] in variants]
+    if not printed:
+        raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
+    metrics = [m for m in PRINTED if any(m in row.get("quality", {}) for row in printed)]
+    bases = {row["row"]: _base(row, printed) for row in printed}
+    found = marks(
+        [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
+    )
+    largest = max(row["macs"]["per_sample"] for row in printed)
+    unit = next(unit for unit in MAC_UNITS if largest >= unit[1] or unit is MAC_UNITS[-1])
+    with_paper = [m for m in QUALITY if any(m in (row.get("paper") or {}) for row in printed)]
+    swept = len({row.get("guidance_scale") for row in printed}) > 1
+    records, cells = [], []
+    for row in printed:
+        paper, ratio = row.get("paper") or {}, mac_ratio(row, rows)
+        record = {"suite": suite, "row": row["row"], "variant": row["label"], "nfe": row["nfe"]}
+        record["guidance_scale"] = row.get("guidance_scale")
+        cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
+        for metric in metrics:
+            quality, mark = row["quality"].get(metric), found.get((row["row"], metric))
+            record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
+            record |= _difference(metric, mark)
+            name = QUALITY[metric][0] if metric in QUALITY else SIGNS[metric][0]
+            cell[name] = _text(quality, mark)
+            if metric in with_paper:
+                record[f"paper_{metric}"] = paper.get(metric)
+                cell[f"paper {name}"] = f"{paper[metric]:.2f}" if metric in paper else NO_CELL
+        macs = row["macs"]
+        record |= {
+            "macs_per_sample": macs["per_sample"],
+            "macs_without_overheads": macs["per_sample_without_overheads"],
+        }
+        record |= {"mac_ratio": ratio, "paper_mac_ratio": paper.get("speedup")}
+        cell |= {
+            unit[0]: f"{macs['per_sample'] / unit[1]:.4g}",
+            f"{unit[0]} without overheads": f"{macs['per_sample_without_overheads'] / unit[1]:.4g}",
+            "MAC ratio": f"{ratio:.2f}",
+        }
+        if any("speedup" in (other.get("paper") or {}) for other in printed):
+            cell["paper MAC ratio"] = f"{paper['speedup']:.2f}" if "speedup" in paper else NO_CELL
+        records.append(record)
+        cells.append(cell)
+    first = printed[0]
+    caption = (
+        f"{ablation.question} {first['samples']} samples per row in {first['groups']} batches; value [95 % interval], "
+        f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
+        + (" at the same CFG scale" if swept else "")
+        + f", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else better "
+        f"or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all that a variant "
+        "computes. Ratios are to the uncached run at the same NFE."
+    )
+    return Table(
+        title=f"{ablation.title} on suite `{suite}`" + (f" ({differs})" if differs else ""),
+        caption=caption,
+        tidy=pd.DataFrame(records).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=[f"NFE {row['nfe']}" for row in printed],
+        text_columns=("Variant",),
+    )
+
+
+_ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
+
+
+def _base(row: Row, rows: Sequence[Row]) -> Row:
+    """The variant to compare with: the first one, at the row's CFG scale."""
+    alike = [other for other in rows if other.get("guidance_scale") == row.get("guidance_scale")]
+    return alike[0]
+
+
+def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]:
+    return {
+        f"{metric}_difference": mark.interval.value if mark else None,
+        f"{metric}_difference_low": mark.interval.low if mark else None,
+        f"{metric}_difference_high": mark.interval.high if mark else None,
+        f"{metric}_p_holm": mark.p if mark else None,
+    }
+
+
+def _text(quality: dict[str, float] | None, mark: Comparison | None) -> str:
+    if quality is None:
+        return NO_CELL
+    return marked(interval_text(quality["value"], quality["low"], quality["high"]), mark)

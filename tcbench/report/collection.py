@@ -1,0 +1,55 @@
+"""All tables of a suite by name, from its results: what the files in tables/ and the report hold."""
+
+from tcbench.report.ablations import table_ablation
+from tcbench.report.render import Table
+from tcbench.report.scores import Results
+from tcbench.report.tables import table1, table2, table_local_error
+from tcbench.report.verdicts import verdict_table
+
+
+def main_tables(results: Results) -> dict[str, Table]:
+    """The paper's Tables II and I."""
+    suite = results.suite
+    scale = suite.guidance.scale
+    tables = {
+        "table2": table2(results.rows, results.latency, results.floor, differs=suite.differs, guidance_scale=scale)
+    }
+    if suite.predictor_rows:
+        stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None
+        tables["table1"] = table1(results.rows, differs=suite.differs, stands_for=stands_for)
+    return tables
+
+
+def ablation_tables(results: Results) -> dict[str, Table]:
+    """One table per ablation that was run."""
+    suite = results.suite
+    return {
+        f"ablation-{name}": table_ablation(
+            suite.ablations[name],
+            rows,
+            suite.ablation_suites[name].variants,
+            suite=suite.suite,
+            differs=suite.differs,
+        )
+        for name, rows in results.ablations.items()
+    }
+
+
+def diagnostic_tables(results: Results) -> dict[str, Table]:
+    """One-step local errors, if they were measured."""
+    if not results.diagnostics:
+        return {}
+    nfe = {row: results.suite.rows[row].nfe for row in results.diagnostics}
+    suite = results.suite
+    diagnostics = list(results.diagnostics.values())
+    return {"local_error": table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)}
+
+
+def all_tables(results: Results) -> dict[str, Table]:
+    """Everything, the verdicts first."""
+    return {
+        "verdicts": verdict_table(results),
+        **main_tables(results),
+        **ablation_tables(results),
+        **diagnostic_tables(results),
+    }

@@ -1,0 +1,109 @@
+"""Differences between two rows, paired where they can be, and the verdict on a claim that several differences make up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tcbench.report.scores import Row
+from tcbench.stats import Interval, Replicates, holm, welch
+
+LEVEL = 0.05
+"""Of every test, after Holm's correction over the comparisons that it decides together."""
+
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+NOT_DISTINGUISHABLE, NOT_TESTED = "not distinguishable", "not tested"
+
+# Metric -> (name, sign of a better difference), for every metric that rows may hold.
+SIGNS = {
+    "fid": ("FID", -1),
+    "sfid": ("sFID", -1),
+    "is": ("IS", +1),
+    "precision": ("Precision", +1),
+    "recall": ("Recall", +1),
+    "accuracy": ("Accuracy", +1),
+    "mae": ("MAE to uncached", -1),
+    "psnr": ("PSNR to uncached", +1),
+    "feature_mse": ("Feature MSE to uncached", -1),
+    "clip": ("CLIP score", +1),
+    "image_reward": ("ImageReward", +1),
+    "vbench": ("VBench", +1),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row against another in one metric.
+
+    Attributes:
+        row, other: row ids.
+        metric: a key of `SIGNS`.
+        interval: this row less the other.
+        paired: same noise, labels and batches on both sides, so that what they share cancelled.
+        p: two-sided, adjusted if `decide_together` made it.
+    """
+
+    row: str
+    other: str
+    metric: str
+    interval: Interval
+    paired: bool
+    p: float
+
+    @property
+    def outcome(self) -> str:
+        """`better`, `worse` or, where the difference may be chance, `≈`."""
+        if self.p > LEVEL:
+            return "≈"
+        return "better" if self.interval.value * SIGNS[self.metric][1] > 0 else "worse"
+
+
+def compare(row: Row, other: Row, metric: str) -> Comparison | None:
+    """`row` less `other`; None if either lacks the metric.
+
+    Paired by what scoring stored against the row's own reference, or by the jackknife's replicates where both rows hold
+    them for the same batches; otherwise the two are taken as independent, which errs on wide.
+    """
+    if other["row"] == row["reference"] != row["row"] and (stored := (row.get("paired") or {}).get(metric)):
+        interval = Interval.from_ends(stored["difference"], stored["low"], stored["high"], row["groups"])
+        return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
+    ours, theirs = (side.get("quality", {}).get(metric) for side in (row, other))
+    if ours is None or theirs is None:
+        return None
+    paired = "deleted" in ours and "deleted" in theirs and row["group_sizes"] == other["group_sizes"]
+    if paired:
+        sizes = np.array(row["group_sizes"])
+        interval = (_replicates(ours, sizes) - _replicates(theirs, sizes)).interval()
+    else:
+        dof = min(row["groups"], other["groups"]) - 1
+        interval = welch(ours["value"], ours["se"], theirs["value"], theirs["se"], dof)
+    return Comparison(row["row"], other["row"], metric, interval, paired, interval.p_value)
+
+
+def _replicates(quality: dict[str, Any], sizes: np.ndarray) -> Replicates:
+    return Replicates(quality["value"], np.array(quality["deleted"]), sizes)
+
+
+def decide_together(comparisons: Sequence[Comparison | None]) -> list[Comparison]:
+    """Those that exist, with p adjusted over all of them (Holm)."""
+    found = [comparison for comparison in comparisons if comparison is not None]
+    adjusted = holm([comparison.p for comparison in found])
+    return [replace(comparison, p=p) for comparison, p in zip(found, adjusted, strict=True)]
+
+
+def superiority(comparisons: Sequence[Comparison]) -> str:
+    """The verdict on "better than each of these": all better; any worse; otherwise it cannot be told."""
+    outcomes = [comparison.outcome for comparison in comparisons]
+    if "worse" in outcomes:
+        return NOT_REPRODUCED
+    return REPRODUCED if set(outcomes) == {"better"} else NOT_DISTINGUISHABLE
+
+
+def no_loss(comparison: Comparison, value: float, margin: float) -> str:
+    """The verdict on "not worse than": the whole interval of the loss lies below `margin` times the other's value."""
+    sign = SIGNS[comparison.metric][1]
+    low, high = sorted((-sign * comparison.interval.low, -sign * comparison.interval.high))
+    if high < margin * abs(value):
+        return REPRODUCED
+    return NOT_REPRODUCED if low > 0 else NOT_DISTINGUISHABLE

@@ -1,0 +1,188 @@
+"""The report: one self-contained HTML page of a suite, opening from disk with no network.
+
+Everything in it is a number, a picture or a command from the suite's results; pictures are data URIs, and the script only
+sorts tables, filters verdicts and flips samples, so that without it the page still shows everything.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tcbench.config import Suite
+from tcbench.report.collection import all_tables
+from tcbench.report.compare import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
+from tcbench.report.gallery import PICTURES
+from tcbench.report.names import figure_names
+from tcbench.report.render import template
+from tcbench.report.scores import Results, Row, kept_shares, mac_ratio, name_of, read_results
+from tcbench.report.strips import read_strip
+
+SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DISTINGUISHABLE: "≈", NOT_TESTED: "–"}
+
+
+def report_page(suite: Suite, folder: Path) -> str:
+    """The page of everything below a suite's folder; what is not there is said to be not run."""
+    results = read_results(suite, folder)
+    tables = all_tables(results)
+    verdicts = tables.pop("verdicts")
+    counts = {verdict: int((verdicts.tidy["verdict"] == verdict).sum()) for verdict in SYMBOLS}
+    return template("report.html.j2").render(
+        suite=suite,
+        verdicts=verdicts,
+        counts=counts,
+        symbols=SYMBOLS,
+        tables=tables,
+        figures=_figures(suite, folder),
+        samples=_samples(results, folder),
+        evidence=_evidence(results),
+        tags=sorted({tag for row in results.rows for tag in row.get("macs", {}).get("by_tag", {})}),
+        provenance=_provenance(results),
+        commands=_commands(suite),
+        not_run=[ablation for ablation in suite.ablations if ablation not in results.ablations],
+        zip=zip,
+    )
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return _uri(buffer.getvalue(), "png")
+
+
+def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
+    """Every figure of the suite; one that was not drawn has no source."""
+    found = []
+    for name in figure_names(suite):
+        path = folder / "figures" / f"{name}.svg"
+        source = _uri(path.read_bytes(), "svg+xml") if path.exists() else ""
+        found.append({"name": name, "place": PICTURES[name].place, "caption": PICTURES[name].caption, "source": source})
+    return found
+
+
+def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
+    """By NFE, the strip of every row and its difference to the uncached one."""
+    groups = []
+    for nfe in dict.fromkeys(row["nfe"] for row in results.rows):
+        rows = [row for row in results.rows if row["nfe"] == nfe and not row.get("not_run")]
+        rows.sort(key=lambda row: row["method"] != "uncached")
+        paths = [folder / "grids" / "strips" / f"{row['row']}.png" for row in rows]
+        if not rows or not all(path.exists() for path in paths):
+            continue
+        tiles = [read_strip(path)[0][0] for path in paths]
+        strips = [
+            {
+                "label": name_of(row),
+                "image": _png(np.concatenate(list(own), axis=1)),
+                "difference": _png(255 - np.concatenate(list(_difference(own, tiles[0])), axis=1)),
+            }
+            for row, own in zip(rows, tiles, strict=True)
+        ]
+        groups.append({"nfe": nfe, "count": len(tiles[0]), "rows": strips, "data": json.dumps(strips)})
+    return groups
+
+
+def _difference(tiles: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """|difference|, four times enlarged, as bytes."""
+    return (4 * np.abs(tiles.astype(int) - reference)).clip(0, 255).astype(np.uint8)
+
+
+def _evidence(results: Results) -> list[dict[str, Any]]:
+    """Per row: what it recomputed, what that cost by tag, its options, its latency."""
+    found = []
+    for row in results.rows:
+        if row.get("not_run"):
+            continue
+        macs = row["macs"]
+        timing = (results.latency or {"rows": {}})["rows"].get(row["row"], {})
+        found.append(
+            {
+                "row": row["row"],
+                "label": name_of(row),
+                "nfe": row["nfe"],
+                "plan": _png(_shaded(kept_shares(row))) if row.get("plan") else "",
+                "units": list(row.get("plan") or {}),
+                "ratio": f"{mac_ratio(row, results.rows):.2f}",
+                "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
+                "total": macs["per_sample"],
+                "spread": row["macs_spread"],
+                "i_steps": " ".join(map(str, row["i_steps"])),
+                "full": len(row["i_steps"]),
+                "latency": f"{timing['median_s']:.3g} s per batch" if timing else "not timed",
+                "cache": f"{row['cache_bytes'] / 1e6:.3g} MB",
+                "settings": ", ".join(f"{key}: {value}" for key, value in row["settings"].items()) or "none",
+                "same": _same_plan(row, results.rows),
+            }
+        )
+    return found
+
+
+def _same_plan(row: Row, rows: Sequence[Row]) -> str:
+    """Other methods whose executed plan is this one's, which makes the comparison one of names."""
+    plan = row.get("plan")
+    alike = [other for other in rows if plan and other.get("plan") == plan and other["nfe"] == row["nfe"]]
+    return ", ".join(name_of(other) for other in alike if other["row"] != row["row"])
+
+
+def _shaded(kept_SU: np.ndarray) -> np.ndarray:
+    """Units upwards, steps to the right; dark is recomputed, light is reused."""
+    return np.flipud((245 - 215 * kept_SU.T).round().astype(np.uint8))
+
+
+def _provenance(results: Results) -> dict[str, str]:
+    """Where the numbers come from: one value per field, or all there are."""
+    records = [row["provenance"] for row in results.rows if row.get("provenance")]
+    records += [record["samples"] for record in records if "samples" in record]
+
+    def several(*keys: str) -> str:
+        values = []
+        for record in records:
+            for key in keys:
+                record = record.get(key) if isinstance(record, dict) else None
+            values.append(str(record))
+        return ", ".join(sorted(set(values))) or "unknown"
+
+    packages = records[0].get("packages", {}) if records else {}
+    return {
+        "commit": several("git", "commit"),
+        "uncommitted changes": several("git", "dirty"),
+        "config digest": several("config_digest"),
+        "seeds": several("seeds"),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "python": several("python"),
+        "platform": several("platform"),
+        "processor": several("cpu", "model"),
+        "gpu": several("gpu"),
+        "sampling and scoring": f"{sum(record.get('wall_s', 0) for record in records):.0f} s in all",
+        "finished": max((record.get("finished_utc", "") for record in records), default="unknown"),
+    }
+
+
+def _commands(suite: Suite) -> dict[str, str]:
+    """How to make each piece again."""
+    config = f"config/{suite.suite}.yaml"
+    only = f"--config suite={suite.suite}"
+    first = next(iter(suite.rows))
+    commands = {
+        "everything": f"snakemake --cores all all {only}",
+        "tables": f"snakemake --cores all tables {only}",
+        "figures": f"snakemake --cores all figures {only}",
+        "ablations": f"snakemake --cores all ablations {only}",
+        "samples of one row": f"tcbench sample {config} --rows {first} && tcbench score {config} --rows {first}",
+        "one figure": f"tcbench figures {config} fig1b_quality",
+        "verdicts, from stored scores": f"tcbench verdicts {config}",
+        "this page, from stored results": f"tcbench report {config}",
+        "the committed results again, without torch": f"tcbench report {config} --results results/reference/{suite.suite}",
+    }
+    if suite.trained_rows:
+        commands["training of one row"] = f"tcbench train {config} --row {suite.trained_rows[0]}"
+    return commands

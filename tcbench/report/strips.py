@@ -1,0 +1,42 @@
+"""Strips: a row's first samples side by side in one small PNG at their own resolution.
+
+They are written once from the samples; grids, figures and the report are made from them, on a machine that never had the
+samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tcbench.errors import UserError
+from tcbench.files import atomic
+
+
+def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] = ()) -> None:
+    """Write lines of uint8 tiles, each [n, H, W] or [n, H, W, 3] of one shape; `labels` name the n columns."""
+    picture = np.concatenate([np.concatenate(list(line), axis=1) for line in lines], axis=0)
+    header = PngInfo()
+    header.add_text("tiles", f"{len(lines)} {len(lines[0])}")
+    header.add_text("labels", "\n".join(labels))
+    with atomic(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header)
+
+
+def read_strip(path: Path) -> tuple[list[np.ndarray], list[str]]:
+    """(lines of tiles, labels of the columns) as they were written.
+
+    Raises:
+        UserError: there is no such strip, or it is none.
+    """
+    try:
+        with Image.open(path) as image:
+            lines, columns = map(int, image.info["tiles"].split())
+            labels = [label for label in image.info["labels"].split("\n") if label]
+            picture = np.asarray(image)
+    except (OSError, KeyError) as error:
+        raise UserError(f"{path}: no strip of samples ({error}); run `tcbench tables` where the samples are") from error
+    tiles = [np.stack(np.split(line, columns, axis=1)) for line in np.split(picture, lines, axis=0)]
+    return tiles, labels

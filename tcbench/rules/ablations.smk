@@ -1,0 +1,43 @@
+# One job per ablation: it samples its variants and scores them, so that torch is imported once.
+for name, ablation in SUITE.ablation_suites.items():
+
+    rule:
+        name:
+            f"ablate_{name}"
+        input:
+            trained=expand(
+                f"{RESULTS}/trained/{{row}}/artefacts.json",
+                row=sorted({ablation.trained_row(row) for row in ablation.own} - {None}),
+            ),
+            code=source_files("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
+        output:
+            expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
+        params:
+            name=name,
+            settings=[ablation.metrics, ablation.extractor, *(ablation.row_settings(row) for row in ablation.own)],
+        log:
+            f"{RESULTS}/logs/ablate-{name}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/ablate-{name}.tsv"
+        threads: 1
+        resources:
+            gpu=int(SUITE.device == "cuda"),
+        shell:
+            "tcbench ablate {SUITE_FILE:q} --name {params.name} 2> {log}"
+
+
+rule render_ablations:
+    input:
+        [
+            f"{RESULTS}/ablations/{name}/scores/{row}.json"
+            for name, ablation in SUITE.ablation_suites.items()
+            for row in ablation.own
+        ],
+        code=source_files("report"),
+    output:
+        expand(f"{RESULTS}/tables/ablation-{{name}}.{{kind}}", name=SUITE.ablations, kind=["csv", "md", "tex", "html"]),
+    log:
+        f"{RESULTS}/logs/ablations.log",
+    threads: 1
+    shell:
+        "tcbench ablations {SUITE_FILE:q} 2> {log}"
