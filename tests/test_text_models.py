@@ -230,7 +230,7 @@ def test_entropy_by_hand(model: str) -> None:
     assert torch.allclose(after.gather(1, index).double(), fresh.gather(1, index), atol=1e-5)
     untouched = torch.ones(2, 64, dtype=torch.bool).scatter(1, index, False)
     assert torch.equal(after[untouched], before[untouched])
-    assert engine.ledger.by_tag["score"].matmul == 2 * (64 + 2) * (12 * 96 + 96**2)
+    assert engine.ledger.by_tag["score"].matmul == 2 * (64 + 2) * 12 * 96
     with pytest.raises(RuntimeError, match="block 0: no text attention was observed yet"):
         engine.cache.attention_entropy(0)
 

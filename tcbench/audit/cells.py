@@ -227,7 +227,7 @@ def predictor() -> Iterator[Check]:
     """Sec. III-C's share of the predictor, and Table II with it."""
     shape, model = shape_of(MODELS["dit-xl-2-256"]), build_transformer(MODELS["dit-xl-2-256"], device="meta")
     macs, full = CachePredictor.macs(shape).matmul, plan_macs(Plan(), shape).matmul
-    block = dict(model.transformer_blocks[0].named_parameters())
+    block = dict(model.get_submodule("transformer_blocks.0").named_parameters())
     weights = sum(parameter.numel() for key, parameter in block.items() if ".emb." not in key)  # all blocks share emb
     weights += (shape.width + 1) * shape.num_blocks
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from pydantic import Field
@@ -29,7 +28,6 @@ from tcbench.models.adapter import (
     Modulation,
     Text,
     TransformerBlock,
-    attention_maps,
 )
 from tcbench.models.dit import unpatchify, xavier_uniform
 
@@ -190,17 +188,6 @@ class TextAdapter(Adapter):
     def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
         """The LayerNorm before a branch."""
         return block.norm1 if branch == "attn" else block.norm2
-
-    def cross(self, block: TransformerBlock, h_RKD: Tensor, part: Cross) -> Tensor:
-        """Cross-attention of some tokens over the text, projected: [R, K, D]."""
-        queries = self._heads(block.attn2.to_q(h_RKD))
-        mixed = F.scaled_dot_product_attention(queries, part.keys, part.values, part.bias)
-        return block.attn2.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-    def attention_entropy(self, block: TransformerBlock, h_RKD: Tensor, part: Cross) -> Tensor:
-        """Entropy of every token's head-mean cross-attention over the text, in nats, float32 [R, K]."""
-        maps = attention_maps(self._heads(block.attn2.to_q(h_RKD)), part.keys, part.bias)
-        return torch.cat([torch.special.entr(weights_RKT).sum(dim=2) for weights_RKT in maps], dim=1)
 
     def final(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
         """The final layer: a patch per token, [R, N, patch * patch * out_channels]."""
