@@ -1,4 +1,5 @@
-# tcbench: from a suite's config to its tables. Targets: tables (default), figures, diagnostics, all, pretrain, publish, speed.
+# tcbench: from a suite's config to its tables. Targets: tables (default), figures, ablations, diagnostics, verdicts, report,
+# all, pretrain, publish, speed.
 #   snakemake --cores all tables
 #   snakemake --cores all tables --config suite=digits
 # This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
@@ -9,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from tcbench.config import load_suite
 from tcbench.errors import UserError
+from tcbench.report.names import PICTURES, figure_names
 from tcbench.sources import source_files
 from tcbench.speed_config import load_speed_suite
 
@@ -34,6 +36,7 @@ include: "tcbench/rules/prepare.smk"
 include: "tcbench/rules/train.smk"
 include: "tcbench/rules/sample.smk"
 include: "tcbench/rules/score.smk"
+include: "tcbench/rules/ablations.smk"
 include: "tcbench/rules/report.smk"
 include: "tcbench/rules/speed.smk"
 
@@ -49,11 +52,29 @@ rule figures:
         rules.render_figures.output,
 
 
+rule ablations:
+    input:
+        rules.render_ablations.output if SUITE.ablations else [],
+
+
+rule verdicts:
+    input:
+        rules.render_verdicts.output,
+
+
+rule report:
+    input:
+        rules.render_report.output,
+
+
 rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.ablations.input,
         rules.diagnostics.output if SUITE.predictor_rows else [],
+        rules.verdicts.input,
+        rules.report.input,
 
 
 rule publish:

@@ -93,9 +93,9 @@ class Ablation(_Strict):
         base: the row that variants change; every difference is to the variant that changes nothing.
         samples: per variant, if not the suite's.
         guidance_scales: repeats every variant at each of these CFG scales.
-        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another row.
-            A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that names
-            another `method` inherits neither options nor artefacts.
+        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another
+            row. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that
+            names another `method` inherits neither options nor artefacts.
     """
 
     title: str
@@ -434,11 +434,11 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             at = "" if scale is None else f"-cfg{scale:g}"
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
-    for row in variants.values():
-        if not any(_is_reference_for(row, other) for other in [*variants.values(), *references.values()]):
-            at = "" if row.guidance_scale is None else f"-cfg{row.guidance_scale:g}"
-            references[f"{name}-reference{row.nfe}{at}"] = Row(
-                method="uncached", nfe=row.nfe, guidance_scale=row.guidance_scale
+    for variant in variants.values():
+        if not any(_is_reference_for(variant, other) for other in [*variants.values(), *references.values()]):
+            at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
+            references[f"{name}-reference{variant.nfe}{at}"] = Row(
+                method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
             )
     own = references | variants
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
@@ -565,7 +565,7 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
-    for name, table in suite.tables.items():
+    for name, table in suite.tables.items() if "tables" in suite.model_fields_set else ():
         if unknown := [row for row in table.rows if row not in suite.rows]:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:

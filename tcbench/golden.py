@@ -23,7 +23,7 @@ from tcbench import golden_l2c
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
-from tcbench.method import Look, Method, Policy, Run
+from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import PixArtSpec
@@ -39,6 +39,7 @@ from tcbench.sampling import (
     denoise,
     guide,
 )
+from tcbench.training.routers import as_table
 
 Settings = Mapping[str, Any]
 
@@ -232,12 +233,12 @@ class Outcome:
 
 
 @torch.inference_mode()
-def sample_case(case: Case, method: Method) -> Outcome:
+def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) -> Outcome:
     """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
     adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
     sampler = sampler_of(case, len(x))
     settings = SamplerSettings(case.number("cfg_scale"))
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)))
+    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)), artefacts=artefacts or Artefacts())
     recorder = _Recorder(method.start(run))
     engine = Engine(adapter, run, recorder)
     steps = list(_progress(denoise(adapter, engine, sampler, settings, x, prompt), case, run.nfe))
@@ -443,6 +444,17 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
     return compare(case, outcome) | compare_tokens(case, outcome)
 
 
+def _run_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
+    case = Case(directory, name)
+    method = make_method("learning_to_cache", {"threshold": case.number("thres")})
+    router = Artefacts(tables={"router": as_table(case.expected["router_prob"])})
+    return compare(case, sample_case(case, method, router))
+
+
+def _train_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
+    return golden_l2c.run_training(Case(directory, name))
+
+
 _TRAJECTORY = {"eps": 3e-5, "eps_from_x_in": 3e-5, "final": 1e-3}
 
 KINDS: dict[str, Kind] = {
@@ -460,12 +472,12 @@ KINDS: dict[str, Kind] = {
     ),
     "l2c": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,
-        golden_l2c.run_inference,
+        _run_learning_to_cache,
         _TRAJECTORY,
     ),
     "l2c_training": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
-        golden_l2c.run_training,
+        _train_learning_to_cache,
         {
             **dict.fromkeys(("loss", "data_loss", "gates", "mse_per_sample"), 1e-4),  # relative
             "gradients": 1e-8,

@@ -214,16 +214,19 @@ class Plan:
         return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
 
     def summary(self) -> dict[str, str | int]:
-        """JSON-able form: unit -> "all", "none" or the number of recomputed tokens."""
-        return {
-            str(unit): decision.who.count if isinstance(decision.who, Tokens) else str(decision.who)
-            for unit, decision in self.decisions.items()
-        }
+        """JSON-able form: unit -> "all", "none" (held), "forecast N" (order N) or the number of recomputed tokens."""
+        return {str(unit): _said(decision) for unit, decision in self.decisions.items()}
 
     def __str__(self) -> str:
         if not self.decisions:
             return "everything computed, nothing cached"
         return ", ".join(f"{unit}: {value}" for unit, value in self.summary().items())
+
+
+def _said(decision: Decision) -> str | int:
+    if isinstance(decision.who, Tokens):
+        return decision.who.count
+    return f"forecast {decision.fill.order}" if decision.who is NONE and decision.fill.order else str(decision.who)
 
 
 def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:

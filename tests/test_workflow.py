@@ -81,6 +81,18 @@ def test_editing_a_stage_does_not_retrain(finished):
     assert "rule render_tables" in plan
 
 
+def test_a_router_file_is_an_input_of_training(tmp_path):
+    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    suite = tmp_path / "router.yaml"
+    row = "nfe4-l2c: {method: learning_to_cache, nfe: 4"
+    suite.write_text(SMOKE.read_text().replace(row, row + ", options: {router: router.pt}"))
+    dry = ("-n", "results/smoke/trained/nfe4-l2c/artefacts.json", "--config", f"suite_file={suite}")
+    missing = snakemake(tmp_path, *dry, check=False)
+    assert missing.returncode != 0 and "router.pt" in missing.stdout + missing.stderr
+    (tmp_path / "router.pt").touch()
+    assert "rule train" in snakemake(tmp_path, *dry).stdout
+
+
 def test_a_bad_config_stops_before_any_job(tmp_path):
     shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
     bad = tmp_path / "bad.yaml"

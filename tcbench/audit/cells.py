@@ -22,8 +22,6 @@ TOCA: dict[tuple[str, str], dict[str, Any]] = {
     ("256", "50"): {"interval": 3, "schedule": "ddim50"},
 }
 TOCA_PIXART = {"fresh_ratio": 0.3, "interval": 3, "schedule": "pixart", "bonus": 0.4, "cell": 4}
-# The routers that Learning-to-Cache released, by NFE: TMACs and share of branches recomputed at every second step.
-RELEASED_ROUTERS = {"50": (9.05, 0.53), "20": (3.69, 0.56)}
 
 
 TEXT_MODELS = {3: "pixart-256", 4: "pixart-1024", 5: "osp-93x256"}
@@ -138,18 +136,11 @@ def _learning_to_cache(where: str, row: PaperRow) -> Check:
     resolution, nfe, reported = row["resolution"], row["nfe"], row["tmacs"]
     floor = tmacs(resolution, nfe, "learning_to_cache")  # without a router nothing is recomputed at second steps
     kept = (float(reported) - floor) / (tmacs(resolution, nfe, "uncached") - floor)
-    released = ""
-    if resolution == "256":
-        cost, branches = RELEASED_ROUTERS[nfe]
-        released = f"; the released router recomputes {branches:.0%} of the branches there and costs {cost}"
     if abs(kept) < 0.005:
         why = "the method's floor: nothing recomputed at every second step, which is FORA with period 2"
-        return number(where, reported, floor, why + released)
-    return underived(
-        where,
-        reported,
-        f"needs its router: {kept:.1%} of every second step recomputed, over a floor of {floor:.2f}{released}",
-    )
+        return number(where, reported, floor, why)
+    why = f"needs its router: {kept:.1%} of every second step recomputed, over a floor of {floor:.2f}"
+    return underived(where, reported, why)
 
 
 def text_conditional() -> Iterator[Check]:

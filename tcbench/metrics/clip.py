@@ -7,11 +7,12 @@ use OpenAI's ViT-L/14: `ViT-L-14-quickgelu` with weights `openai` here; plain `V
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import open_clip
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
@@ -29,7 +30,7 @@ class ClipScorer:
         tokenize: captions to word ids [n, context].
     """
 
-    model: nn.Module
+    model: Any
     preprocess: Callable[[Tensor], Tensor]
     tokenize: Callable[[Sequence[str]], Tensor]
 

@@ -73,7 +73,7 @@ class ImageReward(nn.Module):
     @torch.no_grad()
     def forward(self, images_BCHW: Tensor, captions: Sequence[str]) -> Tensor:
         """Rewards, float32 [B] on the CPU, of uint8 images [B, 1 or 3, H, W], resized by PIL as the package does."""
-        device = self.mlp[0].weight.device
+        device = next(self.parameters()).device
         pixels = torch.stack([
             self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in rgb(images_BCHW)
         ])  # fmt: skip
@@ -108,14 +108,15 @@ def load_image_reward(
         NotRun: a file is not there.
         UserError: it is there and not what it should be.
     """
-    if not weights.exists():
+    path = weights.expanduser()
+    if not path.exists():
         raise NotRun(f"needs {weights}: download ImageReward.pt (1.8 GB) from huggingface.co/THUDM/ImageReward")
     try:
         words = BertTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
         raise NotRun(f"needs the vocabulary of bert-base-uncased; no tokenizer at {tokenizer!r}") from error
     model = ImageReward(words, vision, text)
-    state = {_renamed(key): tensor for key, tensor in read_state(weights).items()}
+    state = {_renamed(key): tensor for key, tensor in read_state(path).items()}
     wanted = model.state_dict().keys()
     state = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED) and "position_ids" not in key}
     if unmatched := sorted(wanted ^ state.keys()):

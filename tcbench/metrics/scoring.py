@@ -235,10 +235,10 @@ def score_row(
         metrics: names in `METRICS`.
 
     Returns:
-        {"quality": {metric: {"value", "low", "high", "se", "deleted"} or {"not_run"}},  (deleted: without each group)
+        {"quality": {metric: {"value", "low", "high", "se", "deleted"}},  (deleted: without each group)
          "paired": {metric: {"difference", "low", "high", "distinguishable"}}} in floats and bools.
         "paired" is this row less the reference with the same groups left out of both; metrics that already
-        compare with the reference are only in "quality".
+        compare with the reference are only in "quality"; one that could not be run (`samples.not_run`) is in neither.
 
     Raises:
         UserError: unknown metric, missing input, groups that are no partition, or runs that are not paired.
@@ -253,10 +253,7 @@ def score_row(
     reference = Reference(real, uncached)
     quality, paired = {}, {}
     for metric in tqdm([METRICS[name] for name in metrics], desc="metrics", delay=2, leave=False, disable=None):
-        if uncached is None and "uncached" in metric.needs:
-            continue
-        if reason := samples.not_run.get(metric.name):
-            quality[metric.name] = {"not_run": reason}
+        if metric.name in samples.not_run or (uncached is None and "uncached" in metric.needs):
             continue
         replicates = replicate(metric.prepare(samples, reference), groups)
         interval = replicates.interval()

@@ -69,8 +69,8 @@ def total(scores: Sequence[float]) -> dict[str, float]:
     """Quality, semantic and total score from raw scores in the order of `DIMENSIONS`, all in 0..1.
 
     Part scores are weighted means of (raw - low) / (high - low), total = (4 quality + semantic) / 5
-    (scripts/cal_final_score.py). A score that is missing (NaN) makes its part and the total missing; the official script
-    takes it for a raw 0.
+    (scripts/cal_final_score.py). A score that is missing (NaN) makes its part and the total missing; the official
+    script takes it for a raw 0.
     """
     parts = {}
     for group in ("quality", "semantic"):

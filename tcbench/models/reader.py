@@ -32,16 +32,17 @@ class Reading:
 class DigitReader(nn.Module):
     """Five convolutions, the last four at half resolution, each output pixel seeing 25 x 25; 72 thousand parameters.
 
-    The background is 0 inside, so that the canvas' edge looks like more background and any canvas can be read.
+    Without biases before the head, a blank background is 0 in every layer: the canvas' edge looks like more of it, and
+    any canvas can be read.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(32, 48, 3, padding=1)
-        self.conv4 = nn.Conv2d(48, 48, 3, padding=2, dilation=2)
-        self.conv5 = nn.Conv2d(48, 64, 3, padding=2, dilation=2)
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+        self.conv3 = nn.Conv2d(32, 48, 3, padding=1, bias=False)
+        self.conv4 = nn.Conv2d(48, 48, 3, padding=2, dilation=2, bias=False)
+        self.conv5 = nn.Conv2d(48, 64, 3, padding=2, dilation=2, bias=False)
         self.head = nn.Conv2d(64, 4 * CLASSES, 1)
 
     def forward(self, x_B1HW: Tensor) -> dict[str, Tensor]:

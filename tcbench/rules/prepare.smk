@@ -1,4 +1,10 @@
-# The embedded suites' base model and feature extractor ship with the package; `pretrain` makes them again from scratch.
+# An embedded suite's base model and the networks of its metrics ship with the package; `pretrain` makes them again from
+# scratch. The reader of `scenes` serves `moving` too.
+PRETRAINED = {
+    "digits": ["denoiser", "classifier"],
+    "scenes": ["denoiser", "reader", "clip"],
+    "moving": ["denoiser"],
+}
 
 
 rule pretrain_one:
@@ -6,7 +12,7 @@ rule pretrain_one:
         f"{RESULTS}/pretrained/{{what}}.safetensors",
         f"{RESULTS}/pretrained/{{what}}-log.json",
     wildcard_constraints:
-        what="denoiser|classifier",
+        what="denoiser|classifier|reader|clip",
     log:
         f"{RESULTS}/logs/pretrain-{{what}}.log",
     threads: workflow.cores
@@ -16,4 +22,4 @@ rule pretrain_one:
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=["denoiser", "classifier"]),
+        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=PRETRAINED[SUITE.data]),

@@ -4,6 +4,7 @@
 rule train:
     input:
         code=lambda w: source_files("train", SUITE.holding(w.row).rows[w.row].method),
+        files=lambda w: SUITE.holding(w.row).method(w.row).files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:

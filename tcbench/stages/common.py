@@ -13,7 +13,7 @@ from tcbench.data import Dataset, load_images
 from tcbench.data.captioned import captions
 from tcbench.data.prompts import read_prompts
 from tcbench.errors import UserError
-from tcbench.files import sha256
+from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.pixart import TextSpec
@@ -175,16 +175,28 @@ def artefacts_folder(suite: Suite, row: str) -> Path | None:
     return suite.trained_folder(source) if source else None
 
 
+def files_digests(suite: Suite, row: str) -> dict[str, str]:
+    """Digests of the files that training read for a row (an imported router), as far as they are still there."""
+    source = suite.trained_row(row)
+    files = suite.method(source).files() if source else ()
+    return {name: sha256(Path(name)) for name in files if Path(name).exists()}
+
+
 def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
     """Load what a row needs; `adapter` is the plain model and stays untouched.
 
     Raises:
-        UserError: the artefacts come from a row of the same method that was trained with other options.
+        UserError: an artefact is missing or damaged, a file that it was made from has changed since, or the artefacts
+            come from a row of the same method that was trained with other options.
     """
     folder = artefacts_folder(suite, row)
     if folder is None:
         return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
     _check_training(suite, row, adapter)
+    read = read_json(folder / "artefacts.json").get("read", {})
+    for name, digest in files_digests(suite, row).items():
+        if read.get(name) != digest:
+            raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
     return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts)
 

@@ -1,4 +1,4 @@
-"""Make the shipped weights again from scratch: the embedded suite's denoiser and its feature extractor."""
+"""Make the shipped weights again from scratch: an embedded suite's denoiser and the networks of its metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from tcbench.models.specs import MODELS
 from tcbench.stages.common import device_of
 from tcbench.training.base import RECIPES, PretrainRecipe, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
+from tcbench.training.clip import ClipRecipe, train_clip
+from tcbench.training.reader import ReaderRecipe, train_reader
 
 
 def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> None:
@@ -28,6 +30,10 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
             recipe = PretrainRecipe(**RECIPES[suite.data].model_dump() | changes)
             data, target = _parts(suite.data, recipe.examples), "v" if suite.solver == "euler_ancestral" else "eps"
             pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
+        elif what == "reader":
+            train_reader(ReaderRecipe(**changes), device, weights, log)
+        elif what == "clip":
+            train_clip(ClipRecipe(**changes), device, weights, log)
         else:
             train_classifier(load_images(suite.data), ClassifierRecipe(**changes), device, weights, log)
     except ValidationError as error:

@@ -50,7 +50,7 @@ def _load(suite: Suite, name: str) -> Scorer | None:
         from tcbench.metrics.image_reward import load_image_reward
 
         files = suite.image_reward
-        return load_image_reward(files.weights.expanduser(), files.tokenizer, suite.device)
+        return load_image_reward(files.weights, files.tokenizer, suite.device)
     if name == "alignment":
         from tcbench.metrics.alignment import load_alignment
 

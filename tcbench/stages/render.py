@@ -30,7 +30,7 @@ def _write(tables: dict[str, Table], folder: Path) -> None:
 
 
 def render_tables(suite: Suite, folder: Path) -> None:
-    """Write tables/table1.* and table2.* below `folder`, from the scores and latency there."""
+    """Write tables/table<N>.* below `folder`, from the scores and latency there."""
     _write(main_tables(read_results(suite, folder)), folder)
 
 

@@ -103,8 +103,8 @@ def why_not(suite: Suite, dimension: Dimension) -> str | None:
     """What a dimension needs that is not here, or None: nothing is downloaded without being asked for."""
     if not (suite.vbench.environment / "requirements.txt").exists():
         return f"needs VBench's environment: tcbench vbench CONFIG --build-env ({DOWNLOADS})"
-    cache = suite.vbench.weights.expanduser()
-    if absent := [name for name in dimension.needs if not (cache / name).exists()]:
+    cache = suite.vbench.weights
+    if absent := [name for name in dimension.needs if not (cache.expanduser() / name).exists()]:
         return f"needs {cache / absent[0]}"
     if dimension.detectron2 and not any(suite.vbench.environment.glob("lib/python*/site-packages/detectron2")):
         return f"needs detectron2 in {suite.vbench.environment}, which has to be built for its torch"
@@ -141,7 +141,7 @@ def _process(suite: Suite, task: dict[str, Any]) -> dict[str, Any]:
     environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(Path.home()), **cache}
     log = suite.folder / "logs" / f"vbench-{Path(task['videos']).name}.txt"
     with atomic(log) as partial, open(partial, "w", encoding="utf-8") as output:
-        status = subprocess.run([python, script, path], env=environment, stdout=output, stderr=output).returncode
+        status = subprocess.run([python, "-P", script, path], env=environment, stdout=output, stderr=output).returncode
     if status:
         raise UserError(f"vbench: its process ended with status {status}; see {log}")
     return read_json(Path(task["answer"]))

@@ -24,6 +24,7 @@ class ClipRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scenes: int = Field(default=120_000, gt=0)
+    held_out: int = Field(default=1000, gt=0, description="scenes that the log's numbers are of")
     iterations: int = Field(default=6000, gt=0)
     batch_size: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
@@ -45,15 +46,14 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
         device: where to train.
         out: safetensors file to write, with the recipe and versions in its metadata.
         log: JSON file to write: every `log_every` iterations the mean training loss, and of held-out scenes the share
-            whose own caption is nearest among a thousand and the mean scores of own and of other captions.
+            whose own caption is nearest among all of theirs, and the mean scores of own and of other captions.
 
     Raises:
         UserError: the loss is not finite, or a file cannot be written.
     """
     device = torch.device(device)
-    train, held_out = (
-        compose("scenes", range(n), held).to(device) for n, held in ((recipe.scenes, False), (1000, True))
-    )
+    train = compose("scenes", range(recipe.scenes), held_out=False).to(device)
+    held_out = compose("scenes", range(recipe.held_out), held_out=True).to(device)
     history = []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

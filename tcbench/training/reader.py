@@ -23,6 +23,7 @@ class ReaderRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scenes: int = Field(default=60_000, gt=0)
+    held_out: int = Field(default=1000, gt=0, description="scenes that the log's share is of")
     iterations: int = Field(default=6000, gt=0)
     batch_size: int = Field(default=256, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
@@ -51,13 +52,14 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
     """
     device = torch.device(device)
     images, targets = (part.to(device) for part in _scenes(recipe.scenes, held_out=False))
-    held_out, truth = compose("scenes", range(1000), True).images.to(device), _layouts(1000, held_out=True)
+    held_out, truth = compose("scenes", range(recipe.held_out), True).images, layouts(recipe.held_out, True)
     history = []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = DigitReader().to(device)
-        with torch.no_grad():  # nearly every pixel is background
-            model.head.bias.view(CLASSES, 4)[NONE] = 8.0
+        background = torch.zeros(CLASSES, 4)
+        background[NONE] = 8.0  # which nearly every pixel is
+        model.head.bias = torch.nn.Parameter(background.flatten().to(device))
         optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
@@ -85,7 +87,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
             if iteration % recipe.log_every == 0 or iteration == recipe.iterations:
                 mean = total.item() / count
                 require_finite(mean, iteration)
-                right = sum(map(_same, read_digits(model, held_out), truth)) / len(truth)
+                right = sum(map(_same, read_digits(model, held_out.to(device)), truth)) / len(truth)
                 history.append({"iteration": iteration, "loss": mean, "held_out_read_right": right})
                 progress.set_postfix(loss=f"{mean:.4f}", read_right=f"{right:.3f}")
                 total, count = torch.zeros((), device=device), 0
@@ -97,10 +99,10 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
 def _scenes(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
     """(uint8 images [n, 1, 24, 24], uint8 target maps [n, 24, 24])."""
     images = compose("scenes", range(count), held_out).images
-    return (127.5 * images + 128).clamp(0, 255).byte(), target_map(_layouts(count, held_out), SIDE).byte()
+    return (127.5 * images + 128).clamp(0, 255).byte(), target_map(layouts(count, held_out), SIDE).byte()
 
 
-def _layouts(count: int, held_out: bool) -> list[list[Reading]]:
+def layouts(count: int, held_out: bool) -> list[list[Reading]]:
     """What a perfect reader reads."""
     names = {pixels: name for name, pixels in SIZES.items()}
     layouts = []
