@@ -40,7 +40,12 @@ STAGES: dict[str, list[str]] = {
     "score": _SCORE,
     "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
     "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
-    "bench": [*_STAGE, *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py")],
+    "bench": [
+        *_STAGE,
+        "fused.py",
+        *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
+        *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
+    ],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],

@@ -50,6 +50,7 @@ def artefacts(adapter: Adapter) -> Artefacts:
     generator = torch.Generator().manual_seed(3)
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
     table = tuple(tuple(row) for row in torch.randn(NFE, 2 * adapter.shape.num_blocks, generator=generator).tolist())
+    predictor.to(adapter.model.device)
     return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * NFE, tables={"router": table})
 
 

@@ -101,7 +101,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/predictor", {"ledger", "method", "plan", "models"}),
         ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "method", "models"}),
-        ("replay", {"engine", "method", "models", "sampling"}),
+        ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("registry", {"errors", "method"}),
         ("config", {"errors", "files", "method", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "registry"}),

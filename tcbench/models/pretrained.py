@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, MT5EncoderModel, T5EncoderMo
 from tcbench.errors import UserError
 from tcbench.models.adapter import Text
 
-ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
+ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
 
 
 class TextEncoder:
