@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
+    sub.add_argument("--files", action="store_true", help="also look for every file that does not ship; 1 if any lacks")
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -181,7 +182,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _validate(parsed: argparse.Namespace) -> None:
+def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
@@ -200,6 +201,18 @@ def _validate(parsed: argparse.Namespace) -> None:
             if len(targeted.target_batches) > 1:
                 near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
             print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
+    if not parsed.files:
+        return 0
+    from tcbench.needs import needs
+
+    found = needs(suite)
+    for need in found:
+        print(f"  {'missing' if need.problem else 'here':8}{need.name}: {need.path}, {need.used}")
+        if need.problem:
+            print(f"          {need.problem}; {need.get}")
+    missing = sum(need.problem is not None for need in found)
+    print(f"{parsed.config}: {missing} of {len(found)} missing")
+    return int(missing > 0)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:

@@ -345,9 +345,10 @@ class PlainBlocks:
         if branch == "mlp":
             return adapter.mlp(module, h)
         if branch == "cross":
+            queries = adapter.text_queries(module, h)
             if decision and decision.observe == "cross":
-                self.cache.store_entropy(block, adapter.attention_entropy(module, h, part), index_RK)
-            return adapter.cross(module, h, part)
+                self.cache.store_entropy(block, adapter.attention_entropy(queries, part), index_RK)
+            return adapter.cross(module, queries, part)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
             keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, self.stream, part))

@@ -19,12 +19,13 @@ _ENGINE = [
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving")]
+_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
     "stages/common.py",
     "models/text.py",
+    "models/pretrained.py",
     *_DATA,
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]

@@ -211,7 +211,9 @@ def _launch(
     tile = _tile(len(chosen.index_RK) * chosen.expected, features, channels, a.element_size())
     split = tile["SPLIT"]
     tiles = triton.cdiv(chosen.capacity, tile["BLOCK_M"]) * triton.cdiv(features, tile["BLOCK_N"])
-    partial, arrived = _workspace(a.device, tiles * split * tile["BLOCK_M"] * tile["BLOCK_N"] if split > 1 else 1, tiles)
+    partial, arrived = _workspace(
+        a.device, tiles * split * tile["BLOCK_M"] * tile["BLOCK_N"] if split > 1 else 1, tiles
+    )
     _linear_kernel[(min(tiles * split, 2 * _processors(a.device)),)](
         _descriptor(a, tile["BLOCK_M"], tile["BLOCK_K"]),
         _descriptor(weight, tile["BLOCK_N"], tile["BLOCK_K"]),
@@ -421,7 +423,10 @@ if triton is not None:
                 value_rest = tl.load(v_at + rest[None, :], in_k[:, None] & in_rest[None, :], other=0.0)
             else:
                 # channels of the next head come along; they meet zeros of the query, or are not stored
-                key, value = keys_main.load([row * tokens + start, first]), values_main.load([row * tokens + start, first])
+                key, value = (
+                    keys_main.load([row * tokens + start, first]),
+                    values_main.load([row * tokens + start, first]),
+                )
                 key_rest = keys_rest.load([row * tokens + start, first + MAIN])
                 value_rest = values_rest.load([row * tokens + start, first + MAIN])
             score = tl.dot(query, key.T, input_precision=PRECISION)
