@@ -11,20 +11,7 @@ from tcbench.fused import FusedBlocks
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import (
-    ALL,
-    NONE,
-    Block,
-    Decision,
-    Deferred,
-    Forecast,
-    Plan,
-    Site,
-    Span,
-    Tokens,
-    every_unit,
-    top_tokens,
-)
+from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, every_unit, top_tokens
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
 from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
