@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tcbench import __version__
-from tcbench.config import MODELS, Suite, load_suite
+from tcbench.config import MODELS, Suite, load_suite, validated
 from tcbench.errors import UserError
-from tcbench.files import write_text
+from tcbench.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
+    sub.add_argument("--files", action="store_true", help="also look for every file that does not ship; 1 if any lacks")
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -96,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "write the report: one HTML page with everything"),
     ):
         sub = stage(name, handler, help)
-        sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+        sub.add_argument(
+            "--results",
+            type=Path,
+            help="folder to read and write (default: results/<suite>); published results bring their own config",
+        )
         if name == "figures":
             sub.add_argument(
                 "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
@@ -167,6 +172,14 @@ def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
     return holding if rows else suite
 
 
+def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
+    """The suite and the folder of its results; published results are read with the config they were made with."""
+    suite = _suite(parsed)
+    if parsed.results and (published := parsed.results / "provenance.json").exists():
+        suite = validated(published, read_json(published)["suite"], Suite)
+    return suite, parsed.results or suite.folder
+
+
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE pairs, values read as YAML scalars."""
     options = {}
@@ -181,7 +194,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _validate(parsed: argparse.Namespace) -> None:
+def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
@@ -200,6 +213,18 @@ def _validate(parsed: argparse.Namespace) -> None:
             if len(targeted.target_batches) > 1:
                 near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
             print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
+    if not parsed.files:
+        return 0
+    from tcbench.needs import needs
+
+    found = needs(suite)
+    for need in found:
+        print(f"  {'missing' if need.problem else 'here':8}{need.name}: {need.path}, {need.used}")
+        if need.problem:
+            print(f"          {need.problem}; {need.get}")
+    missing = sum(need.problem is not None for need in found)
+    print(f"{parsed.config}: {missing} of {len(found)} missing")
+    return int(missing > 0)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -284,8 +309,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_tables(suite, folder)
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
@@ -298,11 +322,11 @@ def _figures(parsed: argparse.Namespace) -> None:
     from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     for name in parsed.names:
         if name not in figure_names(suite):
             raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
-    render_figures(suite, parsed.results or suite.folder, parsed.names)
+    render_figures(suite, folder, parsed.names)
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
@@ -323,15 +347,13 @@ def _ablate(parsed: argparse.Namespace) -> None:
 def _ablations(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_ablations
 
-    suite = _suite(parsed)
-    render_ablations(suite, parsed.results or suite.folder)
+    render_ablations(*_results(parsed))
 
 
 def _verdicts(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_verdicts
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_verdicts(suite, folder)
     print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
 
@@ -339,8 +361,7 @@ def _verdicts(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_report
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_report(suite, folder)
     print(folder / "report.html")
 
@@ -348,10 +369,9 @@ def _report(parsed: argparse.Namespace) -> None:
 def _diagnostics(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_diagnostics
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     if not suite.predictor_rows:
         raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
-    folder = parsed.results or suite.folder
     render_diagnostics(suite, folder)
     print((folder / "tables" / "local_error.md").read_text(encoding="utf-8"))
 

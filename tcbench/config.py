@@ -32,6 +32,9 @@ READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignm
 """Metrics that are more than functions of features; a suite names those it wants."""
 
 
+PROMPT_SETS = ("coco", "partiprompts", "vbench")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -164,6 +167,48 @@ class PaperTable(_Strict):
 TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
 
 
+class Prompts(_Strict):
+    """How a set of prompts is used.
+
+    Attributes:
+        file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
+        per_prompt: samples of every prompt.
+        lowercase: whether the text encoder reads it in lower case.
+        template: what the text encoder reads, `{}` being the prompt.
+        negative: what guidance steers away from, for models without a learned null caption.
+    """
+
+    file: Path | None = None
+    per_prompt: PositiveInt = 1
+    lowercase: bool = False
+    template: str = "{}"
+    negative: str | None = None
+
+
+class Latents(_Strict):
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+
+    kind: Literal["sd", "wf"]
+    folder: Path
+    scale: float = 0.18215
+
+
+class File(_Strict):
+    """Something that a suite needs and that does not ship with the project.
+
+    Attributes:
+        path: where it is looked for.
+        holds: what it must hold, if it is a folder.
+        used: what for.
+        get: where it comes from.
+    """
+
+    path: Path
+    holds: tuple[str, ...] = ()
+    used: str
+    get: str
+
+
 class PaperModel(_Strict):
     """The paper's model and resolution that this suite's rows stand beside."""
 
@@ -189,6 +234,9 @@ class Suite(_Strict):
         jobs: workflow jobs: two (rows with and without something trained, for small suites), per method or per row.
         defaults: options by method, under the rows' own.
         ablations: questions asked beside the tables (target `ablations`).
+        prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
+            prompts: how they are used, the folder of the T5 or mT5 that reads them, the autoencoder.
+        files: what does not ship with the project (`tcbench validate --files`).
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -197,8 +245,8 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal["digits", "scenes", "moving"]
-    extractor: Literal["digits-cnn", "digit-reader"]
+    data: Literal[("digits", "scenes", "moving", *PROMPT_SETS)]  # type: ignore[valid-type]
+    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"]
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -222,6 +270,10 @@ class Suite(_Strict):
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
     ablations: dict[str, Ablation] = {}
+    prompts: Prompts = Field(default_factory=Prompts)
+    text_encoder: Path | None = None
+    latents: Latents | None = None
+    files: dict[str, File] = {}
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -300,6 +352,9 @@ class Suite(_Strict):
                 "guidance",
                 "spacing",
                 "solver",
+                "prompts",
+                "text_encoder",
+                "latents",
                 "seed",
                 "batch_size",
                 "samples",
@@ -515,6 +570,10 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
             raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
+    if suite.data in PROMPT_SETS and suite.data != "partiprompts" and suite.prompts.file is None:
+        raise UserError(
+            f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
+        )
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.batch_size:

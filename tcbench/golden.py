@@ -28,7 +28,7 @@ from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import PixArtSpec
 from tcbench.models.specs import MODELS, load_transformer, make_adapter
-from tcbench.plan import Plan, Site
+from tcbench.plan import Branch, Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (
     AncestralDDPM,
@@ -131,14 +131,14 @@ class Case:
         return self.input("labels")
 
     def adapter(self) -> Adapter:
-        """The case's model: PixArt-alpha's shape is among the settings, DiT's in `weights.json` (tiny-dit's without)."""
-        path, key, spec_of = self.directory / "weights.json", "model_config", _spec
+        """The case's model: PixArt-alpha's shape is in the settings, DiT's in `weights.json` (without it: tiny-dit)."""
+        path, key = self.directory / "weights.json", "model_config"
         if self.pixart:
-            path, key, spec_of = self.directory / f"{self.name}.json", "model", _pixart_spec
+            path, key = self.directory / f"{self.name}.json", "model"
         spec = MODELS["tiny-dit"]
         if path.exists():
             try:
-                spec = spec_of(read_json(path)[key])
+                spec = (_pixart_spec if self.pixart else _spec)(read_json(path)[key])
             except (KeyError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{path}: {key}: {reason} missing or wrong; see docs/goldens.md") from error
@@ -346,7 +346,7 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
-    branches = [branch for branch in run.shape.branches if branch != "attn"]
+    branches: list[Branch] = [branch for branch in run.shape.branches if branch != "attn"]
     partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
     counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
     counters = [method.counter(step, run.nfe) for step in range(run.nfe)]

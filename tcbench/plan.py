@@ -169,9 +169,9 @@ Fill = Hold | Forecast
 class Decision:
     """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
 
-    `observe="attn"` asks for the attention that every token receives where the unit's self-attention is computed in full
-    (`Look.attention_received` reads it at later steps), `"cross"` for the entropy of the attention over the text of every
-    token whose cross-attention is computed (`Look.attention_entropy`). It is a second pass, charged under "score".
+    `observe="attn"` asks for the attention that every token receives, where the unit's self-attention is computed in
+    full (`Look.attention_received` reads it at later steps); `"cross"` for the entropy of the attention over the text,
+    of every token whose cross-attention is computed (`Look.attention_entropy`). A second pass, charged under "score".
     """
 
     who: Who

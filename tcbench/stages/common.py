@@ -1,15 +1,17 @@
 """What several stages need: the suite's model, and a row ready to sample."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tcbench.config import Suite
+from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
+from tcbench.data.prompts import read_prompts
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method, Run
@@ -89,13 +91,70 @@ class Captions:
         return self.read(self.words(index))
 
 
-def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | None:
+class PromptedCaptions:
+    """The prompts of a published set, by sample; called, as a pretrained text encoder reads them.
+
+    Raises:
+        UserError: the suite names no text encoder, or its model reads no captions.
+    """
+
+    def __init__(self, suite: Suite) -> None:
+        from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
+
+        spec, device = MODELS[suite.model], device_of(suite)
+        if not isinstance(spec, TextSpec) or suite.text_encoder is None:
+            raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
+        self.settings, self.prompts = suite.prompts, read_prompts(suite.data, suite.prompts.file)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.encoder = TextEncoder(suite.text_encoder, spec.caption_tokens, device, dtype)
+        negative = self.settings.negative
+        self.negative = None if negative is None else self.encoder([negative])
+
+    def words(self, index: Tensor) -> Tensor:
+        """Numbers of the samples' prompts, int64 [n]."""
+        return index // self.settings.per_prompt % len(self.prompts)
+
+    def __call__(self, index: Tensor) -> Text:
+        """The captions of samples for the denoiser."""
+        prompts = [self.prompts[number] for number in self.words(index).tolist()]
+        prompts = [prompt.lower() for prompt in prompts] if self.settings.lowercase else prompts
+        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+
+
+def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | PromptedCaptions | None:
     """The suite's captions; None where samples are conditioned on classes."""
+    if suite.data in PROMPT_SETS:
+        return PromptedCaptions(suite)
     return None if suite.data == "digits" else Captions(suite, held_out=held_out)
 
 
-def load_examples(suite: Suite, captions: Captions | None) -> Dataset:
-    """What methods are trained on, with captions as the denoiser reads them."""
+def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
+    """What makes images of the suite's samples: nothing, where the model works on pixels.
+
+    Raises:
+        UserError: the decoder is not there, or not one that this package runs.
+    """
+    if suite.latents is None:
+        return lambda samples: samples
+    if suite.latents.kind == "wf":
+        raise UserError(
+            f"suite {suite.suite}: latents.kind: WF-VAE is part of Open-Sora-Plan's own code and not run here; "
+            "remove `latents` to sample latents, which no metric of videos reads"
+        )
+    from tcbench.models.pretrained import Decoder
+
+    dtype = torch.bfloat16 if device_of(suite).type == "cuda" else torch.float32
+    return Decoder(suite.latents.folder, suite.latents.scale, device_of(suite), dtype)
+
+
+def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) -> Dataset:
+    """What methods are trained on, with captions as the denoiser reads them.
+
+    Raises:
+        UserError: the suite's data are prompts alone.
+    """
+    if isinstance(captions, PromptedCaptions):
+        raise UserError(f"suite {suite.suite}: data {suite.data!r} are prompts without images; nothing trains on them")
     data = load_images(suite.data)
     return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
 
@@ -106,8 +165,9 @@ def weights_digest(model: str, weights: str | None) -> str:
     path = weights or MODELS[model].weights
     if weights == "random" or path is None:
         return "random"
-    encoder = text_encoder_beside(locate(path))
-    return "+".join(sha256(file) for file in (locate(path), encoder) if file.exists())
+    file = locate(path)
+    files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file, text_encoder_beside(file)]
+    return "+".join(sha256(file) for file in files if file.exists())
 
 
 def artefacts_folder(suite: Suite, row: str) -> Path | None:

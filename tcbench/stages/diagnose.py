@@ -45,6 +45,7 @@ from tcbench.provenance import collect
 from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
 from tcbench.stages.common import (
     Captions,
+    PromptedCaptions,
     artefacts_folder,
     load_adapter,
     load_captions,
@@ -138,7 +139,12 @@ class _Observer:
 
 
 def _observe_trajectories(
-    suite: Suite, row: str, adapter: Adapter, captions: Captions | None, artefacts: Artefacts, free: int
+    suite: Suite,
+    row: str,
+    adapter: Adapter,
+    captions: Captions | PromptedCaptions | None,
+    artefacts: Artefacts,
+    free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
