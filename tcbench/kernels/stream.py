@@ -56,7 +56,7 @@ def advance(
     after = torch.empty_like(x_RND) if terms else x_RND
     update = torch.empty_like(x_RND) if before_RND is not None else None
     modulated = torch.empty_like(x_RND) if modulate else None
-    shift, scale = modulate or (None, None)
+    shift, scale = modulate if modulate else (None, None)
     _advance_kernel[(rows * tokens,)](
         x_RND,
         *_pointers(terms),
