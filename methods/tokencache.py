@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import (
+    Artefacts,
     CollectScores,
     Look,
     Method,
@@ -157,7 +158,7 @@ class TokenCache(Method):
             )
         return stages
 
-    def macs_depend_on(self) -> str | None:
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """The batch's scores, where they share out the tokens."""
         if self.allocation == "uniform":
             return None

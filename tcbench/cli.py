@@ -21,7 +21,10 @@ from tcbench.registry import make_method, method_class, method_names
 from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
 if TYPE_CHECKING:
-    from tcbench.matching import Match
+    from tcbench.matching import Basis, Match
+    from tcbench.method import Method
+
+    ToMatch = tuple[str, int, tuple[Method, Basis], tuple[Method, Basis] | None]
 
 Handler = Callable[[argparse.Namespace], int | None]
 
@@ -60,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
-    sub = stage("pretrain", _pretrain, "train the embedded suite's base model or its feature extractor from scratch")
-    sub.add_argument("what", choices=("denoiser", "classifier"))
+    sub.add_argument("--files", action="store_true", help="also look for every file that does not ship; 1 if any lacks")
+    sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
+    sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
@@ -74,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+    sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
+    what.add_argument("--rows", nargs="+", metavar="ROW")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
@@ -127,15 +135,23 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
-    sub = command("match", _match, "the setting of a method's knob at which its MACs meet a budget, from shapes alone")
-    sub.add_argument("--model", required=True, choices=MODELS)
-    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
-    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
-    budget = sub.add_mutually_exclusive_group(required=True)
+    sub = command(
+        "match",
+        _match,
+        "the setting of a method's knob at which its MACs meet a budget: from shapes alone (--model, --method, --nfe), "
+        "or of a suite's row with what was trained for it (--suite, --row)",
+    )
+    sub.add_argument("--model", choices=MODELS)
+    sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
+    sub.add_argument("--suite", type=Path, metavar="CONFIG", help="suite config, in place of --model and --nfe")
+    sub.add_argument("--row", help="one of its rows, in place of --method")
+    sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
+    budget = sub.add_mutually_exclusive_group()
     budget.add_argument("--macs", type=float, metavar="MACS", help="the budget for one sample, e.g. 4.94e12")
-    budget.add_argument("--like", metavar="METHOD", help="the MACs of this method are the budget")
+    budget.add_argument("--like", help="the MACs of this method are the budget; of this row, with --suite")
     sub.add_argument("--like-set", action="append", default=[], metavar="KEY=VALUE", help="an option of --like")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method or row")
     sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
     sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
     sub = command("audit", _audit, "check every number of the paper that needs no weights")
@@ -180,7 +196,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _validate(parsed: argparse.Namespace) -> None:
+def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
@@ -188,11 +204,29 @@ def _validate(parsed: argparse.Namespace) -> None:
         print(f"  {row}: {settings.method}, NFE {settings.nfe}" + (f", trained as {trained}" if trained else ""))
     if parsed.macs:
         from tcbench.matching import TOLERANCE, targeted_rows
+        from tcbench.stages.match import Calibration
 
-        for targeted in targeted_rows(suite):
+        _set_threads()
+        for targeted in targeted_rows(suite, Calibration(suite).basis):
             match = targeted.match
             near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
-            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}, nearest setting{near}")
+            if targeted.estimates:
+                near += f"; an estimate, not trained yet: {'; '.join(targeted.estimates)}"
+            if len(targeted.target_batches) > 1:
+                near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
+            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
+    if not parsed.files:
+        return 0
+    from tcbench.needs import needs
+
+    found = needs(suite)
+    for need in found:
+        print(f"  {'missing' if need.problem else 'here':8}{need.name}: {need.path}, {need.used}")
+        if need.problem:
+            print(f"          {need.problem}; {need.get}")
+    missing = sum(need.problem is not None for need in found)
+    print(f"{parsed.config}: {missing} of {len(found)} missing")
+    return int(missing > 0)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -238,6 +272,16 @@ def _score(parsed: argparse.Namespace) -> None:
     score_rows(suite, tuple(parsed.rows))
 
 
+def _vbench(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed, *(parsed.rows or ()))
+    from tcbench.stages.vbench import build_environment, score_videos
+
+    if parsed.build_env:
+        build_environment(suite)
+    for row in parsed.rows or ():
+        score_videos(suite, row)
+
+
 def _floor(parsed: argparse.Namespace) -> None:
     suite = _suite(parsed)
     from tcbench.stages.score import measure_floor
@@ -272,7 +316,8 @@ def _tables(parsed: argparse.Namespace) -> None:
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
     render_grids(suite, folder)
-    print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
+    for name in suite.tables:
+        print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:
@@ -396,24 +441,26 @@ def _golden(parsed: argparse.Namespace) -> int:
 
 
 def _match(parsed: argparse.Namespace) -> None:
-    method = make_method(parsed.method, _options(parsed.set))
-    like = make_method(parsed.like, _options(parsed.like_set)) if parsed.like else None
-    if parsed.like_set and not like:
+    if parsed.like_set and not parsed.like:
         raise UserError("--like-set: these are options of --like; give it too")
-    from tcbench.costing import macs_of
-    from tcbench.matching import solve
+    model, nfe, (method, basis), like = _row_to_match(parsed) if parsed.suite else _shapes_to_match(parsed)
+    from tcbench.matching import mean, solve
 
-    target = macs_of(parsed.model, like, parsed.nfe)["per_sample"] if like else parsed.macs
-    match = solve(parsed.model, method, parsed.nfe, target, parsed.tolerance)
+    target = like[1].macs(model, like[0], nfe) if like else (parsed.macs,)
+    target_estimate = like[1].estimate(like[0]) if like else None
+    match = solve(model, method, nfe, mean(target) if like else parsed.macs, parsed.tolerance, basis)
     if parsed.json:
         record = {
-            "model": parsed.model,
-            "method": parsed.method,
-            "nfe": parsed.nfe,
+            "model": model,
+            "method": method.name,
+            "nfe": nfe,
             "knob": method.knob,
             "setting": match.setting,
             "macs": match.macs,
+            "macs_per_batch": list(match.batches),
             "target_macs": match.target_macs,
+            "target_macs_per_batch": list(target),
+            "target_estimate": target_estimate,
             "off_target": match.off_target,
             "reachable": match.reachable,
             "nearest": [list(pair) for pair in match.nearest],
@@ -422,13 +469,70 @@ def _match(parsed: argparse.Namespace) -> None:
         }
         print(json.dumps(record, indent=1))
         return
-    print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: target {match.target_macs:.4e} MACs of one sample")
+    print(f"{parsed.row or method.name} on {model}, NFE {nfe}: target {match.target_macs:.4e} MACs of one sample")
+    if len(target) > 1:
+        print(f"  target: {_spread(target)}")
+    if target_estimate:
+        print(f"  target: an estimate: {target_estimate}")
     if match.reachable:
         print(f"  {method.knob}: {match.setting}  ({match.macs:.4e} MACs, {match.off_target:+.2%})")
     else:
         print(f"  no setting within {parsed.tolerance:.2%}; nearest: {_nearest(match)}")
+    if len(match.batches) > 1:
+        print(f"  {_spread(match.batches)}")
     if match.estimate:
         print(f"  an estimate: {match.estimate}; `tcbench sample` records the MACs of every batch")
+
+
+def _shapes_to_match(parsed: argparse.Namespace) -> "ToMatch":
+    """(model, NFE, what to match, what to match it to unless that is --macs), from shapes."""
+    from tcbench.matching import SHAPES
+
+    for option in ("model", "method", "nfe"):
+        if getattr(parsed, option) is None:
+            raise UserError(f"--{option} is missing; give --model, --method and --nfe, or --suite and --row")
+    if parsed.like is None and parsed.macs is None:
+        raise UserError("no budget; give --macs or --like")
+    method = make_method(parsed.method, _options(parsed.set))
+    like = (make_method(parsed.like, _options(parsed.like_set)), SHAPES) if parsed.like else None
+    return parsed.model, parsed.nfe, (method, SHAPES), like
+
+
+def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
+    """The same of a suite's rows, with what was trained for them; a row's `target` needs no --like."""
+    if parsed.model or parsed.method or parsed.nfe:
+        raise UserError("--suite: a row has its own model, method and NFE; give --row alone")
+    suite = load_suite(parsed.suite)
+    row = _row(suite, "--row", parsed.row)
+    nfe = suite.rows[row].nfe
+    from tcbench.stages.match import Calibration
+
+    _set_threads()
+    basis_of = Calibration(suite, parsed.batches).basis
+
+    def costed(row: str, changes: Sequence[str]) -> "tuple[Method, Basis]":
+        method = suite.method(row)
+        return make_method(method.name, method.model_dump() | _options(changes)), basis_of(row)
+
+    if parsed.macs is not None:
+        return suite.model, nfe, costed(row, parsed.set), None
+    target = _row(suite, "--like", parsed.like or suite.rows[row].target)
+    if suite.rows[target].nfe != nfe:
+        raise UserError(f"--like: {target} has NFE {suite.rows[target].nfe}, {row} has {nfe}; give a row with the same")
+    return suite.model, nfe, costed(row, parsed.set), costed(target, parsed.like_set)
+
+
+def _row(suite: Suite, option: str, row: str | None) -> str:
+    if row not in suite.rows:
+        raise UserError(f"{option}: suite {suite.suite} has no row {row!r}; rows: {', '.join(suite.rows)}")
+    return str(row)
+
+
+def _spread(batches: Sequence[int]) -> str:
+    """Mean and range over calibration batches."""
+    average = sum(batches) / len(batches)
+    low, high = (extreme(batches) / average - 1 for extreme in (min, max))
+    return f"mean of {len(batches)} calibration batches {average:.4e} MACs, spread {low:+.4%} to {high:+.4%}"
 
 
 def _nearest(match: "Match") -> str:

@@ -15,6 +15,8 @@ from tcbench.registry import make_method, method_names
 
 MODELS = (
     "digits-dit",
+    "scenes-pixart",
+    "moving-osp",
     "dit-xl-2-256",
     "dit-xl-2-512",
     "pixart-256",
@@ -26,6 +28,11 @@ MODELS = (
 )
 Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
+READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
+"""Metrics that are more than functions of features; a suite names those it wants."""
+
+
+PROMPT_SETS = ("coco", "partiprompts", "vbench")
 
 
 class _Strict(BaseModel):
@@ -40,6 +47,10 @@ class PaperCell(_Strict):
     inception_score: float | None = Field(None, alias="is")
     precision: float | None = None
     recall: float | None = None
+    coco_clip: float | None = None
+    parti_clip: float | None = None
+    image_reward: float | None = None
+    vbench: float | None = None
     latency_s: float | None = None
     tmacs: float | None = None
     speedup: float | None = None
@@ -110,11 +121,92 @@ class Latency(_Strict):
     repeats: PositiveInt = 3
 
 
+class Clip(_Strict):
+    """The model of `clip_score`, by open_clip's names; `weights` is a tag or a file (`tcbench.metrics.clip`)."""
+
+    model: str = "ViT-L-14-quickgelu"
+    weights: str | None = "openai"
+
+
+class ImageRewardFiles(_Strict):
+    """The official checkpoint, and the vocabulary of bert-base-uncased as a folder or a Hugging Face name."""
+
+    weights: Path = Path("~/.cache/ImageReward/ImageReward.pt")
+    tokenizer: str = "bert-base-uncased"
+
+
+class VBench(_Strict):
+    """VBench's own environment and checkpoints, and the frame rate that videos are written with."""
+
+    environment: Path = Path(".vbench")
+    weights: Path = Path("~/.cache/vbench")
+    fps: PositiveInt = 18
+
+
 class Figure(_Strict):
     """Which NFE the per-step figures show, and how many samples a grid does."""
 
     nfe: int
     columns: PositiveInt = 10
+
+
+class PaperTable(_Strict):
+    """A table of the paper, or part of one, that rows stand beside.
+
+    Attributes:
+        title: what it is called.
+        metrics: columns of quality; the paper's numbers for others get columns of their own.
+        rows: by name; all of the suite's if none is given.
+    """
+
+    title: str
+    metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
+    rows: tuple[str, ...] = ()
+
+
+TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
+
+
+class Prompts(_Strict):
+    """How a set of prompts is used.
+
+    Attributes:
+        file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
+        per_prompt: samples of every prompt.
+        lowercase: whether the text encoder reads it in lower case.
+        template: what the text encoder reads, `{}` being the prompt.
+        negative: what guidance steers away from, for models without a learned null caption.
+    """
+
+    file: Path | None = None
+    per_prompt: PositiveInt = 1
+    lowercase: bool = False
+    template: str = "{}"
+    negative: str | None = None
+
+
+class Latents(_Strict):
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+
+    kind: Literal["sd", "wf"]
+    folder: Path
+    scale: float = 0.18215
+
+
+class File(_Strict):
+    """Something that a suite needs and that does not ship with the project.
+
+    Attributes:
+        path: where it is looked for.
+        holds: what it must hold, if it is a folder.
+        used: what for.
+        get: where it comes from.
+    """
+
+    path: Path
+    holds: tuple[str, ...] = ()
+    used: str
+    get: str
 
 
 class PaperModel(_Strict):
@@ -133,13 +225,18 @@ class Suite(_Strict):
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
         data: images that scores compare with and training uses.
         extractor: features behind FID and friends.
+        clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
         samples, batch_size: per row; samples of a batch are consecutive, and a batch is a jackknife group.
         shard_batches: batches per file on disk.
         traced: samples per row whose trajectory is kept.
-        jobs: workflow jobs per method (few, for small suites) or per row.
+        tables: the paper's tables that the rows stand beside, by file name.
+        jobs: workflow jobs: two (rows with and without something trained, for small suites), per method or per row.
         defaults: options by method, under the rows' own.
         ablations: questions asked beside the tables (target `ablations`).
+        prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
+            prompts: how they are used, the folder of the T5 or mT5 that reads them, the autoencoder.
+        files: what does not ship with the project (`tcbench validate --files`).
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -148,8 +245,8 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal["digits"]
-    extractor: Literal["digits-cnn"]
+    data: Literal[("digits", "scenes", "moving", *PROMPT_SETS)]  # type: ignore[valid-type]
+    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"]
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -161,14 +258,22 @@ class Suite(_Strict):
     shard_batches: PositiveInt = 1
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
-    metrics: tuple[Literal[METRICS], ...] = METRICS  # type: ignore[valid-type]
+    metrics: tuple[Literal[METRICS + READINGS], ...] = METRICS  # type: ignore[valid-type]
+    clip: Clip = Field(default_factory=Clip)
+    image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
+    vbench: VBench = Field(default_factory=VBench)
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
-    jobs: Literal["method", "row"] = "method"
+    tables: dict[str, PaperTable] = {"table2": TABLE_2}
+    jobs: Literal["two", "method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
     ablations: dict[str, Ablation] = {}
+    prompts: Prompts = Field(default_factory=Prompts)
+    text_encoder: Path | None = None
+    latents: Latents | None = None
+    files: dict[str, File] = {}
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -198,11 +303,11 @@ class Suite(_Strict):
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job."""
-        if self.jobs == "row":
-            return {row: (row,) for row in self.rows}
         groups: dict[str, tuple[str, ...]] = {}
         for row, settings in self.rows.items():
-            groups[settings.method] = (*groups.get(settings.method, ()), row)
+            need = "trained" if self.trained_row(row) else "untrained"
+            group = {"two": need, "method": settings.method, "row": row}[self.jobs]
+            groups[group] = (*groups.get(group, ()), row)
         return groups
 
     @property
@@ -247,6 +352,9 @@ class Suite(_Strict):
                 "guidance",
                 "spacing",
                 "solver",
+                "prompts",
+                "text_encoder",
+                "latents",
                 "seed",
                 "batch_size",
                 "samples",
@@ -457,6 +565,15 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
+    for name, table in suite.tables.items() if "tables" in suite.model_fields_set else ():
+        if unknown := [row for row in table.rows if row not in suite.rows]:
+            raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
+        if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
+            raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
+    if suite.data in PROMPT_SETS and suite.data != "partiprompts" and suite.prompts.file is None:
+        raise UserError(
+            f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
+        )
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.batch_size:

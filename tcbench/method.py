@@ -333,6 +333,13 @@ class Method(BaseModel):
         """What must be trained before sampling, in order."""
         return ()
 
-    def macs_depend_on(self) -> str | None:
-        """What MACs depend on besides shapes; counted from shapes alone they are then an estimate. None: nothing."""
+    def files(self) -> tuple[str, ...]:
+        """Paths of the files that `training` reads: if one changes, the row is trained again."""
+        return ()
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """What MACs depend on besides shapes and `artefacts`; counted from these they are then an estimate.
+
+        None: on nothing else.
+        """
         return None

@@ -10,7 +10,7 @@ from tcbench.engine import Engine, PlainBlocks
 from tcbench.fused import can_fuse
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
-from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
+from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, make_sampler, start_run
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -23,7 +23,8 @@ class Replay:
 
     Args:
         nfe: steps of the uncached reference; the method may take fewer.
-        path: `plain` is the engine with the model's own layers; `fused` the fastest execution of the same plans there is.
+        prompts: sample indices [n] -> what they shall show; without it, class labels in turn.
+        path: `plain` is the engine with the model's own layers; `fused` the fastest way to execute the same plans.
 
     Attributes:
         nfe: steps that the method takes.
@@ -40,13 +41,16 @@ class Replay:
         sample_index: Tensor,
         artefacts: Artefacts | None = None,
         *,
+        prompts: Prompts | None = None,
         path: ExecutionPath = "fused",
     ) -> None:
         self._adapter, self._method, self._settings, self._path = adapter, method, settings, path
-        self._sampler, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
+        self._index = sample_index
+        _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         device, dtype = adapter.model.device, adapter.model.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        self._prompt = default_prompts(adapter, sample_index).to(device)
+        prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
+        self._prompt = prompt.to(device)
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next = 0
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -89,7 +93,8 @@ class Replay:
     def _begin(self) -> None:
         blocks = PlainBlocks if self._path == "plain" else None
         self._engine = Engine(self._adapter, self._run, self._method.start(self._run), blocks)
-        self._steps = denoise(self._adapter, self._engine, self._sampler, self._settings, self._noise, self._prompt)
+        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index)  # multistep ones remember
+        self._steps = denoise(self._adapter, self._engine, sampler, self._settings, self._noise, self._prompt)
 
     @torch.inference_mode()
     def _capture(self) -> None:

@@ -14,27 +14,39 @@ PACKAGE = Path(__file__).resolve().parent
 _MODEL = [
     f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
 ]
-_ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
+_ENGINE = [
+    *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
+    *_MODEL,
+]
+_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
     "stages/common.py",
+    "models/text.py",
+    "models/pretrained.py",
+    *_DATA,
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
 
-_SCORE = [*_METRICS, "stats.py", "models/classifier.py", "data/__init__.py", "stages/score.py"]
+_SCORE = [
+    *_METRICS,
+    "stats.py",
+    *(f"models/{name}.py" for name in ("classifier", "reader", "digits_clip")),
+    *_DATA,
+    *(f"stages/{name}.py" for name in ("score", "readings", "vbench")),
+]
 
 STAGES: dict[str, list[str]] = {
-    "train": [*_STAGE, "data/__init__.py", "stages/train.py"],
+    "train": [*_STAGE, "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
     "score": _SCORE,
     "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
-    "bench": [
-        *_STAGE,
-        *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
-    ],
+    "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
+    "bench": [*_STAGE, *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py")],
     "latency": [*_STAGE, "stages/latency.py"],
-    "diagnose": [*_STAGE, "data/__init__.py", "stages/diagnose.py"],
+    "diagnose": [*_STAGE, "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
 }
 

@@ -73,11 +73,14 @@ class SpeedModel(_Strict):
 
     Attributes:
         stands_for: the paper's model and resolution.
+        solver, guidance_scale: as in `tcbench.sampling.SamplerSettings`; every run has both guided halves.
         needs: what is missing to run it, if it cannot be run yet; its rows are then printed as not run.
     """
 
     stands_for: PaperModel
     needs: str | None = None
+    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
+    guidance_scale: float = Field(1.5, ge=0)
     settings: tuple[Setting, ...]
     rows: dict[str, SpeedRow]
 
@@ -125,14 +128,12 @@ class SpeedSuite(_Strict):
     Attributes:
         suite: its name, and that of its folder in results/.
         seed: of weights, noise and stand-ins for what would be trained.
-        guidance_scale: CFG scale; every run has both halves.
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     description: str
     device: Literal["cpu", "cuda"] = "cuda"
     seed: int = 0
-    guidance_scale: float = Field(1.5, ge=0)
     protocol: Protocol = Field(default_factory=lambda: Protocol(warmup=1))
     peers: Peers = Field(default_factory=lambda: Peers(nfe=50))
     models: dict[str, SpeedModel]

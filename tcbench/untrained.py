@@ -6,6 +6,7 @@ schedule has the published number of I-steps; refiners need nothing, because LoR
 """
 
 import torch
+from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.method import (
@@ -19,9 +20,10 @@ from tcbench.method import (
     TrainRouter,
     TrainScorer,
 )
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, ModelSpec, Text
+from tcbench.models.pixart import TextSpec
 from tcbench.models.predictor import CachePredictor
-from tcbench.sampling import respaced_timesteps
+from tcbench.sampling import Prompts, respaced_timesteps
 from tcbench.training.routers import read_router
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
@@ -78,3 +80,18 @@ def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int) 
         share[torch.randperm(len(share), generator=generator)[: round(open_branches * len(share))]] = OPEN
         decided.copy_(share.view_as(decided))
     return tuple(map(tuple, logits.transpose(1, 2).flatten(1).tolist()))
+
+
+def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:
+    """Captions of random states, as long as the model reads, for models that read any."""
+    if not isinstance(spec, TextSpec):
+        return None
+    count, channels = spec.caption_tokens, spec.caption_channels
+
+    def captions(sample_index: Tensor) -> Text:
+        generator = torch.Generator().manual_seed(seed)
+        states = torch.randn(1 + len(sample_index), count, channels, generator=generator)
+        mask = torch.ones(len(states), count, dtype=torch.bool)
+        return Text(states[1:], mask[1:], negative=Text(states[:1], mask[:1]))
+
+    return captions

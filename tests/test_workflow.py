@@ -88,6 +88,18 @@ def test_editing_a_stage_does_not_retrain(finished):
     assert "rule render_tables" in plan
 
 
+def test_a_router_file_is_an_input_of_training(tmp_path):
+    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    suite = tmp_path / "router.yaml"
+    row = "nfe4-l2c: {method: learning_to_cache, nfe: 4"
+    suite.write_text(SMOKE.read_text().replace(row, row + ", options: {router: router.pt}"))
+    dry = ("-n", "results/smoke/trained/nfe4-l2c/artefacts.json", "--config", f"suite_file={suite}")
+    missing = snakemake(tmp_path, *dry, check=False)
+    assert missing.returncode != 0 and "router.pt" in missing.stdout + missing.stderr
+    (tmp_path / "router.pt").touch()
+    assert "rule train" in snakemake(tmp_path, *dry).stdout
+
+
 def test_editing_a_method_reruns_the_ablations_it_is_in(finished):
     method = finished / "methods" / "tokencache.py"
     text = method.read_text()

@@ -1,8 +1,9 @@
-"""Images with labels, behind one interface and integrity-checked."""
+"""Images or videos with what conditions them, behind one interface and integrity-checked."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +14,23 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 
+DataName = Literal["digits", "scenes", "moving"]
+
 _DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images: `images` float32 [n, C, H, W] in [-1, 1], `labels` int64 [n]."""
+    """Images with what conditions them.
+
+    Attributes:
+        images: float32 [n, C, H, W], or videos [n, C, T, H, W], in [-1, 1].
+        labels: classes, int64 [n], or the word ids of captions, int64 [n, LENGTH] (`tcbench.data.captions`), or
+            captions as a text encoder left them (`tcbench.models.adapter.Text`).
+    """
 
     images: Tensor
-    labels: Tensor
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,24 +43,40 @@ class Dataset:
         return Dataset(self.images.to(device), self.labels.to(device))
 
 
-def load_images(name: Literal["digits"]) -> Dataset:
+def load_images(name: DataName, held_out: bool = False) -> Dataset:
     """Load a data set.
 
     "digits" is scikit-learn's copy of the UCI optical digits test set: 1797 images of 8x8 with 17 grey levels,
     enlarged to 16x16 with PIL's bicubic kernel (sharper strokes than bilinear, by eye).
+    "scenes" and "moving" are drawn from it with captions (`tcbench.data.captioned`), 2048 of each kind.
+
+    Args:
+        held_out: captions and handwriting that no model is trained on. The digits have no such part: their classes
+            are all there is to condition on.
 
     Raises:
         UserError: the name is unknown, or the installed copy is not the one the shipped weights were trained on.
     """
-    if name != "digits":
-        raise UserError(f"data {name!r}: unknown; known: digits")
+    if name == "digits":
+        digits = handwriting()
+        images = F.interpolate(digits.images, size=16, mode="bicubic", align_corners=False, antialias=True)
+        return Dataset(images.clamp(-1, 1), digits.labels)
+    if name not in ("scenes", "moving"):
+        raise UserError(f"data {name!r}: no images of it are read here; known: digits, scenes, moving")
+    from tcbench.data.captioned import compose  # which builds on this module
+
+    return compose(name, range(2048), held_out)
+
+
+@lru_cache
+def handwriting() -> Dataset:
+    """The digits as they come, [1797, 1, 8, 8]; see `load_images`."""
     raw = load_digits()
     pixels, labels = raw.images.astype(np.uint8), raw.target.astype(np.uint8)
     found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     if found != _DIGITS_SHA256:
         raise UserError(f"data digits: sha256 {found[:12]}..., not {_DIGITS_SHA256[:12]}...; reinstall scikit-learn")
     images = torch.from_numpy(pixels).float().unsqueeze(1) / 8 - 1  # grey levels 0..16
-    images = F.interpolate(images, size=16, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
     return Dataset(images, torch.from_numpy(labels).long())
 
 

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from tcbench.errors import UserError
 from tcbench.files import sha256
 from tcbench.metrics.deviation import require_finite
+from tcbench.metrics.readings import frames
 from tcbench.models.classifier import DIGITS_CLASSIFIER, load_classifier
+from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import locate, read_state
 
 INCEPTION_SHA256 = "6726825d"
@@ -29,6 +31,8 @@ INCEPTION_SHA256 = "6726825d"
 @dataclass(frozen=True)
 class Features:
     """What the metrics need to know of n images: float32 on the CPU, stored as `vars(features)`.
+
+    Of n videos they have a second dimension, the frames, and Frechet distances are over frames.
 
     Attributes:
         pooled: [n, d], for FID, precision and recall.
@@ -99,6 +103,30 @@ class DigitsExtractor(_Network):
         return tuple(layers[layer] for layer in self.features_list)
 
 
+class ReaderExtractor(_Network):
+    """The digit reader on uint8 [n, 1, H, W] of any even size: "64" pooled, "spatial" 7 x 4 x 4 = 112, "logits" 10."""
+
+    LAYERS = ("64", "spatial", "logits")
+    IMAGE_SHAPE = (1, None, None)
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Path | str | None = None,
+        **_: object,
+    ):
+        super().__init__(name, features_list)
+        self.network = load_reader(feature_extractor_weights_path or DIGIT_READER)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 [n, 1, H, W] in the order of `features_list`."""
+        self.check(images)
+        output = self.network(images.float() / 127.5 - 1)
+        layers = {"64": output["features"], "spatial": output["spatial"].flatten(1), "logits": output["logits"]}
+        return tuple(layers[layer] for layer in self.features_list)
+
+
 class InceptionADM(_Network):
     """Inception-v3 (TensorFlow 2015 weights) on uint8 [n, 3, H, W], with the layers of ADM's evaluator.
 
@@ -144,7 +172,11 @@ class InceptionADM(_Network):
         return tuple(layers[layer] for layer in self.features_list)
 
 
-EXTRACTORS: dict[str, type[_Network]] = {"digits-cnn": DigitsExtractor, "inception-v3-adm": InceptionADM}
+EXTRACTORS: dict[str, type[_Network]] = {
+    "digits-cnn": DigitsExtractor,
+    "digit-reader": ReaderExtractor,
+    "inception-v3-adm": InceptionADM,
+}
 for _name, _network in EXTRACTORS.items():
     register_feature_extractor(_name, _network)
 
@@ -159,13 +191,17 @@ class Extractor:
 
     @torch.no_grad()
     def extract(self, images_BCHW: Tensor, batch_size: int = 64) -> Features:
-        """One pass over uint8 images [n, C, H, W].
+        """One pass over uint8 images [n, C, H, W], or over the frames of videos [n, C, T, H, W].
 
         TF32 is off: it would make features depend on the card.
 
         Raises:
             UserError: wrong dtype or size of images, or features that are not finite.
         """
+        if images_BCHW.ndim == 5:
+            length = images_BCHW.shape[2]
+            of_frames = self.extract(frames(images_BCHW), batch_size)
+            return Features(**{layer: values.unflatten(0, (-1, length)) for layer, values in vars(of_frames).items()})
         self.network.check(images_BCHW)
         outputs = []
         bar = tqdm(images_BCHW.split(batch_size), desc=f"{self.name} features", delay=2, leave=False, disable=None)
@@ -184,10 +220,10 @@ def make_extractor(
     """Build the extractor called `name`.
 
     Args:
-        name: "digits-cnn" (weights ship with the package) or "inception-v3-adm" (weights must be given).
+        name: "digits-cnn", "digit-reader" (weights ship with the package) or "inception-v3-adm" (they must be given).
         weights: file of weights, for inception-v3-adm torch-fidelity's .pth.
         digest: SHA-256 of `weights` in hex, or its beginning; by default the published one for
-            inception-v3-adm and no check for digits-cnn.
+            inception-v3-adm and no check for the others.
         device: where to run the network.
 
     Raises:

@@ -27,8 +27,8 @@ class Gaussian:
 
     @classmethod
     def fit(cls, features_ND: Tensor) -> "Gaussian":
-        """Moments of features [n, d]; the covariance is the unbiased one."""
-        return cls(**fid_features_to_statistics(features_ND.double()))
+        """Moments of features [n, d], or of the frames of videos [n, t, d]; the covariance is the unbiased one."""
+        return cls(**fid_features_to_statistics(features_ND.double().flatten(0, -2)))
 
 
 def frechet_distance(generated_ND: Tensor, real: Gaussian) -> float:

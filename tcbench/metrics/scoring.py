@@ -1,7 +1,7 @@
 """The registry of metrics, and the scoring of a row: numbers with intervals, differences paired."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.errors import UserError
-from tcbench.metrics import deviation, precision_recall
+from tcbench.metrics import deviation, precision_recall, vbench
 from tcbench.metrics.accuracy import correct
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.frechet import Gaussian, frechet_distance
@@ -29,7 +29,9 @@ class Samples:
     Attributes:
         features: of the n images.
         labels: int64 [n] that the samples were conditioned on, in the classifier's numbering, or None.
-        images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or None if not kept.
+        images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or None if not kept; videos [n, C, T, H, W].
+        readings: what scorers (`tcbench.metrics.readings`) and VBench said of every sample, by metric, float [n, ...].
+        not_run: why a metric of that kind has no reading, by metric: "needs ...".
 
     Raises:
         UserError: lengths differ, or a value is NaN or infinite.
@@ -38,16 +40,19 @@ class Samples:
     features: Features
     labels: Tensor | None = None
     images: Tensor | None = None
+    readings: Mapping[str, Tensor] = field(default_factory=dict)
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in {**vars(self.features), "labels": self.labels, "images": self.images}.items():
+        tensors = {**vars(self.features), "labels": self.labels, "images": self.images, **self.readings}
+        for name, values in tensors.items():
             if values is None:
                 continue
             if len(values) != len(self):
                 raise UserError(
                     f"samples: {len(values)} {name} for {len(self)} samples; score one row's files together"
                 )
-            if values.is_floating_point():
+            if values.is_floating_point() and name not in self.readings:  # NaN there: not asked of this sample
                 deviation.require_finite(f"samples: {name}", values)
 
     def __len__(self) -> int:
@@ -78,7 +83,9 @@ class Real:
 
     @cached_property
     def manifold(self) -> Tensor:
-        """Pooled features [m, d] that precision and recall use, m <= 10 000."""
+        """Pooled features [m, d] that precision and recall use, m <= 10 000; raises UserError for videos."""
+        if self.features.pooled.ndim > 2:
+            raise UserError("metrics: precision and recall are of images; take them out of a video suite's list")
         return precision_recall.thin(self.features.pooled)
 
     @cached_property
@@ -107,7 +114,7 @@ class Metric:
         prepare: computes whatever subsets share (distances, per-sample values) and returns the metric as a
             function of sample indices; nothing is passed through a network again. Raises UserError if an
             input it needs is missing.
-        needs: inputs beyond features and real images.
+        needs: inputs beyond features and real images; a "reading" may be missing for a reason that the row records.
     """
 
     name: str
@@ -115,7 +122,7 @@ class Metric:
     better: Literal["lower", "higher", "none"]
     version: int
     prepare: Callable[[Samples, Reference], Statistic]
-    needs: frozenset[Literal["labels", "images", "uncached"]] = frozenset()
+    needs: frozenset[Literal["labels", "images", "uncached", "reading"]] = frozenset()
 
     def compute(self, samples: Samples, reference: Reference) -> float:
         """The metric on all samples; raises UserError if an input it needs is missing."""
@@ -138,7 +145,7 @@ def _sfid(samples: Samples, reference: Reference) -> Statistic:
 
 
 def _is(samples: Samples, reference: Reference) -> Statistic:
-    return lambda indices: inception_score(samples.features.logits[indices])
+    return lambda indices: inception_score(samples.features.logits[indices].flatten(0, -2))
 
 
 def _precision(samples: Samples, reference: Reference) -> Statistic:
@@ -167,6 +174,15 @@ def _feature_mse(samples: Samples, reference: Reference) -> Statistic:
     return _mean(deviation.feature_mse(samples.features.pooled, uncached.features.pooled))
 
 
+def _reading(name: str) -> Callable[[Samples, Reference], Statistic]:
+    return lambda samples, reference: _mean(_given(samples.readings.get(name), f"the reading {name!r}"))
+
+
+def _vbench(samples: Samples, reference: Reference) -> Statistic:
+    scores_ND = _given(samples.readings.get("vbench"), "VBench's results").double().numpy()
+    return lambda indices: 100 * vbench.total(np.nanmean(scores_ND[indices], axis=0))["total"]
+
+
 def _image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:
     uncached = _given(reference.uncached, "uncached samples")
     return _given(samples.images, "images"), _given(uncached.images, "images of the uncached samples")
@@ -190,6 +206,17 @@ METRICS: dict[str, Metric] = {
         Metric("mae", "MAE to uncached", "lower", 1, _mae, frozenset({"images", "uncached"})),
         Metric("psnr", "PSNR to uncached (dB)", "higher", 1, _psnr, frozenset({"images", "uncached"})),
         Metric("feature_mse", "Feature MSE to uncached", "lower", 1, _feature_mse, frozenset({"uncached"})),
+        *(
+            Metric(name, label, "higher", 1, _vbench if name == "vbench" else _reading(name), frozenset({"reading"}))
+            for name, label in (
+                ("clip_score", "CLIP score"),
+                ("image_reward", "ImageReward"),
+                ("vbench", "VBench total (%)"),
+                ("digits_clip_score", "CLIP score (digits CLIP)"),
+                ("alignment", "Alignment (digit reader)"),
+                ("temporal_flickering", "Temporal flickering (VBench's formula)"),
+            )
+        ),
     )
 }
 
@@ -208,10 +235,10 @@ def score_row(
         metrics: names in `METRICS`.
 
     Returns:
-        {"quality": {metric: {"value", "low", "high", "se", "deleted"}},  (deleted: without each group in turn)
+        {"quality": {metric: {"value", "low", "high", "se", "deleted"}},  (deleted: without each group)
          "paired": {metric: {"difference", "low", "high", "distinguishable"}}} in floats and bools.
         "paired" is this row less the reference with the same groups left out of both; metrics that already
-        compare with the reference are only in "quality".
+        compare with the reference are only in "quality"; one that could not be run (`samples.not_run`) is in neither.
 
     Raises:
         UserError: unknown metric, missing input, groups that are no partition, or runs that are not paired.
@@ -226,7 +253,7 @@ def score_row(
     reference = Reference(real, uncached)
     quality, paired = {}, {}
     for metric in tqdm([METRICS[name] for name in metrics], desc="metrics", delay=2, leave=False, disable=None):
-        if uncached is None and "uncached" in metric.needs:
+        if metric.name in samples.not_run or (uncached is None and "uncached" in metric.needs):
             continue
         replicates = replicate(metric.prepare(samples, reference), groups)
         interval = replicates.interval()
@@ -237,7 +264,7 @@ def score_row(
             "se": interval.se,
             "deleted": replicates.deleted.tolist(),
         }
-        if uncached is not None and "uncached" not in metric.needs:
+        if uncached is not None and "uncached" not in metric.needs and metric.name not in uncached.not_run:
             paired[metric.name] = _difference(replicates, replicate(metric.prepare(uncached, reference), groups))
     return {"quality": quality, "paired": paired}
 

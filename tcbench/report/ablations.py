@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from tcbench.config import Ablation
+from tcbench.config import TABLE_2, Ablation
 from tcbench.errors import UserError
 from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
 from tcbench.report.scores import Row, mac_ratio, quality_of
-from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, marked, marks
+from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
 
 PRINTED = (
-    *("fid", "sfid", "is", "precision", "recall", "accuracy", "clip_score", "digits_clip_score", "alignment"),
+    *(*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment"),
     *("image_reward", "vbench", "temporal_flickering", "mae"),
 )
 
@@ -26,7 +26,7 @@ def table_ablation(
         ablation: as in the config.
         rows: score rows of the variants and their references.
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
-        suite, differs: as in `tables.table2`.
+        suite, differs: as in `tables.main_table`.
 
     Raises:
         UserError: there is no variant.
@@ -41,7 +41,7 @@ def table_ablation(
     )
     largest = max(row["macs"]["per_sample"] for row in printed)
     unit = next(unit for unit in MAC_UNITS if largest >= unit[1] or unit is MAC_UNITS[-1])
-    with_paper = [m for m in QUALITY if any(m in (row.get("paper") or {}) for row in printed)]
+    with_paper = [m for m in metrics if any(m in (row.get("paper") or {}) for row in printed)]
     swept = len({row.get("guidance_scale") for row in printed}) > 1
     records, cells = [], []
     for row in printed:
@@ -53,7 +53,7 @@ def table_ablation(
             quality, mark = quality_of(row, metric), found.get((row["row"], metric))
             record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
-            name = QUALITY[metric][0] if metric in QUALITY else SIGNS[metric][0]
+            name = SIGNS[metric][0]
             cell[name] = _text(quality, mark)
             if metric in with_paper:
                 record[f"paper_{metric}"] = paper.get(metric)

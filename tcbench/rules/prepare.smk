@@ -1,4 +1,10 @@
-# The embedded suites' base model and feature extractor ship with the package; `pretrain` makes them again from scratch.
+# An embedded suite's base model and the networks of its metrics ship with the package; `pretrain` makes them again from
+# scratch. The reader of `scenes` serves `moving` too.
+PRETRAINED = {
+    "digits": ["denoiser", "classifier"],
+    "scenes": ["denoiser", "reader", "clip"],
+    "moving": ["denoiser"],
+}
 
 
 rule pretrain_one:
@@ -6,14 +12,14 @@ rule pretrain_one:
         f"{RESULTS}/pretrained/{{what}}.safetensors",
         f"{RESULTS}/pretrained/{{what}}-log.json",
     wildcard_constraints:
-        what="denoiser|classifier",
+        what="denoiser|classifier|reader|clip",
     log:
         f"{RESULTS}/logs/pretrain-{{what}}.log",
     threads: workflow.cores
     shell:
-        "tcbench pretrain {SUITE_FILE:q} {wildcards.what} --out {RESULTS}/pretrained 2> {log}"
+        f"tcbench pretrain {CONFIG} {{wildcards.what}} --out {RESULTS}/pretrained 2> {{log}}"
 
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=["denoiser", "classifier"]),
+        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=PRETRAINED[SUITE.data]),

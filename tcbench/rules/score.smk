@@ -1,3 +1,38 @@
+# VBench runs in an environment of its own (6 GB), which nothing but `snakemake vbench_environment` installs; without it a
+# row's file says what every dimension needs, and is made again once the environment is there.
+VBENCH_ENVIRONMENT = f"{SUITE.vbench.environment}/requirements.txt"
+
+
+rule vbench_environment:
+    output:
+        VBENCH_ENVIRONMENT,
+    shell:
+        f"tcbench vbench {CONFIG} --build-env"
+
+
+rule vbench:
+    input:
+        f"{RESULTS}/samples/{{row}}/row.json",
+        environment=[VBENCH_ENVIRONMENT] if os.path.exists(VBENCH_ENVIRONMENT) else [],
+        code=source_files("vbench"),
+    output:
+        f"{RESULTS}/vbench/{{row}}.json",
+    params:
+        settings=SUITE.vbench.model_dump(mode="json"),
+    log:
+        f"{RESULTS}/logs/vbench-{{row}}.log",
+    threads: 1
+    resources:
+        gpu=int(SUITE.device == "cuda"),
+    shell:
+        f"tcbench vbench {CONFIG} --rows {{wildcards.row}} 2> {{log}}"
+
+
+def videos_of(rows):
+    scored = dict.fromkeys([*rows, *(SUITE.reference(row) for row in rows)])
+    return expand(f"{RESULTS}/vbench/{{row}}.json", row=scored) if "vbench" in SUITE.metrics else []
+
+
 for group, rows in SUITE.groups.items():
 
     rule:
@@ -8,12 +43,13 @@ for group, rows in SUITE.groups.items():
             references=expand(
                 f"{RESULTS}/samples/{{row}}/row.json", row=sorted({SUITE.reference(row) for row in rows})
             ),
+            videos=videos_of(rows),
             code=source_files("score"),
         output:
             expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
         params:
             rows=rows,
-            settings=[SUITE.metrics, SUITE.extractor, SUITE.data]
+            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward'}, mode='json')]
             + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
         log:
             f"{RESULTS}/logs/score-{group}.log",
@@ -21,7 +57,7 @@ for group, rows in SUITE.groups.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench score {SUITE_FILE:q} --rows {params.rows} 2> {log}"
+            f"tcbench score {CONFIG} --rows {{params.rows}} 2> {{log}}"
 
 
 rule floor:
@@ -35,4 +71,4 @@ rule floor:
         f"{RESULTS}/logs/floor.log",
     threads: 1
     shell:
-        "tcbench floor {SUITE_FILE:q} 2> {log}"
+        f"tcbench floor {CONFIG} 2> {{log}}"

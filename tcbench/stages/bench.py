@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tcbench.sources import source_digest
 from tcbench.speed_config import Dtype, Part, SpeedSuite
 from tcbench.stages.peers import PEERS, macs_per_sample
 from tcbench.stages.timing import NotRun, Prepared, machine, run_seconds, spread, step_seconds
-from tcbench.untrained import untrained_artefacts
+from tcbench.untrained import random_captions, untrained_artefacts
 
 WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Record = dict[str, Any]
@@ -90,29 +91,35 @@ def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path:
     settings, method = suite.models[part.model].rows[row], suite.models[part.model].method(row)
     artefacts = untrained_artefacts(adapter, method, part.nfe, suite.seed, settings.open_branches)
     index = torch.arange(part.batch_size)
-    return Replay(adapter, method, part.nfe, sampler_settings(suite), index, artefacts, path=path)
+    prompts = random_captions(adapter.spec, suite.seed)
+    return Replay(
+        adapter, method, part.nfe, sampler_settings(suite, part), index, artefacts, prompts=prompts, path=path
+    )
 
 
-def sampler_settings(suite: SpeedSuite) -> SamplerSettings:
-    """What all rows share."""
-    return SamplerSettings(suite.guidance_scale, suite.seed)
+def sampler_settings(suite: SpeedSuite, part: Part) -> SamplerSettings:
+    """What all rows of a model share."""
+    model = suite.models[part.model]
+    return SamplerSettings(model.guidance_scale, suite.seed, solver=model.solver)
 
 
 def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
     """Identifies everything that a part's numbers depend on: settings, code, machine."""
     rows = {name: row for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe}
-    settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device"}, mode="json")
+    settings = suite.model_dump(include={"seed", "protocol", "device"}, mode="json")
     code = source_digest("bench", *sorted({row.method for row in rows.values()}))
     described = {name: row.model_dump(exclude={"paper"}) for name, row in rows.items()}
-    return digest([settings, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
 
 
 def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
     """The same for the peers at a part's setting."""
-    settings = suite.model_dump(include={"seed", "guidance_scale", "protocol", "device", "peers"}, mode="json")
+    settings = suite.model_dump(include={"seed", "protocol", "device", "peers"}, mode="json")
     installed = find_spec("cache_dit") is not None
     code = source_digest("bench", "uncached")
-    return digest([settings, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
 
 
 def _is_fresh(path: Path, fingerprint: str) -> bool:
@@ -135,7 +142,7 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionP
 
 
 def _time_peers(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
-    index, settings = torch.arange(part.batch_size), sampler_settings(suite)
+    index, settings = torch.arange(part.batch_size), sampler_settings(suite, part)
     makers: dict[str, Callable[[], Prepared]] = {
         name: lambda name=name: PEERS[name].prepare(adapter, suite.peers.nfe, settings, index)  # type: ignore[misc]
         for name in suite.peers.names

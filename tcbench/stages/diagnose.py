@@ -11,6 +11,7 @@ and what the predictor makes of them.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from tqdm import tqdm
 
 from tcbench import noise
 from tcbench.config import Suite
-from tcbench.data import load_images
 from tcbench.engine import Engine
 from tcbench.files import write_json
 from tcbench.method import Artefacts, Look, Run, TrainScorer
@@ -43,7 +43,15 @@ from tcbench.plan import (
 )
 from tcbench.provenance import collect
 from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
-from tcbench.stages.common import artefacts_folder, load_adapter, sampler_settings
+from tcbench.stages.common import (
+    Captions,
+    PromptedCaptions,
+    artefacts_folder,
+    load_adapter,
+    load_captions,
+    load_examples,
+    sampler_settings,
+)
 from tcbench.training.caching import CALIBRATION_INDEX, Pairs, load_artefacts, uncached_updates
 
 BATCH = 8  # samples in each of the two batches whose trajectories are observed
@@ -57,13 +65,13 @@ def diagnose_row(suite: Suite, row: str) -> None:
     started = time.time()
     folder = artefacts_folder(suite, row)
     assert folder is not None, f"{row} trains nothing"
-    adapter = load_adapter(suite)
+    adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
     sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
     run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
-    pairs = Pairs(adapter, load_images(suite.data), sampler, suite.training_seed + SEED_OFFSET)
+    pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
 
     step = pairs.steps(suite.diagnostics_pairs)
     x, label = pairs.start(step)
@@ -112,7 +120,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
             "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
-            **_observe_trajectories(suite, row, adapter, artefacts, free),
+            **_observe_trajectories(suite, row, adapter, captions, artefacts, free),
             "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed + SEED_OFFSET], started),
         },
     )
@@ -130,7 +138,14 @@ class _Observer:
         return self.everything
 
 
-def _observe_trajectories(suite: Suite, row: str, adapter: Adapter, artefacts: Artefacts, free: int) -> dict[str, Any]:
+def _observe_trajectories(
+    suite: Suite,
+    row: str,
+    adapter: Adapter,
+    captions: Captions | PromptedCaptions | None,
+    artefacts: Artefacts,
+    free: int,
+) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
     index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
@@ -139,7 +154,7 @@ def _observe_trajectories(suite: Suite, row: str, adapter: Adapter, artefacts: A
     observer = _Observer(units, free)
     engine = Engine(adapter, run, observer)
     x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
-    prompt = default_prompts(adapter, index).to(x.device)
+    prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
     similarity, size, before = [], [], None
     for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):
         update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])

@@ -10,17 +10,18 @@ from tcbench.config import Suite
 from tcbench.files import write_json
 from tcbench.provenance import collect
 from tcbench.sampling import sample_batch
-from tcbench.stages.common import load_adapter, ready_row, sampler_settings
+from tcbench.stages.common import load_adapter, load_captions, ready_row, sampler_settings
 
 
 def measure_latency(suite: Suite) -> None:
     """Write results/<suite>/latency.json: seconds per batch for every row, median and all repeats.
 
-    A time spans from the initial noise to the last latent, decoder excluded. The first `warmup` rounds are dropped.
+    A time spans from the prompt, which a captioned suite's text encoder reads, to the last latent; the decoder is not
+    in it. The first `warmup` rounds are dropped.
     """
     started = time.time()
     protocol = suite.latency
-    adapter = load_adapter(suite)
+    adapter, captions = load_adapter(suite), load_captions(suite)
     rows = {row: ready_row(suite, row, adapter) for row in suite.rows}
     index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
@@ -31,7 +32,7 @@ def measure_latency(suite: Suite) -> None:
                 _wait(suite)
                 began = time.perf_counter()
                 settings = sampler_settings(suite, row)
-                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts)
+                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions)
                 _wait(suite)
                 if number >= protocol.warmup:
                     times[row].append(time.perf_counter() - began)

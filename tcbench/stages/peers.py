@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcbench.models.adapter import Adapter
+from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, guide, initial_noise, sample_labels
@@ -25,6 +26,12 @@ from tcbench.stages.timing import NotRun, Prepared
 
 BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)
 """The modules whose outputs TaylorSeer's hooks forecast; their default matches none of DiT's."""
+
+
+def _dit(adapter: Adapter) -> DiTAdapter:
+    if not isinstance(adapter, DiTAdapter):
+        raise NotRun("needs a class-conditional DiT")
+    return adapter
 
 
 class DiffusersRun:
@@ -45,12 +52,13 @@ class DiffusersRun:
         compile: dict[str, Any] | None = None,
         cache: "Install | None" = None,
     ) -> None:
-        self.nfe, self._settings, self._spec = nfe, settings, adapter.spec
+        self._spec = _dit(adapter).spec
+        self.nfe, self._settings = nfe, settings
         self._sampler = ReferenceDDIM(nfe, settings.spacing)
         device, dtype = adapter.model.device, adapter.model.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        label = sample_labels(sample_index, adapter.spec.num_classes).to(device)
-        self._rows = torch.cat([label, torch.full_like(label, adapter.spec.num_classes)])
+        label = sample_labels(sample_index, self._spec.num_classes).to(device)
+        self._rows = torch.cat([label, torch.full_like(label, self._spec.num_classes)])
         self._timesteps = [torch.full_like(self._rows, timestep) for timestep in self._sampler.timesteps]
         self._index = 0
         self.model, self._forget = adapter.model, _nothing
@@ -62,7 +70,7 @@ class DiffusersRun:
     @property
     def timestep(self) -> int:
         """The timestep of the current step."""
-        return self._sampler.timesteps[self._index]
+        return int(self._sampler.timesteps[self._index])
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
@@ -95,6 +103,7 @@ class MatrixProducts:
     """The linear layers and attention of every block, back to back and nothing else: a floor under a full step."""
 
     def __init__(self, adapter: Adapter, nfe: int, settings: SamplerSettings, sample_index: Tensor) -> None:
+        _dit(adapter)
         self.nfe, shape = nfe, adapter.shape
         self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
         self._blocks, self._heads = adapter.blocks, adapter.spec.num_heads

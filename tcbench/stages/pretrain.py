@@ -1,4 +1,4 @@
-"""Make the shipped weights again from scratch: the embedded suite's denoiser and its feature extractor."""
+"""Make the shipped weights again from scratch: an embedded suite's denoiser and the networks of its metrics."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from tcbench.config import Suite
-from tcbench.data import load_images
+from tcbench.data import DataName, Dataset, load_images, split
+from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.stages.common import device_of
-from tcbench.training.base import PretrainRecipe, pretrain_denoiser
+from tcbench.training.base import RECIPES, PretrainRecipe, Target, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
+from tcbench.training.clip import ClipRecipe, train_clip
+from tcbench.training.reader import ReaderRecipe, train_reader
 
 
 def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> None:
@@ -21,12 +24,26 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
         UserError: an unknown or impossible recipe field, or a loss that is not finite.
     """
     weights, log = out / f"{what}.safetensors", out / f"{what}-log.json"
-    data, device = load_images(suite.data), device_of(suite)
+    device = device_of(suite)
     try:
         if what == "denoiser":
-            pretrain_denoiser(MODELS[suite.model], data, PretrainRecipe(**changes), device, weights, log)
+            recipe = PretrainRecipe(**RECIPES[suite.data].model_dump() | changes)
+            data = _parts(suite.data, recipe.examples)
+            target: Target = "v" if suite.solver == "euler_ancestral" else "eps"
+            pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
+        elif what == "reader":
+            train_reader(ReaderRecipe(**changes), device, weights, log)
+        elif what == "clip":
+            train_clip(ClipRecipe(**changes), device, weights, log)
         else:
-            train_classifier(data, ClassifierRecipe(**changes), device, weights, log)
+            train_classifier(load_images(suite.data), ClassifierRecipe(**changes), device, weights, log)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"--set {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from error
+
+
+def _parts(name: DataName, examples: int) -> tuple[Dataset, Dataset]:
+    """(what a denoiser trains on, what is held out of it)."""
+    if name == "digits":
+        return split(load_images(name))
+    return compose(name, range(examples), held_out=False), compose(name, range(512), held_out=True)

@@ -2,18 +2,32 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from tcbench.config import Suite
+from tcbench.config import PROMPT_SETS, Suite
+from tcbench.data.prompts import read_prompts
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
-from tcbench.sampling import respaced_timesteps, sample_batch
+from tcbench.sampling import make_sampler, sample_batch
 from tcbench.sources import source_digest
-from tcbench.stages.common import ReadyRow, artefacts_folder, load_adapter, ready_row, sampler_settings, weights_digest
+from tcbench.stages.common import (
+    Captions,
+    PromptedCaptions,
+    ReadyRow,
+    artefacts_folder,
+    files_digests,
+    load_adapter,
+    load_captions,
+    load_decoder,
+    ready_row,
+    sampler_settings,
+    weights_digest,
+)
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
@@ -24,6 +38,7 @@ def row_fingerprint(suite: Suite, row: str) -> str:
             "settings": suite.row_settings(row),
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
+            "read": files_digests(suite, row),
             "code": source_digest("sample", suite.rows[row].method),
             "torch": torch.__version__,
             "device": suite.device,
@@ -45,15 +60,16 @@ def shard_path(suite: Suite, row: str, number: int) -> Path:
 
 def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     """Write every shard of the rows that is not there yet, and each row's row.json, which lists them."""
-    adapter = None
+    adapter = captions = decode = None
     for row in rows:
         started, fingerprint = time.time(), row_fingerprint(suite, row)
         missing = [number for number in range(len(shards(suite))) if not _is_done(suite, row, number, fingerprint)]
         if missing:
-            adapter = adapter or load_adapter(suite)
+            decode = decode or load_decoder(suite)
+            adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
             ready = ready_row(suite, row, adapter)
             for number in tqdm(missing, desc=f"sample {row}", unit="shard", mininterval=1):
-                _sample_shard(suite, row, number, fingerprint, ready)
+                _sample_shard(suite, row, number, fingerprint, ready, captions, decode)
         _write_manifest(suite, row, started, resumed=len(missing) < len(shards(suite)))
 
 
@@ -62,16 +78,22 @@ def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
     return path.exists() and read_tensors(path)[1].get("fingerprint") == fingerprint
 
 
-def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: ReadyRow) -> None:
-    indices = shards(suite)[number]
+def _sample_shard(
+    suite: Suite,
+    row: str,
+    number: int,
+    fingerprint: str,
+    ready: ReadyRow,
+    captions: Captions | PromptedCaptions | None,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    indices, settings = shards(suite)[number], sampler_settings(suite, row)
     batches = []
     for start in range(indices.start, indices.stop, suite.batch_size):
         index = torch.arange(start, min(start + suite.batch_size, indices.stop))
         traced = max(0, min(suite.traced - start, len(index)))
         batches.append(
-            sample_batch(
-                ready.adapter, ready.method, ready.nfe, sampler_settings(suite, row), index, ready.artefacts, traced
-            )
+            sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, captions)
         )
     record = {
         "macs": [batch.macs for batch in batches],
@@ -79,12 +101,15 @@ def _sample_shard(suite: Suite, row: str, number: int, fingerprint: str, ready: 
         "i_steps": batches[0].i_steps,
         "cache_bytes": max(batch.cache_bytes for batch in batches),
         "tokens": ready.adapter.shape.num_tokens,
+        "timesteps": make_sampler(
+            ready.adapter, ready.method.sampled_steps(ready.nfe), settings, torch.tensor(indices)
+        ).timesteps,
     }
     write_tensors(
         shard_path(suite, row, number),
         {
-            "image": torch.cat([batch.image for batch in batches]),
-            "label": torch.cat([batch.label for batch in batches]),
+            "image": decode(torch.cat([batch.image for batch in batches])),
+            "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),
@@ -108,8 +133,8 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "row": row,
             "settings": suite.row_settings(row),
             "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
-            "timesteps": respaced_timesteps(method.sampled_steps(suite.rows[row].nfe), suite.spacing),
-            "resolution": MODELS[suite.model].sample_size,
+            "timesteps": records[0]["timesteps"],
+            "resolution": MODELS[suite.model].latent_shape[-1],
             "samples": suite.samples,
             "batch_size": suite.batch_size,
             "i_steps": records[0]["i_steps"],
@@ -119,10 +144,17 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
+            **({"captions": _captions(suite)} if suite.data in PROMPT_SETS else {}),
             "resumed": resumed,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         },
     )
+
+
+def _captions(suite: Suite) -> list[str]:
+    """The prompt of every sample."""
+    prompts = read_prompts(suite.data, suite.prompts.file)
+    return [prompts[index // suite.prompts.per_prompt % len(prompts)] for index in range(suite.samples)]
 
 
 def _mean_macs(macs: list[dict]) -> dict:

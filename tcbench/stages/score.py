@@ -14,16 +14,17 @@ from tcbench.files import digest, read_json, read_tensors, sha256, write_json, w
 from tcbench.metrics import Extractor, Features, Real, Samples, make_extractor, real_floor, score_row, trajectory_mae
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
+from tcbench.stages.readings import Scorers, load_scorers, read_samples
 
 
 def score_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows."""
     extractor = make_extractor(suite.extractor, device=suite.device)
     images = load_images(suite.data).images
-    real = Real(extractor.extract(to_uint8(images)))
+    real, scorers = Real(extractor.extract(to_uint8(images))), load_scorers(suite)
     for row in rows:
         started = time.time()
-        write_json(suite.folder / "scores" / f"{row}.json", _score(suite, row, extractor, real, started))
+        write_json(suite.folder / "scores" / f"{row}.json", _score(suite, row, extractor, scorers, real, started))
 
 
 def measure_floor(suite: Suite) -> None:
@@ -54,13 +55,15 @@ def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tenso
     return manifest, {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
 
 
-def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: float) -> dict[str, Any]:
+def _score(
+    suite: Suite, row: str, extractor: Extractor, scorers: Scorers, real: Real, started: float
+) -> dict[str, Any]:
     manifest, tensors = read_images(suite, row)
-    samples = _samples(suite, row, manifest, tensors, extractor)
+    samples = _samples(suite, row, manifest, tensors, extractor, scorers)
     reference, uncached, trajectory = suite.reference(row), None, None
     if row != reference:
         other_manifest, other = read_images(suite, reference)
-        uncached = _samples(suite, reference, other_manifest, other, extractor)
+        uncached = _samples(suite, reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     settings, method = suite.rows[row], suite.method(row)
     groups = stats.batches(manifest["samples"], manifest["batch_size"])
@@ -75,12 +78,15 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
         "model": suite.model,
         "settings": method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
+        "plans": plans_digest(manifest["plan_of_first_batch"]),
         "reference": reference,
         "samples": manifest["samples"],
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
         "control": settings.control,
         "target": settings.target,
+        "extractor": suite.extractor,
+        "metrics_not_run": dict(samples.not_run),
         **score_row(samples, uncached, real, groups, suite.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
@@ -95,8 +101,19 @@ def _score(suite: Suite, row: str, extractor: Extractor, real: Real, started: fl
     }
 
 
+def plans_digest(plans: list[dict[str, str | int]]) -> str | None:
+    """Identifies what a run computed and reused, by whole units; None if it chose tokens, which plans only count."""
+    whole = all(isinstance(decision, str) for plan in plans for decision in plan.values())
+    return digest(plans) if whole else None
+
+
 def _samples(
-    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], extractor: Extractor
+    suite: Suite,
+    row: str,
+    manifest: dict[str, Any],
+    tensors: dict[str, Tensor],
+    extractor: Extractor,
+    scorers: Scorers,
 ) -> Samples:
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
     path = suite.folder / "features" / f"{row}.safetensors"
@@ -106,7 +123,8 @@ def _samples(
     else:
         features = extractor.extract(to_uint8(tensors["image"]))
         write_tensors(path, dict(vars(features)), {"key": key})
-    return Samples(features, tensors["label"], tensors["image"])
+    read, not_run = read_samples(suite, row, manifest, tensors, scorers)
+    return Samples(features, tensors["label"], tensors["image"], read, not_run)
 
 
 def _plan(steps: list[dict[str, str | int]]) -> dict[str, str]:

@@ -1,9 +1,12 @@
-"""Pretraining of the embedded suite's denoiser, which stands where the paper has the official DiT checkpoint."""
+"""Pretraining of the embedded suites' denoisers, which stand where the paper has official checkpoints.
+
+A captioned suite's text encoder is trained with its denoiser and written beside it.
+"""
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +17,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tcbench.data import Dataset, split
+from tcbench.data import DataName, Dataset
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
-from tcbench.files import write_json
+from tcbench.files import atomic, write_json, write_tensors
+from tcbench.models.adapter import ModelSpec, Text
 from tcbench.models.dit import DiTSpec
-from tcbench.models.specs import build_transformer, save_transformer
+from tcbench.models.pixart import TextSpec
+from tcbench.models.specs import build_transformer, make_adapter, save_transformer
+from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
 from tcbench.training.common import deterministic, provenance, require_finite
 
 
 class PretrainRecipe(BaseModel):
-    """How to train a denoiser; the defaults with `bfloat16` and `compile`, on a GPU, made the shipped weights."""
+    """How to train a denoiser; `RECIPES` with `bfloat16` and `compile`, on a GPU, made the shipped weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,43 +44,101 @@ class PretrainRecipe(BaseModel):
     label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of labels made null, for CFG")
     # a thousand or two images invite memorising; this mild they keep the statistics of the originals
     affine: Affine = Affine(rotation=5, scale=0.05, shift=0.5)
+    examples: int = Field(default=65536, gt=0, description="captioned examples to compose and draw from")
     bfloat16: bool = Field(default=False, description="autocast the network to bfloat16")
     compile: bool = Field(default=False, description="compile the network into CUDA graphs")
     log_every: int = Field(default=500, gt=0, description="iterations")
     seed: int = 0
 
 
-def pretrain_denoiser(
-    spec: DiTSpec, data: Dataset, recipe: PretrainRecipe, device: torch.device | str, out: Path, log: Path
-) -> None:
-    """Train a class-conditional denoiser by eps-prediction (Ho et al. 2020, L_simple) and write its averaged weights.
+Target = Literal["eps", "v"]
 
-    Linear betas 1e-4..0.02 over 1000 timesteps, AdamW, labels dropped to the null label. A tenth of `data` is held
-    out. The same recipe, seed and kind of device give the same bits.
+SCHEDULERS: dict[Target, DDPMScheduler] = {
+    "eps": DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
+    "v": DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    ),
+}
+"""Linear betas; the noise is predicted, or the velocity with the last timestep pure noise (Open-Sora-Plan)."""
+
+
+RECIPES: dict[DataName, PretrainRecipe] = {
+    "digits": PretrainRecipe(),
+    "scenes": PretrainRecipe(iterations=15000, affine=Affine()),
+    "moving": PretrainRecipe(iterations=12000, batch_size=128, learning_rate=1.5e-3, affine=Affine()),
+}
+"""How each embedded suite's denoiser is trained; captioned examples vary enough as they are composed."""
+
+
+class Conditioned(nn.Module):
+    """A denoiser together with what reads its labels, for training.
+
+    Args:
+        spec: the denoiser's shape; a captioned one gets a text encoder.
+        device: where to train.
+        seed: of the weights.
+    """
+
+    def __init__(self, spec: ModelSpec, device: torch.device | str, seed: int) -> None:
+        super().__init__()
+        self.denoiser = build_transformer(spec, device=device, seed=seed)
+        self.adapter = make_adapter(self.denoiser, spec)
+        self.encoder = nn.Module.to(build_text_encoder(seed), device) if isinstance(spec, TextSpec) else None
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor, dropped: Tensor) -> Tensor:
+        """The prediction [B, in_channels, ...], unconditional where `dropped` (bool [B])."""
+        prompt = labels if self.encoder is None else Text(*encode_text(self.encoder, labels))
+        # a learned variance, if the network has one, is ignored
+        return self.adapter.plain(noisy, timesteps, self.adapter.drop(prompt, dropped))[:, : noisy.shape[1]]
+
+    def save(self, out: Path, metadata: dict[str, str]) -> None:
+        """Write the denoiser, and its text encoder beside it."""
+        save_transformer(self.denoiser, out, metadata)
+        if self.encoder is not None:
+            state = {name: parameter.detach().cpu() for name, parameter in self.encoder.named_parameters()}
+            write_tensors(text_encoder_beside(out), state, metadata)
+
+
+def pretrain_denoiser(
+    spec: ModelSpec,
+    train: Dataset,
+    held_out: Dataset,
+    target: Target,
+    recipe: PretrainRecipe,
+    device: torch.device | str,
+    out: Path,
+    log: Path,
+) -> None:
+    """Train a denoiser by L_simple (Ho et al. 2020) and write its averaged weights.
+
+    1000 timesteps, AdamW, labels dropped to the null label. The same recipe, seed and kind of device give the same
+    bits, also if the run was interrupted: it goes on from the last line of its log.
 
     Args:
         spec: the denoiser's shape.
-        data: images [n, in_channels, sample_size, sample_size] and labels.
+        train: images or videos [n, *spec.latent_shape], and labels.
+        held_out: of the same kind, for the log.
+        target: what the network predicts, see `SCHEDULERS`.
         recipe: hyperparameters and seed.
         device: where to train.
-        out: safetensors file to write, with the recipe and versions in its metadata.
+        out: safetensors file to write, with the recipe and versions in its metadata; a captioned model's text
+            encoder goes beside it.
         log: JSON file to write: every `log_every` iterations the mean training loss, and the loss of the averaged
             weights on held-out images and on as many training images, at the same timesteps and noise.
 
     Raises:
         UserError: the data do not fit the spec, the loss is not finite, or a file cannot be written.
     """
-    shape = spec.latent_shape
-    if data.images.shape[1:] != shape or data.labels.max() >= spec.num_classes:
-        raise UserError(
-            f"{spec.name}: images {list(data.images.shape[1:])} with labels up to {data.labels.max()}, not "
-            f"{list(shape)} with {spec.num_classes} classes; give the model and the data of one suite"
-        )
+    _check_fit(spec, train)
     device = torch.device(device)
-    train, held_out = (part.to(device) for part in split(data))
-    history = []
+    train, held_out = train.to(device), held_out.to(device)
     with deterministic():
-        model = build_transformer(spec, device=device, seed=recipe.seed)
+        model = Conditioned(spec, device, recipe.seed)
         averaged = copy.deepcopy(model)  # what is evaluated and written
         average = EMAModel(model.parameters(), decay=recipe.ema, foreach=True)
         network = torch.compile(model, mode="reduce-overhead") if recipe.compile else model
@@ -83,17 +147,24 @@ def pretrain_denoiser(
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
+        metadata = provenance(recipe, device) | {"model": spec.name}
+        state = _State(
+            out, metadata, {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+        )
+        done, history = state.load(generator)
+        average.to(device)
         total, count = torch.zeros((), device=device), 0
-        progress = tqdm(range(1, recipe.iterations + 1), desc=f"pretrain {spec.name}", unit="it")
+        progress = tqdm(
+            range(done + 1, recipe.iterations + 1), f"pretrain {spec.name}", recipe.iterations, initial=done, unit="it"
+        )
         for iteration in progress:
             batch = train[torch.randint(len(train), (recipe.batch_size,), generator=generator, device=device)]
-            images = recipe.affine(batch.images, generator)
+            batch = Dataset(recipe.affine(batch.images, generator), batch.labels)
             dropped = torch.rand(recipe.batch_size, generator=generator, device=device) < recipe.label_dropout
-            labels = batch.labels.masked_fill(dropped, spec.num_classes)
             timesteps = torch.randint(1000, (recipe.batch_size,), generator=generator, device=device)
-            noise = torch.randn(images.shape, generator=generator, device=device)
+            noise = torch.randn(batch.images.shape, generator=generator, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-                loss = eps_loss(network, images, labels, timesteps, noise)
+                loss = denoising_loss(network, batch, dropped, timesteps, noise, target)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
@@ -108,29 +179,78 @@ def pretrain_denoiser(
                 record = {
                     "iteration": iteration,
                     "loss": mean,
-                    "train_loss": _fixed_loss(averaged, train[: len(held_out)]),
-                    "held_out_loss": _fixed_loss(averaged, held_out),
+                    "train_loss": _fixed_loss(averaged, train[: len(held_out)], target),
+                    "held_out_loss": _fixed_loss(averaged, held_out, target),
                 }
                 history.append(record)
                 progress.set_postfix(loss=f"{mean:.4f}", held_out=f"{record['held_out_loss']:.4f}")
                 total, count = torch.zeros((), device=device), 0
-    metadata = provenance(recipe, device) | {"model": spec.name}
-    save_transformer(averaged, out, metadata)
+                state.save(generator, iteration, history)
+    averaged.save(out, metadata)
     write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+    state.path.unlink()
 
 
-_SCHEDULER = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+class _State:
+    """What an interrupted run needs to go on as if it had not been: a file beside the weights to be.
+
+    Args:
+        out: the weights to be.
+        metadata: of the run; the state of another one is refused.
+        parts: whatever has a state_dict.
+    """
+
+    def __init__(self, out: Path, metadata: dict[str, str], parts: dict[str, Any]) -> None:
+        self.path, self.metadata, self.parts = out.with_name(f"{out.stem}-state.pt"), metadata, parts
+
+    def save(self, generator: torch.Generator, iteration: int, history: list[dict[str, float]]) -> None:
+        """Write the state after an iteration."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"generator": generator.get_state(), "iteration": iteration, "history": history}
+        with atomic(self.path) as temporary:
+            torch.save(state | {"metadata": self.metadata}, temporary)
+
+    def load(self, generator: torch.Generator) -> tuple[int, list[dict[str, float]]]:
+        """Restore the state, if there is one: (iterations done, history).
+
+        Raises:
+            UserError: the state is of another run.
+        """
+        if not self.path.exists():
+            return 0, []
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["metadata"] != self.metadata:
+            raise UserError(f"{self.path}: an interrupted run of another recipe, device or version; remove it to start")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        generator.set_state(state["generator"])
+        return state["iteration"], state["history"]
 
 
-def eps_loss(network: Callable[..., Any], images: Tensor, labels: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the predicted noise, a scalar; a learned variance, if the network has one, is ignored."""
-    noisy = _SCHEDULER.add_noise(images, noise, timesteps)
-    eps = network(noisy, timesteps, class_labels=labels).sample[:, : images.shape[1]]
-    return F.mse_loss(eps.float(), noise)
+def _check_fit(spec: ModelSpec, data: Dataset) -> None:
+    classes = spec.num_classes if isinstance(spec, DiTSpec) else None
+    if data.images.shape[1:] != spec.latent_shape or (classes is None) != (data.labels.ndim == 2):
+        kind = "captions" if data.labels.ndim == 2 else "classes"
+        raise UserError(
+            f"{spec.name}: images {list(data.images.shape[1:])} with {kind}, not what a {spec.family} model of "
+            f"{list(spec.latent_shape)} learns from; give the model and the data of one suite"
+        )
+    if classes is not None and data.labels.max() >= classes:
+        raise UserError(f"{spec.name}: labels up to {data.labels.max()}, but {classes} classes")
+
+
+def denoising_loss(
+    network: Callable[..., Tensor], data: Dataset, dropped: Tensor, timesteps: Tensor, noise: Tensor, target: Target
+) -> Tensor:
+    """Mean squared error of the predicted noise or velocity, a scalar; `network` is called as `Conditioned`."""
+    scheduler = SCHEDULERS[target]
+    noisy = scheduler.add_noise(data.images, noise, cast(torch.IntTensor, timesteps))
+    wanted = noise if target == "eps" else scheduler.get_velocity(data.images, noise, cast(torch.IntTensor, timesteps))
+    return F.mse_loss(network(noisy, timesteps, data.labels, dropped).float(), wanted)
 
 
 @torch.no_grad()
-def _fixed_loss(network: Callable[..., Any], data: Dataset, draws: int = 8) -> float:
+def _fixed_loss(network: Callable[..., Tensor], data: Dataset, target: Target, draws: int = 8) -> float:
     """The loss of `data` over `draws` passes with the same noise each call and timesteps spread evenly over 0..999."""
     device = data.images.device
     generator = torch.Generator(device).manual_seed(0)
@@ -138,5 +258,6 @@ def _fixed_loss(network: Callable[..., Any], data: Dataset, draws: int = 8) -> f
     for draw in range(draws):
         timesteps = (torch.arange(len(data), device=device) * draws + draw) * 1000 // (len(data) * draws)
         noise = torch.randn(data.images.shape, generator=generator, device=device)
-        losses.append(eps_loss(network, data.images, data.labels, timesteps, noise))
+        kept = torch.zeros(len(data), dtype=torch.bool, device=device)
+        losses.append(denoising_loss(network, data, kept, timesteps, noise, target))
     return torch.stack(losses).mean().item()

@@ -1,0 +1,111 @@
+"""Readings of a row's samples: the scorers that the suite's metrics name, loaded once, and what VBench left on disk."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tcbench.config import Suite
+from tcbench.data import to_uint8
+from tcbench.data.captions import decode
+from tcbench.errors import NotRun, UserError
+from tcbench.files import digest, read_tensors, write_tensors
+from tcbench.metrics.readings import Scorer, temporal_flickering
+from tcbench.metrics.vbench import table
+from tcbench.sources import source_digest
+from tcbench.stages import vbench
+
+Scorers = dict[str, Scorer | NotRun]
+_BATCH = 64
+
+
+def load_scorers(suite: Suite) -> Scorers:
+    """The scorers that the suite's metrics name; in the place of one whose weights are not there, why.
+
+    Raises:
+        UserError: weights that are there and not what they should be.
+    """
+    scorers: Scorers = {}
+    for name in suite.metrics:
+        try:
+            if scorer := _load(suite, name):
+                scorers[name] = scorer
+        except NotRun as reason:
+            scorers[name] = reason
+    return scorers
+
+
+def _load(suite: Suite, name: str) -> Scorer | None:
+    """Each import only where it is needed: open_clip and BLIP cost seconds."""
+    if name == "clip_score":
+        from tcbench.metrics.clip import load_clip
+
+        return load_clip(suite.clip.model, suite.clip.weights, suite.device)
+    if name == "digits_clip_score":
+        from tcbench.metrics.clip import load_digits_clip_scorer
+
+        return load_digits_clip_scorer(suite.device)
+    if name == "image_reward":
+        from tcbench.metrics.image_reward import load_image_reward
+
+        files = suite.image_reward
+        return load_image_reward(files.weights, files.tokenizer, suite.device)
+    if name == "alignment":
+        from tcbench.metrics.alignment import load_alignment
+
+        return load_alignment(suite.device)
+    if name == "temporal_flickering":
+        return lambda videos, captions: temporal_flickering(videos)
+    return None
+
+
+def read_samples(
+    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: Scorers
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(readings by metric, why there is none by metric) of a row; kept on disk because references are read often.
+
+    Raises:
+        UserError: a metric needs captions, and the row has none.
+    """
+    not_run = {name: str(reason) for name, reason in scorers.items() if isinstance(reason, NotRun)}
+    ready = {name: scorer for name, scorer in scorers.items() if not isinstance(scorer, NotRun)}
+    readings = _kept(suite, row, manifest, tensors, ready) if ready else {}
+    if "vbench" in suite.metrics:
+        try:
+            results = vbench.readings(suite, row, manifest["shards"])
+            readings["vbench"] = torch.from_numpy(table(results, manifest["samples"]))
+        except NotRun as reason:
+            not_run["vbench"] = str(reason)
+    return readings, not_run
+
+
+def _kept(
+    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
+) -> dict[str, Tensor]:
+    path = suite.folder / "readings" / f"{row}.safetensors"
+    settings = suite.model_dump(include={"clip", "image_reward"}, mode="json")
+    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score")])
+    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
+        return stored[0]
+    media, captions = to_uint8(tensors["image"]), captions_of(row, manifest, tensors)
+    readings = {}
+    for name, scorer in scorers.items():
+        starts = tqdm(range(0, len(media), _BATCH), desc=f"{row} {name}", delay=2, leave=False, disable=None)
+        parts = [scorer(media[start : start + _BATCH], captions[start : start + _BATCH]) for start in starts]
+        readings[name] = torch.cat(parts)
+    write_tensors(path, readings, {"key": key})
+    return readings
+
+
+def captions_of(row: str, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+    """What the samples were generated for: the prompts in row.json, or the word ids of the embedded suites in words.
+
+    Raises:
+        UserError: the row is conditioned on classes.
+    """
+    if captions := manifest.get("captions"):
+        return captions
+    if tensors["label"].ndim != 2:
+        raise UserError(f"row {row}: its samples have no captions; take metrics that read captions out of `metrics`")
+    return decode(tensors["label"])
