@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tcbench import __version__
-from tcbench.config import MODELS, Suite, load_suite
+from tcbench.config import MODELS, Suite, load_suite, validated
 from tcbench.errors import UserError
-from tcbench.files import write_text
+from tcbench.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
@@ -97,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "write the report: one HTML page with everything"),
     ):
         sub = stage(name, handler, help)
-        sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+        sub.add_argument(
+            "--results",
+            type=Path,
+            help="folder to read and write (default: results/<suite>); published results bring their own config",
+        )
         if name == "figures":
             sub.add_argument(
                 "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
@@ -166,6 +170,14 @@ def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
         except KeyError:
             raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}") from None
     return holding if rows else suite
+
+
+def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
+    """The suite and the folder of its results; published results are read with the config they were made with."""
+    suite = _suite(parsed)
+    if parsed.results and (published := parsed.results / "provenance.json").exists():
+        suite = validated(published, read_json(published)["suite"], Suite)
+    return suite, parsed.results or suite.folder
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -297,8 +309,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_tables(suite, folder)
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
@@ -311,11 +322,11 @@ def _figures(parsed: argparse.Namespace) -> None:
     from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     for name in parsed.names:
         if name not in figure_names(suite):
             raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
-    render_figures(suite, parsed.results or suite.folder, parsed.names)
+    render_figures(suite, folder, parsed.names)
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
@@ -336,15 +347,13 @@ def _ablate(parsed: argparse.Namespace) -> None:
 def _ablations(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_ablations
 
-    suite = _suite(parsed)
-    render_ablations(suite, parsed.results or suite.folder)
+    render_ablations(*_results(parsed))
 
 
 def _verdicts(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_verdicts
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_verdicts(suite, folder)
     print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
 
@@ -352,8 +361,7 @@ def _verdicts(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_report
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_report(suite, folder)
     print(folder / "report.html")
 
@@ -361,10 +369,9 @@ def _report(parsed: argparse.Namespace) -> None:
 def _diagnostics(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_diagnostics
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     if not suite.predictor_rows:
         raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
-    folder = parsed.results or suite.folder
     render_diagnostics(suite, folder)
     print((folder / "tables" / "local_error.md").read_text(encoding="utf-8"))
 

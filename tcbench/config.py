@@ -231,7 +231,7 @@ class Suite(_Strict):
         shard_batches: batches per file on disk.
         traced: samples per row whose trajectory is kept.
         tables: the paper's tables that the rows stand beside, by file name.
-        jobs: workflow jobs per method (few, for small suites) or per row.
+        jobs: workflow jobs: two (rows with and without something trained, for small suites), per method or per row.
         defaults: options by method, under the rows' own.
         ablations: questions asked beside the tables (target `ablations`).
         prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
@@ -265,7 +265,7 @@ class Suite(_Strict):
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
     tables: dict[str, PaperTable] = {"table2": TABLE_2}
-    jobs: Literal["method", "row"] = "method"
+    jobs: Literal["two", "method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
@@ -303,11 +303,11 @@ class Suite(_Strict):
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job."""
-        if self.jobs == "row":
-            return {row: (row,) for row in self.rows}
         groups: dict[str, tuple[str, ...]] = {}
         for row, settings in self.rows.items():
-            groups[settings.method] = (*groups.get(settings.method, ()), row)
+            need = "trained" if self.trained_row(row) else "untrained"
+            group = {"two": need, "method": settings.method, "row": row}[self.jobs]
+            groups[group] = (*groups.get(group, ()), row)
         return groups
 
     @property

@@ -22,14 +22,14 @@ from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.ledger import Ledger, block_macs
 from tcbench.method import Macs, Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
-from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.plan import ALL, NONE, All, Block, Branch, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
 
 class Blocks(Protocol):
     """How the units of a plan are executed on the token stream.
 
-    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. A decision of
-    None computes all tokens and stores nothing.
+    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. Without a
+    decision all tokens are computed and nothing is stored.
     """
 
     def prepare(self, context: Any) -> None:
@@ -51,7 +51,7 @@ class Blocks(Protocol):
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block, which is a unit or is left to be computed."""
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
@@ -298,7 +298,7 @@ class PlainBlocks:
             self.cache.refresh(unit, index, after - before)
             self.add(self.cache.read(unit, decision.fill, self.step))
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block."""
         part = self._modulation(block)[branch]
         self.stream = self.stream + part.gate * self._value(Site(block, branch), who, decision, part)

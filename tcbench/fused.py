@@ -1,5 +1,4 @@
-"""`Blocks` with fused kernels: the same plans, the same caches, fewer passes over memory, and nothing per step that a run
-can do once.
+"""`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
 For models whose blocks are self-attention and an MLP under adaLN (DiT). What differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:
@@ -31,7 +30,8 @@ from tcbench.kernels.stream import MAX_TERMS, Term, advance, gather, norm_rows
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Modulation
 from tcbench.models.dit import DiTAdapter, unpatchify
-from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
+from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
+
 
 def can_fuse(adapter: Adapter) -> bool:
     """Whether `FusedBlocks` serves this model where it is."""
@@ -137,7 +137,7 @@ class FusedBlocks:
         return self._x if h is None else h
 
     def _gather(self, part: Modulation, chosen: Chosen) -> tuple[Tensor, Tensor]:
-        """The chosen tokens and their branch's input, compact [M, D]; what waits for the other tokens goes on waiting."""
+        """The chosen tokens and their branch's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
         modulate = _flat(part.shift), _flat(part.scale)
@@ -171,7 +171,7 @@ class FusedBlocks:
                 rows.linear_update(h, *layers.down, chosen, gates[1], base, middle, update, path=self.path)
                 self.add(update)
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block."""
         site, part, layers = Site(block, branch), self._parts(block)[branch], _layers_of(self.adapter.blocks[block])
         match who:
@@ -199,7 +199,8 @@ class FusedBlocks:
     def block(self, module: Any, x_RND: Tensor, condition: Tensor) -> Tensor:
         """A whole block beside the stream."""
         layers, parts = _layers_of(module), self.adapter.modulation(module, condition)
-        x, terms = x_RND.contiguous(), []
+        x = x_RND.contiguous()
+        terms: list[Term] = []
         for branch, part in parts.items():
             modulate = _flat(part.shift), _flat(part.scale)
             x, _, h = advance(x, terms, modulate=modulate, eps=self._eps, path=self.path)
@@ -246,7 +247,8 @@ class FusedBlocks:
 
     def _attend(self, layers: _Layers, h_RND: Tensor) -> tuple[Tensor, Tensor]:
         qkv = F.linear(h_RND, *layers.qkv)
-        mixed = rows.attention(*qkv.chunk(3, dim=2), self._heads, path=self.path)
+        queries, keys, values = qkv.chunk(3, dim=2)
+        mixed = rows.attention(queries, keys, values, self._heads, path=self.path)
         return F.linear(mixed, *layers.out), qkv
 
     def _chosen_attention(
@@ -259,12 +261,15 @@ class FusedBlocks:
             modulate = _flat(part.shift), _flat(part.scale)
             stream = self.stream
             _, _, everything = advance(stream, [], modulate=modulate, eps=self._eps, path=self.path)
+            assert everything is not None
             keys, values = F.linear(everything, weight[width:], bias[width:]).chunk(2, dim=2)
             queries = torch.empty_like(stream)
             rows.linear_scatter(h_MD, weight[:width], bias[:width], chosen, queries, path=self.path)
         else:
             if decision.keys == "cached" and block not in self._qkv:
-                raise RuntimeError(f"block {block}: cached keys are read before any were stored; the first step is full")
+                raise RuntimeError(
+                    f"block {block}: cached keys are read before any were stored; the first step is full"
+                )
             qkv = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
             rows.linear_scatter(h_MD, weight, bias, chosen, qkv, path=self.path)
             queries, keys, values = qkv.chunk(3, dim=2)
@@ -275,7 +280,7 @@ class FusedBlocks:
         """The MLP of all tokens."""
         weight, bias = layers.up
         if h_RND.is_cuda:
-            # cuBLASLt applies the tanh approximation, which is DiT's, inside the product; elsewhere this call has another
+            # cuBLASLt applies the tanh approximation, DiT's, inside the product; on a CPU this call has the exact one
             h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True).view(*h_RND.shape[:2], -1)
         else:
             h = F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")

@@ -14,7 +14,11 @@ PACKAGE = Path(__file__).resolve().parent
 _MODEL = [
     f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
 ]
-_ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
+_ENGINE = [
+    *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
+    *_MODEL,
+]
 _DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
@@ -40,12 +44,7 @@ STAGES: dict[str, list[str]] = {
     "score": _SCORE,
     "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
     "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
-    "bench": [
-        *_STAGE,
-        "fused.py",
-        *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
-        *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py"),
-    ],
+    "bench": [*_STAGE, *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py")],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],

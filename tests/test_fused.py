@@ -11,7 +11,20 @@ from tcbench.fused import FusedBlocks
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, every_unit, top_tokens
+from tcbench.plan import (
+    ALL,
+    NONE,
+    Block,
+    Decision,
+    Deferred,
+    Forecast,
+    Plan,
+    Site,
+    Span,
+    Tokens,
+    every_unit,
+    top_tokens,
+)
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
 from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
@@ -61,9 +74,8 @@ def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, 
     sampler, run = start_run(adapter, method, NFE, settings, index, artefacts(adapter))
     engine = Engine(adapter, run, method.start(run), blocks)
     x = initial_noise(adapter, 0, index).to(DEVICE)
-    for _, _, x in denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index).to(DEVICE)):  # noqa: B020
-        pass
-    return x, engine
+    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index).to(DEVICE))
+    return final, engine
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -99,7 +99,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/pixart", {"errors", "method", "models"}),
         ("models/open_sora_plan", {"method", "models"}),
         ("models/predictor", {"ledger", "method", "plan", "models"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
+        ("fused", {"cache", "kernels", "method", "models", "plan"}),
+        ("engine", {"errors", "noise", "cache", "fused", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "method", "models"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("registry", {"errors", "method"}),
@@ -117,7 +118,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "method", "ledger", "cache", "engine", "noise"):
+    for module in ("plan", "method", "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)

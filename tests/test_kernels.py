@@ -110,7 +110,7 @@ def test_attention_of_all_tokens(width: int) -> None:
 
 @pytest.mark.parametrize("channels", [256, 768])
 def test_half_precision_tiles(channels: int) -> None:
-    """Other tiles than float32's, and sums split between programs where they are long; the interpreter has no bfloat16."""
+    """Other tiles than float32's, and split sums where they are long; the interpreter has no bfloat16."""
     chosen, features = choose(9), 80
     a, weight, bias = random(R * N, channels).half(), random(features, channels).half(), random(features).half()
     outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]

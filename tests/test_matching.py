@@ -25,7 +25,7 @@ from tcbench.stages.train import train_row
 from tcbench.training.caching import CALIBRATION_INDEX
 
 from .test_config import VALID, changed, written
-from .test_report import DIFFERS, make_latency, make_rows, table2
+from .test_report import DIFFERS, main_table, make_latency, make_rows
 
 MODEL = "dit-xl-2-256"
 OPTIONS = {"tokencache": {"num_full_steps": 4, "beta": -2000}}
@@ -366,22 +366,22 @@ def test_a_target_changes_no_sample(tmp_path: Path) -> None:
 
 def test_table_2_states_target_and_miss() -> None:
     rows = make_rows()
-    plain = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    plain = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     assert not [column for column in plain.formatted.columns if "target" in column]
     fora, ours = (next(row for row in rows if row["row"] == f"nfe50-{name}") for name in ("fora", "tokencache"))
     fora["target"] = ours["row"]
-    table = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    table = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     cells = table.formatted.iloc[table.tidy["row"].tolist().index("nfe50-fora")]
     assert (cells["GMACs"], cells["target GMACs"], cells["off target"]) == ("2", "2.5", "-20.00%")
     others = table.formatted[table.tidy["row"] != "nfe50-fora"]
     assert set(others["off target"]) == {"—"}
     assert "Matched: FORA to nfe50-tokencache." in table.caption
     ours |= {"not_run": "no weights"}
-    table = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    table = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     assert table.formatted.iloc[table.tidy["row"].tolist().index("nfe50-fora")]["off target"] == "not run: not counted"
     fora["target"] = "nfe50-gone"
     with pytest.raises(UserError, match="row nfe50-fora: its target `nfe50-gone` is not in the suite"):
-        table2(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
+        main_table(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
 
 
 # --- the commands

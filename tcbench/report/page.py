@@ -109,6 +109,7 @@ def _evidence(results: Results) -> list[dict[str, Any]]:
                 "label": label_of(row),
                 "nfe": row["nfe"],
                 "plan": _png(_shaded(kept_shares(row))) if row.get("plan") else "",
+                "stored": "plan" in row,
                 "units": list(row.get("plan") or {}),
                 "ratio": f"{mac_ratio(row, results.rows):.2f}",
                 "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},

@@ -29,4 +29,4 @@ for name, ablation in SUITE.ablation_suites.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench ablate {SUITE_FILE:q} --name {params.name} 2> {log}"
+            f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

@@ -28,7 +28,7 @@ rule render_tables:
         f"{RESULTS}/logs/tables.log",
     threads: 1
     shell:
-        "tcbench tables {SUITE_FILE:q} 2> {log}"
+        f"tcbench tables {CONFIG} 2> {{log}}"
 
 
 rule render_ablations:
@@ -44,7 +44,7 @@ rule render_ablations:
         f"{RESULTS}/logs/ablations.log",
     threads: 1
     shell:
-        "tcbench ablations {SUITE_FILE:q} 2> {log}"
+        f"tcbench ablations {CONFIG} 2> {{log}}"
 
 
 rule diagnostics:
@@ -58,7 +58,7 @@ rule diagnostics:
         f"{RESULTS}/logs/diagnostics.log",
     threads: 1
     shell:
-        "tcbench diagnostics {SUITE_FILE:q} 2> {log}"
+        f"tcbench diagnostics {CONFIG} 2> {{log}}"
 
 
 def figure_files():
@@ -92,7 +92,7 @@ rule render_figures:
         f"{RESULTS}/logs/figures.log",
     threads: 1
     shell:
-        "tcbench figures {SUITE_FILE:q} 2> {log}"
+        f"tcbench figures {CONFIG} 2> {{log}}"
 
 
 rule render_verdicts:
@@ -105,7 +105,7 @@ rule render_verdicts:
         f"{RESULTS}/logs/verdicts.log",
     threads: 1
     shell:
-        "tcbench verdicts {SUITE_FILE:q} 2> {log}"
+        f"tcbench verdicts {CONFIG} 2> {{log}}"
 
 
 rule render_report:
@@ -126,4 +126,4 @@ rule render_report:
         f"{RESULTS}/logs/report.log",
     threads: 1
     shell:
-        "tcbench report {SUITE_FILE:q} 2> {log}"
+        f"tcbench report {CONFIG} 2> {{log}}"

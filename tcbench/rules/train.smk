@@ -18,7 +18,7 @@ rule train:
         gpu=int(SUITE.device == "cuda"),
     priority: 10
     shell:
-        "tcbench train {SUITE_FILE:q} --row {wildcards.row} 2> {log}"
+        f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
 
 
 rule diagnose:
@@ -35,4 +35,4 @@ rule diagnose:
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "tcbench diagnose {SUITE_FILE:q} --row {wildcards.row} 2> {log}"
+        f"tcbench diagnose {CONFIG} --row {{wildcards.row}} 2> {{log}}"

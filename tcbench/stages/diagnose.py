@@ -139,7 +139,12 @@ class _Observer:
 
 
 def _observe_trajectories(
-    suite: Suite, row: str, adapter: Adapter, captions: Captions | PromptedCaptions | None, artefacts: Artefacts, free: int
+    suite: Suite,
+    row: str,
+    adapter: Adapter,
+    captions: Captions | PromptedCaptions | None,
+    artefacts: Artefacts,
+    free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)

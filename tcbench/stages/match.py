@@ -14,7 +14,15 @@ from tcbench.matching import SHAPES, Basis
 from tcbench.method import Method
 from tcbench.models.adapter import Adapter
 from tcbench.sampling import sample_batch
-from tcbench.stages.common import artefacts_folder, load_adapter, ready_row, sampler_settings
+from tcbench.stages.common import (
+    Captions,
+    PromptedCaptions,
+    artefacts_folder,
+    load_adapter,
+    load_captions,
+    ready_row,
+    sampler_settings,
+)
 from tcbench.training.caching import CALIBRATION_INDEX, load_numbers
 
 
@@ -36,6 +44,11 @@ class Calibration:
         """The suite's model, loaded when a row first needs it."""
         return load_adapter(self.suite)
 
+    @cached_property
+    def captions(self) -> Captions | PromptedCaptions | None:
+        """What calibration samples show."""
+        return load_captions(self.suite, held_out=False)
+
     def basis(self, row: str) -> Basis:
         """Shapes, if the row trains nothing or was not trained yet with the settings it has; else what was trained,
         and a calibration set if that does not settle the MACs.
@@ -54,12 +67,14 @@ class Calibration:
         ready = ready_row(self.suite, row, self.adapter)
 
         def measure(method: Method) -> Sequence[int]:
-            size, settings = self.suite.batch_size, sampler_settings(self.suite)
+            size, settings = self.suite.batch_size, sampler_settings(self.suite, row)
             starts = [CALIBRATION_INDEX + batch * size for batch in range(self.batches)]
             macs = []
             for start in tqdm(starts, desc=f"calibrate {row}", unit="batch", mininterval=1, leave=False):
                 index = torch.arange(start, start + size)
-                sample = sample_batch(ready.adapter, method, ready.nfe, settings, index, ready.artefacts)
+                sample = sample_batch(
+                    ready.adapter, method, ready.nfe, settings, index, ready.artefacts, prompts=self.captions
+                )
                 macs.append(cast(int, sample.macs["per_sample"]))
             return macs
 

@@ -23,7 +23,7 @@ SMALL = (
     "report.html",
     *SPEED_RECORDS,
 )
-LIMIT_BYTES = 2_000_000
+LIMIT_BYTES = 3_000_000
 
 
 Records = dict[str, tuple[dict[str, Any], str]]
