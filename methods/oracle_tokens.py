@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
+from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
 from tcbench.plan import (
     ALL,
     Block,
@@ -57,7 +57,7 @@ class OracleTokens(Method):
         """Forgets nothing within a run and everything after it."""
         return _Oracle(self)
 
-    def macs_depend_on(self) -> str | None:
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """The batch's updates, where they share out the tokens."""
         return None if self.allocation == "uniform" else "the batch's updates share out the tokens over blocks"
 

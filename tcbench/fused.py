@@ -1,4 +1,4 @@
-"""`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing twice that can be done once.
+"""`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
 For models whose blocks are self-attention and an MLP under adaLN (DiT). What differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:

@@ -25,7 +25,7 @@ from tcbench.stages.train import train_row
 from tcbench.training.caching import CALIBRATION_INDEX
 
 from .test_config import VALID, changed, written
-from .test_report import DIFFERS, make_latency, make_rows, main_table
+from .test_report import DIFFERS, main_table, make_latency, make_rows
 
 MODEL = "dit-xl-2-256"
 OPTIONS = {"tokencache": {"num_full_steps": 4, "beta": -2000}}

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "smoke.yaml"
 SCRIPTS = Path(sys.executable).parent
 
+pytestmark = pytest.mark.timeout(1200)  # the first test pays for the whole workflow
+
 
 def run(folder, *command, check=True, **environment):
     """Run a program of this virtual environment in `folder`; the methods are the folder's own copy."""
@@ -27,7 +29,7 @@ def run(folder, *command, check=True, **environment):
         env={**os.environ, "TCBENCH_METHODS": str(folder / "methods"), **environment},
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1100,
     )
     assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result

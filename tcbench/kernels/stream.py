@@ -56,16 +56,15 @@ def advance(
     after = torch.empty_like(x_RND) if terms else x_RND
     update = torch.empty_like(x_RND) if before_RND is not None else None
     modulated = torch.empty_like(x_RND) if modulate else None
-    shift, scale = modulate or (None, None)
     _advance_kernel[(rows * tokens,)](
         x_RND,
         *_pointers(terms),
         before_RND,
         after,
         update,
-        shift,
-        scale,
-        0 if shift is None else shift.stride(0),
+        modulate[0] if modulate else None,
+        modulate[1] if modulate else None,
+        modulate[0].stride(0) if modulate else 0,
         modulated,
         tokens,
         width,

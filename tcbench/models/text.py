@@ -13,7 +13,7 @@ CHANNELS = 64
 """Of the states that the denoiser's captions come in."""
 
 
-def build_text_encoder(seed: int = 0, device: torch.device | str = "cpu") -> T5EncoderModel:
+def build_text_encoder(seed: int = 0) -> T5EncoderModel:
     """Build the encoder, two layers of four heads, with random weights drawn on the CPU, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,8 +31,7 @@ def build_text_encoder(seed: int = 0, device: torch.device | str = "cpu") -> T5E
             pad_token_id=PAD,
             use_cache=False,
         )
-        model = T5EncoderModel(config).eval()
-    return nn.Module.to(model, device)
+        return T5EncoderModel(config).eval()
 
 
 def load_text_encoder(weights: Path | str, device: torch.device | str = "cpu") -> T5EncoderModel:
