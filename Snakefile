@@ -1,61 +1,51 @@
-# tcbench: from a suite's config to its tables. Targets: tables (default), figures, diagnostics, all, pretrain, publish.
-#   snakemake --cores all tables
-#   snakemake --cores all tables --config suite=digits
-# This file only reads and checks the config and names targets; the rules are in tcbench/rules, by stage.
+# tcbench: from suites' configs to their tables.
+#   snakemake --cores all tables                          all embedded suites
+#   snakemake --cores all tables --config suite=digits    one suite
+# Targets: tables (default), figures, ablations, diagnostics, verdicts, report, all; of one suite also pretrain and publish;
+# speed. With several suites, what one of them has is also a target of its own, e.g. scenes_tables.
 import os
 import sys
 
 from snakemake.exceptions import WorkflowError
 
-from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.sources import source_files
+from tcbench.speed_config import load_speed_suite
 
-# An explicit file wins over a suite's name, so that tests and users can run a config of their own.
-SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config.get("suite", "digits") + ".yaml")
-try:
-    SUITE = load_suite(SUITE_FILE)
-except UserError as error:
-    raise WorkflowError(str(error)) from None
-
-RESULTS = f"results/{SUITE.suite}"
+SUITES = ("digits", "scenes", "moving")
+TARGETS = ("tables", "figures", "ablations", "diagnostics", "verdicts", "report", "all")
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
 shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)}:$PATH\"; ")
 
 
-wildcard_constraints:
-    row="[A-Za-z0-9._-]+",
-    group="[A-Za-z0-9._-]+",
+include: "tcbench/rules/speed.smk"
 
 
-include: "tcbench/rules/prepare.smk"
-include: "tcbench/rules/train.smk"
-include: "tcbench/rules/sample.smk"
-include: "tcbench/rules/score.smk"
-include: "tcbench/rules/report.smk"
+if "suite" in config or "suite_file" in config:
 
+    include: "tcbench/rules/suite.smk"
 
-rule tables:
-    default_target: True
-    input:
-        rules.render_tables.output,
+else:
+    for suite in SUITES:
+        prefix = f"{suite}_"
 
+        module:
+            name:
+                suite
+            snakefile:
+                "tcbench/rules/suite.smk"
+            config:
+                config | {"suite": suite}
 
-rule figures:
-    input:
-        rules.render_figures.output,
+        use rule * from suite as prefix*
 
+    for target in TARGETS:
 
-rule all:
-    input:
-        rules.tables.input,
-        rules.figures.input,
-        rules.diagnostics.output if SUITE.predictor_rows else [],
-
-
-rule publish:
-    input:
-        rules.all.input,
-    shell:
-        "tcbench publish {SUITE_FILE:q}"
+        rule:
+            name:
+                target
+            default_target:
+                target == "tables"
+            input:
+                [getattr(rules, f"{suite}_{target}").input for suite in SUITES],

@@ -10,7 +10,7 @@ import math
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
-from tcbench.method import ImportRouter, Look, Method, Run, Stage, TrainRouter
+from tcbench.method import Artefacts, ImportRouter, Look, Method, Run, Stage, TrainRouter
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
 
 
@@ -87,9 +87,15 @@ class LearningToCache(Method):
             ),
         )
 
-    def macs_depend_on(self) -> str | None:
-        """The router, unless it is imported."""
-        return None if self.router else "a trained router opens branches; without one this is the method's floor"
+    def files(self) -> tuple[str, ...]:
+        """The router, if it is imported."""
+        return (self.router,) if self.router else ()
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """The router, unless it is there or to be imported."""
+        if self.router or "router" in artefacts.tables:
+            return None
+        return "a trained router opens branches; without one this is the method's floor"
 
 
 def _sigmoid(x: float) -> float:

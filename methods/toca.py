@@ -1,13 +1,14 @@
-"""ToCa: Accelerating Diffusion Transformers with Token-wise Feature Caching (arXiv 2410.05317), for DiT and PixArt-alpha.
+"""ToCa: Accelerating Diffusion Transformers with Token-wise Feature Caching (arXiv 2410.05317).
 
 Full steps compute everything; on the steps between them, self-attention outputs are reused for all tokens, and
 cross-attention and MLP run for the highest-scoring tokens of every row. Outputs are cached before their gates.
 
-A token's score, L2-normalised over the tokens, is the attention it received in its block's last full step (s1) or, where
-there is cross-attention, the entropy of its attention over the text (s2); plus `soft_fresh_weight` times its age in
+A token's score is the attention it received in its block's last full step (s1) or, where there is cross-attention, the
+entropy of its attention over the text (s2), L2-normalised over the tokens; plus `soft_fresh_weight` times its age in
 steps over `interval` (s3); the best token of each cell then gains `bonus` times its score (s4). The halves of a guided
 pair choose apart by s1; by s2 they choose alike, from the entropy of their averaged maps. How many tokens, and when a
-step is full, depends on the step and the block alone. `tests/test_golden.py` holds all of it against the released code.
+step is full, depends on the step and the block alone. `tests/test_golden.py` holds it to the released code for DiT and
+PixArt-alpha.
 """
 
 from dataclasses import dataclass, field
@@ -77,8 +78,8 @@ class Row:
 class ToCa(Method):
     """Token-wise caching of cross-attention and MLP outputs by attention and age.
 
-    Options (defaults: the released setting for DiT and 50 DDIM steps; for 250 ancestral steps it is interval 4, ddpm250;
-    for PixArt-alpha fresh_ratio 0.3, interval 3, pixart, bonus 0.4, cell 4):
+    Options (defaults: the released setting for DiT and 50 DDIM steps; for 250 ancestral steps it is interval 4 and
+    ddpm250, for PixArt-alpha fresh_ratio 0.3, schedule pixart, bonus 0.4 and cell 4):
         fresh_ratio: R, the share of tokens that schedules scale; 0 is FORA.
         interval: N, the base distance of full steps. A full step with i of S steps to go sets the distance in force to
             round(N / (1.4 - 0.8 i / S)), or to 2 if 0.2 S <= i < 0.4 S; under `pixart` step i of S sets it to
@@ -208,7 +209,7 @@ class ToCaRun:
         return torch.stack([look.attention_received(site.block) for site in sites], dim=1)
 
     def _deferred(self, look: Look, site: Site) -> Deferred:
-        """The choice by s2 when the branch is reached, because a block's cross-attention refreshes what its MLP reads."""
+        """The choice by s2 when the branch is reached: a block's cross-attention refreshes what its MLP reads."""
         import torch
 
         def choose(x_RND: "Tensor") -> Tokens:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
+from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
 from tcbench.plan import ALL, NONE, Block, Decision, Keys, Plan, Tokens, every_unit, score_by_attention
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class ToCaTokens(Method):
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Steps at which everything is computed."""
         return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """Alpha-bar, where it places the I-steps: only maps that a P-step reads are taken."""
+        if self.schedule == "even" or artefacts.alpha_bar:
+            return None
+        return "alpha-bar places the I-steps, and with them the attention maps that P-steps read"
 
     def start(self, run: Run) -> "_Selection":
         """Ages of tokens live for one run.

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import (
+    Artefacts,
     CollectScores,
     Look,
     Method,
@@ -61,7 +62,7 @@ class TokenCache(Method):
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
         budget_pool: r counts over the blocks that may be cached, or over all blocks.
         keys: what recomputed tokens attend to; `fresh` is the paper's literal reading.
-        guided_halves: the two halves of a guided pair choose their tokens independently, or share the mean of their scores.
+        guided_halves: the halves of a guided pair choose their tokens independently, or share the mean of their scores.
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
             at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
@@ -157,7 +158,7 @@ class TokenCache(Method):
             )
         return stages
 
-    def macs_depend_on(self) -> str | None:
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """The batch's scores, where they share out the tokens."""
         if self.allocation == "uniform":
             return None

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tcbench import __version__
-from tcbench.config import MODELS, Suite, load_suite
+from tcbench.config import MODELS, Suite, load_suite, validated
 from tcbench.errors import UserError
-from tcbench.files import write_text
+from tcbench.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
+from tcbench.speed_config import is_speed_config, load_speed_suite, parts
 
 if TYPE_CHECKING:
-    from tcbench.matching import Match
+    from tcbench.matching import Basis, Match
+    from tcbench.method import Method
+
+    ToMatch = tuple[str, int, tuple[Method, Basis], tuple[Method, Basis] | None]
 
 Handler = Callable[[argparse.Namespace], int | None]
 
@@ -59,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
+    sub.add_argument("--files", action="store_true", help="also look for every file that does not ship; 1 if any lacks")
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -92,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "write the report: one HTML page with everything"),
     ):
         sub = stage(name, handler, help)
-        sub.add_argument("--results", type=Path, help="folder to read and write (default: results/<suite>)")
+        sub.add_argument(
+            "--results",
+            type=Path,
+            help="folder to read and write (default: results/<suite>); published results bring their own config",
+        )
         if name == "figures":
             sub.add_argument(
                 "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
@@ -101,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
+
+    sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
+    sub.add_argument("--config", type=Path, default=Path("config/speed.yaml"), help="a speed suite (%(default)s)")
+    sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
+    sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
+    sub.add_argument("--batch-size", action="append", default=[], type=int)
+    sub.add_argument("--nfe", action="append", default=[], type=int)
+    sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
+    sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
+    sub.add_argument(
+        "--profile", nargs="*", metavar="ROW", help="instead, profile a step of each kind of these rows (TokenCache's)"
+    )
+    sub.add_argument("--results", type=Path, help="folder to write and read (default: results/<suite>)")
 
     sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
     sub.add_argument("--model", required=True, choices=MODELS)
@@ -111,15 +133,23 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
-    sub = command("match", _match, "the setting of a method's knob at which its MACs meet a budget, from shapes alone")
-    sub.add_argument("--model", required=True, choices=MODELS)
-    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
-    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
-    budget = sub.add_mutually_exclusive_group(required=True)
+    sub = command(
+        "match",
+        _match,
+        "the setting of a method's knob at which its MACs meet a budget: from shapes alone (--model, --method, --nfe), "
+        "or of a suite's row with what was trained for it (--suite, --row)",
+    )
+    sub.add_argument("--model", choices=MODELS)
+    sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
+    sub.add_argument("--suite", type=Path, metavar="CONFIG", help="suite config, in place of --model and --nfe")
+    sub.add_argument("--row", help="one of its rows, in place of --method")
+    sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
+    budget = sub.add_mutually_exclusive_group()
     budget.add_argument("--macs", type=float, metavar="MACS", help="the budget for one sample, e.g. 4.94e12")
-    budget.add_argument("--like", metavar="METHOD", help="the MACs of this method are the budget")
+    budget.add_argument("--like", help="the MACs of this method are the budget; of this row, with --suite")
     sub.add_argument("--like-set", action="append", default=[], metavar="KEY=VALUE", help="an option of --like")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method or row")
     sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
     sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
     sub = command("audit", _audit, "check every number of the paper that needs no weights")
@@ -142,6 +172,14 @@ def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
     return holding if rows else suite
 
 
+def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
+    """The suite and the folder of its results; published results are read with the config they were made with."""
+    suite = _suite(parsed)
+    if parsed.results and (published := parsed.results / "provenance.json").exists():
+        suite = validated(published, read_json(published)["suite"], Suite)
+    return suite, parsed.results or suite.folder
+
+
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE pairs, values read as YAML scalars."""
     options = {}
@@ -156,7 +194,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _validate(parsed: argparse.Namespace) -> None:
+def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
@@ -164,11 +202,29 @@ def _validate(parsed: argparse.Namespace) -> None:
         print(f"  {row}: {settings.method}, NFE {settings.nfe}" + (f", trained as {trained}" if trained else ""))
     if parsed.macs:
         from tcbench.matching import TOLERANCE, targeted_rows
+        from tcbench.stages.match import Calibration
 
-        for targeted in targeted_rows(suite):
+        _set_threads()
+        for targeted in targeted_rows(suite, Calibration(suite).basis):
             match = targeted.match
             near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
-            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}, nearest setting{near}")
+            if targeted.estimates:
+                near += f"; an estimate, not trained yet: {'; '.join(targeted.estimates)}"
+            if len(targeted.target_batches) > 1:
+                near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
+            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
+    if not parsed.files:
+        return 0
+    from tcbench.needs import needs
+
+    found = needs(suite)
+    for need in found:
+        print(f"  {'missing' if need.problem else 'here':8}{need.name}: {need.path}, {need.used}")
+        if need.problem:
+            print(f"          {need.problem}; {need.get}")
+    missing = sum(need.problem is not None for need in found)
+    print(f"{parsed.config}: {missing} of {len(found)} missing")
+    return int(missing > 0)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -253,24 +309,24 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_tables(suite, folder)
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
     render_grids(suite, folder)
-    print((folder / "tables" / "table2.md").read_text(encoding="utf-8"))
+    for name in suite.tables:
+        print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
 
 
 def _figures(parsed: argparse.Namespace) -> None:
     from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     for name in parsed.names:
         if name not in figure_names(suite):
             raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
-    render_figures(suite, parsed.results or suite.folder, parsed.names)
+    render_figures(suite, folder, parsed.names)
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
@@ -291,15 +347,13 @@ def _ablate(parsed: argparse.Namespace) -> None:
 def _ablations(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_ablations
 
-    suite = _suite(parsed)
-    render_ablations(suite, parsed.results or suite.folder)
+    render_ablations(*_results(parsed))
 
 
 def _verdicts(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_verdicts
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_verdicts(suite, folder)
     print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
 
@@ -307,8 +361,7 @@ def _verdicts(parsed: argparse.Namespace) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_report
 
-    suite = _suite(parsed)
-    folder = parsed.results or suite.folder
+    suite, folder = _results(parsed)
     render_report(suite, folder)
     print(folder / "report.html")
 
@@ -316,10 +369,9 @@ def _report(parsed: argparse.Namespace) -> None:
 def _diagnostics(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_diagnostics
 
-    suite = _suite(parsed)
+    suite, folder = _results(parsed)
     if not suite.predictor_rows:
         raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
-    folder = parsed.results or suite.folder
     render_diagnostics(suite, folder)
     print((folder / "tables" / "local_error.md").read_text(encoding="utf-8"))
 
@@ -327,9 +379,26 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
 def _publish(parsed: argparse.Namespace) -> None:
     from tcbench.stages.publish import publish
 
-    suite = _suite(parsed)
+    suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else _suite(parsed)
     files = publish(suite, parsed.allow_dirty)
     print(f"published {len(files)} files to results/reference/{suite.suite}/")
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    suite = load_speed_suite(parsed.config)
+    folder = parsed.results or suite.folder
+    chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
+    from tcbench.report.speed import render_speed
+    from tcbench.stages.bench import bench
+    from tcbench.stages.profile import profile_parts
+
+    _set_threads()
+    if parsed.profile is None:
+        bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
+    else:
+        profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
+    for table in render_speed(suite, folder):
+        print(table.markdown())
 
 
 def _macs(parsed: argparse.Namespace) -> None:
@@ -362,24 +431,26 @@ def _golden(parsed: argparse.Namespace) -> int:
 
 
 def _match(parsed: argparse.Namespace) -> None:
-    method = make_method(parsed.method, _options(parsed.set))
-    like = make_method(parsed.like, _options(parsed.like_set)) if parsed.like else None
-    if parsed.like_set and not like:
+    if parsed.like_set and not parsed.like:
         raise UserError("--like-set: these are options of --like; give it too")
-    from tcbench.costing import macs_of
-    from tcbench.matching import solve
+    model, nfe, (method, basis), like = _row_to_match(parsed) if parsed.suite else _shapes_to_match(parsed)
+    from tcbench.matching import mean, solve
 
-    target = macs_of(parsed.model, like, parsed.nfe)["per_sample"] if like else parsed.macs
-    match = solve(parsed.model, method, parsed.nfe, target, parsed.tolerance)
+    target = like[1].macs(model, like[0], nfe) if like else (parsed.macs,)
+    target_estimate = like[1].estimate(like[0]) if like else None
+    match = solve(model, method, nfe, mean(target) if like else parsed.macs, parsed.tolerance, basis)
     if parsed.json:
         record = {
-            "model": parsed.model,
-            "method": parsed.method,
-            "nfe": parsed.nfe,
+            "model": model,
+            "method": method.name,
+            "nfe": nfe,
             "knob": method.knob,
             "setting": match.setting,
             "macs": match.macs,
+            "macs_per_batch": list(match.batches),
             "target_macs": match.target_macs,
+            "target_macs_per_batch": list(target),
+            "target_estimate": target_estimate,
             "off_target": match.off_target,
             "reachable": match.reachable,
             "nearest": [list(pair) for pair in match.nearest],
@@ -388,13 +459,70 @@ def _match(parsed: argparse.Namespace) -> None:
         }
         print(json.dumps(record, indent=1))
         return
-    print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: target {match.target_macs:.4e} MACs of one sample")
+    print(f"{parsed.row or method.name} on {model}, NFE {nfe}: target {match.target_macs:.4e} MACs of one sample")
+    if len(target) > 1:
+        print(f"  target: {_spread(target)}")
+    if target_estimate:
+        print(f"  target: an estimate: {target_estimate}")
     if match.reachable:
         print(f"  {method.knob}: {match.setting}  ({match.macs:.4e} MACs, {match.off_target:+.2%})")
     else:
         print(f"  no setting within {parsed.tolerance:.2%}; nearest: {_nearest(match)}")
+    if len(match.batches) > 1:
+        print(f"  {_spread(match.batches)}")
     if match.estimate:
         print(f"  an estimate: {match.estimate}; `tcbench sample` records the MACs of every batch")
+
+
+def _shapes_to_match(parsed: argparse.Namespace) -> "ToMatch":
+    """(model, NFE, what to match, what to match it to unless that is --macs), from shapes."""
+    from tcbench.matching import SHAPES
+
+    for option in ("model", "method", "nfe"):
+        if getattr(parsed, option) is None:
+            raise UserError(f"--{option} is missing; give --model, --method and --nfe, or --suite and --row")
+    if parsed.like is None and parsed.macs is None:
+        raise UserError("no budget; give --macs or --like")
+    method = make_method(parsed.method, _options(parsed.set))
+    like = (make_method(parsed.like, _options(parsed.like_set)), SHAPES) if parsed.like else None
+    return parsed.model, parsed.nfe, (method, SHAPES), like
+
+
+def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
+    """The same of a suite's rows, with what was trained for them; a row's `target` needs no --like."""
+    if parsed.model or parsed.method or parsed.nfe:
+        raise UserError("--suite: a row has its own model, method and NFE; give --row alone")
+    suite = load_suite(parsed.suite)
+    row = _row(suite, "--row", parsed.row)
+    nfe = suite.rows[row].nfe
+    from tcbench.stages.match import Calibration
+
+    _set_threads()
+    basis_of = Calibration(suite, parsed.batches).basis
+
+    def costed(row: str, changes: Sequence[str]) -> "tuple[Method, Basis]":
+        method = suite.method(row)
+        return make_method(method.name, method.model_dump() | _options(changes)), basis_of(row)
+
+    if parsed.macs is not None:
+        return suite.model, nfe, costed(row, parsed.set), None
+    target = _row(suite, "--like", parsed.like or suite.rows[row].target)
+    if suite.rows[target].nfe != nfe:
+        raise UserError(f"--like: {target} has NFE {suite.rows[target].nfe}, {row} has {nfe}; give a row with the same")
+    return suite.model, nfe, costed(row, parsed.set), costed(target, parsed.like_set)
+
+
+def _row(suite: Suite, option: str, row: str | None) -> str:
+    if row not in suite.rows:
+        raise UserError(f"{option}: suite {suite.suite} has no row {row!r}; rows: {', '.join(suite.rows)}")
+    return str(row)
+
+
+def _spread(batches: Sequence[int]) -> str:
+    """Mean and range over calibration batches."""
+    average = sum(batches) / len(batches)
+    low, high = (extreme(batches) / average - 1 for extreme in (min, max))
+    return f"mean of {len(batches)} calibration batches {average:.4e} MACs, spread {low:+.4%} to {high:+.4%}"
 
 
 def _nearest(match: "Match") -> str:

@@ -3,7 +3,7 @@
 import difflib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -26,9 +26,13 @@ MODELS = (
     "tiny-pixart",
     "tiny-osp",
 )
+Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
 """Metrics that are more than functions of features; a suite names those it wants."""
+
+
+PROMPT_SETS = ("coco", "partiprompts", "vbench")
 
 
 class _Strict(BaseModel):
@@ -89,9 +93,9 @@ class Ablation(_Strict):
         base: the row that variants change; every difference is to the variant that changes nothing.
         samples: per variant, if not the suite's.
         guidance_scales: repeats every variant at each of these CFG scales.
-        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another row.
-            A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that names
-            another `method` inherits neither options nor artefacts.
+        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another
+            row. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that
+            names another `method` inherits neither options nor artefacts.
     """
 
     title: str
@@ -163,6 +167,48 @@ class PaperTable(_Strict):
 TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
 
 
+class Prompts(_Strict):
+    """How a set of prompts is used.
+
+    Attributes:
+        file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
+        per_prompt: samples of every prompt.
+        lowercase: whether the text encoder reads it in lower case.
+        template: what the text encoder reads, `{}` being the prompt.
+        negative: what guidance steers away from, for models without a learned null caption.
+    """
+
+    file: Path | None = None
+    per_prompt: PositiveInt = 1
+    lowercase: bool = False
+    template: str = "{}"
+    negative: str | None = None
+
+
+class Latents(_Strict):
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+
+    kind: Literal["sd", "wf"]
+    folder: Path
+    scale: float = 0.18215
+
+
+class File(_Strict):
+    """Something that a suite needs and that does not ship with the project.
+
+    Attributes:
+        path: where it is looked for.
+        holds: what it must hold, if it is a folder.
+        used: what for.
+        get: where it comes from.
+    """
+
+    path: Path
+    holds: tuple[str, ...] = ()
+    used: str
+    get: str
+
+
 class PaperModel(_Strict):
     """The paper's model and resolution that this suite's rows stand beside."""
 
@@ -185,9 +231,12 @@ class Suite(_Strict):
         shard_batches: batches per file on disk.
         traced: samples per row whose trajectory is kept.
         tables: the paper's tables that the rows stand beside, by file name.
-        jobs: workflow jobs per method (few, for small suites) or per row.
+        jobs: workflow jobs: two (rows with and without something trained, for small suites), per method or per row.
         defaults: options by method, under the rows' own.
         ablations: questions asked beside the tables (target `ablations`).
+        prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
+            prompts: how they are used, the folder of the T5 or mT5 that reads them, the autoencoder.
+        files: what does not ship with the project (`tcbench validate --files`).
     """
 
     suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -196,8 +245,8 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal["digits", "scenes", "moving"]
-    extractor: Literal["digits-cnn", "digit-reader"]
+    data: Literal[("digits", "scenes", "moving", *PROMPT_SETS)]  # type: ignore[valid-type]
+    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"]
     device: Literal["cpu", "cuda"] = "cpu"
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
@@ -216,11 +265,15 @@ class Suite(_Strict):
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
     tables: dict[str, PaperTable] = {"table2": TABLE_2}
-    jobs: Literal["method", "row"] = "method"
+    jobs: Literal["two", "method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
     ablations: dict[str, Ablation] = {}
+    prompts: Prompts = Field(default_factory=Prompts)
+    text_encoder: Path | None = None
+    latents: Latents | None = None
+    files: dict[str, File] = {}
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -250,11 +303,11 @@ class Suite(_Strict):
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job."""
-        if self.jobs == "row":
-            return {row: (row,) for row in self.rows}
         groups: dict[str, tuple[str, ...]] = {}
         for row, settings in self.rows.items():
-            groups[settings.method] = (*groups.get(settings.method, ()), row)
+            need = "trained" if self.trained_row(row) else "untrained"
+            group = {"two": need, "method": settings.method, "row": row}[self.jobs]
+            groups[group] = (*groups.get(group, ()), row)
         return groups
 
     @property
@@ -299,6 +352,9 @@ class Suite(_Strict):
                 "guidance",
                 "spacing",
                 "solver",
+                "prompts",
+                "text_encoder",
+                "latents",
                 "seed",
                 "batch_size",
                 "samples",
@@ -378,11 +434,11 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             at = "" if scale is None else f"-cfg{scale:g}"
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
-    for row in variants.values():
-        if not any(_is_reference_for(row, other) for other in [*variants.values(), *references.values()]):
-            at = "" if row.guidance_scale is None else f"-cfg{row.guidance_scale:g}"
-            references[f"{name}-reference{row.nfe}{at}"] = Row(
-                method="uncached", nfe=row.nfe, guidance_scale=row.guidance_scale
+    for variant in variants.values():
+        if not any(_is_reference_for(variant, other) for other in [*variants.values(), *references.values()]):
+            at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
+            references[f"{name}-reference{variant.nfe}{at}"] = Row(
+                method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
             )
     own = references | variants
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
@@ -397,6 +453,18 @@ def load_suite(path: Path | str) -> Suite:
         UserError: one line that names the file, the field and the fix.
     """
     path = Path(path)
+    suite = validated(path, read_mapping(path), Suite)
+    _check_rows(path, suite)
+    _check_ablations(path, suite)
+    return suite
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The fields of a YAML config, unchecked.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -408,15 +476,21 @@ def load_suite(path: Path | str) -> Suite:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
+    return raw
+
+
+def validated(path: Path, raw: dict[str, Any], schema: type[Config]) -> Config:
+    """A config checked against its schema.
+
+    Raises:
+        UserError: one line that names the file, the field and the fix.
+    """
     try:
-        suite = Suite.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         # an unknown key first: it is often the misspelling of one reported missing
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(_explain(path, problems[0])) from error
-    _check_rows(path, suite)
-    _check_ablations(path, suite)
-    return suite
+        raise UserError(_explain(path, problems[0], schema)) from error
 
 
 def _check_ablations(path: Path, suite: Suite) -> None:
@@ -439,19 +513,24 @@ def _check_ablations(path: Path, suite: Suite) -> None:
         _check_rows(path, expanded)
 
 
-def _explain(path: Path, problem: Any) -> str:
+def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
         return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
-    model: Any = {"guidance": Guidance, "latency": Latency, "figure": Figure, "stands_for": PaperModel}.get(
-        str(problem["loc"][0]), Suite
-    )
-    if problem["loc"][0] == "rows":
-        model = PaperCell if "paper" in problem["loc"] else Row
-    known = [info.alias or name for name, info in model.model_fields.items()]
+    for part in problem["loc"][:-1]:
+        if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
+            schema = _model_in(schema.model_fields[str(part)].annotation) or schema
+    known = [info.alias or name for name, info in schema.model_fields.items()]
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config model that a field's type is or holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
 
 
 def _check_rows(path: Path, suite: Suite) -> None:
@@ -486,11 +565,15 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
-    for name, table in suite.tables.items():
+    for name, table in suite.tables.items() if "tables" in suite.model_fields_set else ():
         if unknown := [row for row in table.rows if row not in suite.rows]:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
             raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
+    if suite.data in PROMPT_SETS and suite.data != "partiprompts" and suite.prompts.file is None:
+        raise UserError(
+            f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
+        )
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.batch_size:

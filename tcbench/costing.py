@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench.ledger import Ledger
-from tcbench.method import Artefacts, ImportRouter, Method, Run
+from tcbench.ledger import Ledger, block_macs
+from tcbench.method import Artefacts, ImportRouter, Macs, Method, Run
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import MODELS, shape_of
 from tcbench.sampling import respaced_timesteps
@@ -37,6 +37,11 @@ class _ShapeLook:
 
     def attention_entropy(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)
+
+    def updates(self) -> Tensor:
+        shape = self.run.shape
+        self.ledger.charge("oracle", sum((block_macs(shape, block, None) for block in range(shape.num_blocks)), Macs()))
+        return self._empty(shape.num_blocks, shape.num_tokens, shape.width)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(self.run.rows_per_sample, *shape, device="meta")

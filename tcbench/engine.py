@@ -19,17 +19,17 @@ from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
 from tcbench.fused import FusedBlocks, can_fuse
-from tcbench.ledger import Ledger
-from tcbench.method import Policy, Run
+from tcbench.ledger import Ledger, block_macs
+from tcbench.method import Macs, Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
-from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.plan import ALL, NONE, All, Block, Branch, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 
 
 class Blocks(Protocol):
     """How the units of a plan are executed on the token stream.
 
-    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. A decision of
-    None computes all tokens and stores nothing.
+    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. Without a
+    decision all tokens are computed and nothing is stored.
     """
 
     def prepare(self, context: Any) -> None:
@@ -51,7 +51,7 @@ class Blocks(Protocol):
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block, which is a unit or is left to be computed."""
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
@@ -78,7 +78,7 @@ class _Look:
         scorer = self.run.artefacts.scorers.get(name)
         if scorer is None:
             raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
-        self.engine.charge(name, scorer)
+        self.engine.charge(name, scorer.macs(self.run.shape))
         return scorer(self.engine.blocks, self.x_RND, self.condition)
 
     def uniform(self, block: int) -> Tensor:
@@ -91,6 +91,15 @@ class _Look:
 
     def attention_entropy(self, block: int) -> Tensor:
         return self.engine.cache.attention_entropy(block)
+
+    def updates(self) -> Tensor:
+        shape, x, updates = self.run.shape, self.x_RND, []
+        for number, module in enumerate(self.engine.adapter.blocks):
+            self.engine.charge("oracle", block_macs(shape, number, None))
+            after = self.engine.blocks.block(module, x, self.condition)
+            updates.append(after - x)
+            x = after
+        return torch.stack(updates, dim=1)
 
 
 class Engine:
@@ -134,9 +143,9 @@ class Engine:
         self._settle()
         return self._plans
 
-    def charge(self, name: str, scorer: Any) -> None:
-        """Charge a call of a scorer."""
-        self._ledger.charge(name, scorer.macs(self.run.shape))
+    def charge(self, name: str, macs_per_row: Macs) -> None:
+        """Charge what a method looks at, a call of a scorer for one."""
+        self._ledger.charge(name, macs_per_row)
 
     def prepare(self, prompt: Prompt) -> Any:
         """The context of a run, made and charged once: what depends on the prompt alone.
@@ -234,7 +243,9 @@ class Engine:
         for planned, executed in self._unsettled:
             settled = Plan(
                 {
-                    unit: replace(decision, who=decision.who.settled()) if isinstance(decision.who, Tokens) else decision
+                    unit: replace(decision, who=decision.who.settled())
+                    if isinstance(decision.who, Tokens)
+                    else decision
                     for unit, decision in executed.decisions.items()
                 }
             )
@@ -287,7 +298,7 @@ class PlainBlocks:
             self.cache.refresh(unit, index, after - before)
             self.add(self.cache.read(unit, decision.fill, self.step))
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block."""
         part = self._modulation(block)[branch]
         self.stream = self.stream + part.gate * self._value(Site(block, branch), who, decision, part)
@@ -334,9 +345,10 @@ class PlainBlocks:
         if branch == "mlp":
             return adapter.mlp(module, h)
         if branch == "cross":
+            queries = adapter.text_queries(module, h)
             if decision and decision.observe == "cross":
-                self.cache.store_entropy(block, adapter.attention_entropy(module, h, part), index_RK)
-            return adapter.cross(module, h, part)
+                self.cache.store_entropy(block, adapter.attention_entropy(queries, part), index_RK)
+            return adapter.cross(module, queries, part)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
             keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, self.stream, part))

@@ -1,12 +1,12 @@
-"""`Blocks` with fused kernels: the same plans, the same caches, fewer passes over memory, and nothing per step that a run
-can do once.
+"""`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
 For models whose blocks are self-attention and an MLP under adaLN (DiT). What differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:
 
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and label alone.
 - Queries, keys and values come from one product; the MLP's activation is applied inside its first product.
-- A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm.
+- A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm; where only
+  some tokens are read, it goes on waiting for the others.
 - Recomputed tokens go through kernels that gather, multiply and scatter at once (`tcbench.kernels`), and whose number
   of rows is read on the device.
 
@@ -22,19 +22,15 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tcbench.cache import Cache
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.chosen import Path
-from tcbench.kernels.stream import Term, advance, norm_rows
+from tcbench.kernels.stream import MAX_TERMS, Term, advance, gather, norm_rows
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Modulation
 from tcbench.models.dit import DiTAdapter, unpatchify
-from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
-
-ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""By speed at DiT's head of 72 channels on an H200."""
+from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
@@ -86,6 +82,7 @@ class FusedBlocks:
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
         self._heads = adapter.spec.num_heads
         self._eps = adapter.spec.norm_eps
+        self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -93,7 +90,7 @@ class FusedBlocks:
     def prepare(self, context: Tensor) -> None:
         """Make conditions and modulations of all steps; they depend on timesteps and labels alone."""
         adapter, steps = self.adapter, len(self.run.timesteps)
-        timestep = torch.tensor(self.run.timesteps, device=context.device).repeat_interleave(len(context))
+        timestep = self._timesteps.repeat_interleave(len(context))
         conditions = adapter.condition(timestep, context.repeat(steps))
         self._conditions = conditions.unflatten(0, (steps, -1))
         self._modulations = [adapter.modulation(module, conditions) for module in adapter.blocks]
@@ -121,23 +118,30 @@ class FusedBlocks:
 
     def add(self, value_RND: Tensor, gate_RD: Tensor | None = None) -> None:
         """Add to the stream, when it is next read."""
-        if len(self._terms) == 2 or self._update:
+        if len(self._terms) == MAX_TERMS or self._update:
             self._advance()
         self._terms.append((value_RND, gate_RD))
 
-    def _advance(self, part: Modulation | None = None, chosen: Chosen | None = None) -> Tensor:
-        """Apply what waits; with `part`, the next branch's input comes with it, for all tokens or the chosen ones."""
+    def _advance(self, part: Modulation | None = None) -> Tensor:
+        """Apply what waits: the stream or, with `part`, the next branch's input."""
         modulate = (_flat(part.shift), _flat(part.scale)) if part else None
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
-            self._x, self._terms, modulate=modulate, chosen=chosen, before_RND=before, eps=self._eps, path=self.path
+            self._x, self._terms, modulate=modulate, before_RND=before, eps=self._eps, path=self.path
         )
         self._terms = []
         if self._update and update is not None:
             unit, decision, _ = self._update
             self.cache.store(unit, update, self._step, decision.fill.order)
             self._update = None
-        return h if h is not None else self._x
+        return self._x if h is None else h
+
+    def _gather(self, part: Modulation, chosen: Chosen) -> tuple[Tensor, Tensor]:
+        """The chosen tokens and their branch's input, compact [M, D]; what waits for other tokens goes on waiting."""
+        if self._update:
+            self._advance()
+        modulate = _flat(part.shift), _flat(part.scale)
+        return gather(self._x, self._terms, modulate, chosen, eps=self._eps, path=self.path)
 
     # --- units
 
@@ -156,18 +160,18 @@ class FusedBlocks:
                 self._update = unit, decision, before
             case Tokens():
                 chosen = self._chosen(who)
-                h = self._advance(parts["attn"], chosen)
+                base, h = self._gather(parts["attn"], chosen)
                 mixed = self._chosen_attention(block, layers, h, chosen, decision, parts["attn"])
                 gates = _flat(parts["attn"].gate), _flat(parts["mlp"].gate)
-                middle = rows.linear_residual(mixed, *layers.out, chosen, gates[0], self._x, path=self.path)
+                middle = rows.linear_residual(mixed, *layers.out, chosen, gates[0], base, path=self.path)
                 modulate = _flat(parts["mlp"].shift), _flat(parts["mlp"].scale)
                 h = norm_rows(middle, modulate, chosen, self._eps, path=self.path)
                 h = rows.linear(h, *layers.up, chosen, "gelu", path=self.path)
                 update = self.cache.read(unit, decision.fill, self._step)
-                rows.linear_update(h, *layers.down, chosen, gates[1], self._x, middle, update, path=self.path)
+                rows.linear_update(h, *layers.down, chosen, gates[1], base, middle, update, path=self.path)
                 self.add(update)
 
-    def branch(self, block: int, branch: str, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block."""
         site, part, layers = Site(block, branch), self._parts(block)[branch], _layers_of(self.adapter.blocks[block])
         match who:
@@ -182,7 +186,7 @@ class FusedBlocks:
             case Tokens():
                 assert decision is not None
                 chosen = self._chosen(who)
-                h = self._advance(part, chosen)
+                _, h = self._gather(part, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
                 if branch == "mlp":
                     h = rows.linear(h, *layers.up, chosen, "gelu", path=self.path)
@@ -195,7 +199,8 @@ class FusedBlocks:
     def block(self, module: Any, x_RND: Tensor, condition: Tensor) -> Tensor:
         """A whole block beside the stream."""
         layers, parts = _layers_of(module), self.adapter.modulation(module, condition)
-        x, terms = x_RND.contiguous(), []
+        x = x_RND.contiguous()
+        terms: list[Term] = []
         for branch, part in parts.items():
             modulate = _flat(part.shift), _flat(part.scale)
             x, _, h = advance(x, terms, modulate=modulate, eps=self._eps, path=self.path)
@@ -223,6 +228,8 @@ class FusedBlocks:
 
     def _chosen(self, who: Tokens) -> Chosen:
         index, tokens = who.index_RK, self.run.shape.num_tokens
+        if index.stride(1) != 1:
+            index = index.contiguous()
         if who.used is None:
             return Chosen(index, _count(index.shape[1], index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
@@ -240,27 +247,30 @@ class FusedBlocks:
 
     def _attend(self, layers: _Layers, h_RND: Tensor) -> tuple[Tensor, Tensor]:
         qkv = F.linear(h_RND, *layers.qkv)
-        parts = [part.unflatten(2, (self._heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2)]
-        with sdpa_kernel(ATTENTION, set_priority=True):
-            mixed = F.scaled_dot_product_attention(*parts)
-        return F.linear(mixed.transpose(1, 2).flatten(2), *layers.out), qkv
+        queries, keys, values = qkv.chunk(3, dim=2)
+        mixed = rows.attention(queries, keys, values, self._heads, path=self.path)
+        return F.linear(mixed, *layers.out), qkv
 
     def _chosen_attention(
         self, block: int, layers: _Layers, h_MD: Tensor, chosen: Chosen, decision: Decision, part: Modulation
     ) -> Tensor:
         """Self-attention of the chosen tokens up to its projection, compact [M, D]."""
         weight, bias = layers.qkv
-        stream, width = self._x, self._x.shape[2]
+        width = h_MD.shape[1]
         if decision.keys == "recomputed":
             modulate = _flat(part.shift), _flat(part.scale)
+            stream = self.stream
             _, _, everything = advance(stream, [], modulate=modulate, eps=self._eps, path=self.path)
+            assert everything is not None
             keys, values = F.linear(everything, weight[width:], bias[width:]).chunk(2, dim=2)
             queries = torch.empty_like(stream)
             rows.linear_scatter(h_MD, weight[:width], bias[:width], chosen, queries, path=self.path)
         else:
             if decision.keys == "cached" and block not in self._qkv:
-                raise RuntimeError(f"block {block}: cached keys are read before any were stored; the first step is full")
-            qkv = self._qkv[block] if decision.keys == "cached" else stream.new_empty(*stream.shape[:2], 3 * width)
+                raise RuntimeError(
+                    f"block {block}: cached keys are read before any were stored; the first step is full"
+                )
+            qkv = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
             rows.linear_scatter(h_MD, weight, bias, chosen, qkv, path=self.path)
             queries, keys, values = qkv.chunk(3, dim=2)
         among = decision.keys == "fresh"
@@ -270,7 +280,7 @@ class FusedBlocks:
         """The MLP of all tokens."""
         weight, bias = layers.up
         if h_RND.is_cuda:
-            # cuBLASLt applies the tanh approximation, which is DiT's, inside the product; elsewhere this call has another
+            # cuBLASLt applies the tanh approximation, DiT's, inside the product; on a CPU this call has the exact one
             h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True).view(*h_RND.shape[:2], -1)
         else:
             h = F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")

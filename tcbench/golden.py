@@ -23,12 +23,12 @@ from tcbench import golden_l2c
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
-from tcbench.method import Look, Method, Policy, Run
+from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import PixArtSpec
 from tcbench.models.specs import MODELS, load_transformer, make_adapter
-from tcbench.plan import Plan, Site
+from tcbench.plan import Branch, Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (
     AncestralDDPM,
@@ -39,6 +39,7 @@ from tcbench.sampling import (
     denoise,
     guide,
 )
+from tcbench.training.routers import as_table
 
 Settings = Mapping[str, Any]
 
@@ -130,14 +131,14 @@ class Case:
         return self.input("labels")
 
     def adapter(self) -> Adapter:
-        """The case's model: PixArt-alpha's shape is among the settings, DiT's in `weights.json` (tiny-dit's without)."""
-        path, key, spec_of = self.directory / "weights.json", "model_config", _spec
+        """The case's model: PixArt-alpha's shape is in the settings, DiT's in `weights.json` (without it: tiny-dit)."""
+        path, key = self.directory / "weights.json", "model_config"
         if self.pixart:
-            path, key, spec_of = self.directory / f"{self.name}.json", "model", _pixart_spec
+            path, key = self.directory / f"{self.name}.json", "model"
         spec = MODELS["tiny-dit"]
         if path.exists():
             try:
-                spec = spec_of(read_json(path)[key])
+                spec = (_pixart_spec if self.pixart else _spec)(read_json(path)[key])
             except (KeyError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{path}: {key}: {reason} missing or wrong; see docs/goldens.md") from error
@@ -232,12 +233,12 @@ class Outcome:
 
 
 @torch.inference_mode()
-def sample_case(case: Case, method: Method) -> Outcome:
+def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) -> Outcome:
     """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
     adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
     sampler = sampler_of(case, len(x))
     settings = SamplerSettings(case.number("cfg_scale"))
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)))
+    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)), artefacts=artefacts or Artefacts())
     recorder = _Recorder(method.start(run))
     engine = Engine(adapter, run, recorder)
     steps = list(_progress(denoise(adapter, engine, sampler, settings, x, prompt), case, run.nfe))
@@ -345,7 +346,7 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
-    branches = [branch for branch in run.shape.branches if branch != "attn"]
+    branches: list[Branch] = [branch for branch in run.shape.branches if branch != "attn"]
     partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
     counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
     counters = [method.counter(step, run.nfe) for step in range(run.nfe)]
@@ -443,6 +444,17 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
     return compare(case, outcome) | compare_tokens(case, outcome)
 
 
+def _run_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
+    case = Case(directory, name)
+    method = make_method("learning_to_cache", {"threshold": case.number("thres")})
+    router = Artefacts(tables={"router": as_table(case.expected["router_prob"])})
+    return compare(case, sample_case(case, method, router))
+
+
+def _train_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
+    return golden_l2c.run_training(Case(directory, name))
+
+
 _TRAJECTORY = {"eps": 3e-5, "eps_from_x_in": 3e-5, "final": 1e-3}
 
 KINDS: dict[str, Kind] = {
@@ -460,12 +472,12 @@ KINDS: dict[str, Kind] = {
     ),
     "l2c": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,
-        golden_l2c.run_inference,
+        _run_learning_to_cache,
         _TRAJECTORY,
     ),
     "l2c_training": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
-        golden_l2c.run_training,
+        _train_learning_to_cache,
         {
             **dict.fromkeys(("loss", "data_loss", "gates", "mse_per_sample"), 1e-4),  # relative
             "gradients": 1e-8,

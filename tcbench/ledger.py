@@ -36,7 +36,9 @@ def mlp_macs(shape: ModelShape, tokens: int) -> Macs:
 def cross_macs(shape: ModelShape, tokens: int) -> Macs:
     """Cross-attention of `tokens` tokens over the text, whose keys and values a run makes once (`ModelShape.once`)."""
     width, text = shape.width, shape.text_tokens
-    return Macs(2 * width**2 * tokens + 2 * tokens * text * width, repeated=2 * text * width**2)
+    # the paper's costs are in proportion to tokens (Eq. 7)
+    repeated = 2 * text * width**2 * tokens // shape.num_tokens
+    return Macs(2 * width**2 * tokens + 2 * tokens * text * width, repeated=repeated)
 
 
 def branch_macs(shape: ModelShape, block: int, branch: str, tokens: int | None, keys: Keys = "fresh") -> Macs:
@@ -76,14 +78,13 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
 
 
 def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
-    """What the attention maps that a plan observes cost for one row: QK^T once more, of cross-attention with its queries
-    (self-attention's are at hand)."""
+    """What the attention maps that a plan observes cost for one row: QK^T once more."""
     products = 0
     for unit, decision in plan.decisions.items():
         count, _ = _tokens(decision)
         tokens = shape.num_tokens if count is None else count
         if decision.observe == "cross":
-            products += tokens * (shape.text_tokens + shape.width)
+            products += tokens * shape.text_tokens
         elif decision.observe == "attn" and count is None:
             products += tokens * (tokens // shape.groups(unit.blocks.start))
     return Macs(products * shape.width)

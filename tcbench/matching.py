@@ -1,13 +1,14 @@
 """Matched MACs: the setting of a method's one knob at which the ledger, all overheads charged, meets a budget.
 
 A setting is searched over a finite list in which MACs must rise or fall: the integers from 1 to the NFE, or steps of
-`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). No model is built; a trial
-is a call of `tcbench.costing.macs_of`.
+`FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). A trial is a call of
+`tcbench.costing.macs_of`, which builds no model, or, where MACs depend on the sample, a run of a calibration set.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,9 +20,41 @@ from tcbench.registry import make_method
 
 TOLERANCE = 0.01
 FLOAT_STEP = 1e-4  # what a config can spell: finer settings than this recompute the same tokens
+ESTIMATE_ERROR = 0.05  # of MACs from shapes, where they depend on training; the largest seen is half of it
 PROBES = 9  # trials spread over the whole range, so that a fall inside a rise is seen
 
 Setting = int | float
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What MACs are counted from besides shapes.
+
+    Attributes:
+        artefacts: what was trained; None: `macs_of`'s stand-ins.
+        measure: runs a calibration set and gives its MACs, of one sample, batch by batch; None: nothing is run.
+    """
+
+    artefacts: Artefacts | None = None
+    measure: Callable[[Method], Sequence[int]] | None = None
+
+    def macs(self, model: str, method: Method, nfe: int) -> tuple[int, ...]:
+        """MACs of one sample, both halves of the guided pair: in every calibration batch, else one number."""
+        if self.measure:
+            return tuple(self.measure(method))
+        return (macs_of(model, method, nfe, self.artefacts)["per_sample"],)
+
+    def estimate(self, method: Method) -> str | None:
+        """Why a real run's MACs may differ; None if they are exact, or measured."""
+        return None if self.measure else method.macs_depend_on(self.artefacts or Artefacts())
+
+
+SHAPES = Basis()
+
+
+def mean(macs: Sequence[int]) -> int:
+    """Mean over batches, in whole MACs."""
+    return round(sum(macs) / len(macs))
 
 
 @dataclass(frozen=True)
@@ -30,15 +63,15 @@ class Match:
 
     Attributes:
         method: the method at the setting whose MACs are nearest to the target.
-        macs: of one sample at that setting, both halves of the guided pair.
+        batches: MACs of one sample at that setting, both halves of the guided pair, as `Basis.macs` gives them.
         target_macs: the budget.
         reachable: whether `macs` is within the tolerance of it.
         nearest: (setting, MACs) of the last setting below and the first at or above the target, as far as they exist.
-        estimate: why a real run's MACs may differ (`Method.macs_depend_on`), or None if they are exact.
+        estimate: why a real run's MACs may differ (`Method.macs_depend_on`), or None if they are exact or measured.
     """
 
     method: Method
-    macs: int
+    batches: tuple[int, ...]
     target_macs: int
     reachable: bool
     nearest: list[tuple[Setting, int]]
@@ -48,6 +81,11 @@ class Match:
     def setting(self) -> Setting:
         """The knob's value."""
         return getattr(self.method, str(self.method.knob))
+
+    @property
+    def macs(self) -> int:
+        """Of one sample, the mean over batches."""
+        return mean(self.batches)
 
     @property
     def off_target(self) -> float:
@@ -61,7 +99,7 @@ def solve(
     nfe: int,
     target_macs: float,
     tolerance: float = TOLERANCE,
-    artefacts: Artefacts | None = None,
+    basis: Basis = SHAPES,
 ) -> Match:
     """Find the setting of `method.knob` whose MACs are nearest to a budget; all other options stay as they are.
 
@@ -71,7 +109,7 @@ def solve(
         nfe: steps of the uncached sampler.
         target_macs: of one sample, both halves of the guided pair.
         tolerance: how far from the target, as a share of it, still counts as met.
-        artefacts: what was trained, for methods whose MACs depend on it; None: `macs_of`'s stand-ins.
+        basis: what MACs are counted from besides shapes, for methods whose MACs depend on more.
 
     Raises:
         UserError: the method has no knob, the knob has no bounds, or MACs do not rise or fall with it throughout.
@@ -79,28 +117,28 @@ def solve(
     if not target_macs > 0:
         raise UserError(f"a budget of {target_macs:g} MACs cannot be met; give more than 0")
     settings = knob_settings(method, nfe)
-    trials: dict[int, int] = {}
+    trials: dict[int, tuple[int, ...]] = {}
 
     def macs(index: int) -> int:
         if index not in trials:
-            trials[index] = macs_of(model, with_knob(method, settings[index]), nfe, artefacts)["per_sample"]
-        return trials[index]
+            trials[index] = basis.macs(model, with_knob(method, settings[index]), nfe)
+        return mean(trials[index])
 
     last = len(settings) - 1
     sign = 1 if macs(last) >= macs(0) else -1
     for probe in range(PROBES):
         macs(round(probe * last / (PROBES - 1)))
     reached = bisect_left(range(len(settings)), sign * target_macs, key=lambda index: sign * macs(index))
-    _check_monotone(method, [(settings[index], trials[index]) for index in sorted(trials)], sign)
+    _check_monotone(method, [(settings[index], macs(index)) for index in sorted(trials)], sign)
     around = sorted({max(reached - 1, 0), min(reached, last)}, key=macs)
     best = min(around, key=lambda index: abs(macs(index) - target_macs))
     return Match(
         method=with_knob(method, settings[best]),
-        macs=macs(best),
+        batches=trials[best],
         target_macs=round(target_macs),
         reachable=abs(macs(best) - target_macs) <= tolerance * target_macs,
         nearest=[(settings[index], macs(index)) for index in around],
-        estimate=method.macs_depend_on(),
+        estimate=basis.estimate(method),
     )
 
 
@@ -147,12 +185,19 @@ def _check_monotone(method: Method, trials: list[tuple[Setting, int]], sign: int
 
 @dataclass(frozen=True)
 class TargetedRow:
-    """A config row that says whose MACs it matches, as it is written and as `solve` would write it."""
+    """A config row that says whose MACs it matches, as it is written and as `solve` would write it.
+
+    Attributes:
+        target_batches: MACs of the target's samples, as `Basis.macs` gives them.
+        estimates: why real MACs may differ, for this row and its target, as far as they may.
+    """
 
     row: str
     target: str
     macs: int
     match: Match
+    target_batches: tuple[int, ...]
+    estimates: tuple[str, ...]
 
     @property
     def off_target(self) -> float:
@@ -160,23 +205,39 @@ class TargetedRow:
         return self.macs / self.match.target_macs - 1
 
 
-def targeted_rows(suite: Suite) -> list[TargetedRow]:
-    """Every row with a `target`, costed from shapes alone.
+def targeted_rows(suite: Suite, basis_of: Callable[[str], Basis] = lambda row: SHAPES) -> Iterator[TargetedRow]:
+    """Every row with a `target`, costed.
+
+    Args:
+        basis_of: what the MACs of a row are counted from.
 
     Raises:
-        UserError: a row could be nearer to its target; says at which setting.
+        UserError: a row could be nearer to its target; says at which setting. Where MACs depend on training, it must
+            be so by more than the tolerance, because another machine's training moves the nearest setting; where they
+            are an estimate, by more than its error.
     """
-    rows = []
+    basis_of, targets = cache(basis_of), dict[str, tuple[int, ...]]()
     for name, row in suite.rows.items():
         if row.target is None:
             continue
-        method, target = suite.method(name), suite.method(row.target)
-        match = solve(suite.model, method, row.nfe, macs_of(suite.model, target, row.nfe)["per_sample"])
-        written = TargetedRow(name, row.target, macs_of(suite.model, method, row.nfe)["per_sample"], match)
-        if abs(written.off_target) > abs(match.off_target):
+        method, target, basis = suite.method(name), suite.method(row.target), basis_of(name)
+        if row.target not in targets:
+            targets[row.target] = basis_of(row.target).macs(suite.model, target, row.nfe)
+        match = solve(suite.model, method, row.nfe, mean(targets[row.target]), basis=basis)
+        reasons = basis.estimate(method), basis_of(row.target).estimate(target)
+        written = TargetedRow(
+            row=name,
+            target=row.target,
+            macs=mean(basis.macs(suite.model, method, row.nfe)),
+            match=match,
+            target_batches=targets[row.target],
+            estimates=tuple(reason for reason in reasons if reason),
+        )
+        exact = not any(each.macs_depend_on(Artefacts()) for each in (method, target))
+        doubt = ESTIMATE_ERROR if written.estimates else 0 if exact else TOLERANCE
+        if abs(written.off_target) > abs(match.off_target) + doubt:
             raise UserError(
                 f"rows.{name}.options.{method.knob}: {getattr(method, str(method.knob))} is {written.off_target:+.1%} "
                 f"off {row.target}; {match.setting} is nearest ({match.off_target:+.1%})"
             )
-        rows.append(written)
-    return rows
+        yield written

@@ -154,6 +154,12 @@ class Look(Protocol):
         """The entropy of each token's head-mean attention over the text, [R, N], when its cross-attention was last
         computed and observed (`observe="cross"`, of all tokens or some, which is when it is charged)."""
 
+    def updates(self) -> "Tensor":
+        """What every block would add to every token if nothing were cached, [R, L, N, D]: a whole forward.
+
+        For upper bounds, which know what a method has to guess; charged under "oracle".
+        """
+
 
 class Policy(Protocol):
     """What plans a run: a method, or the stateful object that a method starts for it."""
@@ -327,6 +333,13 @@ class Method(BaseModel):
         """What must be trained before sampling, in order."""
         return ()
 
-    def macs_depend_on(self) -> str | None:
-        """What MACs depend on besides shapes; counted from shapes alone they are then an estimate. None: nothing."""
+    def files(self) -> tuple[str, ...]:
+        """Paths of the files that `training` reads: if one changes, the row is trained again."""
+        return ()
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """What MACs depend on besides shapes and `artefacts`; counted from these they are then an estimate.
+
+        None: on nothing else.
+        """
         return None

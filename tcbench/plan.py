@@ -169,9 +169,9 @@ Fill = Hold | Forecast
 class Decision:
     """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
 
-    `observe="attn"` asks for the attention that every token receives where the unit's self-attention is computed in full
-    (`Look.attention_received` reads it at later steps), `"cross"` for the entropy of the attention over the text of every
-    token whose cross-attention is computed (`Look.attention_entropy`). It is a second pass, charged under "score".
+    `observe="attn"` asks for the attention that every token receives, where the unit's self-attention is computed in
+    full (`Look.attention_received` reads it at later steps); `"cross"` for the entropy of the attention over the text,
+    of every token whose cross-attention is computed (`Look.attention_entropy`). A second pass, charged under "score".
     """
 
     who: Who
@@ -214,16 +214,19 @@ class Plan:
         return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
 
     def summary(self) -> dict[str, str | int]:
-        """JSON-able form: unit -> "all", "none" or the number of recomputed tokens."""
-        return {
-            str(unit): decision.who.count if isinstance(decision.who, Tokens) else str(decision.who)
-            for unit, decision in self.decisions.items()
-        }
+        """JSON-able form: unit -> "all", "none" (held), "forecast N" (order N) or the number of recomputed tokens."""
+        return {str(unit): _said(decision) for unit, decision in self.decisions.items()}
 
     def __str__(self) -> str:
         if not self.decisions:
             return "everything computed, nothing cached"
         return ", ".join(f"{unit}: {value}" for unit, value in self.summary().items())
+
+
+def _said(decision: Decision) -> str | int:
+    if isinstance(decision.who, Tokens):
+        return decision.who.count
+    return f"forecast {decision.fill.order}" if decision.who is NONE and decision.fill.order else str(decision.who)
 
 
 def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:
@@ -246,7 +249,7 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
     if isinstance(counts, Sequence):
         best_RLK = score_RLN.topk(max(counts), dim=2).indices
         return [Tokens(best_RLK[:, block, :count]) for block, count in enumerate(counts)]
-    best_RLN = score_RLN.argsort(dim=2, descending=True)
+    best_RLN = score_RLN.contiguous().argsort(dim=2, descending=True)
     return [Tokens(best_RLN[:, block], counts[block : block + 1]) for block in range(score_RLN.shape[1])]
 
 

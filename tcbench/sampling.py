@@ -63,7 +63,9 @@ Prompts = Callable[[Tensor], Prompt]
 class Sampler(Protocol):
     """One step back along a chain of noise levels; made for one run, because some remember the last steps."""
 
-    timesteps: tuple[float, ...]
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the network is told, in sampling order."""
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0), from what the network predicts at sampling step `step`.

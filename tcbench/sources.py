@@ -14,13 +14,18 @@ PACKAGE = Path(__file__).resolve().parent
 _MODEL = [
     f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
 ]
-_ENGINE = ["plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "noise.py", "sampling.py", *_MODEL]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving")]
+_ENGINE = [
+    *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
+    *_MODEL,
+]
+_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
     "stages/common.py",
     "models/text.py",
+    "models/pretrained.py",
     *_DATA,
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
@@ -39,6 +44,7 @@ STAGES: dict[str, list[str]] = {
     "score": _SCORE,
     "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
     "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
+    "bench": [*_STAGE, *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py")],
     "latency": [*_STAGE, "stages/latency.py"],
     "diagnose": [*_STAGE, "stages/diagnose.py"],
     "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],

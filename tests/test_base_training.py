@@ -1,4 +1,4 @@
-"""Training of the embedded suite's models, and the weights that ship with the package."""
+"""Training of the embedded suites' models, and the weights that ship with the package."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from tcbench.data import Dataset, load_images, split
+from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_tensors
+from tcbench.models.adapter import Text
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classifier
-from tcbench.models.specs import MODELS, build_transformer, load_transformer
-from tcbench.models.weights import ASSETS
-from tcbench.training.base import PretrainRecipe, eps_loss, pretrain_denoiser
+from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
+from tcbench.models.weights import ASSETS, locate
+from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
 from tcbench.training.common import deterministic
 
@@ -26,7 +29,7 @@ def digits() -> Dataset:
 
 
 def trained(digits: Dataset, folder: Path, recipe: PretrainRecipe = RECIPE) -> tuple[dict, dict[str, Any]]:
-    pretrain_denoiser(SMALL, digits, recipe, "cpu", folder / "w.safetensors", folder / "log.json")
+    pretrain_denoiser(SMALL, *split(digits), "eps", recipe, "cpu", folder / "w.safetensors", folder / "log.json")
     return read_tensors(folder / "w.safetensors")[0], read_json(folder / "log.json")
 
 
@@ -71,7 +74,67 @@ def test_diverged_training_stops(digits: Dataset, tmp_path: Path) -> None:
 
 def test_data_must_fit_the_model(digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tiny-dit: images \[1, 16, 16\]"):
-        pretrain_denoiser(MODELS["tiny-dit"], digits, RECIPE, "cpu", tmp_path / "w", tmp_path / "log")
+        pretrain_denoiser(MODELS["tiny-dit"], digits, digits, "eps", RECIPE, "cpu", tmp_path / "w", tmp_path / "log")
+    with pytest.raises(UserError, match="with classes, not what a pixart model"):
+        pretrain_denoiser(MODELS["scenes-pixart"], digits, digits, "eps", RECIPE, "cpu", tmp_path / "w", tmp_path / "l")
+
+
+SMALL_TEXT = {
+    "scenes": MODELS["scenes-pixart"].model_copy(update={"num_blocks": 2, "num_heads": 1, "patch_size": 4}),
+    "moving": MODELS["moving-osp"].model_copy(update={"num_blocks": 2, "num_heads": 1, "dense_blocks": (0,)}),
+}
+
+
+@pytest.mark.parametrize(("name", "target"), [("scenes", "eps"), ("moving", "v")])
+def test_an_interrupted_captioned_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: Any
+) -> None:
+    spec, data = SMALL_TEXT[name], compose(name, range(32), held_out=False)
+    recipe = RECIPES[name].model_copy(
+        update={"iterations": 12, "batch_size": 4, "warmup": 2, "log_every": 4, "ema": 0.5}
+    )
+
+    def train(folder: str) -> Path:
+        out = tmp_path / folder / "denoiser.safetensors"
+        out.parent.mkdir(exist_ok=True)
+        pretrain_denoiser(spec, data, data[:8], target, recipe, "cpu", out, out.with_name("log.json"))
+        return out
+
+    whole, calls = train("whole"), 0
+
+    def interrupt(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 22:  # the sixth iteration: four, twice eight evaluations, and two more
+            raise KeyboardInterrupt
+        return denoising_loss(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tcbench.training.base.denoising_loss", interrupt)
+        train("cut")
+    state = tmp_path / "cut" / "denoiser-state.pt"
+    assert state.exists()
+    cut = train("cut")
+    assert not state.exists()
+    assert read_json(cut.with_name("log.json")) == read_json(whole.with_name("log.json"))
+    for one, other in ((whole, cut), (text_encoder_beside(whole), text_encoder_beside(cut))):
+        first, again = read_tensors(one)[0], read_tensors(other)[0]
+        assert all(torch.equal(first[key], again[key]) for key in first)
+    history = read_json(whole.with_name("log.json"))["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    text = load_text_encoder(text_encoder_beside(whole))
+    assert not torch.equal(text.shared.weight, Conditioned(spec, "cpu", recipe.seed).encoder.shared.weight)
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tcbench.training.base.write_json", stop)
+        trained(digits, tmp_path)
+    with pytest.raises(UserError, match="an interrupted run of another recipe"):
+        trained(digits, tmp_path, RECIPE.model_copy(update={"seed": 1}))
 
 
 def test_determinism_setting_is_restored() -> None:
@@ -130,14 +193,46 @@ def test_shipped_denoiser(digits: Dataset) -> None:
     model, (_, held_out) = load_transformer(MODELS["digits-dit"]), split(digits)
     timesteps = torch.arange(len(held_out)) * 1000 // len(held_out)
     noise = torch.randn(held_out.images.shape, generator=torch.Generator().manual_seed(0))
+    network = make_adapter(model, MODELS["digits-dit"])
+
+    def loss(labels: torch.Tensor, drop: bool = False) -> torch.Tensor:
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor, drop: torch.Tensor) -> Any:
+            return network.plain(noisy, timesteps, network.drop(labels, drop))[:, :1]
+
+        dropped = torch.full((len(labels),), drop)
+        return denoising_loss(predict, Dataset(held_out.images, labels), dropped, timesteps, noise, "eps")
+
     with torch.no_grad():
-        right = eps_loss(model, held_out.images, held_out.labels, timesteps, noise)
-        null = eps_loss(model, held_out.images, torch.full_like(held_out.labels, 10), timesteps, noise)
-        wrong = eps_loss(model, held_out.images, (held_out.labels + 1) % 10, timesteps, noise)
+        right, null, wrong = loss(held_out.labels), loss(held_out.labels, True), loss((held_out.labels + 1) % 10)
     assert right == pytest.approx(log["history"][-1]["held_out_loss"], rel=0.1)
     assert right < null < wrong  # it listens to the label, and guidance has a direction
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "target"), [("scenes", "scenes-pixart", "eps"), ("moving", "moving-osp", "v")]
+)
+def test_shipped_captioned_denoisers(name: str, model: str, target: Any) -> None:
+    log = read_json(ASSETS / name / "denoiser-log.json")
+    assert PretrainRecipe(**log["recipe"]) == RECIPES[name].model_copy(update={"bfloat16": True, "compile": True})
+    spec, held_out = MODELS[model], compose(name, range(48), held_out=True)
+    adapter = make_adapter(load_transformer(spec), spec)
+    encoder = load_text_encoder(text_encoder_beside(locate(spec.weights)))
+    timesteps = torch.arange(len(held_out)) * 1000 // len(held_out)
+    noise = torch.randn(held_out.images.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss(words: torch.Tensor, drop: bool = False) -> torch.Tensor:
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor, words: torch.Tensor, drop: torch.Tensor) -> Any:
+            return adapter.plain(noisy, timesteps, adapter.drop(Text(*encode_text(encoder, words)), drop))[:, :1]
+
+        dropped = torch.full((len(words),), drop)
+        return denoising_loss(predict, Dataset(held_out.images, words), dropped, timesteps, noise, target)
+
+    with torch.no_grad():
+        right, null, wrong = loss(held_out.labels), loss(held_out.labels, True), loss(held_out.labels.roll(1, 0))
+    assert right == pytest.approx(log["history"][-1]["held_out_loss"], rel=0.2)
+    assert right < null < wrong  # it reads captions it never saw, and guidance has a direction
+
+
 def test_shipped_files_are_small() -> None:
-    for name in (DIGITS_CLASSIFIER, MODELS["digits-dit"].weights):
-        assert (ASSETS / name).stat().st_size < 5e6
+    for name in (DIGITS_CLASSIFIER, *(spec.weights for spec in MODELS.values() if spec.weights)):
+        assert (ASSETS / name).stat().st_size < 6e6

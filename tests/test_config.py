@@ -11,8 +11,11 @@ import yaml
 
 from tcbench.config import load_suite
 from tcbench.errors import UserError
+from tcbench.speed_config import is_speed_config
 
-CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
+CONFIGS = [
+    path for path in sorted((Path(__file__).parent.parent / "config").glob("*.yaml")) if not is_speed_config(path)
+]
 
 VALID: dict[str, Any] = {
     "suite": "mini",

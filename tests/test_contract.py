@@ -49,14 +49,19 @@ def variants(name: str) -> list[dict[str, Any]]:
     return [{}, *others]
 
 
-METHODS = [
-    pytest.param(name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items())]))
+# every choice on one model; on the others those that change what a block computes
+CASES = [
+    pytest.param(
+        model, name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items()), model])
+    )
+    for model in ADAPTERS
     for name in method_names()
     for options in variants(name)
+    if model == ADAPTERS[0] or options.keys() <= {"keys"}
 ]
 
 over_adapters = pytest.mark.parametrize("model", ADAPTERS)
-over_methods = pytest.mark.parametrize(("name", "options"), METHODS)
+over_cases = pytest.mark.parametrize(("model", "name", "options"), CASES)
 
 
 @cache
@@ -129,8 +134,7 @@ def test_off_is_off(model: str, case: str) -> None:
             assert torch.equal(output, plain(adapter, run.timesteps[step], latent, prompt)), f"off is off: {case}"
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[str, Any]) -> None:
     adapter, method = adapter_of(model), small_method(name, options)
     latent, prompt = model_inputs(adapter, rows=4)
@@ -145,8 +149,7 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
 # --- the ledger
 
 
-@over_adapters
-@over_methods
+@over_cases
 @pytest.mark.parametrize("samples", [1, 3])
 def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any], samples: int) -> None:
     """On meta tensors, where torch's counter sees attention and a read-back by the host would raise."""
@@ -167,8 +170,7 @@ def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str
         assert charged == counter.get_total_flops() / 2, broken(f"MACs of step {step} as torch counts them", name)
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_no_host_read_between_plan_and_output(model: str, name: str, options: dict[str, Any]) -> None:
     """Plans are made on the CPU and executed on meta tensors, on which every read of a value raises."""
     adapter, device_less, method = adapter_of(model), adapter_of(model, "meta"), small_method(name, options)
@@ -203,8 +205,7 @@ def on_meta(plan: Plan) -> Plan:
 # --- schedules and plans
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_i_steps_are_the_full_plans(model: str, name: str, options: dict[str, Any]) -> None:
     samples = sample_once(model, small_method(name, options), 0, 1)
     full = tuple(step for step, plan in enumerate(samples.plans) if all(value == "all" for value in plan.values()))
@@ -212,8 +213,7 @@ def test_i_steps_are_the_full_plans(model: str, name: str, options: dict[str, An
     assert samples.i_steps == full, broken("i_steps are the steps whose plans compute everything", name)
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
     plans = sample_once(model, small_method(name, options), 0, 1).plans
     assert json.loads(json.dumps(plans)) == plans, broken("plans round-trip through JSON", name)
@@ -222,8 +222,7 @@ def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
 # --- determinism and independence
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_runs_repeat_and_leave_nothing_behind(model: str, name: str, options: dict[str, Any]) -> None:
     method = small_method(name, options)
     first = sample_once(model, method, 0, 1)
@@ -234,8 +233,7 @@ def test_runs_repeat_and_leave_nothing_behind(model: str, name: str, options: di
     assert not torch.equal(first.image, other.image), broken("other samples differ", name)
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[str, Any]) -> None:
     """TokenCache's shared block ratio couples a batch by design (Eq. 12), so it is tried without it."""
     method = small_method(name, options)
@@ -247,8 +245,7 @@ def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[st
         assert deviation <= 1e-5, broken(f"a sample is the same in {where}", name)
 
 
-@over_adapters
-@over_methods
+@over_cases
 def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options: dict[str, Any]) -> None:
     """With the same input in both halves, so that only random numbers could tell their tokens apart."""
     adapter, method = adapter_of(model), small_method(name, options)

@@ -11,10 +11,26 @@ from tcbench.fused import FusedBlocks
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, every_unit, top_tokens
+from tcbench.plan import (
+    ALL,
+    NONE,
+    Block,
+    Decision,
+    Deferred,
+    Forecast,
+    Plan,
+    Site,
+    Span,
+    Tokens,
+    every_unit,
+    top_tokens,
+)
 from tcbench.registry import make_method, method_names
+from tcbench.replay import Replay
 from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
+from tests.conftest import make_adapter
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
 CPU = partial(FusedBlocks, path="torch")
 INTERPRETED = partial(FusedBlocks, path="triton")
@@ -29,6 +45,13 @@ FEW = {
 }
 
 
+@pytest.fixture(scope="module")
+def model() -> Adapter:
+    adapter = make_adapter("tiny-dit")
+    torch.nn.Module.to(adapter.model, DEVICE)
+    return adapter
+
+
 def close(actual: Tensor, expected: Tensor) -> None:
     """Rounding grows with the largest values that are added up, so it is judged beside them."""
     error = (actual - expected).abs().max().item() / expected.abs().max().item()
@@ -40,6 +63,7 @@ def artefacts(adapter: Adapter) -> Artefacts:
     generator = torch.Generator().manual_seed(3)
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
     table = tuple(tuple(row) for row in torch.randn(NFE, 2 * adapter.shape.num_blocks, generator=generator).tolist())
+    predictor.to(adapter.model.device)
     return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * NFE, tables={"router": table})
 
 
@@ -49,33 +73,31 @@ def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, 
     method = make_method(name, options)
     sampler, run = start_run(adapter, method, NFE, settings, index, artefacts(adapter))
     engine = Engine(adapter, run, method.start(run), blocks)
-    x = initial_noise(adapter, 0, index)
-    for _, _, x in denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index)):  # noqa: B020
-        pass
-    return x, engine
+    x = initial_noise(adapter, 0, index).to(DEVICE)
+    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index).to(DEVICE))
+    return final, engine
 
 
 @pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("keys", ["cached", "fresh", "recomputed"])
-def test_every_method_samples_alike(tiny: Adapter, name: str, keys: str) -> None:
+def test_every_method_samples_alike(model: Adapter, name: str, keys: str) -> None:
     options = dict(FEW.get(name, {}))
     if "keys" in type(make_method(name, options)).model_fields:
         options["keys"] = keys
     elif keys != "cached":
         pytest.skip("the method has no keys to choose")
-    plain, engine = sample(tiny, name, options, PlainBlocks)
-    fused, fused_engine = sample(tiny, name, options, CPU)
+    plain, engine = sample(model, name, options, PlainBlocks)
+    fused, fused_engine = sample(model, name, options, CPU)
     assert fused_engine.plans == engine.plans
     assert fused_engine.ledger.totals() == engine.ledger.totals()
     close(fused, plain)
 
 
-def test_the_kernels_sample_alike(tiny: Adapter) -> None:
+def test_the_kernels_sample_alike(model: Adapter) -> None:
     """One method through the kernels themselves, whose every part is tested in test_kernels."""
-    if tiny.model.device.type == "cpu":
-        pytest.importorskip("triton")
-    plain, _ = sample(tiny, "tokencache", FEW["tokencache"], PlainBlocks)
-    fused, _ = sample(tiny, "tokencache", FEW["tokencache"], INTERPRETED)
+    pytest.importorskip("triton")
+    plain, _ = sample(model, "tokencache", FEW["tokencache"], PlainBlocks)
+    fused, _ = sample(model, "tokencache", FEW["tokencache"], INTERPRETED)
     close(fused, plain)
 
 
@@ -89,7 +111,7 @@ PLANS = {
     "a span held": (every_unit([Span(1, 3)], ALL), every_unit([Span(1, 3)], NONE)),
     "attention of some tokens": (
         every_unit(SITES, ALL, keys="cached"),
-        every_unit(SITES[2:], Tokens(torch.tensor([[3, 1], [5, 9], [0, 63], [8, 7]])), keys="cached"),
+        every_unit(SITES[2:], Tokens(torch.tensor([[3, 1], [5, 9], [0, 63], [8, 7]], device=DEVICE)), keys="cached"),
     ),
     "decided at the block": (
         every_unit(UNITS, ALL),
@@ -100,14 +122,14 @@ PLANS = {
 
 @pytest.mark.parametrize("case", PLANS)
 @torch.inference_mode()
-def test_every_kind_of_decision_gives_the_same_tokens(tiny: Adapter, case: str) -> None:
+def test_every_kind_of_decision_gives_the_same_tokens(model: Adapter, case: str) -> None:
     full, reused = PLANS[case]
     outputs = []
     for blocks in (PlainBlocks, CPU):
-        run = Run(tiny.shape, (900, 600, 300, 100), True, torch.arange(SAMPLES))
-        engine = Engine(tiny, run, blocks=blocks)
-        latent = initial_noise(tiny, 0, torch.arange(2 * SAMPLES))
-        context = engine.prepare(tiny.guided(default_prompts(tiny, torch.arange(SAMPLES))))
+        run = Run(model.shape, (900, 600, 300, 100), True, torch.arange(SAMPLES, device=DEVICE))
+        engine = Engine(model, run, blocks=blocks)
+        latent = initial_noise(model, 0, torch.arange(2 * SAMPLES)).to(DEVICE)
+        context = engine.prepare(model.guided(default_prompts(model, torch.arange(SAMPLES)).to(DEVICE)))
         for step, plan in enumerate((full, full, full, reused)):
             x, condition = engine.embed(step, latent + step, context)
             hidden = engine.hidden(plan, step, x, condition)
@@ -116,3 +138,14 @@ def test_every_kind_of_decision_gives_the_same_tokens(tiny: Adapter, case: str) 
     assert plans == fused_plans
     close(fused, plain)
     close(fused_output, plain_output)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: captured graphs")
+@pytest.mark.parametrize("name", method_names())
+def test_replayed_graphs_sample_alike(model: Adapter, name: str) -> None:
+    plain, _ = sample(model, name, FEW.get(name, {}), PlainBlocks)
+    replay = Replay(
+        model, make_method(name, FEW.get(name, {})), NFE, SamplerSettings(1.5), torch.arange(SAMPLES), artefacts(model)
+    )
+    for _ in range(2):  # a repetition starts afresh
+        close(replay.run(), plain)

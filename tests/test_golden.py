@@ -28,8 +28,8 @@ def test_case(name: str) -> None:
         "uncached": {"timesteps", "eps", "eps_from_x_in", "final"},
         "fora": {"timesteps", "eps", "eps_from_x_in", "final", "recomputed"},
         "toca": {"timesteps", "eps", "eps_from_x_in", "final", *tokens},
+        "l2c": {"timesteps", "eps", "eps_from_x_in", "final", "recomputed"},
         "toca_pixart": {"timesteps", "eps", "eps_from_x_in", "final", *tokens} - {"fresh_ratio"},
-        "l2c": {"timesteps", "eps", "final", "recomputed"},
         "l2c_training": {"timesteps", "loss", "data_loss", "gates", "mse_per_sample", "gradients", "logits"},
     }
     if name == "pixart_full_dpm20":  # every step is full, so nothing is chosen
@@ -170,6 +170,7 @@ def test_wrong_tokens_are_counted(directory: Path) -> None:
         ("uncached", {"timestep_respacing": "ddim10"}, {}),
         ("fora", {"timestep_respacing": "7", "cache_threshold (interval)": "2"}, {"interval": 2}),
         ("fora", {"timestep_respacing": "5", "save_cache": "boost_infer"}, {"interval": 1}),
+        ("toca", {"timestep_respacing": "50"}, {"interval": 4}),
     ],
 )
 def test_other_settings(directory: Path, method: str, settings: dict, options: dict) -> None:

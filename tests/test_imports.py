@@ -20,6 +20,7 @@ ABOVE_THE_ENGINE = {
     "tcbench.matching",
     "tcbench.metrics",
     "tcbench.registry",
+    "tcbench.replay",
     "tcbench.report",
     "tcbench.sampling",
     "tcbench.stages",
@@ -98,10 +99,13 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/pixart", {"errors", "method", "models"}),
         ("models/open_sora_plan", {"method", "models"}),
         ("models/predictor", {"ledger", "method", "plan", "models"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
+        ("fused", {"cache", "kernels", "method", "models", "plan"}),
+        ("engine", {"errors", "noise", "cache", "fused", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "method", "models"}),
+        ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("registry", {"errors", "method"}),
         ("config", {"errors", "files", "method", "registry"}),
+        ("speed_config", {"config", "errors", "files", "method", "registry"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -114,7 +118,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "method", "ledger", "cache", "engine", "noise"):
+    for module in ("plan", "method", "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -134,7 +138,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
     assert not touched(imports(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
 
 
-@pytest.mark.parametrize("module", ["plan", "method", "registry", "config", "cli", "files", "sources"])
+@pytest.mark.parametrize("module", ["plan", "method", "registry", "config", "speed_config", "cli", "files", "sources"])
 def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
     """Configs are checked and help is printed without it."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))

@@ -26,35 +26,45 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("terms", [0, 1, 2])
+def terms_of(count: int, gated: bool) -> list[stream.Term]:
+    gates = [random(R, 6, D, seed=i)[:, 2] if gated or i % 2 else None for i in range(count)]
+    return [(random(R, N, D, seed=20 + i), gate) for i, gate in enumerate(gates)]
+
+
+def sum_of(x: Tensor, terms: list[stream.Term]) -> Tensor:
+    return x + sum((value if gate is None else gate[:, None] * value) for value, gate in terms)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, stream.MAX_TERMS])
 @pytest.mark.parametrize("gated", [True, False])
-def test_advance_adds_the_terms_and_normalises_all_tokens(terms: int, gated: bool) -> None:
-    x, before = random(R, N, D), random(R, N, D, seed=1)
-    added = [(random(R, N, D, seed=2 + i), random(R, 6, D, seed=i)[:, 2] if gated else None) for i in range(terms)]
+def test_advance_adds_the_terms_and_normalises(count: int, gated: bool) -> None:
+    x, before, terms = random(R, N, D), random(R, N, D, seed=1), terms_of(count, gated)
     modulate = (random(R, 6, D, seed=7)[:, 0], random(R, 6, D, seed=8)[:, 1])
     results = [
-        stream.advance(x, added, modulate=modulate, before_RND=before if terms else None, path=path)
+        stream.advance(x, terms, modulate=modulate, before_RND=before if count else None, path=path)
         for path in ("triton", "torch")
     ]
     for actual, expected in zip(*results, strict=True):
         assert (actual is None) == (expected is None)
         if expected is not None:
             close(actual, expected)
-    total = x + sum((value if gate is None else gate[:, None] * value) for value, gate in added)
+    total = sum_of(x, terms)
     close(results[0][0], total)
     close(results[0][2], F.layer_norm(total, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None])
 
 
 @pytest.mark.parametrize("used", [0, 1, 7, N])
-def test_advance_normalises_chosen_tokens_of_the_new_stream(used: int) -> None:
+@pytest.mark.parametrize("count", [0, 3])
+def test_gather_reads_chosen_tokens_of_the_stream_and_what_waits(used: int, count: int) -> None:
     x, modulate = random(R, N, D), (random(R, D, seed=7), random(R, D, seed=8))
-    terms, chosen = [(random(R, N, D, seed=3), random(R, D, seed=4))], choose(used)
-    after, _, compact = stream.advance(x, terms, modulate=modulate, chosen=chosen)
-    close(after, stream.advance(x, terms, path="torch")[0])
-    expected = F.layer_norm(after, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None]
-    close(compact[: R * used], expected.flatten(0, 1)[chosen.flat()])
-    close(stream.norm_rows(compact, modulate, chosen)[: R * used],
-          stream.norm_rows(compact, modulate, chosen, path="torch")[: R * used])  # fmt: skip
+    terms, chosen = terms_of(count, gated=False), choose(used)
+    for path in ("triton", "torch"):
+        sums, compact = stream.gather(x, terms, modulate, chosen, path=path)
+        total = sum_of(x, terms)
+        close(sums[: R * used], total.flatten(0, 1)[chosen.flat()])
+        expected = F.layer_norm(total, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None]
+        close(compact[: R * used], expected.flatten(0, 1)[chosen.flat()])
+        close(stream.norm_rows(sums, modulate, chosen, path=path)[: R * used], compact[: R * used])
 
 
 @pytest.mark.parametrize("used", [0, 5, N])
@@ -66,7 +76,7 @@ def test_linear_layers_on_chosen_tokens(used: int, features: int) -> None:
     for activation in ("none", "gelu"):
         close(rows.linear(a, weight, bias, chosen, activation)[:count],
               rows.linear(a, weight, bias, chosen, activation, path="torch")[:count])  # fmt: skip
-    gate, base = random(R, 6, features, seed=3)[:, 4], random(R, N, features, seed=4)
+    gate, base = random(R, 6, features, seed=3)[:, 4], random(R * N, features, seed=4)
     close(rows.linear_residual(a, weight, bias, chosen, gate, base)[:count],
           rows.linear_residual(a, weight, bias, chosen, gate, base, path="torch")[:count])  # fmt: skip
     outs = [random(R, N, features, seed=5) for _ in range(4)]
@@ -90,6 +100,22 @@ def test_attention_of_chosen_tokens(used: int, among: bool) -> None:
     q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
     actual = rows.attention(q, k, v, H, chosen, among)
     close(actual[: R * used], rows.attention(q, k, v, H, chosen, among, path="torch")[: R * used])
+
+
+@pytest.mark.parametrize("width", [40, 72 * H])
+def test_attention_of_all_tokens(width: int) -> None:
+    q, k, v = random(R, N, 3 * width).chunk(3, dim=2)
+    close(rows.attention(q, k, v, H), rows.attention(q, k, v, H, path="torch"))
+
+
+@pytest.mark.parametrize("channels", [256, 768])
+def test_half_precision_tiles(channels: int) -> None:
+    """Other tiles than float32's, and split sums where they are long; the interpreter has no bfloat16."""
+    chosen, features = choose(9), 80
+    a, weight, bias = random(R * N, channels).half(), random(features, channels).half(), random(features).half()
+    outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-2, atol=1e-2 * outs[1].abs().max().item())
+    assert torch.equal(outs[0], outs[2])
 
 
 def test_attention_received_sums_the_columns_of_the_map() -> None:

@@ -6,25 +6,32 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tcbench.config import load_suite
 from tcbench.costing import macs_of
 from tcbench.data import Dataset
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
-from tcbench.golden_l2c import run_inference, run_training
+from tcbench.golden import Case, check_case, sample_case
 from tcbench.method import Artefacts, Run, Table, TrainRouter
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import Site
 from tcbench.registry import make_method
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, sample_batch
+from tcbench.stages.common import load_adapter, ready_row
+from tcbench.stages.sample import row_fingerprint
+from tcbench.stages.score import plans_digest
+from tcbench.stages.train import train_row
 from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
 from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
 
 from .conftest import GOLDEN, make_adapter, make_run
+from .test_config import changed, written
 
 NFE = 6
 SETTINGS = SamplerSettings(guidance_scale=1.5)
@@ -57,20 +64,10 @@ def router_with(nfe: int, row: list[float]) -> Table:
     return (tuple(row),) * nfe
 
 
-# --- the reference's numbers
+# --- the reference's numbers (tests/test_golden.py holds the files of tests/golden themselves)
 
 
-def test_sampling_reproduces_the_reference() -> None:
-    errors = run_inference(GOLDEN, "l2c_ddim20")
-    assert errors.pop("final") <= 1e-3 and errors.pop("eps") <= 3e-5
-    assert errors == {"timesteps": 0, "recomputed": 0}
-
-
-def test_training_reproduces_the_reference() -> None:
-    errors = run_training(GOLDEN, "l2c_router_train_soft")
-    assert errors.pop("gradients") <= 1e-8 and errors.pop("logits") <= 1e-5
-    assert errors.pop("timesteps") == 0
-    assert set(errors) == {"loss", "data_loss", "gates", "mse_per_sample"} and max(errors.values()) <= 1e-4
+SAMPLED, TRAINED = "l2c_ddim20", "l2c_router_train_soft"
 
 
 @pytest.fixture
@@ -89,13 +86,47 @@ def change(folder: Path, name: str, **changes: Any) -> None:
     (write_json if path.suffix == ".json" else write_tensors)(path, content | changes)
 
 
+def missed(folder: Path, name: str) -> set[str]:
+    """Quantities of a case that are not reproduced."""
+    return {key for key, entry in check_case(folder, name)["quantities"].items() if not entry["passed"]}
+
+
 @pytest.mark.parametrize("threshold", [0.5, 0.9])
 def test_the_runner_sees_another_threshold(case: Path, threshold: float) -> None:
-    change(case, "l2c_ddim20.json", thres=threshold)
-    router = read_tensors(case / "l2c_ddim20.safetensors")[0]["router_prob"][::2].sigmoid()
-    errors = run_inference(case, "l2c_ddim20")
-    assert errors["recomputed"] == ((router > 0.1) & (router <= threshold)).sum() > 0
-    assert errors["final"] > 1e-3
+    change(case, f"{SAMPLED}.json", thres=threshold)
+    router = read_tensors(case / f"{SAMPLED}.safetensors")[0]["router_prob"][::2].sigmoid()
+    quantities = check_case(case, SAMPLED)["quantities"]
+    assert quantities["recomputed"]["error"] == ((router > 0.1) & (router <= threshold)).sum() > 0
+    assert quantities["final"]["error"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "nfe"),
+    [
+        ({"timestep_respacing": "50"}, 50),
+        ({"timestep_respacing": "ddim10"}, 10),
+        ({"timestep_respacing": "7", "sampler": "p_sample_loop (ancestral)"}, 7),
+    ],
+)
+def test_other_samplers_and_steps(case: Path, settings: dict[str, Any], nfe: int) -> None:
+    """A case of our own: for the path, not the values."""
+    generator = torch.Generator().manual_seed(2)
+    given = {
+        "router_prob": 4 * torch.randn(nfe, GATES, generator=generator),
+        "noise": torch.randn(nfe, 4, 4, 16, 16, generator=generator),
+    }
+    write_json(case / "own.json", read_json(GOLDEN / f"{SAMPLED}.json") | settings)
+    write_tensors(case / "own.safetensors", given)
+    method, router = make_method("learning_to_cache", {}), Artefacts(tables={"router": as_table(given["router_prob"])})
+    outcome = sample_case(Case(case, "own"), method, router)
+    write_tensors(case / "own.safetensors", given | outcome.tensors)
+    assert missed(case, "own") == set()
+    assert len(outcome.executed) == nfe and 0 < sum(value == "none" for value in outcome.executed[-1].values()) < GATES
+    change(case, "own.safetensors", router_prob=given["router_prob"].roll(2, dims=0))  # another step's row
+    assert {"eps", "final"} <= missed(case, "own")
+    if "sampler" in settings:
+        change(case, "own.safetensors", router_prob=given["router_prob"], noise=given["noise"].flip(0))
+        assert {"eps", "final"} <= missed(case, "own")
 
 
 @pytest.mark.parametrize(
@@ -108,35 +139,110 @@ def test_the_runner_sees_another_threshold(case: Path, threshold: float) -> None
     ],
 )
 def test_the_runner_sees_other_training_settings(case: Path, settings: dict[str, Any], wrong: set[str]) -> None:
-    change(case, "l2c_router_train_soft.json", **settings)
-    errors = run_training(case, "l2c_router_train_soft")
-    tolerance = {"gradients": 1e-8, "logits": 1e-5}
-    missed = {quantity for quantity, error in errors.items() if error > tolerance.get(quantity, 1e-4)}
-    assert wrong <= missed and "timesteps" not in missed
+    change(case, f"{TRAINED}.json", **settings)
+    found = missed(case, TRAINED)
+    assert wrong <= found and "timesteps" not in found
+
+
+class ByHand:
+    """Router training without this package's engine, trainer or sampler: hooks on the plain diffusers model.
+
+    Every branch's output before its gate is kept, and on the later step of a pair mixed with the kept one.
+    """
+
+    def __init__(self, model: Any, nfe: int, threshold: float | None) -> None:
+        self.model, self.nfe, self.threshold = model, nfe, threshold
+        self.kept: dict[int, Tensor] = {}
+        self.weights: Tensor | None = None
+        for number, block in enumerate(model.transformer_blocks):
+            for branch, module in enumerate((block.attn1, block.ff)):
+                module.register_forward_hook(lambda _, __, out, key=2 * number + branch: self.mix(key, out))
+
+    def mix(self, key: int, out: Tensor) -> Tensor:
+        if self.weights is None:
+            self.kept[key] = out
+            return out
+        return self.weights[key] * out + (1 - self.weights[key]) * self.kept[key]
+
+    def output(self, x: Tensor, timestep: int, label: Tensor) -> Tensor:
+        return self.model(x, torch.full((len(x),), timestep), label).sample
+
+    def step(self, row: Tensor, pair: int, x0: Tensor, noise: Tensor, label: Tensor, price: float) -> dict[str, Any]:
+        """One loss of a pair, with its gradient in `row`."""
+        odd, even = (round(index * 999 / (self.nfe - 1)) for index in (2 * pair + 1, 2 * pair))
+        kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+        x = kept[odd] ** 0.5 * x0 + (1 - kept[odd]) ** 0.5 * noise
+        with torch.no_grad():
+            self.weights = None
+            eps = self.output(x, odd, label)[:, :4]
+            clean = (x - (1 - kept[odd]) ** 0.5 * eps) / kept[odd] ** 0.5
+            x = kept[even] ** 0.5 * clean + (1 - kept[even]) ** 0.5 * eps
+            cache = dict(self.kept)
+            target = self.output(x, even, label)
+            self.kept = cache
+        soft = row.sigmoid()
+        self.weights = soft if self.threshold is None else _StraightThrough.apply(soft, self.threshold)
+        mse = (self.output(x, even, label) - target).square().flatten(1).mean(1)
+        loss = mse.mean() + price * soft.sum()
+        loss.backward()
+        found = {"loss": loss, "data_loss": mse.mean(), "l1_loss_sum_of_sigmoids": soft.sum(), "mse_per_sample": mse}
+        record = {key: value.tolist() for key, value in found.items()}
+        return record | {"pair": pair, "t_odd": odd, "t_even": even}
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, soft, threshold):
+        return (soft > threshold).float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@pytest.mark.parametrize(("nfe", "threshold"), [(50, 0.5), (20, 0.1), (50, None)])
+def test_training_by_hand_on_the_plain_model(case: Path, nfe: int, threshold: float | None) -> None:
+    """Straight-through gates and 50 steps, which no file of tests/golden holds."""
+    given = dict(read_tensors(GOLDEN / f"{TRAINED}.safetensors")[0])
+    initial = torch.randn(nfe, GATES, generator=torch.Generator().manual_seed(4))
+    rows = [row.clone().requires_grad_() for row in initial]
+    optimiser = torch.optim.AdamW(rows, 1e-2, weight_decay=0)
+    hand = ByHand(Case(case, TRAINED).adapter().model.requires_grad_(False), nfe, threshold)
+    records, gradients = [], []
+    for number, pair in enumerate((1, nfe // 2 - 1, 1)):
+        label = given["labels"][number].masked_fill(given["drop_uniform"][number] < 0.1, 10)
+        optimiser.zero_grad()
+        records.append(hand.step(rows[2 * pair], pair, given["x_start"][number], given["noise"][number], label, 1e-4))
+        gradients.append(torch.stack([torch.zeros(GATES) if row.grad is None else row.grad.clone() for row in rows]))
+        optimiser.step()
+    given |= {"router_prob_init": initial, "router_prob_final": torch.stack(rows).detach()}
+    given["router_prob_grad"] = torch.stack(gradients)
+    settings = {"num_sampling_steps": nfe, "ste_threshold": threshold, "l1": 1e-4, "optimizer": "AdamW lr 1e-2"}
+    write_json(case / "own.json", read_json(GOLDEN / f"{TRAINED}.json") | settings | {"steps": records})
+    write_tensors(case / "own.safetensors", given)
+    assert missed(case, "own") == set()
+    change(case, "own.json", ste_threshold=0.9 if threshold else 0.5)
+    assert {"loss", "data_loss", "mse_per_sample"} <= missed(case, "own")
 
 
 def test_nan_is_no_match(case: Path) -> None:
-    eps = read_tensors(case / "l2c_ddim20.safetensors")[0]["eps"]
-    change(case, "l2c_ddim20.safetensors", eps=eps * math.nan)
-    assert run_inference(case, "l2c_ddim20")["eps"] == math.inf
+    eps = read_tensors(case / f"{SAMPLED}.safetensors")[0]["eps"]
+    change(case, f"{SAMPLED}.safetensors", eps=eps * math.nan)
+    assert {"eps", "eps_from_x_in"} == missed(case, SAMPLED)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"timestep_respacing": "fast"}, r"l2c_ddim20\.json: timestep_respacing: 'fast' is neither 'N' nor 'ddimN'"),
-        ({"thres": 2.0}, r"threshold: .*less than or equal to 1"),
-    ],
-)
-def test_impossible_cases_are_refused(case: Path, changes: dict[str, Any], says: str) -> None:
-    change(case, "l2c_ddim20.json", **changes)
-    with pytest.raises(UserError, match=says):
-        run_inference(case, "l2c_ddim20")
-
-
-def test_cases_of_other_methods_are_refused() -> None:
-    with pytest.raises(UserError, match=r"fora_ddim20_n3\.json: thres is missing"):
-        run_inference(GOLDEN, "fora_ddim20_n3")
+def test_impossible_cases_are_refused(case: Path) -> None:
+    change(case, f"{SAMPLED}.json", thres=2.0)
+    with pytest.raises(UserError, match=r"threshold: .*less than or equal to 1"):
+        check_case(case, SAMPLED)
+    settings = read_json(case / f"{SAMPLED}.json")
+    (case / f"{SAMPLED}.json").unlink()
+    write_json(case / f"{SAMPLED}.json", {key: value for key, value in settings.items() if key != "thres"})
+    with pytest.raises(UserError, match=rf"{SAMPLED}\.json: no 'thres'"):
+        check_case(case, SAMPLED)
+    change(case, f"{TRAINED}.json", optimizer="SGD")
+    with pytest.raises(UserError, match=rf"{TRAINED}\.json: optimizer: names no learning rate"):
+        check_case(case, TRAINED)
 
 
 # --- plans
@@ -153,6 +259,8 @@ def test_steps_are_paired_from_the_end(adapter: DiTAdapter, nfe: int, full: tupl
             for name, options in (("learning_to_cache", {}), ("fora", {"num_full_steps": nfe // 2}))
         ]
         assert sample[0].plans == sample[1].plans and torch.equal(sample[0].image, sample[1].image)
+        assert plans_digest(sample[0].plans) == plans_digest(sample[1].plans) is not None
+        assert plans_digest([{"block 0": "all", "block 1": 3}]) is None  # which three tokens is not said
 
 
 @pytest.mark.parametrize(("threshold", "opened"), [(0.0, 7), (0.1, 6), (0.5, 4), (0.6, 2), (1.0, 0)])
@@ -307,18 +415,38 @@ def test_import_of_a_released_router(adapter, data, tmp_path: Path) -> None:
     assert load_artefacts(tmp_path / "saved", adapter)[0].tables == artefacts.tables
 
 
+def test_a_changed_router_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = changed("rows/router", {"method": "learning_to_cache", "nfe": 20, "options": {"router": "router.pt"}})
+    suite = load_suite(written(tmp_path, config))
+    assert suite.method("router").files() == ("router.pt",) and suite.method("ours").files() == ()
+    adapter, fingerprints = load_adapter(suite), []
+    for seed in (0, 1):
+        checkpoint(tmp_path / "router.pt", torch.randn(20, 28, generator=torch.Generator().manual_seed(seed)))
+        if seed:
+            fingerprints.append(row_fingerprint(suite, "router"))  # of the new file with the old artefacts
+            with pytest.raises(UserError, match=r"router\.pt: is not the file that router was trained from; train"):
+                ready_row(suite, "router", adapter)
+        train_row(suite, "router")
+        assert ready_row(suite, "router", adapter).artefacts.tables["router"] == read_router("router.pt")
+        fingerprints.append(row_fingerprint(suite, "router"))
+    assert len(set(fingerprints)) == 3
+
+
 def test_macs_of_a_released_router(tmp_path: Path) -> None:
-    """The released router for 20 steps opens 157 attentions and 155 MLPs of 280 each: 3.694 TMACs; none: 2.377."""
-    gates = torch.full((10, 28, 2), SHUT)
-    for branch, opened in enumerate((157, 155)):
-        gates.view(280, 2)[:opened, branch] = OPEN
-    logits = torch.zeros(20, 56)
-    logits[::2] = gates.flatten(1)
-    router = str(checkpoint(tmp_path / "router.pt", logits))
-    for options, tmacs in (({"router": router}, 3.694), ({}, 2.377)):
-        totals = macs_of("dit-xl-2-256", make_method("learning_to_cache", options), 20)
+    """The released router for 20 steps opens 157 attentions and 155 MLPs, that for 50 steps 371 and 365."""
+    for nfe, opens, full_steps, tmacs in ((20, (157, 155), 15, 3.694), (50, (371, 365), 38, 9.048)):
+        gates = torch.full((nfe // 2 * 28, 2), SHUT)
+        for branch, opened in enumerate(opens):
+            gates[:opened, branch] = OPEN
+        logits = torch.zeros(nfe, 56)
+        logits[::2] = gates.view(nfe // 2, 56)
+        router = str(checkpoint(tmp_path / "router.pt", logits))
+        totals = macs_of("dit-xl-2-256", make_method("learning_to_cache", {"router": router}), nfe)
         assert totals["per_sample"] / 1e12 == pytest.approx(tmacs, abs=5e-4)
-        assert totals["full_steps"] == (15 if options else 10)  # the last five rows are all open
+        assert totals["full_steps"] == full_steps  # here the last rows are all open
+        floor = macs_of("dit-xl-2-256", make_method("learning_to_cache", {}), nfe)
+        assert floor["full_steps"] == nfe // 2 and floor["per_sample"] / 1e12 == pytest.approx(0.1189 * nfe, abs=2e-3)
 
 
 def empty(path: Path) -> None:

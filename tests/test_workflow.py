@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from tcbench.report.names import PICTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "smoke.yaml"
@@ -36,16 +39,16 @@ def snakemake(folder, *arguments, **keywords):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder where `snakemake tables figures` of the smoke suite has run, with its own methods/."""
+    """A folder where `snakemake all` of the smoke suite has run, with its own methods/."""
     folder = tmp_path_factory.mktemp("smoke")
     shutil.copytree(ROOT / "methods", folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    snakemake(folder, "tables", "figures", "--quiet", "rules", "--config", f"suite_file={SMOKE}")
+    snakemake(folder, "all", "--quiet", "rules", "--config", f"suite_file={SMOKE}")
     return folder
 
 
 def test_everything_is_there_and_whole(finished):
     results = finished / "results" / "smoke"
-    for name in ("table1", "table2"):
+    for name in ("table1", "table2", "local_error", "verdicts", "ablation-cache_ratio", "ablation-guidance"):
         for kind in ("csv", "md", "tex", "html"):
             assert (results / "tables" / f"{name}.{kind}").stat().st_size > 100
     table = pd.read_csv(results / "tables" / "table2.csv")
@@ -54,12 +57,14 @@ def test_everything_is_there_and_whole(finished):
     assert rows.loc["nfe4-tokencache", "paper_fid"] == 13.99
     assert rows.loc["nfe4-tokencache", "mac_ratio"] > 1
     assert not list(results.rglob("*.tmp"))
-    for picture in ("grids/nfe4.png", "grids/nfe4-fora.png", "figures/quality.png", "figures/trajectory.svg"):
+    for picture in ("grids/nfe4.png", *(f"figures/{name}.{kind}" for name in PICTURES for kind in ("png", "svg"))):
         assert (results / picture).stat().st_size > 1000
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg+xml") == len(PICTURES) and "Not drawn" not in page and "No plan was" not in page
 
 
 def test_a_second_call_does_nothing(finished):
-    again = snakemake(finished, "tables", "figures", "--config", f"suite_file={SMOKE}")
+    again = snakemake(finished, "all", "--config", f"suite_file={SMOKE}")
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
@@ -79,6 +84,38 @@ def test_editing_a_stage_does_not_retrain(finished):
     plan = snakemake(finished, "tables", "-n", "--forcerun", "render_tables", "--config", f"suite_file={SMOKE}").stdout
     assert "rule train" not in plan
     assert "rule render_tables" in plan
+
+
+def test_a_router_file_is_an_input_of_training(tmp_path):
+    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    suite = tmp_path / "router.yaml"
+    row = "nfe4-l2c: {method: learning_to_cache, nfe: 4"
+    suite.write_text(SMOKE.read_text().replace(row, row + ", options: {router: router.pt}"))
+    dry = ("-n", "results/smoke/trained/nfe4-l2c/artefacts.json", "--config", f"suite_file={suite}")
+    missing = snakemake(tmp_path, *dry, check=False)
+    assert missing.returncode != 0 and "router.pt" in missing.stdout + missing.stderr
+    (tmp_path / "router.pt").touch()
+    assert "rule train" in snakemake(tmp_path, *dry).stdout
+
+
+def test_editing_a_method_reruns_the_ablations_it_is_in(finished):
+    method = finished / "methods" / "tokencache.py"
+    text = method.read_text()
+    try:
+        method.write_text(text + "\n# a change\n")
+        plan = snakemake(finished, "ablations", "-n", "--config", f"suite_file={SMOKE}").stdout
+    finally:
+        method.write_text(text)
+    jobs = {line.split()[1].rstrip(":") for line in plan.splitlines() if line.startswith("rule ")}
+    assert {"train", "ablate_cache_ratio", "ablate_guidance", "ablate_refiners"} <= jobs
+
+
+def test_snakemakes_own_report_has_tables_figures_and_the_page(finished):
+    snakemake(finished, "all", "--report", "own.zip", "--config", f"suite_file={SMOKE}")
+    with zipfile.ZipFile(finished / "own.zip") as archive:
+        inside = "\n".join(archive.namelist())
+    for name in ("fig10_deviation.png", "verdicts.html", "report.html"):
+        assert name in inside
 
 
 def test_a_bad_config_stops_before_any_job(tmp_path):

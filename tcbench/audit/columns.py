@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tcbench.audit.cells import BATCH
+from tcbench.audit.cells import BATCH, ledger
 from tcbench.audit.paper import (
     COMPARISONS,
     HEADERS,
@@ -113,11 +113,13 @@ def twice_printed() -> Iterator[Check]:
         "copied cell",
     )
     fora, other = (find(2, method=method, resolution=256, nfe=50) for method in ("FORA", "Learning-to-Cache"))
+    period_2 = ledger("256", 50, "learning_to_cache")["full_steps"]
+    evenly = round(50 * float(fora["tmacs"]) / float(reference(2, fora)["tmacs"]))
     yield statement(
         f"{name(2, fora)}: FID",
         fora["fid"],
         other["fid"],
         None,
-        f"{name(2, other)}, which by its MACs is FORA with period 2, 25 full steps instead of 21; FORA's code can only "
-        "sample with ancestral DDPM, and the table says DDIM",
+        f"{name(2, other)}, which by its MACs is FORA with period 2, {period_2} full steps instead of "
+        f"{evenly}; FORA's code can only sample with ancestral DDPM, and the table says DDIM",
     )

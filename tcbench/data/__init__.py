@@ -62,7 +62,7 @@ def load_images(name: DataName, held_out: bool = False) -> Dataset:
         images = F.interpolate(digits.images, size=16, mode="bicubic", align_corners=False, antialias=True)
         return Dataset(images.clamp(-1, 1), digits.labels)
     if name not in ("scenes", "moving"):
-        raise UserError(f"data {name!r}: unknown; known: digits, scenes, moving")
+        raise UserError(f"data {name!r}: no images of it are read here; known: digits, scenes, moving")
     from tcbench.data.captioned import compose  # which builds on this module
 
     return compose(name, range(2048), held_out)

@@ -43,21 +43,15 @@ def linear_scatter(
 
 
 def linear_residual(
-    a_MC: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    chosen: Chosen,
-    gate_RO: Tensor,
-    stream_RNO: Tensor,
-    path: Path = "triton",
+    a_MC: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen, gate_RO: Tensor, base_MO: Tensor, path: Path = "triton"
 ) -> Tensor:
-    """stream + gate * (a W^T + b) at the chosen tokens, compact: [M, O]."""
+    """base + gate * (a W^T + b), compact: [M, O]."""
     out = a_MC.new_empty(len(a_MC), len(weight))
     if path == "torch":
         value = gate_RO.float()[chosen.rows()] * _product(a_MC, weight, bias, chosen)
-        out[: len(value)] = (stream_RNO.flatten(0, 1)[chosen.flat()].float() + value).to(out.dtype)
+        out[: len(value)] = (base_MO[: len(value)].float() + value).to(out.dtype)
         return out
-    _launch(a_MC, weight, bias, chosen, out, gate=gate_RO, stream=stream_RNO)
+    _launch(a_MC, weight, bias, chosen, out, gate=gate_RO, base=base_MO)
     return out
 
 
@@ -67,19 +61,18 @@ def linear_update(
     bias: Tensor,
     chosen: Chosen,
     gate_RO: Tensor,
-    stream_RNO: Tensor,
+    base_MO: Tensor,
     middle_MO: Tensor,
     out_RNO: Tensor,
     path: Path = "triton",
 ) -> None:
-    """Write middle + gate * (a W^T + b) - stream into the chosen tokens of `out_RNO`: a block's update, refreshed."""
+    """Write middle + gate * (a W^T + b) - base into the chosen tokens of `out_RNO`: a block's update, refreshed."""
     if path == "torch":
-        flat, row = chosen.flat(), chosen.rows()
-        value = gate_RO.float()[row] * _product(a_MC, weight, bias, chosen)
-        value = middle_MO[: len(value)].float() + value - stream_RNO.flatten(0, 1)[flat].float()
-        out_RNO.view(-1, out_RNO.shape[-1])[flat] = value.to(out_RNO.dtype)
+        value = gate_RO.float()[chosen.rows()] * _product(a_MC, weight, bias, chosen)
+        value = middle_MO[: len(value)].float() + value - base_MO[: len(value)].float()
+        out_RNO.view(-1, out_RNO.shape[-1])[chosen.flat()] = value.to(out_RNO.dtype)
         return
-    _launch(a_MC, weight, bias, chosen, out_RNO, gate=gate_RO, stream=stream_RNO, middle=middle_MO, SCATTER=True)
+    _launch(a_MC, weight, bias, chosen, out_RNO, gate=gate_RO, base=base_MO, middle=middle_MO, SCATTER=True)
 
 
 def attention(
@@ -87,11 +80,11 @@ def attention(
     keys_RND: Tensor,
     values_RND: Tensor,
     heads: int,
-    chosen: Chosen,
+    chosen: Chosen | None = None,
     among_chosen: bool = False,
     path: Path = "triton",
 ) -> Tensor:
-    """Attention of the chosen tokens over all tokens of their row, or over each other only; compact: [M, D].
+    """Self-attention of all tokens, [R, N, D], or of the chosen ones, compact [M, D].
 
     Args:
         queries_RND, keys_RND, values_RND: [R, N, D], any stride between tokens, heads side by side in D.
@@ -99,49 +92,64 @@ def attention(
     """
     rows, tokens, width = queries_RND.shape
     head_dim = width // heads
-    out = queries_RND.new_empty(chosen.capacity, width)
     if path == "torch":
-        index = chosen.index_RK[:, : int(chosen.used)]
-        places = index[..., None].expand(-1, -1, width)
-        queries = queries_RND.gather(1, places)
-        keys, values = (keys_RND, values_RND)
-        if among_chosen:
-            keys, values = keys_RND.gather(1, places), values_RND.gather(1, places)
-        parts = [part.unflatten(2, (heads, head_dim)).transpose(1, 2) for part in (queries, keys, values)]
-        mixed = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
-        out[: rows * index.shape[1]] = mixed.flatten(0, 1)
-        return out
-    block_q = 16 if queries_RND.element_size() == 4 else 32
-    block_k = 32 if queries_RND.element_size() == 4 else 64
+        return _attention_reference(queries_RND, keys_RND, values_RND, heads, chosen, among_chosen)
+    if chosen is None:
+        out, capacity = queries_RND.new_empty(rows, tokens, width), tokens
+    else:
+        out, capacity = queries_RND.new_empty(chosen.capacity, width), chosen.index_RK.shape[1]
+    tile = _attention_tile(chosen is not None, tokens, queries_RND.element_size())
     main, rest = _split(head_dim)
     keys, values = keys_RND.flatten(0, 1), values_RND.flatten(0, 1)
-    _attention_kernel[(rows * heads, triton.cdiv(chosen.index_RK.shape[1], block_q))](
+    _attention_kernel[(rows * heads, triton.cdiv(capacity, tile["BLOCK_Q"]))](
         queries_RND,
         queries_RND.stride(0),
         queries_RND.stride(1),
-        *(_descriptor(part, block_k, columns) for part in (keys, values) for columns in (main, rest)),
+        *(_descriptor(part, tile["BLOCK_K"], columns) for part in (keys, values) for columns in (main, rest)),
         keys,
         keys.stride(0),
         values,
         values.stride(0),
         out,
-        chosen.index_RK,
-        chosen.used,
+        chosen.index_RK if chosen else None,
+        chosen.used if chosen else None,
         heads,
         tokens,
-        chosen.index_RK.stride(0),
+        chosen.index_RK.stride(0) if chosen else 0,
         head_dim**-0.5,
         HEAD_DIM=head_dim,
         MAIN=main,
         REST=rest,
-        BLOCK_Q=block_q,
-        BLOCK_K=block_k,
         AMONG=among_chosen,
         PRECISION=_precision(),
-        num_warps=4,
-        num_stages=3,
+        **tile,
     )
     return out
+
+
+def _attention_reference(
+    queries_RND: Tensor, keys_RND: Tensor, values_RND: Tensor, heads: int, chosen: Chosen | None, among_chosen: bool
+) -> Tensor:
+    parts = [queries_RND, keys_RND, values_RND]
+    if chosen:
+        places = chosen.index_RK[:, : int(chosen.used), None].expand(-1, -1, queries_RND.shape[2])
+        parts = [part.gather(1, places) if among_chosen or part is queries_RND else part for part in parts]
+    mixed = F.scaled_dot_product_attention(*(part.unflatten(2, (heads, -1)).transpose(1, 2) for part in parts))
+    mixed = mixed.transpose(1, 2).flatten(2)
+    if chosen is None:
+        return mixed
+    out = queries_RND.new_empty(chosen.capacity, queries_RND.shape[2])
+    out[: mixed.shape[0] * mixed.shape[1]] = mixed.flatten(0, 1)
+    return out
+
+
+def _attention_tile(few: bool, tokens: int, element_size: int) -> dict[str, int]:
+    """Tile sizes by kind; see `_tile`."""
+    if element_size == 4:
+        return {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    if few:
+        return {"BLOCK_Q": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
 
 def attention_received(queries_RND: Tensor, keys_RND: Tensor, heads: int, path: Path = "triton") -> Tensor:
@@ -195,7 +203,7 @@ def _launch(
     chosen: Chosen,
     out: Tensor,
     gate: Tensor | None = None,
-    stream: Tensor | None = None,
+    base: Tensor | None = None,
     middle: Tensor | None = None,
     **flags: bool,
 ) -> None:
@@ -203,16 +211,18 @@ def _launch(
     tile = _tile(len(chosen.index_RK) * chosen.expected, features, channels, a.element_size())
     split = tile["SPLIT"]
     tiles = triton.cdiv(chosen.capacity, tile["BLOCK_M"]) * triton.cdiv(features, tile["BLOCK_N"])
-    partial, arrived = _workspace(a.device, tiles * split * tile["BLOCK_M"] * tile["BLOCK_N"] if split > 1 else 1, tiles)
+    partial, arrived = _workspace(
+        a.device, tiles * split * tile["BLOCK_M"] * tile["BLOCK_N"] if split > 1 else 1, tiles
+    )
     _linear_kernel[(min(tiles * split, 2 * _processors(a.device)),)](
         _descriptor(a, tile["BLOCK_M"], tile["BLOCK_K"]),
         _descriptor(weight, tile["BLOCK_N"], tile["BLOCK_K"]),
         bias,
         out,
-        gate if gate is not None else a,
+        gate,
         gate.stride(0) if gate is not None else 0,
-        stream if stream is not None else a,
-        middle if middle is not None else a,
+        base,
+        middle,
         chosen.index_RK,
         chosen.used,
         partial,
@@ -224,8 +234,6 @@ def _launch(
         channels,
         SCATTER=flags.get("SCATTER", False),
         GELU=flags.get("GELU", False),
-        RESIDUAL=stream is not None,
-        UPDATE=middle is not None,
         PRECISION=_precision(),
         **tile,
     )
@@ -267,12 +275,12 @@ def _tile(rows: int, features: int, channels: int, element_size: int) -> dict[st
     if element_size == 4:
         return _named(64, 64, 32, 4, 3, 1)
     if rows >= 1024:
-        return _named(128, 256, 64, 8, 3, 1) if features > 3 * channels else _named(128, 128, 64, 4, 4, 1)
+        if features > 3 * channels:
+            return _named(128, 128, 64, 8, 3, 1)
+        return _named(128, 128, 64, 4, 4, 1) if features > channels else _named(64, 128, 64, 4, 4, 1)
     if channels > 2 * features and channels % 256 == 0:
         return _named(64, 128, 128, 4, 3, 2)  # few tiles with long sums: two programs share one
-    if features > channels:
-        return _named(64, 128, 64, 4, 4, 1)
-    return _named(64, 32, 128, 4, 4, 1)
+    return _named(64, 128, 64, 8, 4, 1) if features > channels else _named(64, 32, 128, 4, 4, 1)
 
 
 def _named(m: int, n: int, k: int, warps: int, stages: int, split: int) -> dict[str, int]:
@@ -290,7 +298,7 @@ if triton is not None:
         out,
         gate,
         gate_stride,
-        stream,
+        base,
         middle,
         index,
         used,
@@ -303,8 +311,6 @@ if triton is not None:
         channels,
         SCATTER: tl.constexpr,
         GELU: tl.constexpr,
-        RESIDUAL: tl.constexpr,
-        UPDATE: tl.constexpr,
         PRECISION: tl.constexpr,
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
@@ -327,7 +333,7 @@ if triton is not None:
             if SPLIT > 1:
                 # whoever arrives last adds up all parts in their order, so that the sum does not depend on who it is
                 inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-                own = partial + tile.to(tl.int64) * (SPLIT * BLOCK_M * BLOCK_N) + inside
+                own = partial + tile * (SPLIT * BLOCK_M * BLOCK_N) + inside
                 tl.store(own + part * (BLOCK_M * BLOCK_N), acc)
                 tl.debug_barrier()
                 is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT - 1
@@ -345,22 +351,18 @@ if triton is not None:
                     inner = 0.7978845608028654 * (acc + 0.044715 * acc * acc * acc)
                     acc = acc * tl.sigmoid(2 * inner)  # 0.5 (1 + tanh(z)) = sigmoid(2z)
                 compact = m[:, None].to(tl.int64) * features + n[None, :]
+                row = m // count
+                if gate is not None:
+                    acc *= tl.load(gate + row[:, None] * gate_stride + n[None, :], both, other=0.0).to(tl.float32)
+                    rest = tl.load(base + compact, both, other=0.0).to(tl.float32)
+                    if middle is not None:
+                        rest = tl.load(middle + compact, both, other=0.0).to(tl.float32) - rest
+                    acc += rest
                 place = compact
-                if SCATTER or RESIDUAL:
-                    row = m // count
+                if SCATTER:
                     token = row * tokens + tl.load(index + row * index_stride + m % count, in_m, other=0).to(tl.int32)
                     place = token[:, None].to(tl.int64) * features + n[None, :]
-                if RESIDUAL:
-                    acc *= tl.load(gate + row[:, None] * gate_stride + n[None, :], both, other=0.0).to(tl.float32)
-                    base = tl.load(stream + place, both, other=0.0).to(tl.float32)
-                    if UPDATE:
-                        acc += tl.load(middle + compact, both, other=0.0).to(tl.float32) - base
-                    else:
-                        acc += base
-                if SCATTER:
-                    tl.store(out + place, acc.to(out.dtype.element_ty), both)
-                else:
-                    tl.store(out + compact, acc.to(out.dtype.element_ty), both)
+                tl.store(out + place, acc.to(out.dtype.element_ty), both)
 
     @triton.jit
     def _attention_kernel(
@@ -390,7 +392,7 @@ if triton is not None:
         AMONG: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
-        count = tl.load(used)
+        count = tokens if used is None else tl.load(used)
         if tl.program_id(1) * BLOCK_Q >= count:
             return
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -399,7 +401,7 @@ if triton is not None:
         main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
         in_main, in_rest = main < HEAD_DIM, rest < HEAD_DIM
         first = head * HEAD_DIM
-        token = tl.load(index + row * index_stride + q, in_q, other=0)
+        token = q if index is None else tl.load(index + row * index_stride + q, in_q, other=0)
         at = queries + row.to(tl.int64) * q_row + token[:, None] * q_token + first
         query = tl.load(at + main[None, :], in_q[:, None] & in_main[None, :], other=0.0)
         query_rest = tl.load(at + rest[None, :], in_q[:, None] & in_rest[None, :], other=0.0)
@@ -421,7 +423,10 @@ if triton is not None:
                 value_rest = tl.load(v_at + rest[None, :], in_k[:, None] & in_rest[None, :], other=0.0)
             else:
                 # channels of the next head come along; they meet zeros of the query, or are not stored
-                key, value = keys_main.load([row * tokens + start, first]), values_main.load([row * tokens + start, first])
+                key, value = (
+                    keys_main.load([row * tokens + start, first]),
+                    values_main.load([row * tokens + start, first]),
+                )
                 key_rest = keys_rest.load([row * tokens + start, first + MAIN])
                 value_rest = values_rest.load([row * tokens + start, first + MAIN])
             score = tl.dot(query, key.T, input_precision=PRECISION)

@@ -14,6 +14,9 @@ try:
 except ImportError:  # a platform without Triton has only the "torch" path
     triton = None
 
+MAX_TERMS = 8
+"""Terms that wait at most; every number of them is a kernel to compile."""
+
 Term = tuple[Tensor, Tensor | None]
 """Something to add to the stream: a value [R, N, D] and its gate [R, D], None for 1."""
 
@@ -26,76 +29,103 @@ def advance(
     terms: Sequence[Term],
     *,
     modulate: Modulate | None = None,
-    chosen: Chosen | None = None,
     before_RND: Tensor | None = None,
     eps: float = 1e-6,
     path: Path = "triton",
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Add up to two terms to the stream and, in the same pass, prepare the next branch's input.
+    """Add terms to the stream and, in the same pass, prepare the next branch's input.
 
     Args:
         x_RND: the stream, contiguous.
         terms: added in order, in float32.
-        modulate: normalise and modulate the sum; for all tokens, or for those of `chosen` into a compact buffer.
+        modulate: normalise and modulate the sum.
         before_RND: an earlier stream; the difference to it is the update that a cache stores.
 
     Returns:
-        (stream [R, N, D], the same tensor if there are no terms; update [R, N, D] or None; modulated [R, N, D], or
-        [M, D] with `chosen`, or None)
+        (stream, the same tensor if there are no terms; update or None; modulated or None), each [R, N, D]
     """
     if path == "torch":
-        return _advance_reference(x_RND, terms, modulate, chosen, before_RND, eps)
+        total = _total(x_RND, terms)
+        after = total.to(x_RND.dtype) if terms else x_RND
+        update = None if before_RND is None else (total - before_RND.float()).to(x_RND.dtype)
+        if modulate is None:
+            return after, update, None
+        shift, scale = modulate
+        return after, update, _modulate(total, shift[:, None], scale[:, None], eps).to(x_RND.dtype)
     rows, tokens, width = x_RND.shape
     after = torch.empty_like(x_RND) if terms else x_RND
     update = torch.empty_like(x_RND) if before_RND is not None else None
-    modulated = None
-    if modulate:
-        modulated = torch.empty_like(x_RND) if chosen is None else x_RND.new_empty(chosen.capacity, width)
-    (y1, gate1), (y2, gate2) = (*terms, *[(x_RND, None)] * (2 - len(terms)))
-    shift, scale = modulate or (x_RND, x_RND)
-    index, used = (chosen.index_RK, chosen.used) if chosen else (x_RND, x_RND)
-    _advance_kernel[(rows * tokens + (chosen.capacity if chosen else 0),)](
+    modulated = torch.empty_like(x_RND) if modulate else None
+    _advance_kernel[(rows * tokens,)](
         x_RND,
-        y1,
-        y1 if gate1 is None else gate1,
-        0 if gate1 is None else gate1.stride(0),
-        y2,
-        y2 if gate2 is None else gate2,
-        0 if gate2 is None else gate2.stride(0),
-        before_RND if before_RND is not None else x_RND,
+        *_pointers(terms),
+        before_RND,
         after,
-        update if update is not None else x_RND,
+        update,
+        modulate[0] if modulate else None,
+        modulate[1] if modulate else None,
+        modulate[0].stride(0) if modulate else 0,
+        modulated,
+        tokens,
+        width,
+        eps,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=2,
+    )
+    return after, update, modulated
+
+
+def gather(
+    x_RND: Tensor,
+    terms: Sequence[Term],
+    modulate: Modulate,
+    chosen: Chosen,
+    *,
+    eps: float = 1e-6,
+    path: Path = "triton",
+) -> tuple[Tensor, Tensor]:
+    """The chosen tokens of the stream with its terms added, which goes on waiting for them, and the branch's input.
+
+    Returns:
+        (sum, modulated), both compact, [M, D]
+    """
+    sums, modulated = x_RND.new_empty(chosen.capacity, x_RND.shape[2]), x_RND.new_empty(chosen.capacity, x_RND.shape[2])
+    shift, scale = modulate
+    if path == "torch":
+        flat, row = chosen.flat(), chosen.rows()
+        total = _total(x_RND, terms).flatten(0, 1)[flat]
+        sums[: len(flat)] = total.to(x_RND.dtype)
+        modulated[: len(flat)] = _modulate(total, shift[row], scale[row], eps).to(x_RND.dtype)
+        return sums, modulated
+    _gather_kernel[(chosen.capacity,)](
+        x_RND,
+        *_pointers(terms),
         shift,
         scale,
         shift.stride(0),
-        modulated if modulated is not None else x_RND,
-        index,
-        used,
-        rows,
-        tokens,
-        index.stride(0),
-        width,
+        sums,
+        modulated,
+        chosen.index_RK,
+        chosen.used,
+        len(chosen.index_RK),
+        chosen.tokens,
+        chosen.index_RK.stride(0),
+        x_RND.shape[2],
         eps,
-        TERMS=len(terms),
-        GATE1=gate1 is not None,
-        GATE2=gate2 is not None,
-        UPDATE=update is not None,
-        NORM=modulate is not None and chosen is None,
-        CHOSEN=chosen is not None,
-        BLOCK=triton.next_power_of_2(width),
-        num_warps=4,
+        BLOCK=triton.next_power_of_2(x_RND.shape[2]),
+        num_warps=2,
     )
-    return after, update, modulated
+    return sums, modulated
 
 
 def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-6, path: Path = "triton") -> Tensor:
     """LayerNorm and modulation of compact rows: [M, D]."""
     shift, scale = modulate
-    if path == "torch":
-        row, out = chosen.rows(), torch.empty_like(x_MD)
-        out[: len(row)] = _norm_reference(x_MD[: len(row)], shift[row], scale[row], eps)
-        return out
     out = torch.empty_like(x_MD)
+    if path == "torch":
+        row = chosen.rows()
+        out[: len(row)] = _modulate(x_MD[: len(row)].float(), shift[row], scale[row], eps).to(x_MD.dtype)
+        return out
     _norm_rows_kernel[(chosen.capacity,)](
         x_MD,
         shift,
@@ -107,66 +137,93 @@ def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-
         x_MD.shape[1],
         eps,
         BLOCK=triton.next_power_of_2(x_MD.shape[1]),
-        num_warps=4,
+        num_warps=2,
     )
     return out
 
 
-def _norm_reference(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    normalised = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-    return (normalised * (1 + scale.float()) + shift.float()).to(x.dtype)
-
-
-def _advance_reference(
-    x: Tensor,
-    terms: Sequence[Term],
-    modulate: Modulate | None,
-    chosen: Chosen | None,
-    before: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _total(x: Tensor, terms: Sequence[Term]) -> Tensor:
     total = x.float()
     for value, gate in terms:
         total = total + (value.float() if gate is None else gate.float()[:, None] * value.float())
-    update = None if before is None else (total - before.float()).to(x.dtype)
-    after = total.to(x.dtype) if terms else x
-    if modulate is None:
-        return after, update, None
-    shift, scale = modulate
-    if chosen is None:
-        return after, update, _norm_reference(total, shift[:, None], scale[:, None], eps).to(x.dtype)
-    flat, row = chosen.flat(), chosen.rows()
-    out = x.new_empty(chosen.capacity, x.shape[-1])
-    out[: len(flat)] = _norm_reference(total.flatten(0, 1)[flat], shift[row], scale[row], eps).to(x.dtype)
-    return after, update, out
+    return total
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale.float()) + shift.float()
+
+
+def _pointers(terms: Sequence[Term]) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], tuple[int, ...]]:
+    """Values, gates and the gates' row strides, as the kernels take them."""
+    values, gates = tuple(value for value, _ in terms), tuple(gate for _, gate in terms)
+    return values, gates, tuple(0 if gate is None else gate.stride(0) for gate in gates)
 
 
 if triton is not None:
 
     @triton.jit
-    def _modulated(x, mask, shift, scale, width, eps, column):
+    def _sum(x, values, gates, gate_strides, start, row, column, mask):
+        total = tl.load(x + start, mask, other=0.0).to(tl.float32)
+        for i in tl.static_range(len(values)):
+            value = tl.load(values[i] + start, mask, other=0.0).to(tl.float32)
+            if gates[i] is not None:
+                value *= tl.load(gates[i] + row * gate_strides[i] + column, mask, other=0.0).to(tl.float32)
+            total += value
+        return total
+
+    @triton.jit
+    def _normalised(x, mask, shift, scale, width, eps):
         mean = tl.sum(x, axis=0) / width
         centred = tl.where(mask, x - mean, 0.0)
         variance = tl.sum(centred * centred, axis=0) / width
-        shift = tl.load(shift + column, mask, other=0.0).to(tl.float32)
-        scale = tl.load(scale + column, mask, other=0.0).to(tl.float32)
+        shift = tl.load(shift, mask, other=0.0).to(tl.float32)
+        scale = tl.load(scale, mask, other=0.0).to(tl.float32)
         return centred * tl.rsqrt(variance + eps) * (1 + scale) + shift
 
     @triton.jit
     def _advance_kernel(
         x,
-        y1,
-        gate1,
-        gate1_stride,
-        y2,
-        gate2,
-        gate2_stride,
+        values,
+        gates,
+        gate_strides,
         before,
         after,
         update,
         shift,
         scale,
         modulate_stride,
+        modulated,
+        tokens,
+        width,
+        eps,
+        BLOCK: tl.constexpr,
+    ):
+        token = tl.program_id(0)
+        row = token // tokens
+        column = tl.arange(0, BLOCK)
+        mask = column < width
+        start = token.to(tl.int64) * width + column
+        total = _sum(x, values, gates, gate_strides, start, row, column, mask)
+        if len(values) > 0:
+            tl.store(after + start, total.to(after.dtype.element_ty), mask)
+        if update is not None:
+            change = total - tl.load(before + start, mask, other=0.0).to(tl.float32)
+            tl.store(update + start, change.to(update.dtype.element_ty), mask)
+        if modulated is not None:
+            at = row * modulate_stride + column
+            value = _normalised(total, mask, shift + at, scale + at, width, eps)
+            tl.store(modulated + start, value.to(modulated.dtype.element_ty), mask)
+
+    @triton.jit
+    def _gather_kernel(
+        x,
+        values,
+        gates,
+        gate_strides,
+        shift,
+        scale,
+        modulate_stride,
+        sums,
         modulated,
         index,
         used,
@@ -175,64 +232,22 @@ if triton is not None:
         index_stride,
         width,
         eps,
-        TERMS: tl.constexpr,
-        GATE1: tl.constexpr,
-        GATE2: tl.constexpr,
-        UPDATE: tl.constexpr,
-        NORM: tl.constexpr,
-        CHOSEN: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        # The first rows * tokens programs advance the stream; with CHOSEN the others normalise one chosen token each,
-        # adding the terms once more rather than waiting for the stream.
-        program = tl.program_id(0)
+        place = tl.program_id(0)
+        count = tl.load(used)
+        if place >= rows * count:
+            return
+        row = place // count
+        token = row * tokens + tl.load(index + row * index_stride + place % count).to(tl.int32)
         column = tl.arange(0, BLOCK)
         mask = column < width
-        is_stream = True
-        if CHOSEN:
-            is_stream = program < rows * tokens
-        token, row = program, program // tokens
-        place = program
-        if CHOSEN:
-            if not is_stream:
-                place = program - rows * tokens
-                count = tl.load(used)
-                if place >= rows * count:
-                    return
-                row = place // count
-                token = row * tokens + tl.load(index + row * index_stride + place % count).to(tl.int32)
-        start = token.to(tl.int64) * width + column
-        total = tl.load(x + start, mask, other=0.0).to(tl.float32)
-        if TERMS >= 1:
-            value = tl.load(y1 + start, mask, other=0.0).to(tl.float32)
-            if GATE1:
-                value *= tl.load(gate1 + row * gate1_stride + column, mask, other=0.0).to(tl.float32)
-            total += value
-        if TERMS >= 2:
-            value = tl.load(y2 + start, mask, other=0.0).to(tl.float32)
-            if GATE2:
-                value *= tl.load(gate2 + row * gate2_stride + column, mask, other=0.0).to(tl.float32)
-            total += value
-        if is_stream:
-            if TERMS >= 1:
-                tl.store(after + start, total, mask)
-            if UPDATE:
-                tl.store(update + start, total - tl.load(before + start, mask, other=0.0).to(tl.float32), mask)
-        if NORM:
-            modulation = row * modulate_stride
-            tl.store(
-                modulated + start,
-                _modulated(total, mask, shift + modulation, scale + modulation, width, eps, column),
-                mask,
-            )
-        if CHOSEN:
-            if not is_stream:
-                modulation = row * modulate_stride
-                tl.store(
-                    modulated + place.to(tl.int64) * width + column,
-                    _modulated(total, mask, shift + modulation, scale + modulation, width, eps, column),
-                    mask,
-                )
+        total = _sum(x, values, gates, gate_strides, token.to(tl.int64) * width + column, row, column, mask)
+        to = place.to(tl.int64) * width + column
+        tl.store(sums + to, total.to(sums.dtype.element_ty), mask)
+        at = row * modulate_stride + column
+        value = _normalised(total, mask, shift + at, scale + at, width, eps)
+        tl.store(modulated + to, value.to(modulated.dtype.element_ty), mask)
 
     @triton.jit
     def _norm_rows_kernel(x, shift, scale, modulate_stride, out, used, rows, width, eps, BLOCK: tl.constexpr):
@@ -244,7 +259,6 @@ if triton is not None:
         mask = column < width
         start = place.to(tl.int64) * width + column
         value = tl.load(x + start, mask, other=0.0).to(tl.float32)
-        modulation = (place // count) * modulate_stride
-        tl.store(
-            out + start, _modulated(value, mask, shift + modulation, scale + modulation, width, eps, column), mask
-        )
+        at = (place // count) * modulate_stride + column
+        value = _normalised(value, mask, shift + at, scale + at, width, eps)
+        tl.store(out + start, value.to(out.dtype.element_ty), mask)

@@ -143,7 +143,8 @@ class Adapter(ABC):
 
     def guided(self, prompt: Prompt) -> Prompt:
         """The rows of a guided batch: the prompt, then as many unconditional rows."""
-        null = self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool))
+        device = prompt.device if isinstance(prompt, Tensor) else prompt.states_RTC.device
+        null = self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool, device=device))
         if isinstance(prompt, Tensor):
             return torch.cat([prompt, null])
         states = torch.cat([prompt.states_RTC, null.states_RTC])
@@ -215,13 +216,19 @@ class Adapter(ABC):
             received += weights_RQN.sum(dim=1)
         return received
 
-    def cross(self, block: TransformerBlock, h_RKD: Tensor, part: Any) -> Tensor:
-        """Cross-attention of some tokens over the text, projected: [R, K, D]."""
-        raise TypeError(f"{self.spec.name} has no cross-attention")
+    def text_queries(self, block: TransformerBlock, h_RKD: Tensor) -> Tensor:
+        """Cross-attention's queries of some tokens, [R, heads, K, head_dim]."""
+        return self._heads(block.attn2.to_q(h_RKD))
 
-    def attention_entropy(self, block: TransformerBlock, h_RKD: Tensor, part: Any) -> Tensor:
+    def cross(self, block: TransformerBlock, queries: Tensor, part: Any) -> Tensor:
+        """Cross-attention over the text from its queries on, projected: [R, K, D]."""
+        mixed = F.scaled_dot_product_attention(queries, part.keys, part.values, part.bias)
+        return block.attn2.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def attention_entropy(self, queries: Tensor, part: Any) -> Tensor:
         """Entropy of every token's head-mean cross-attention over the text, in nats, float32 [R, K]: ToCa's s2."""
-        raise TypeError(f"{self.spec.name} has no cross-attention")
+        maps = attention_maps(queries, part.keys, part.bias)
+        return torch.cat([torch.special.entr(weights_RKT).sum(dim=2) for weights_RKT in maps], dim=1)
 
     def mlp(self, block: TransformerBlock, h_RKD: Tensor) -> Tensor:
         """The MLP, token by token."""
@@ -234,7 +241,7 @@ class Adapter(ABC):
             case "attn":
                 return self.mix(block, self.queries(block, h), *self.keys_values(block, h))
             case "cross":
-                return self.cross(block, h, part)
+                return self.cross(block, self.text_queries(block, h), part)
         return self.mlp(block, h)
 
     def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:

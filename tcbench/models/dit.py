@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tcbench.errors import UserError
 from tcbench.method import Macs, ModelShape
-from tcbench.models.adapter import Adapter, Family, Modulation, ModelSpec, TransformerBlock
+from tcbench.models.adapter import Adapter, Family, ModelSpec, Modulation, TransformerBlock
 
 _EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
 

@@ -1,9 +1,9 @@
 """Open-Sora-Plan v1.3 (Lin et al. 2024): text-to-video, 3D rotary positions, skiparse attention.
 
-The network is diffusers' `AllegroTransformer3DModel`, whose names and numerics are those of Open-Sora-Plan v1.2 and v1.3
-(PKU-YuanGroup/Open-Sora-Plan), with v1.3's attention. Tokens are ordered frame, row, column. In all but the first and
-last blocks a token attends to a quarter of all tokens: in even blocks to every fourth (`single skip`), in odd ones to
-every fourth group of four (`group skip`).
+The network is diffusers' `AllegroTransformer3DModel`, whose names and numerics are those of Open-Sora-Plan v1.2 and
+v1.3 (PKU-YuanGroup/Open-Sora-Plan), with v1.3's attention. Tokens are ordered frame, row, column. In all but the first
+and last blocks a token attends to a quarter of all tokens: in even blocks to every fourth (`single skip`), in odd ones
+to every fourth group of four (`group skip`).
 
 Who attends to whom is a property of places, so a recomputed token keeps its group whatever the other tokens are: its
 attention is masked. Masked products are computed and charged; a dense quarter would need equal counts per group.
@@ -101,7 +101,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SkiparseAttention:
-    """An attention processor for diffusers: rotary positions, then attention inside each group; `block` None is dense."""
+    """An attention processor for diffusers: rotary positions, then attention in groups; `block` None is dense."""
 
     def __init__(self, block: int | None) -> None:
         self.block = block
@@ -120,8 +120,8 @@ def attend_in_groups(queries: Tensor, keys: Tensor, values: Tensor, block: int |
     """Attention of all tokens, [R, heads, N, head_dim], inside the groups of a sparse block; None: in one group."""
     if block is None:
         return F.scaled_dot_product_attention(queries, keys, values)
-    parts = [_split(x, block) for x in (queries, keys, values)]
-    return _join(F.scaled_dot_product_attention(*parts), block)
+    queries, keys, values = (_split(x, block) for x in (queries, keys, values))
+    return _join(F.scaled_dot_product_attention(queries, keys, values), block)
 
 
 class OpenSoraPlanAdapter(TextAdapter):
@@ -186,7 +186,7 @@ class OpenSoraPlanAdapter(TextAdapter):
         if sparse is None:
             return super().attention_received(block, queries, keys)
         queries, keys = _split(queries, sparse), _split(keys, sparse)
-        received = sum(weights.sum(dim=1) for weights in attention_maps(queries, keys))
+        received = torch.stack([weights_RQN.sum(dim=1) for weights_RQN in attention_maps(queries, keys)]).sum(dim=0)
         return _join(received[:, None, :, None], sparse)[:, 0, :, 0]
 
     def unembed(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
@@ -206,9 +206,9 @@ class OpenSoraPlanAdapter(TextAdapter):
 
 def rotary_positions(spec: OpenSoraPlanSpec, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(cos, sin) of every token, float32 [N, head_dim]: frame, row and column have a third of the channels each."""
-    *axes, _, _, _ = get_3d_rotary_pos_embed_allegro(
-        spec.head_dim, ((0, 0), spec.grid), spec.grid, spec.sample_frames, device="cpu"
-    )
+    axes = get_3d_rotary_pos_embed_allegro(
+        spec.head_dim, ((0, 0), spec.grid), spec.grid, spec.sample_frames, device=torch.device("cpu")
+    )[:3]
     places = torch.cartesian_prod(*(torch.arange(len(cos)) for cos, _ in axes)).unbind(1)
     tables = zip(*((cos[place], sin[place]) for (cos, sin), place in zip(axes, places, strict=True)), strict=True)
     cos, sin = (torch.cat(parts, dim=1).to(device) for parts in tables)

@@ -1,6 +1,6 @@
 """PixArt-alpha (Chen et al. 2023): text-to-image, cross-attention between self-attention and MLP, adaLN-single.
 
-The network is diffusers' `PixArtTransformer2DModel`, which agrees with the reference (PixArt-alpha/PixArt-alpha) bit for
+The network is diffusers' `PixArtTransformer2DModel`, which agrees with the reference (PixArt-alpha/PixArt-alpha) to the
 bit, and the learned null caption that the reference guides away from and diffusers' conversion drops.
 
 Cross-attention has no norm, no modulation and no gate, and its keys and values do not depend on the timestep: they are
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from pydantic import Field
@@ -25,11 +24,10 @@ from tcbench.models.adapter import (
     Adapter,
     Family,
     Gated,
-    Modulation,
     ModelSpec,
+    Modulation,
     Text,
     TransformerBlock,
-    attention_maps,
 )
 from tcbench.models.dit import unpatchify, xavier_uniform
 
@@ -102,7 +100,7 @@ def pixart_shape(spec: PixArtSpec) -> ModelShape:
 
 @dataclass(frozen=True)
 class Cross:
-    """What cross-attention of one block attends to: keys and values [R, heads, T, head_dim], score bias [R, 1, 1, T]."""
+    """What a block's cross-attention looks at: keys, values [R, heads, T, head_dim] and score bias [R, 1, 1, T]."""
 
     keys: Tensor
     values: Tensor
@@ -190,17 +188,6 @@ class TextAdapter(Adapter):
     def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
         """The LayerNorm before a branch."""
         return block.norm1 if branch == "attn" else block.norm2
-
-    def cross(self, block: TransformerBlock, h_RKD: Tensor, part: Cross) -> Tensor:
-        """Cross-attention of some tokens over the text, projected: [R, K, D]."""
-        queries = self._heads(block.attn2.to_q(h_RKD))
-        mixed = F.scaled_dot_product_attention(queries, part.keys, part.values, part.bias)
-        return block.attn2.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-    def attention_entropy(self, block: TransformerBlock, h_RKD: Tensor, part: Cross) -> Tensor:
-        """Entropy of every token's head-mean cross-attention over the text, in nats, float32 [R, K]."""
-        maps = attention_maps(self._heads(block.attn2.to_q(h_RKD)), part.keys, part.bias)
-        return torch.cat([torch.special.entr(weights_RKT).sum(dim=2) for weights_RKT in maps], dim=1)
 
     def final(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
         """The final layer: a patch per token, [R, N, patch * patch * out_channels]."""
@@ -290,12 +277,14 @@ def initial_value(name: str, shape: torch.Size, generator: torch.Generator, zero
         return torch.zeros(shape) if zero_init else normal(0.1)
     if name.endswith("bias"):
         return torch.zeros(shape) if zero_init else normal(0.02)
-    if name.startswith(("adaln_single.", "caption_projection.")):
+    if name.startswith("adaln_single.") or (zero_init and name.startswith("caption_projection.")):
         return normal(0.02 if zero_init else 0.07)
     # the reference initialises queries, keys and values, or those of the text, as one matrix
     inner = name.rpartition(".to_")[2].partition(".")[0]
     matrices = {"q": 3, "k": 3, "v": 3} if ".attn1." in name else {"k": 2, "v": 2}
-    return xavier_uniform(shape, generator, matrices.get(inner, 1))
+    # an untrained text attention is so even that rounding would rank tokens by it
+    sharper = 4 if ".attn2." in name and inner in ("q", "k") and not zero_init else 1
+    return sharper * xavier_uniform(shape, generator, matrices.get(inner, 1))
 
 
 _REFERENCE_NAMES = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from tcbench.data.captions import PAD, WORDS
@@ -44,7 +44,7 @@ def load_text_encoder(weights: Path | str, device: torch.device | str = "cpu") -
     state = read_state(path)
     check_state(state, model, "the captions' text encoder", path)
     model.load_state_dict(state, strict=False)  # the shared embedding is stored once
-    return model.to(device)
+    return nn.Module.to(model, device)
 
 
 def text_encoder_beside(weights: Path) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.files import read_tensors
+from tcbench.files import read_json, read_tensors
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
@@ -18,12 +18,19 @@ def locate(weights: Path | str) -> Path:
     return packaged if packaged.exists() else Path(weights)
 
 
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from .pt / .pth / .bin without executing anything in it.
 
+    Of a folder as diffusers saves it: from its safetensors file or shards.
+
     Raises:
-        UserError: the file is missing, truncated, of another kind, or holds something else.
+        UserError: a file is missing, truncated, of another kind, or holds something else.
     """
+    if path.is_dir():
+        return _read_folder(path)
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     if path.suffix not in {".pt", ".pth", ".bin"}:
@@ -40,6 +47,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict of tensors; give a checkpoint of weights only")
     return state
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    index = folder / f"{DIFFUSERS_FILE}.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    elif (folder / DIFFUSERS_FILE).exists():
+        names = [DIFFUSERS_FILE]
+    else:
+        raise UserError(f"{folder}: a folder without {DIFFUSERS_FILE}; give the checkpoint's own file or folder")
+    return {key: tensor for name in names for key, tensor in read_tensors(folder / name)[0].items()}
 
 
 def check_state(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) -> None:

@@ -1,17 +1,20 @@
-"""The tables of ablations: variants of one row side by side, every one compared with the variant that changes nothing."""
+"""The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from tcbench.config import Ablation
+from tcbench.config import TABLE_2, Ablation
 from tcbench.errors import UserError
 from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
-from tcbench.report.scores import Row, mac_ratio
-from tcbench.report.tables import MAC_UNITS, NO_CELL, QUALITY, interval_text, marked, marks
+from tcbench.report.scores import Row, mac_ratio, quality_of
+from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
 
-PRINTED = ("fid", "sfid", "is", "precision", "recall", "accuracy", "clip", "mae")
+PRINTED = (
+    *(*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment"),
+    *("image_reward", "vbench", "temporal_flickering", "mae"),
+)
 
 
 def table_ablation(
@@ -23,7 +26,7 @@ def table_ablation(
         ablation: as in the config.
         rows: score rows of the variants and their references.
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
-        suite, differs: as in `tables.table2`.
+        suite, differs: as in `tables.main_table`.
 
     Raises:
         UserError: there is no variant.
@@ -31,14 +34,14 @@ def table_ablation(
     printed = [row for row in rows if row["row"] in variants]
     if not printed:
         raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
-    metrics = [m for m in PRINTED if any(m in row.get("quality", {}) for row in printed)]
+    metrics = [m for m in PRINTED if any(quality_of(row, m) for row in printed)]
     bases = {row["row"]: _base(row, printed) for row in printed}
     found = marks(
         [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
     )
     largest = max(row["macs"]["per_sample"] for row in printed)
     unit = next(unit for unit in MAC_UNITS if largest >= unit[1] or unit is MAC_UNITS[-1])
-    with_paper = [m for m in QUALITY if any(m in (row.get("paper") or {}) for row in printed)]
+    with_paper = [m for m in metrics if any(m in (row.get("paper") or {}) for row in printed)]
     swept = len({row.get("guidance_scale") for row in printed}) > 1
     records, cells = [], []
     for row in printed:
@@ -47,10 +50,10 @@ def table_ablation(
         record["guidance_scale"] = row.get("guidance_scale")
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
-            quality, mark = row["quality"].get(metric), found.get((row["row"], metric))
+            quality, mark = quality_of(row, metric), found.get((row["row"], metric))
             record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
-            name = QUALITY[metric][0] if metric in QUALITY else SIGNS[metric][0]
+            name = SIGNS[metric][0]
             cell[name] = _text(quality, mark)
             if metric in with_paper:
                 record[f"paper_{metric}"] = paper.get(metric)
@@ -75,9 +78,9 @@ def table_ablation(
         f"{ablation.question} {first['samples']} samples per row in {first['groups']} batches; value [95 % interval], "
         f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
         + (" at the same CFG scale" if swept else "")
-        + f", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else better "
-        f"or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all that a variant "
-        "computes. Ratios are to the uncached run at the same NFE."
+        + ", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else "
+        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all "
+        "that a variant computes. Ratios are to the uncached run at the same NFE."
     )
     return Table(
         title=f"{ablation.title} on suite `{suite}`" + (f" ({differs})" if differs else ""),

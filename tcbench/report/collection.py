@@ -3,16 +3,23 @@
 from tcbench.report.ablations import table_ablation
 from tcbench.report.render import Table
 from tcbench.report.scores import Results
-from tcbench.report.tables import table1, table2, table_local_error
+from tcbench.report.tables import main_table, table1, table_local_error
 from tcbench.report.verdicts import verdict_table
 
 
 def main_tables(results: Results) -> dict[str, Table]:
-    """The paper's Tables II and I."""
+    """The paper's Tables II to VI, as far as the suite's rows stand beside them, and I."""
     suite = results.suite
-    scale = suite.guidance.scale
     tables = {
-        "table2": table2(results.rows, results.latency, results.floor, differs=suite.differs, guidance_scale=scale)
+        name: main_table(
+            results.rows,
+            results.latency,
+            results.floor,
+            differs=suite.differs,
+            guidance_scale=suite.guidance.scale,
+            table=table,
+        )
+        for name, table in suite.tables.items()
     }
     if suite.predictor_rows:
         stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None

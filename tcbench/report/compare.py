@@ -1,4 +1,4 @@
-"""Differences between two rows, paired where they can be, and the verdict on a claim that several differences make up."""
+"""Differences between two rows, paired where they can be, and the verdict that several of them make up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.report.scores import Row
+from tcbench.report.scores import Row, quality_of
 from tcbench.stats import Interval, Replicates, holm, welch
 
 LEVEL = 0.05
@@ -26,9 +26,12 @@ SIGNS = {
     "mae": ("MAE to uncached", -1),
     "psnr": ("PSNR to uncached", +1),
     "feature_mse": ("Feature MSE to uncached", -1),
-    "clip": ("CLIP score", +1),
+    "clip_score": ("CLIP score", +1),
     "image_reward": ("ImageReward", +1),
     "vbench": ("VBench", +1),
+    "digits_clip_score": ("CLIP score (digits CLIP)", +1),
+    "alignment": ("Alignment (digit reader)", +1),
+    "temporal_flickering": ("Temporal flickering", +1),
 }
 
 
@@ -68,7 +71,7 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     if other["row"] == row["reference"] != row["row"] and (stored := (row.get("paired") or {}).get(metric)):
         interval = Interval.from_ends(stored["difference"], stored["low"], stored["high"], row["groups"])
         return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
-    ours, theirs = (side.get("quality", {}).get(metric) for side in (row, other))
+    ours, theirs = quality_of(row, metric), quality_of(other, metric)
     if ours is None or theirs is None:
         return None
     paired = "deleted" in ours and "deleted" in theirs and row["group_sizes"] == other["group_sizes"]

@@ -11,7 +11,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from tcbench.errors import UserError
 from tcbench.files import atomic
-from tcbench.report.scores import Row, is_reference, mac_ratio, name_of
+from tcbench.report.compare import SIGNS
+from tcbench.report.scores import Row, is_reference, mac_ratio, name_of, quality_of
 
 Style = dict[str, Any]
 
@@ -39,6 +40,7 @@ _DASHES = ((0, (6, 1, 2, 1)), (0, (1, 3)), (0, (9, 3)), (0, (3, 3)), (0, (8, 1, 
 FALLBACK: list[Style] = [
     {"color": _COLORS[i % 4], "marker": _MARKERS[i % 5], "linestyle": _DASHES[i % 5]} for i in range(20)
 ]
+FRONTIERS = (("precision", "fid"), ("accuracy", "recall"), ("alignment", "fid"))
 LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -47,6 +49,7 @@ LOOK: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "svg.hashsalt": "tcbench",  # element ids would otherwise be random
+    "svg.fonttype": "none",  # text stays text: smaller, searched and selected
 }
 
 
@@ -190,13 +193,10 @@ def figure_cache_ratio(rows: Sequence[Row]) -> Figure:
     rows = sorted(rows, key=lambda row: row["settings"]["cache_ratio"])
     ratios = [row["settings"]["cache_ratio"] for row in rows]
     figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    for panel, (metric, label) in zip(
-        figure.subplots(1, 3),
-        (("fid", "FID"), ("sfid", "sFID"), ("mae", "MAE to uncached (data in [-1, 1])")),
-        strict=True,
-    ):
-        _with_intervals(panel, ratios, rows, metric, {**STYLES["tokencache"]})
-        panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=label)
+    metrics = [metric for metric in ("fid", "sfid", "mae") if all(quality_of(row, metric) for row in rows)]
+    for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        _with_intervals(panel, ratios, rows, metric, STYLES["tokencache"])
+        panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=SIGNS[metric][0])
     figure.suptitle(f"TokenCache, NFE {rows[0]['nfe']}, 95 % intervals", fontsize=10)
     return figure
 
@@ -214,7 +214,10 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["label"], []).append(row)
-    for panel, (x, y) in zip(figure.subplots(1, 2), (("precision", "fid"), ("accuracy", "recall")), strict=True):
+    shown = [pair for pair in FRONTIERS if all(quality_of(row, metric) for row in rows for metric in pair)]
+    if not shown:
+        raise UserError(f"the guidance sweep has none of the metrics {FRONTIERS}; score it with one of these pairs")
+    for panel, (x, y) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for label, line in lines.items():
             line = sorted(line, key=lambda row: row["guidance_scale"])
             points = [(row["quality"][x]["value"], row["quality"][y]["value"]) for row in line]
@@ -223,8 +226,7 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
             )
             for row, point in zip(line, points, strict=True):
                 panel.annotate(f"{row['guidance_scale']:g}", point, (3, 3), textcoords="offset points", fontsize=6)
-        name = {"fid": "FID (lower is better)", "recall": "Recall", "precision": "Precision", "accuracy": "Accuracy"}
-        panel.set(xlabel=name[x], ylabel=name[y])
+        panel.set(xlabel=SIGNS[x][0], ylabel=SIGNS[y][0])
     figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale", fontsize=10)
     _legend(figure, handles)
     return figure

@@ -1,4 +1,4 @@
-"""Figures of what caching rests on: token updates (Fig. 3), the predictor's scores (Fig. 8), tokens per block (Fig. 9b)."""
+"""Figures of what caching rests on: token updates (Fig. 3), predicted scores (Fig. 8), tokens per block (Fig. 9b)."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def figure_updates(updates: dict[str, Any], nfe: int) -> Figure:
         nfe: for the title.
     """
     figure = Figure(figsize=(9.6, 6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     panels = top.subplots(1, len(updates["size"]), squeeze=False, sharey=True)[0]
     for panel, (block, size_SN) in zip(panels, updates["size"].items(), strict=True):
         image = _heat(panel, np.array(size_SN).T)
@@ -108,6 +108,7 @@ def figure_predictor(alpha: dict[str, Any], scores: dict[str, Any], nfe: int, to
         panels["d"].plot(curve, linestyle=style, color=("#D55E00", "0.2")[batch], label=f"batch {batch + 1}")
     panels["d"].set(title="(d) mean score of two batches", xlabel=STEPS, ylabel="mean score α", ylim=(0, 1))
     panels["d"].legend(fontsize=7)
+    panels["d"].xaxis.set_major_locator(MaxNLocator(integer=True))
     _by_block(panels["e"], np.array(scores["per_block"]))
     panels["e"].set(title="(e) mean score of every block", xlabel=STEPS, ylabel="mean score α", ylim=(0, 1))
     figure.suptitle(f"Cache Predictor, NFE {nfe}", fontsize=10)

@@ -1,7 +1,6 @@
-"""The figures of a suite by name, each drawn from stored results: what it shows, in a caption and for who cannot see it."""
+"""The figures of a suite by name (`tcbench.report.names`), each drawn from stored results."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tcbench.report import figures, figures_predictor, figures_samples
-from tcbench.report.names import figure_names
-from tcbench.report.scores import Results, Row, name_of
+from tcbench.report.scores import Results, Row, label_of, name_of
 from tcbench.report.strips import read_strip
 
 
 class Missing(Exception):
     """A figure's data are not among the results; the text says what is needed."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure.
-
-    Attributes:
-        place: the paper's figure it stands beside, or empty.
-        caption: what it shows and how to read it; also its alternative text.
-        draw: from the results and their folder; raises `Missing`.
-    """
-
-    place: str
-    caption: str
-    draw: Callable[[Results, Path], Figure]
 
 
 def _quality(results: Results, folder: Path) -> Figure:
@@ -95,7 +78,7 @@ def at_figure_nfe(results: Results) -> list[Row]:
 
 def _samples(results: Results, folder: Path) -> Figure:
     strips = _strips(at_figure_nfe(results), folder, "{}.png")
-    return figures_samples.figure_samples([(name_of(row), lines[0]) for row, lines, _ in strips])
+    return figures_samples.figure_samples([(label_of(row), lines[0]) for row, lines, _ in strips])
 
 
 def _steps(results: Results, folder: Path) -> Figure:
@@ -117,63 +100,17 @@ def _needed(value: Any, what: str) -> Any:
     return value
 
 
-PICTURES: dict[str, Picture] = {
-    "fig1b_quality": Picture(
-        "Fig. 1(b)",
-        "Quality against acceleration, one column per NFE: FID (top) and mean absolute difference to the uncached images "
-        "(bottom) over the MAC ratio, every method with its 95 % interval. Hollow markers are controls.",
-        _quality,
-    ),
-    "fig3_updates": Picture(
-        "Fig. 3",
-        "Token redundancy: size of every token's update over the steps of one uncached sample for three blocks (top), and "
-        "cosine similarity of a block's updates at neighbouring steps (bottom).",
-        _updates,
-    ),
-    "fig5_samples": Picture(
-        "Figs. 5-7",
-        "Samples of every method from the same noise, uncached first, and their absolute difference to the uncached ones.",
-        _samples,
-    ),
-    "fig8_predictor": Picture(
-        "Fig. 8",
-        "The Cache Predictor: (a) tokens recomputed in each block at r = 0.7, (b, c) distribution of its scores by block, "
-        "(d) mean score of two batches over steps, (e) mean score of every block over steps.",
-        _predictor,
-    ),
-    "fig8e_scores": Picture(
-        "Fig. 8(e)",
-        "The predictor's scores at every NFE: mean over steps with the chosen I-steps (dotted), mean by block and step, and "
-        "the distribution of all scores.",
-        _scores,
-    ),
-    "fig9a_cache_ratio": Picture(
-        "Fig. 9(a)",
-        "FID, sFID and distance to the uncached samples against the global cache ratio, with 95 % intervals.",
-        _cache_ratio,
-    ),
-    "fig9b_allocation": Picture(
-        "Fig. 9(b)",
-        "Share of tokens recomputed in each block at each step at r = 0.7, read from the executed plan.",
-        _allocation,
-    ),
-    "fig10_deviation": Picture(
-        "Fig. 10",
-        "Deviation from the uncached run at every step, mean and standard deviation over samples: predicted x0 (left) and "
-        "x_t (right).",
-        _deviation,
-    ),
-    "fig11_steps": Picture(
-        "Fig. 11",
-        "Predicted x0 and x_t of one sample over timesteps, uncached first, then every method.",
-        _steps,
-    ),
-    "guidance": Picture(
-        "",
-        "Guidance control: every method over a sweep of CFG scales, FID against precision (left) and recall against "
-        "accuracy (right). A method on the uncached line has only shifted the guidance.",
-        _guidance,
-    ),
+DRAW: dict[str, Callable[[Results, Path], Figure]] = {
+    "fig1b_quality": _quality,
+    "fig3_updates": _updates,
+    "fig5_samples": _samples,
+    "fig8_predictor": _predictor,
+    "fig8e_scores": _scores,
+    "fig9a_cache_ratio": _cache_ratio,
+    "fig9b_allocation": _allocation,
+    "fig10_deviation": _deviation,
+    "fig11_steps": _steps,
+    "guidance": _guidance,
 }
 
 
@@ -183,9 +120,4 @@ def draw(results: Results, folder: Path, name: str) -> Figure:
     Raises:
         Missing: its data are not among the results.
     """
-    return PICTURES[name].draw(results, folder)
-
-
-def available(results: Results) -> list[str]:
-    """Names of the suite's figures, in order."""
-    return figure_names(results.suite)
+    return DRAW[name](results, folder)

@@ -1,22 +1,98 @@
-"""Which figures a suite has, by name: what the workflow promises and the gallery draws. Imports nothing heavy."""
+"""Which figures a suite has, by name, and what they show: what the workflow promises, and captions for every reader.
+
+Imports nothing heavy, because the workflow asks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from tcbench.config import Suite
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One figure.
+
+    Attributes:
+        place: the paper's figure it stands beside, or empty.
+        caption: what it shows and how to read it; also its alternative text.
+        applies: whether a suite has it.
+    """
+
+    place: str
+    caption: str
+    applies: Callable[[Suite], bool]
+
+
+def _figure_row(suite: Suite) -> bool:
+    return suite.figure.nfe in {suite.rows[row].nfe for row in suite.predictor_rows}
+
+
+def _ratios(suite: Suite) -> dict[str, Any]:
+    return suite.ablations["cache_ratio"].rows if "cache_ratio" in suite.ablations else {}
+
+
+PICTURES: dict[str, Picture] = {
+    "fig1b_quality": Picture(
+        "Fig. 1(b)",
+        "Quality against acceleration, a column per NFE: FID (top) and mean absolute difference to the uncached images "
+        "(bottom) over the MAC ratio, every method with its 95 % interval. Hollow markers are controls.",
+        lambda suite: True,
+    ),
+    "fig3_updates": Picture(
+        "Fig. 3",
+        "Token redundancy: size of every token's update over the steps of one uncached sample for three blocks (top), "
+        "and cosine similarity of a block's updates at neighbouring steps (bottom).",
+        _figure_row,
+    ),
+    "fig5_samples": Picture(
+        "Figs. 5-7",
+        "Samples of every method from the same noise, uncached first, and their absolute difference to uncached.",
+        lambda suite: True,
+    ),
+    "fig8_predictor": Picture(
+        "Fig. 8",
+        "The Cache Predictor: (a) tokens recomputed in each block at r = 0.7, (b, c) distribution of its scores by "
+        "block, (d) mean score of two batches over steps, (e) mean score of every block over steps.",
+        _figure_row,
+    ),
+    "fig8e_scores": Picture(
+        "Fig. 8(e)",
+        "The predictor's scores at every NFE: mean over steps with the chosen I-steps (dotted), mean by block and "
+        "step, and the distribution of all scores.",
+        lambda suite: bool(suite.predictor_rows),
+    ),
+    "fig9a_cache_ratio": Picture(
+        "Fig. 9(a)",
+        "FID, sFID and distance to the uncached samples against the global cache ratio, with 95 % intervals.",
+        lambda suite: len(_ratios(suite)) > 1,
+    ),
+    "fig9b_allocation": Picture(
+        "Fig. 9(b)",
+        "Share of tokens recomputed in each block at each step at r = 0.7, read from the executed plan.",
+        lambda suite: "r0.7" in _ratios(suite),
+    ),
+    "fig10_deviation": Picture(
+        "Fig. 10",
+        "Deviation from the uncached run at every step, mean and standard deviation over samples: predicted x0 (left) "
+        "and x_t (right).",
+        lambda suite: suite.traced > 0,
+    ),
+    "fig11_steps": Picture(
+        "Fig. 11",
+        "Predicted x0 and x_t of one sample over timesteps, uncached first, then every method.",
+        lambda suite: suite.traced > 0,
+    ),
+    "guidance": Picture(
+        "",
+        "Guidance control: every method over a sweep of CFG scales, FID against precision (left) and recall against "
+        "accuracy (right). A method on the uncached line has only shifted the guidance.",
+        lambda suite: "guidance" in suite.ablations,
+    ),
+}
+
+
 def figure_names(suite: Suite) -> list[str]:
     """Names of the suite's figures; those that stand beside one of the paper's begin with its number."""
-    nfes = {suite.rows[row].nfe for row in suite.predictor_rows}
-    ratios = suite.ablations["cache_ratio"].rows if "cache_ratio" in suite.ablations else {}
-    conditions = {
-        "fig1b_quality": True,
-        "fig3_updates": suite.figure.nfe in nfes,
-        "fig5_samples": True,
-        "fig8_predictor": suite.figure.nfe in nfes,
-        "fig8e_scores": bool(nfes),
-        "fig9a_cache_ratio": len(ratios) > 1,
-        "fig9b_allocation": "r0.7" in ratios,
-        "fig10_deviation": suite.traced > 0,
-        "fig11_steps": suite.traced > 0,
-        "guidance": "guidance" in suite.ablations,
-    }
-    return [name for name, applies in conditions.items() if applies]
+    return [name for name, picture in PICTURES.items() if picture.applies(suite)]

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page of a suite, opening from disk with no network.
 
-Everything in it is a number, a picture or a command from the suite's results; pictures are data URIs, and the script only
-sorts tables, filters verdicts and flips samples, so that without it the page still shows everything.
+Everything in it is a number, a picture or a command from the suite's results; pictures are data URIs, and the script
+only sorts tables, filters verdicts and flips samples, so that without it the page still shows everything.
 """
 
 import base64
@@ -17,10 +17,9 @@ from PIL import Image
 from tcbench.config import Suite
 from tcbench.report.collection import all_tables
 from tcbench.report.compare import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
-from tcbench.report.gallery import PICTURES
-from tcbench.report.names import figure_names
+from tcbench.report.names import PICTURES, figure_names
 from tcbench.report.render import template
-from tcbench.report.scores import Results, Row, kept_shares, mac_ratio, name_of, read_results
+from tcbench.report.scores import Results, Row, kept_shares, label_of, mac_ratio, name_of, read_results
 from tcbench.report.strips import read_strip
 
 SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DISTINGUISHABLE: "≈", NOT_TESTED: "–"}
@@ -81,7 +80,7 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
         tiles = [read_strip(path)[0][0] for path in paths]
         strips = [
             {
-                "label": name_of(row),
+                "label": label_of(row),
                 "image": _png(np.concatenate(list(own), axis=1)),
                 "difference": _png(255 - np.concatenate(list(_difference(own, tiles[0])), axis=1)),
             }
@@ -107,9 +106,10 @@ def _evidence(results: Results) -> list[dict[str, Any]]:
         found.append(
             {
                 "row": row["row"],
-                "label": name_of(row),
+                "label": label_of(row),
                 "nfe": row["nfe"],
                 "plan": _png(_shaded(kept_shares(row))) if row.get("plan") else "",
+                "stored": "plan" in row,
                 "units": list(row.get("plan") or {}),
                 "ratio": f"{mac_ratio(row, results.rows):.2f}",
                 "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
@@ -181,7 +181,7 @@ def _commands(suite: Suite) -> dict[str, str]:
         "one figure": f"tcbench figures {config} fig1b_quality",
         "verdicts, from stored scores": f"tcbench verdicts {config}",
         "this page, from stored results": f"tcbench report {config}",
-        "the committed results again, without torch": f"tcbench report {config} --results results/reference/{suite.suite}",
+        "the committed results, without torch": f"tcbench report {config} --results results/reference/{suite.suite}",
     }
     if suite.trained_rows:
         commands["training of one row"] = f"tcbench train {config} --row {suite.trained_rows[0]}"

@@ -57,6 +57,17 @@ def name_of(row: Row) -> str:
     return row["label"] + (" (control)" if row["control"] else "")
 
 
+def label_of(row: Row) -> str:
+    """The row's name, with its number of steps where that is not the NFE."""
+    return name_of(row) + (f", {row['sampled_steps']} steps" if row["sampled_steps"] != row["nfe"] else "")
+
+
+def quality_of(row: Row, metric: str) -> dict[str, Any] | None:
+    """A row's number with its interval in a metric; None if the row or the metric was not run."""
+    quality = row.get("quality", {}).get(metric)
+    return quality if quality and "value" in quality else None
+
+
 def is_reference(row: Row) -> bool:
     """Whether the row is the uncached run that others at its NFE are compared with."""
     return row["reference"] in (None, row["row"])

@@ -1,7 +1,7 @@
 """Strips: a row's first samples side by side in one small PNG at their own resolution.
 
-They are written once from the samples; grids, figures and the report are made from them, on a machine that never had the
-samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
+They are written once from the samples; grids, figures and the report are made from them, on a machine that never had
+the samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The paper's Tables I and II, our number and its interval beside the paper's number."""
+"""The paper's tables, our number and its interval beside the paper's number."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,16 @@ from typing import Any
 
 import pandas as pd
 
+from tcbench.config import TABLE_2, PaperTable
 from tcbench.errors import UserError
-from tcbench.report.compare import Comparison, compare, decide_together
+from tcbench.report.compare import SIGNS, Comparison, compare, decide_together
 from tcbench.report.render import Table
 from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of, target_macs
 
-# Metric -> (column, sign of a better difference). Table II prints these; the CSV holds every scored metric.
-QUALITY = {
-    "fid": ("FID", -1),
-    "sfid": ("sFID", -1),
-    "is": ("IS", +1),
-    "precision": ("Precision", +1),
-    "recall": ("Recall", +1),
+# The paper's columns of quality: those of a metric here, then those that stand beside it with names of their own.
+PAPER_QUALITY = {metric: SIGNS[metric][0] for metric in (*TABLE_2.metrics, "image_reward", "vbench")} | {
+    "coco_clip": "CLIP score, MSCOCO",
+    "parti_clip": "CLIP score, PartiPrompts",
 }
 MAC_UNITS = (("TMACs", 1e12), ("GMACs", 1e9), ("MMACs", 1e6))
 
@@ -84,9 +82,14 @@ def marked(text: str, comparison: Comparison | None) -> str:
 
 
 def _record(
-    row: Row, rows: Sequence[Row], metrics: Sequence[str], latency: dict[str, Any] | None, marks: Marks
+    row: Row,
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    papers: Sequence[str],
+    latency: dict[str, Any] | None,
+    marks: Marks,
 ) -> Record:
-    """One line of the CSV; None where there is no number."""
+    """One line of the CSV; None where there is no number. `papers`: the paper's columns of quality."""
     timings = latency["rows"] if latency else {}
     reference = reference_of(row, rows)
     timing, reference_timing = timings.get(row["row"], {}), timings.get(reference["row"], {})
@@ -110,10 +113,11 @@ def _record(
         }
         if reason := row.get("metrics_not_run", {}).get(metric):
             record[f"{metric}_not_run"] = reason
-        if metric in QUALITY:
-            record[f"paper_{metric}"] = paper.get(metric)
+    record |= {f"paper_{metric}": paper.get(metric) for metric in papers}
     record |= {
         "macs_per_sample": macs.get("per_sample"),
+        "macs_per_sample_low": min(row.get("macs_spread") or [None]),
+        "macs_per_sample_high": max(row.get("macs_spread") or [None]),
         "macs_without_overheads": macs.get("per_sample_without_overheads"),
         "macs_paper_rule": macs.get("paper_rule"),
         "target": row.get("target"),
@@ -132,8 +136,16 @@ def _record(
     return record | {f"macs_{tag}": count for tag, count in macs.get("by_tag", {}).items()}
 
 
-def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets: bool, marks: Marks) -> dict[str, str]:
-    """One printed line of Table II. An empty cell says why; a row not run says it beside its name.
+def _cells(
+    record: Record,
+    metrics: Sequence[str],
+    papers: Sequence[str],
+    unit: tuple[str, float],
+    latency_column: str,
+    targets: bool,
+    marks: Marks,
+) -> dict[str, str]:
+    """One printed line. An empty cell says why; a row not run says it beside its name.
 
     `targets`: whether any row of the table has one.
     """
@@ -143,7 +155,7 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets
             return format(number, form)
         return "not run" if record["not_run"] else f"not run: {why}"
 
-    def papers(key: str) -> str:
+    def paper(key: str) -> str:
         return NO_CELL if record[f"paper_{key}"] is None else f"{record[f'paper_{key}']:.2f}"
 
     def quality(metric: str) -> str:
@@ -173,21 +185,33 @@ def _cells(record: Record, unit: tuple[str, float], latency_column: str, targets
         "NFE": str(record["nfe"]),
         "Sampled steps": str(record["sampled_steps"]),
     }
-    for metric, (column, _) in QUALITY.items():
-        cells |= {column: quality(metric), f"paper {column}": papers(metric)}
+    for metric in metrics:
+        cells[SIGNS[metric][0]] = quality(metric)
+        if metric in papers:
+            cells[f"paper {PAPER_QUALITY[metric]}"] = paper(metric)
+    cells |= {f"paper {PAPER_QUALITY[key]}": paper(key) for key in papers if key not in metrics}
     return cells | {
         "MAE to uncached": "reference" if is_reference(record) else quality("mae"),
         unit[0]: macs("macs_per_sample"),
         f"{unit[0]} without overheads": macs("macs_without_overheads"),
         **(target() if targets else {}),
-        "paper TMACs": papers("tmacs"),
+        "paper TMACs": paper("tmacs"),
         "MAC ratio": ours(record["mac_ratio"], ".2f", "not counted"),
-        "paper MAC ratio": papers("mac_ratio"),
+        "paper MAC ratio": paper("mac_ratio"),
         latency_column: latency(),
-        "paper latency (s)": papers("latency_s"),
+        "paper latency (s)": paper("latency_s"),
         "Latency ratio": ours(record["latency_ratio"], ".2f", "not timed"),
-        "paper latency ratio": papers("latency_ratio"),
+        "paper latency ratio": paper("latency_ratio"),
     }
+
+
+def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
+    """NFE and labels of rows whose plans coincide, as Learning-to-Cache's and FORA's do if a router opens nothing."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for row in rows:
+        if row.get("plans"):
+            groups.setdefault((row["nfe"], row["plans"]), []).append(name_of(row))
+    return [(nfe, labels) for (nfe, _), labels in groups.items() if len(labels) > 1]
 
 
 def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
@@ -195,26 +219,28 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
     cells = dict.fromkeys(columns, NO_CELL)
     if floor is None:
         label, numbers = "Real subset, floor (not run: no floor was measured)", {}
-        cells |= {"FID": "not run", "sFID": "not run"}
+        cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
     else:
         label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
         for metric, spread in floor.items():
             numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
             decimals = _decimals(spread["std"], 2)
-            cells[QUALITY[metric][0]] = f"{spread['mean']:.{decimals}f} ± {spread['std']:.{decimals}f}"
+            if (column := SIGNS[metric][0]) in cells:
+                cells[column] = f"{spread['mean']:.{decimals}f} ± {spread['std']:.{decimals}f}"
     record = {"row": "floor", "suite": suite, "method": "floor", "label": label, **numbers}
     return record, cells | {"Method": label}
 
 
-def table2(
+def main_table(
     rows: Sequence[Row],
     latency: dict[str, Any] | None,
     floor: dict[str, Any] | None,
     *,
     differs: str,
     guidance_scale: float,
+    table: PaperTable = TABLE_2,
 ) -> Table:
-    """The paper's Table II: quality, MACs and latency of every row, grouped by resolution and NFE.
+    """One of the paper's Tables II to VI: quality, MACs and latency of rows, grouped by resolution and NFE.
 
     MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality
     cell ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in
@@ -227,26 +253,30 @@ def table2(
         differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
+        table: its name, its columns of quality, and which of the rows it has.
 
     Raises:
         UserError: rows of several suites, or a reference row that is not among them.
     """
     suite = _suite(rows)
+    every, rows = rows, [row for row in rows if not table.rows or row["row"] in table.rows]
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows))
-    rows = sorted(rows, key=lambda row: settings.index((row["resolution"], row["nfe"])))
-    metrics = list(dict.fromkeys([*QUALITY, "mae", *(m for row in rows for m in row.get("quality", {}))]))
-    pairs = [(row, reference_of(row, rows)) for row in rows if not is_reference(row) and row.get("paired")]
+    rows.sort(key=lambda row: settings.index((row["resolution"], row["nfe"])))
+    metrics = list(dict.fromkeys([*table.metrics, "mae", *(m for row in rows for m in row.get("quality", {}))]))
+    cited = {*table.metrics, *(key for row in rows for key in row.get("paper") or {})}
+    papers = [key for key in PAPER_QUALITY if key in cited]
+    beside = [(row, reference_of(row, every)) for row in rows if not is_reference(row) and row.get("paired")]
     found = marks(
-        [compare(row, other, metric) for row, other in pairs for metric in QUALITY if metric in row["paired"]]
+        [compare(row, other, metric) for row, other in beside for metric in table.metrics if metric in row["paired"]]
     )
-    records = [_record(row, rows, metrics, latency, found) for row in rows]
+    records = [_record(row, every, metrics, papers, latency, found) for row in rows]
 
     largest = max(record["macs_per_sample"] or 0 for record in records)
     unit = next((unit for unit in MAC_UNITS if largest >= unit[1]), MAC_UNITS[-1])
     protocol = latency["protocol"] if latency else None
     latency_column = f"Latency (s, batch {protocol['batch_size']})" if protocol else "Latency (s)"
     targets = any(record["target"] for record in records)
-    cells = [_cells(record, unit, latency_column, targets, found) for record in records]
+    cells = [_cells(record, table.metrics, papers, unit, latency_column, targets, found) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
 
     caption = [
@@ -269,6 +299,10 @@ def table2(
             f"target {unit[0]}: of the row that a row's knob was solved for; off target: by how much it missed. "
             "Matched: " + "; ".join(f"{label} to {target}" for label, target in pairs) + "."
         )
+    caption += [
+        f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
+        for nfe, same in _equal_plans(rows)
+    ]
     if protocol:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
         caption.append(f"Latency protocol: {details}.")
@@ -277,7 +311,7 @@ def table2(
         caption.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")
 
     return Table(
-        title=_title("Table II", suite, differs),
+        title=_title(table.title, suite, differs),
         caption=" ".join(caption),
         tidy=pd.DataFrame([*records, floor_record]).convert_dtypes(),
         formatted=pd.DataFrame([*cells, floor_cells]),
@@ -294,7 +328,7 @@ def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | N
 
     Args:
         rows: score rows; those scheduled by a `beta` setting enter, and rows that share a schedule once.
-        differs: as in `table2`.
+        differs: as in `main_table`.
         stands_for: (model, resolution) of the paper whose line is printed beside ours; None: the row's own.
 
     Raises:
@@ -354,7 +388,7 @@ def table_local_error(diagnostics: Sequence[dict[str, Any]], nfe: dict[str, int]
     Args:
         diagnostics: contents of `diagnostics/<row>.json`.
         nfe: NFE by row.
-        suite, differs: as in `table2`.
+        suite, differs: as in `main_table`.
     """
     records, cells, groups = [], [], []
     for diagnostic in diagnostics:

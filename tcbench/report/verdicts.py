@@ -1,68 +1,15 @@
-"""Verdicts: every checkable claim of the paper as data, and what this suite's results say about each, computed.
+"""Verdicts: what a suite's results say about every claim of the paper, and what they can and cannot show."""
 
-A claim is tested in one or more measures. The paper's own metric comes first; the distance to the uncached samples, which
-separates methods with far fewer samples, is a measure of its own wherever it bears on the claim. Comparisons that decide a
-measure together are corrected together (Holm); docs/reproduction-notes.md, "Verdicts", has the rules.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from tcbench.report.compare import (
-    LEVEL,
-    NOT_DISTINGUISHABLE,
-    NOT_REPRODUCED,
-    NOT_TESTED,
-    REPRODUCED,
-    SIGNS,
-    Comparison,
-    compare,
-    decide_together,
-    no_loss,
-    superiority,
-)
+from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
+from tcbench.report.compare import LEVEL, SIGNS
 from tcbench.report.render import Table
-from tcbench.report.scores import Results, Row, kept_shares, mac_ratio, name_of, reference_of
-from tcbench.report.tables import interval_text
-from tcbench.stats import Interval, welch
-
-MATCHED = 0.05
-"""MACs within this share of each other are matched acceleration."""
-MARGIN = 0.05
-""""Without loss": at most this share of the uncached value, the largest loss in the paper's own rows said to lose nothing."""
-SELECTORS = ("random_tokens", "toca_tokens", "tome")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One measure of a claim: the verdict and what it rests on."""
-
-    measure: str
-    verdict: str
-    evidence: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Something the paper says that results can bear out or not.
-
-    Attributes:
-        claim, place: what, and where in the paper.
-        topic: heading that groups claims.
-        test: the findings of a suite.
-        model, resolution: only suites whose rows stand beside this model's (and resolution's) can test it; None: any.
-    """
-
-    topic: str
-    claim: str
-    place: str
-    test: Callable[[Results], list[Finding]]
-    model: str | None = None
-    resolution: int | None = None
+from tcbench.report.scores import Results, Row, reference_of
+from tcbench.stats import Interval
 
 
 def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
@@ -75,518 +22,9 @@ def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
             findings = claim.test(results)
         else:
             size = f" at {claim.resolution}×{claim.resolution}" if claim.resolution else ""
-            findings = [_untested(f"a suite whose rows stand for {claim.model}{size}")]
+            findings = [untested(f"a suite whose rows stand for {claim.model}{size}")]
         found += [(claim, finding) for finding in findings]
     return found
-
-
-def _untested(needs: str, measure: str = "") -> Finding:
-    return Finding(measure, NOT_TESTED, f"needs {needs}")
-
-
-def _tokencache(results: Results, nfes: Sequence[int] | None = None) -> list[Row]:
-    """TokenCache's rows in the paper's place: one per NFE, no variant."""
-    rows: dict[int, Row] = {}
-    for row in results.rows:
-        if row["method"] == "tokencache" and not row["control"] and (nfes is None or row["nfe"] in nfes):
-            rows.setdefault(row["nfe"], row)
-    return list(rows.values())
-
-
-def _macs(row: Row) -> float:
-    return row["macs"]["per_sample"]
-
-
-def _told(results: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
-    """Comparisons in words: how many came out how, then each difference with its interval."""
-    rows = {row["row"]: row for row in results}
-    counts = {outcome: sum(c.outcome == outcome for c in comparisons) for outcome in ("better", "≈", "worse")}
-    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    unpaired = sum(not c.paired for c in comparisons)
-    how = "paired" if not unpaired else "unpaired" if unpaired == len(comparisons) else f"{unpaired} unpaired"
-    parts, nfe = [], None
-    for c in comparisons:
-        at = f"NFE {rows[c.row]['nfe']} less " if rows[c.row]["nfe"] != nfe else ""
-        nfe = rows[c.row]["nfe"]
-        interval = interval_text(c.interval.value, c.interval.low, c.interval.high)
-        parts.append(
-            f"{at}{name_of(rows[c.other])} {interval}"
-            + (f" {c.outcome}" if max(counts.values()) < len(comparisons) else "")
-        )
-    return f"{summary} of {len(comparisons)} ({how}): " + "; ".join(parts)
-
-
-def _superior(
-    rows: Sequence[Row], pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str], needs: str
-) -> list[Finding]:
-    """One finding per metric: is the first of every pair better than the second?"""
-    findings = []
-    for metric in metrics:
-        decided = decide_together([compare(ours, theirs, metric) for ours, theirs in pairs])
-        if decided:
-            findings.append(Finding(SIGNS[metric][0], superiority(decided), _told(rows, decided)))
-    return findings or [_untested(needs)]
-
-
-def _rivals(results: Results, ours: Row, methods: Sequence[str] | None = None) -> list[Row]:
-    """Rows of other methods at the same NFE and matched MACs, controls left out."""
-    return [
-        row
-        for row in results.rows
-        if row["nfe"] == ours["nfe"]
-        and row["method"] not in ("uncached", "tokencache")
-        and (not row["control"] if methods is None else row["method"] in methods)
-        and not row.get("not_run")
-        and abs(_macs(row) / _macs(ours) - 1) <= MATCHED
-    ]
-
-
-def _best_at_matched_macs(nfes: Sequence[int], metrics: Sequence[str]) -> Callable[[Results], list[Finding]]:
-    def test(results: Results) -> list[Finding]:
-        pairs = [(row, rival) for row in _tokencache(results, nfes) for rival in _rivals(results, row)]
-        return _superior(results.rows, pairs, metrics, f"rows at NFE {' or '.join(map(str, nfes))} with matched MACs")
-
-    return test
-
-
-def _three_times_without_loss(results: Results) -> list[Finding]:
-    rows = _tokencache(results, (250,))
-    if not rows:
-        return [_untested("rows at NFE 250")]
-    return _no_loss(results, rows[0], ("fid", "sfid", "is", "precision", "recall"))
-
-
-def _no_loss(results: Results, row: Row, metrics: Sequence[str]) -> list[Finding]:
-    reference, findings = reference_of(row, results.rows), []
-    for metric in metrics:
-        comparison = compare(row, reference, metric)
-        if comparison is None:
-            continue
-        value = reference["quality"][metric]["value"]
-        interval = interval_text(comparison.interval.value, comparison.interval.low, comparison.interval.high)
-        findings.append(
-            Finding(
-                SIGNS[metric][0],
-                no_loss(comparison, value, MARGIN),
-                f"NFE {row['nfe']} − uncached: {interval} on {value:.4g}; margin {MARGIN:.0%}, MAC ratio "
-                f"{mac_ratio(row, results.rows):.2f}",
-            )
-        )
-    return findings or [_untested("scored rows")]
-
-
-def _little_loss_at_50(results: Results) -> list[Finding]:
-    rows = _tokencache(results, (50,))
-    return _no_loss(results, rows[0], ("fid", "is", "precision", "recall")) if rows else [_untested("rows at NFE 50")]
-
-
-def _better_than_uncached(results: Results) -> list[Finding]:
-    pairs = [(row, reference_of(row, results.rows)) for row in _tokencache(results, (20,))]
-    findings = _superior(results.rows, pairs, ("fid", "is"), "rows at NFE 20")
-    return [*findings, *_guidance_control(results)]
-
-
-def _worse_than_fewer_steps(method: str, nfe: int) -> Callable[[Results], list[Finding]]:
-    """The rival itself degrades: at matched MACs, taking fewer steps is better than it."""
-
-    def test(results: Results) -> list[Finding]:
-        rivals = [row for row in results.rows if row["method"] == method and row["nfe"] == nfe]
-        fewer = [row for row in results.rows if row["method"] == "fewer_steps" and row["nfe"] == nfe]
-        nearest = [
-            (min(fewer, key=lambda few, cost=_macs(rival): abs(_macs(few) - cost)), rival) for rival in rivals if fewer
-        ]
-        pairs = [(few, rival) for few, rival in nearest if abs(_macs(few) / _macs(rival) - 1) <= MATCHED]
-        return _superior(results.rows, pairs, ("fid", "mae"), f"rows of {method} and fewer steps at NFE {nfe}")
-
-    return test
-
-
-def _guidance_control(results: Results) -> list[Finding]:
-    """Does a lower FID survive a comparison of frontiers, every method at its best CFG scale?"""
-    measure = "FID, each at its best CFG scale"
-    sweep = [row for row in results.ablations.get("guidance", []) if "quality" in row]
-    best: dict[str, Row] = {}
-    for row in sweep:
-        if row["label"] not in best or row["quality"]["fid"]["value"] < best[row["label"]]["quality"]["fid"]["value"]:
-            best[row["label"]] = row
-    ours = next((row for row in best.values() if row["method"] == "tokencache"), None)
-    if ours is None:
-        return [_untested("the ablation `guidance`", measure)]
-    rivals = [row for row in best.values() if row is not ours]
-    decided = decide_together([compare(ours, rival, "fid") for rival in rivals])
-    scales = ", ".join(f"{label} at {row['guidance_scale']:g}" for label, row in best.items())
-    return [Finding(measure, superiority(decided), f"{_told(sweep, decided)}. Best scales: {scales}")]
-
-
-def _selection(results: Results) -> list[Finding]:
-    pairs = [(row, other) for row in _tokencache(results) for other in results.rows
-             if other["nfe"] == row["nfe"] and other["method"] in SELECTORS and other["settings"].get("num_full_steps")
-             == row["settings"].get("num_full_steps")]  # fmt: skip
-    findings = [
-        Finding(f"{finding.measure}, equal I-steps and r", finding.verdict, finding.evidence)
-        for finding in _superior(results.rows, pairs, ("fid", "mae"), "control rows with other selectors")
-    ]
-    return findings + _within(
-        results,
-        "selection",
-        "predictor",
-        ("random", "none"),
-        ("fid", "mae"),
-        ", equal MACs",
-    )
-
-
-def _within(
-    results: Results, ablation: str, ours: str, others: Sequence[str], metrics: Sequence[str], suffix: str = ""
-) -> list[Finding]:
-    """Is a variant of an ablation better than others of it?"""
-    variant, rivals = results.variant(ablation, ours), [results.variant(ablation, other) for other in others]
-    pairs = [(variant, rival) for rival in rivals if variant and rival]
-    if not pairs:
-        return [_untested(f"the ablation `{ablation}`")]
-    rows = results.ablations[ablation]
-    return [
-        Finding(finding.measure + suffix, finding.verdict, finding.evidence)
-        for finding in _superior(rows, pairs, metrics, f"the ablation `{ablation}`")
-    ]
-
-
-def _ablation(
-    name: str, ours: str, others: Sequence[str], metrics: Sequence[str] = ("fid", "mae")
-) -> Callable[[Results], list[Finding]]:
-    return lambda results: _within(results, name, ours, others, metrics)
-
-
-def _measured(rows: dict[str, float], criterion: Callable[[float], bool], form: str, rule: str) -> Finding:
-    """A claim about numbers that carry no interval: it holds where every number meets the criterion."""
-    holds = [criterion(value) for value in rows.values()]
-    verdict = REPRODUCED if all(holds) else NOT_REPRODUCED if not any(holds) else NOT_DISTINGUISHABLE
-    return Finding(rule, verdict, "; ".join(f"{name}: {value:{form}}" for name, value in rows.items()))
-
-
-def _of_predictors(
-    value: Callable[[dict[str, Any]], float], criterion: Callable[[float], bool], form: str, rule: str
-) -> Callable[[Results], list[Finding]]:
-    """A statistic of the trained predictor's scores, one per NFE."""
-
-    def test(results: Results) -> list[Finding]:
-        if not results.training:
-            return [_untested("a trained predictor")]
-        rows = {f"NFE {results.row(row)['nfe']}": value(log["scores"]) for row, log in results.training.items()}
-        return [_measured(rows, criterion, form, rule)]
-
-    return test
-
-
-def _share_below(scores: dict[str, Any], threshold: float = 0.1) -> float:
-    counts, edges = np.array(scores["histogram"]["counts"]), np.array(scores["histogram"]["edges"])
-    return float(counts[edges[1:] <= threshold + 1e-9].sum() / counts.sum())
-
-
-def _block_curves(scores: dict[str, Any]) -> float:
-    """How much of the scores' spread over steps is not shared by the blocks: 0 if all blocks move as one."""
-    alpha_SL = np.array(scores["per_block"])
-    own_SL = alpha_SL - alpha_SL.mean(1, keepdims=True)
-    return float((own_SL - own_SL.mean(0)).std() / (alpha_SL - alpha_SL.mean(0)).std())
-
-
-def _of_diagnostics(
-    value: Callable[[dict[str, Any]], float | None], criterion: Callable[[float], bool], form: str, rule: str
-) -> Callable[[Results], list[Finding]]:
-    def test(results: Results) -> list[Finding]:
-        numbers = {f"NFE {results.row(row)['nfe']}": value(log) for row, log in results.diagnostics.items()}
-        known = {name: number for name, number in numbers.items() if number is not None}
-        return [_measured(known, criterion, form, rule)] if known else [_untested("the diagnostics", rule)]
-
-    return test
-
-
-def _smallest_deviation(results: Results) -> list[Finding]:
-    """Fig. 10: TokenCache against ToCa, the mean over steps of both deviations.
-
-    Deviations of one sample at different steps are taken as fully dependent, which errs on wide.
-    """
-    findings = []
-    for key, name in (("x0", "predicted x0, mean over steps"), ("xt", "x_t, mean over steps")):
-        decided, told = [], []
-        for row in _tokencache(results):
-            rival = next((r for r in results.rows if (r["method"], r["nfe"]) == ("toca", row["nfe"])), None)
-            if not rival or not row.get("trajectory") or not rival.get("trajectory"):
-                continue
-            count = results.suite.traced
-            (ours, se), (theirs, other_se) = (_mean_over_steps(r["trajectory"], key, count) for r in (row, rival))
-            interval = welch(ours, se, theirs, other_se, count - 1)
-            decided.append(Comparison(row["row"], rival["row"], "mae", interval, False, interval.p_value))
-            told.append(f"NFE {row['nfe']}: {ours:.4f} against {theirs:.4f}")
-        if decided:
-            findings.append(Finding(name, superiority(decide_together(decided)), "; ".join(told)))
-    return findings or [_untested("rows of TokenCache and ToCa with trajectories")]
-
-
-def _mean_over_steps(trajectory: dict[str, Any], key: str, count: int) -> tuple[float, float]:
-    mean, std = np.array(trajectory[f"{key}_mae_mean"]), np.array(trajectory[f"{key}_mae_std"])
-    return float(mean.mean()), float(std.mean() / count**0.5)
-
-
-def _mac_ratios(results: Results) -> list[Finding]:
-    """The paper's speedups, which are MAC ratios without the predictor."""
-    off = {}
-    for row in _tokencache(results):
-        if speedup := (row.get("paper") or {}).get("speedup"):
-            reference = reference_of(row, results.rows)
-            ratio = _macs(reference) / row["macs"]["per_sample_without_overheads"]
-            off[f"NFE {row['nfe']} {ratio:.3f} for {speedup}"] = ratio / speedup - 1
-    if not off:
-        return [_untested("rows with the paper's speedup")]
-    return [_measured(off, lambda number: abs(number) <= 0.01, "+.1%", "MAC ratio without the predictor, within 1 %")]
-
-
-def _charged_ratios(results: Results) -> list[Finding]:
-    off = {}
-    for row in _tokencache(results):
-        if speedup := (row.get("paper") or {}).get("speedup"):
-            ratio = mac_ratio(row, results.rows)
-            off[f"NFE {row['nfe']} {ratio:.3f} for {speedup}"] = (ratio or 0) / speedup - 1
-    rule = "MAC ratio with the predictor charged, within 1 %"
-    return [_measured(off, lambda number: abs(number) <= 0.01, "+.1%", rule)] if off else []
-
-
-def _acceleration(results: Results) -> list[Finding]:
-    findings = _mac_ratios(results) + _charged_ratios(results)
-    return [*findings, _untested("the paper's model on a GPU (suite `speed`)", "measured latency")]
-
-
-def _ratio_metric(best: str, metric: str) -> Callable[[Results], list[Finding]]:
-    """Table VII: one cache ratio is the best of all in a metric."""
-
-    def test(results: Results) -> list[Finding]:
-        others = [f"r{r}" for r in (0.9, 0.8, 0.7, 0.6, 0.5) if f"r{r}" != best]
-        return _within(results, "cache_ratio", best, others, (metric,))
-
-    return test
-
-
-def _reused_blocks(results: Results) -> list[Finding]:
-    """Fig. 9(b): blocks that keep few tokens at (nearly) every P-step."""
-    row = results.variant("cache_ratio", "r0.7")
-    rule = "blocks recomputing less than half of their even share of tokens at 9 of 10 P-steps"
-    if row is None:
-        return [_untested("the ablation `cache_ratio`", rule)]
-    kept_SL = kept_shares(row)
-    partial = kept_SL[(kept_SL < 1).any(1)]
-    often = (partial < 0.5 * partial.mean(1, keepdims=True)).mean(0) >= 0.9
-    verdict = REPRODUCED if often.any() else NOT_REPRODUCED
-    blocks = ", ".join(map(str, np.flatnonzero(often))) or "none"
-    return [Finding(rule, verdict, f"r = 0.7, NFE {row['nfe']}: {blocks} of {kept_SL.shape[1]} blocks")]
-
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "Class-conditional images (Table II)",
-        "At matched acceleration TokenCache has the best FID and a higher IS than all compared methods.",
-        "Sec. IV-C, Table II, 256×256",
-        _best_at_matched_macs((250, 50, 20, 10), ("fid", "is", "mae")),
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "With 20 and 10 steps it beats fewer steps and all other methods at equal acceleration.",
-        "Sec. IV-C, Table II",
-        _best_at_matched_macs((20, 10), ("fid", "mae")),
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "3× acceleration at 250 steps without a reduction in performance.",
-        "Sec. IV-C, Table II",
-        _three_times_without_loss,
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "2.4× acceleration at 50 steps at hardly any loss (FID 2.33 for 2.25).",
-        "Table II",
-        _little_loss_at_50,
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "At 20 steps TokenCache is better than the uncached model itself (FID 3.41 for 3.51, IS 232 for 223).",
-        "Table II",
-        _better_than_uncached,
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "FORA deteriorates with fewer sampling steps: at 50 it is far worse than taking fewer steps.",
-        "Sec. IV-C, Table II",
-        _worse_than_fewer_steps("fora", 50),
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "ToCa degrades with few steps: at 10 it is far worse than taking fewer steps.",
-        "Sec. IV-C, Table II",
-        _worse_than_fewer_steps("toca", 10),
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Class-conditional images (Table II)",
-        "The same holds at 512×512.",
-        "Sec. IV-C, Table II",
-        _best_at_matched_macs((50, 20), ("fid", "is", "mae")),
-        "DiT-XL/2",
-        512,
-    ),
-    Claim(
-        "Acceleration",
-        "Speedups of Table II: 3.01, 2.40, 1.73 and 1.45 at 250, 50, 20 and 10 steps.",
-        "Table II",
-        _acceleration,
-        "DiT-XL/2",
-        256,
-    ),
-    Claim(
-        "Text-to-image and text-to-video",
-        "Best FID and CLIP score of all methods on PixArt-α at 256×256.",
-        "Sec. IV-C, Table III",
-        _best_at_matched_macs((20,), ("fid", "clip", "mae")),
-        "PixArt-alpha",
-        256,
-    ),
-    Claim(
-        "Text-to-image and text-to-video",
-        "Highest ImageReward and CLIP score of all methods on PixArt-α at 1024×1024.",
-        "Sec. IV-C, Table IV",
-        _best_at_matched_macs((50,), ("image_reward", "clip", "mae")),
-        "PixArt-alpha",
-        1024,
-    ),
-    Claim(
-        "Text-to-image and text-to-video",
-        "Higher VBench score than FORA and ToCa on Open-Sora-Plan.",
-        "Sec. IV-C, Table V",
-        _best_at_matched_macs((50,), ("vbench", "clip", "mae")),
-        "Open-Sora-Plan",
-    ),
-    Claim(
-        "Which tokens",
-        "The Cache Predictor selects better than random tokens, ToCa's score and ToMe at similar cost.",
-        "Sec. IV-D.1, Table VI (PixArt-α)",
-        _selection,
-    ),
-    Claim(
-        "Which tokens",
-        "The score reflects how much a token's update changes between steps.",
-        "Sec. III-C, Eq. (11)",
-        _of_diagnostics(
-            lambda log: float(np.mean(log["rank_correlation_per_block"])),
-            lambda number: number >= 0.5,
-            ".2f",
-            "rank correlation of score and change over tokens, mean over blocks, at least .5",
-        ),
-    ),
-    Claim(
-        "Which tokens",
-        "Scores are sparse.",
-        "Sec. IV-D.1, Fig. 8(b, c)",
-        _of_predictors(_share_below, lambda share: share >= 0.5, ".0%", "at least half of all scores below .1"),
-    ),
-    Claim(
-        "Which tokens",
-        "Scores follow the same trend in different batches at the same timestep.",
-        "Sec. IV-D.1, Fig. 8(d)",
-        _of_predictors(
-            lambda scores: scores["std_over_samples"] / scores["std_over_steps"],
-            lambda ratio: ratio <= 0.25,
-            ".2f",
-            "spread over samples at most a quarter of the spread over steps",
-        ),
-    ),
-    Claim(
-        "Which blocks",
-        "Each block follows a distinct trend over timesteps.",
-        "Sec. IV-D.1, Fig. 8(e)",
-        _of_predictors(
-            _block_curves,
-            lambda share: share >= 0.25,
-            ".2f",
-            "blocks' own movement at least a quarter of all movement over steps",
-        ),
-    ),
-    Claim(
-        "Which blocks",
-        "Some blocks are reused almost wholly throughout denoising.",
-        "Sec. IV-D.2, Fig. 9(b)",
-        _reused_blocks,
-    ),
-    Claim(
-        "Which blocks",
-        "Adaptive allocation of tokens to blocks beats the same number for every block.",
-        "Sec. III-D, Eq. (12)",
-        _ablation("allocation", "batch", ["uniform"]),
-    ),
-    Claim(
-        "Which timesteps",
-        "Token updates are similar at neighbouring timesteps.",
-        "Sec. III-B, Fig. 3(c, d)",
-        _of_diagnostics(
-            lambda log: float(np.median(log["updates"]["similarity"])) if "updates" in log else None,
-            lambda number: number >= 0.9,
-            ".2f",
-            "median cosine similarity of a block's updates at consecutive steps at least .9",
-        ),
-    ),
-    Claim(
-        "Which timesteps",
-        "The adaptive schedule beats uniform and reversed ones.",
-        "Sec. IV-D.3, Table VIII",
-        _ablation("schedule", "adaptive", ["uniform", "reversed"], ("fid", "sfid", "is", "mae")),
-    ),
-    Claim(
-        "Cache ratio",
-        "r = 0.8 has the lowest FID of r = 0.5 to 0.9.",
-        "Sec. IV-D.2, Table VII, Fig. 9(a)",
-        _ratio_metric("r0.8", "fid"),
-    ),
-    Claim(
-        "Cache ratio",
-        "r = 0.9 has the highest Precision.",
-        "Sec. IV-D.2, Table VII",
-        _ratio_metric("r0.9", "precision"),
-    ),
-    Claim(
-        "Cache ratio",
-        "Reusing less than r = 0.8 does not help: FID and sFID do not improve with more recomputed tokens.",
-        "Sec. IV-D.2, Fig. 9(a)",
-        _ablation("cache_ratio", "r0.8", ["r0.5"], ("fid", "sfid", "is", "mae")),
-    ),
-    Claim(
-        "Refiners",
-        "Quality rises with the number K of refiner blocks; K = 4 is best.",
-        "Sec. IV-D.4, Table IX",
-        _ablation("refiner_blocks", "K4", ["K1", "K2", "K3"], ("fid", "is", "mae")),
-    ),
-    Claim(
-        "Refiners",
-        "LoRA on the refiner blocks improves quality.",
-        "Sec. III-C, IV-D.4",
-        _ablation("refiners", "predictor-lora", ["predictor-plain"]),
-    ),
-    Claim(
-        "Deviation",
-        "Smaller deviation from the uncached run than ToCa, in predicted x0 and in x_t.",
-        "Sec. IV-E, Fig. 10",
-        _smallest_deviation,
-    ),
-)
 
 
 def what_it_can_show(results: Results) -> list[str]:
@@ -607,9 +45,9 @@ def what_it_can_show(results: Results) -> list[str]:
     detectable = minimum_detectable(rows)
     if detectable:
         lines.append(
-            "Minimum detectable difference to the uncached run (median over rows; 5 % level, 80 % power, one comparison): "
+            "Minimum detectable difference to uncached (median over rows; 5 % level, 80 % power, one comparison): "
             + "; ".join(
-                f"{SIGNS[m][0]} {size:.2g} ({share:.1%} of the uncached value)"
+                f"{SIGNS[m][0]} {size:.3g} ({share:.2g} of the uncached value)"
                 for m, (size, share) in detectable.items()
             )
             + ". A smaller true difference will usually be called not distinguishable."
@@ -617,13 +55,15 @@ def what_it_can_show(results: Results) -> list[str]:
         blind = [SIGNS[m][0] for m, (_, share) in detectable.items() if share > 0.1]
         if blind:
             lines.append(
-                f"Differences of 10 % are out of this suite's sight in {', '.join(blind)}. The paired distance to the uncached samples (MAE) tells methods apart here, but it "
+                f"Differences of 10 % are out of this suite's sight in {', '.join(blind)}. The paired "
+                "distance to the uncached samples (MAE) tells methods apart with far fewer samples, but it "
                 "is another question: who stays closest to the uncached model, not who makes better images."
             )
     if results.floor and "fid" in results.floor:
         floor = results.floor["fid"]
         lines.append(
-            f"FID of {floor['n']} real images against all of them: {floor['mean']:.3g} ± {floor['std']:.2g}; no FID near it means quality."
+            f"FID of {floor['n']} real images against all of them: {floor['mean']:.3g} ± {floor['std']:.2g}; a FID in "
+            "that range is as good as the metric can tell."
         )
     if "guidance" not in results.ablations:
         lines.append(
@@ -633,7 +73,7 @@ def what_it_can_show(results: Results) -> list[str]:
 
 
 def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Per metric, the median over rows of the minimum detectable paired difference, and its share of the uncached value."""
+    """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value."""
     sizes: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for metric, paired in (row.get("paired") or {}).items():
@@ -667,9 +107,10 @@ def verdict_table(results: Results) -> Table:
     repeated = printed.duplicated(["claim", "place"])
     printed.loc[repeated, ["claim", "place"]] = ""
     rules = (
-        f"Tests at {LEVEL:.0%}, Holm's correction over the comparisons of a line. Reproduced: every comparison as claimed; not "
-        f"reproduced: at least one significantly against it; not distinguishable: neither. Without loss: the 95 % interval of "
-        f"the loss below {MARGIN:.0%} of the uncached value. Matched: MACs within {MATCHED:.0%}, all overheads charged."
+        f"Tests at {LEVEL:.0%}, Holm's correction over the comparisons of a line. Reproduced: every comparison as "
+        "claimed; not reproduced: at least one significantly against it; not distinguishable: neither. Without loss: "
+        f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
+        f"{MATCHED:.0%}, overheads charged."
     )
     differs = f" ({results.suite.differs})" if results.suite.differs else ""
     return Table(

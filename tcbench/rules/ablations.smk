@@ -1,3 +1,9 @@
+ABLATION_SCORES = [
+    f"{RESULTS}/ablations/{name}/scores/{row}.json"
+    for name, ablation in SUITE.ablation_suites.items()
+    for row in ablation.own
+]
+
 # One job per ablation: it samples its variants and scores them, so that torch is imported once.
 for name, ablation in SUITE.ablation_suites.items():
 
@@ -23,21 +29,4 @@ for name, ablation in SUITE.ablation_suites.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench ablate {SUITE_FILE:q} --name {params.name} 2> {log}"
-
-
-rule render_ablations:
-    input:
-        [
-            f"{RESULTS}/ablations/{name}/scores/{row}.json"
-            for name, ablation in SUITE.ablation_suites.items()
-            for row in ablation.own
-        ],
-        code=source_files("report"),
-    output:
-        expand(f"{RESULTS}/tables/ablation-{{name}}.{{kind}}", name=SUITE.ablations, kind=["csv", "md", "tex", "html"]),
-    log:
-        f"{RESULTS}/logs/ablations.log",
-    threads: 1
-    shell:
-        "tcbench ablations {SUITE_FILE:q} 2> {log}"
+            f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

@@ -17,7 +17,7 @@ rule pretrain_one:
         f"{RESULTS}/logs/pretrain-{{what}}.log",
     threads: workflow.cores
     shell:
-        "tcbench pretrain {SUITE_FILE:q} {wildcards.what} --out {RESULTS}/pretrained 2> {log}"
+        f"tcbench pretrain {CONFIG} {{wildcards.what}} --out {RESULTS}/pretrained 2> {{log}}"
 
 
 rule pretrain:

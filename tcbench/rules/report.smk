@@ -1,6 +1,15 @@
-TABLES = ["table2"] + (["table1"] if SUITE.predictor_rows else [])
-FIGURES = ["quality", "trajectory"] + (["alpha"] if SUITE.predictor_rows else [])
+TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
+FIGURES = figure_names(SUITE)
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
+CAPTIONS = os.path.join(workflow.basedir, "tcbench", "assets", "report")
+
+
+def table_files(names):
+    """Every face of some tables; `snakemake --report` shows the HTML one."""
+    files = expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
+    shown = dict(caption=os.path.join(CAPTIONS, "table.rst"), category="Tables")
+    return files + [report(f"{RESULTS}/tables/{name}.html", **shown, labels={"table": name}) for name in names]
+
 
 
 rule render_tables:
@@ -10,44 +19,111 @@ rule render_tables:
         latency=rules.latency.output,
         code=source_files("report"),
     output:
-        expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=TABLES, kind=["csv", "md", "tex", "html"]),
+        table_files(TABLES),
         expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
-        expand(f"{RESULTS}/grids/{{row}}.png", row=SUITE.rows),
+        expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
     params:
-        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump()],
+        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump(), SUITE.model_dump(include={"tables"})],
     log:
         f"{RESULTS}/logs/tables.log",
     threads: 1
     shell:
-        "tcbench tables {SUITE_FILE:q} 2> {log}"
+        f"tcbench tables {CONFIG} 2> {{log}}"
+
+
+rule render_ablations:
+    input:
+        ABLATION_SCORES,
+        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        code=source_files("report"),
+    output:
+        table_files([f"ablation-{name}" for name in SUITE.ablations]),
+    params:
+        settings=[ablation.model_dump() for ablation in SUITE.ablations.values()],
+    log:
+        f"{RESULTS}/logs/ablations.log",
+    threads: 1
+    shell:
+        f"tcbench ablations {CONFIG} 2> {{log}}"
+
+
+rule diagnostics:
+    input:
+        expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
+        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        code=source_files("report"),
+    output:
+        table_files(["local_error"]),
+    log:
+        f"{RESULTS}/logs/diagnostics.log",
+    threads: 1
+    shell:
+        f"tcbench diagnostics {CONFIG} 2> {{log}}"
+
+
+def figure_files():
+    shown = dict(caption=os.path.join(CAPTIONS, "figure.rst"), category="Figures")
+    labels = {name: {"figure": PICTURES[name].place or name, "shows": PICTURES[name].caption} for name in FIGURES}
+    return [report(f"{RESULTS}/figures/{name}.png", **shown, labels=labels[name]) for name in FIGURES]
+
+
+# Figures read everything but latency: ablations and diagnostics too.
+EVERYTHING = {
+    "scores": expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+    "ablations": ABLATION_SCORES,
+    "trained": expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.predictor_rows),
+    "diagnostics": expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
+    "strips": expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
+    "floor": rules.floor.output,
+    "latency": rules.latency.output,
+}
 
 
 rule render_figures:
     input:
-        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
-        floor=rules.floor.output,
-        trained=expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.predictor_rows),
+        **EVERYTHING,
         code=source_files("report"),
     output:
-        expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=FIGURES, kind=["png", "svg"]),
+        expand(f"{RESULTS}/figures/{{name}}.svg", name=FIGURES),
+        figure_files(),
     params:
         settings=[SUITE.differs, SUITE.figure.model_dump()],
     log:
         f"{RESULTS}/logs/figures.log",
     threads: 1
     shell:
-        "tcbench figures {SUITE_FILE:q} 2> {log}"
+        f"tcbench figures {CONFIG} 2> {{log}}"
 
 
-rule diagnostics:
+rule render_verdicts:
     input:
-        expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
+        **EVERYTHING,
         code=source_files("report"),
     output:
-        expand(f"{RESULTS}/tables/local_error.{{kind}}", kind=["csv", "md", "tex", "html"]),
+        table_files(["verdicts"]),
     log:
-        f"{RESULTS}/logs/diagnostics.log",
+        f"{RESULTS}/logs/verdicts.log",
     threads: 1
     shell:
-        "tcbench diagnostics {SUITE_FILE:q} 2> {log}"
+        f"tcbench verdicts {CONFIG} 2> {{log}}"
 
+
+rule render_report:
+    input:
+        **EVERYTHING,
+        figures=rules.render_figures.output,
+        code=source_files("report"),
+    output:
+        report(
+            f"{RESULTS}/report.html",
+            caption=os.path.join(CAPTIONS, "report.rst"),
+            category="Report",
+            labels={"suite": SUITE.suite},
+        ),
+    params:
+        settings=SUITE.digest(),
+    log:
+        f"{RESULTS}/logs/report.log",
+    threads: 1
+    shell:
+        f"tcbench report {CONFIG} 2> {{log}}"

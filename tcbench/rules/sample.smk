@@ -33,7 +33,7 @@ for group, rows in SUITE.groups.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench sample {SUITE_FILE:q} --rows {params.rows} 2> {log}"
+            f"tcbench sample {CONFIG} --rows {{params.rows}} 2> {{log}}"
 
 
 rule latency:
@@ -51,4 +51,4 @@ rule latency:
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "tcbench latency {SUITE_FILE:q} 2> {log}"
+        f"tcbench latency {CONFIG} 2> {{log}}"

@@ -7,7 +7,7 @@ rule vbench_environment:
     output:
         VBENCH_ENVIRONMENT,
     shell:
-        "tcbench vbench {SUITE_FILE:q} --build-env"
+        f"tcbench vbench {CONFIG} --build-env"
 
 
 rule vbench:
@@ -25,7 +25,7 @@ rule vbench:
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "tcbench vbench {SUITE_FILE:q} --rows {wildcards.row} 2> {log}"
+        f"tcbench vbench {CONFIG} --rows {{wildcards.row}} 2> {{log}}"
 
 
 def videos_of(rows):
@@ -57,7 +57,7 @@ for group, rows in SUITE.groups.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         shell:
-            "tcbench score {SUITE_FILE:q} --rows {params.rows} 2> {log}"
+            f"tcbench score {CONFIG} --rows {{params.rows}} 2> {{log}}"
 
 
 rule floor:
@@ -71,4 +71,4 @@ rule floor:
         f"{RESULTS}/logs/floor.log",
     threads: 1
     shell:
-        "tcbench floor {SUITE_FILE:q} 2> {log}"
+        f"tcbench floor {CONFIG} 2> {{log}}"

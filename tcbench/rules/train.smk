@@ -4,6 +4,7 @@
 rule train:
     input:
         code=lambda w: source_files("train", SUITE.holding(w.row).rows[w.row].method),
+        files=lambda w: SUITE.holding(w.row).method(w.row).files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
@@ -17,7 +18,7 @@ rule train:
         gpu=int(SUITE.device == "cuda"),
     priority: 10
     shell:
-        "tcbench train {SUITE_FILE:q} --row {wildcards.row} 2> {log}"
+        f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
 
 
 rule diagnose:
@@ -34,4 +35,4 @@ rule diagnose:
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:
-        "tcbench diagnose {SUITE_FILE:q} --row {wildcards.row} 2> {log}"
+        f"tcbench diagnose {CONFIG} --row {{wildcards.row}} 2> {{log}}"

@@ -5,8 +5,8 @@ earlier step; at the later one a selector names the tokens to recompute, and the
 tokens and channels (the cache loss of Eq. 9 with hard gates). Refiner blocks run, without LoRA. The oracle knows how
 much every token's update really changed.
 
-Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step, and
-what the predictor makes of them.
+Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step,
+and what the predictor makes of them.
 """
 
 import time
@@ -39,11 +39,13 @@ from tcbench.plan import (
     allocate_tokens,
     every_unit,
     top_tokens,
+    top_tokens_by_block,
 )
 from tcbench.provenance import collect
 from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
 from tcbench.stages.common import (
     Captions,
+    PromptedCaptions,
     artefacts_folder,
     load_adapter,
     load_captions,
@@ -96,7 +98,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     for ratio, keys, name in tqdm(grid, desc=f"diagnose {row}", mininterval=1):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
-            ("batch", allocate_tokens(selectors[name], budget).tolist()),
+            ("batch", torch.as_tensor(allocate_tokens(selectors[name], budget)).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
             plan = Plan(
@@ -137,7 +139,12 @@ class _Observer:
 
 
 def _observe_trajectories(
-    suite: Suite, row: str, adapter: Adapter, captions: Captions | None, artefacts: Artefacts, free: int
+    suite: Suite,
+    row: str,
+    adapter: Adapter,
+    captions: Captions | PromptedCaptions | None,
+    artefacts: Artefacts,
+    free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
@@ -159,10 +166,7 @@ def _observe_trajectories(
     alpha_SRLN = torch.stack(observer.alphas).cpu()
     middle = alpha_SRLN[len(alpha_SRLN) // 2]
     counts = allocate_tokens(middle, round(0.3 * free * run.shape.num_tokens))
-    kept = [
-        sorted(top_tokens(middle[:1, block], count).index_RK[0].tolist()) if count else []
-        for block, count in enumerate(counts)
-    ]
+    kept = [sorted(tokens.index_RK[0, : tokens.count].tolist()) for tokens in top_tokens_by_block(middle, counts)]
     halves = alpha_SRLN.unflatten(1, (2, 2, -1))  # guided halves, then batches
     shown = [0, free // 2, run.shape.num_blocks - 1]
     return {

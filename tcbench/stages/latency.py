@@ -32,9 +32,7 @@ def measure_latency(suite: Suite) -> None:
                 _wait(suite)
                 began = time.perf_counter()
                 settings = sampler_settings(suite, row)
-                sample_batch(
-                    ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions
-                )
+                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions)
                 _wait(suite)
                 if number >= protocol.warmup:
                     times[row].append(time.perf_counter() - began)

@@ -11,7 +11,7 @@ from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.stages.common import device_of
-from tcbench.training.base import RECIPES, PretrainRecipe, pretrain_denoiser
+from tcbench.training.base import RECIPES, PretrainRecipe, Target, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, train_reader
@@ -28,7 +28,8 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
     try:
         if what == "denoiser":
             recipe = PretrainRecipe(**RECIPES[suite.data].model_dump() | changes)
-            data, target = _parts(suite.data, recipe.examples), "v" if suite.solver == "euler_ancestral" else "eps"
+            data = _parts(suite.data, recipe.examples)
+            target: Target = "v" if suite.solver == "euler_ancestral" else "eps"
             pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
         elif what == "reader":
             train_reader(ReaderRecipe(**changes), device, weights, log)

@@ -2,41 +2,69 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_json
+from tcbench.speed_config import SpeedSuite
 
+SPEED_RECORDS = ("runs/*.json", "peers/*.json", "profile/*.json")
 SMALL = (
     "tables/*",
     "figures/*",
-    "grids/*",
+    "grids/*.png",
+    "grids/strips/*.png",
     "scores/*.json",
+    "ablations/*/scores/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
     "latency.json",
+    "report.html",
+    *SPEED_RECORDS,
 )
-LIMIT_BYTES = 2_000_000
+LIMIT_BYTES = 3_000_000
 
 
-def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
+Records = dict[str, tuple[dict[str, Any], str]]
+"""Provenance, and the digest of the config it should be of, by what it is the provenance of."""
+
+
+def _records(suite: Suite) -> Records:
+    """Of everything that is published."""
+    records = {}
+    scored = [(suite, row) for row in suite.rows]
+    scored += [(ablation, row) for ablation in suite.ablation_suites.values() for row in ablation.own]
+    for holding, row in scored:
+        record = read_json(holding.folder / "scores" / f"{row}.json")["provenance"]
+        records[row] = record, holding.digest()
+        records[f"{row}, samples"] = record["samples"], holding.digest()
+    for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
+        records[str(path)] = read_json(path)["provenance"], suite.digest()
+    return records
+
+
+def _speed_records(suite: SpeedSuite) -> Records:
+    """The same for a speed suite."""
+    paths = [path for kind in SPEED_RECORDS for path in sorted(suite.folder.glob(kind))]
+    if not paths:
+        raise UserError(f"{suite.folder}: nothing was timed; run `tcbench bench` first")
+    return {str(path): (read_json(path)["provenance"], suite.digest()) for path in paths}
+
+
+def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
     """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
 
     Raises:
-        UserError: scores of another config, of an uncommitted work tree, or of several commits; or a large file.
+        UserError: results of another config, of an uncommitted work tree, or of several commits; or a large file.
     """
-    records = {}
-    for row in suite.rows:
-        records[row] = read_json(suite.folder / "scores" / f"{row}.json")["provenance"]
-        records[f"{row}, samples"] = records[row]["samples"]
-    for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
-        records[str(path)] = read_json(path)["provenance"]
-    for what, record in records.items():
-        if record["config_digest"] != suite.digest():
-            raise UserError(f"{what}: was run with another config; run `snakemake all` again before publishing")
+    records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
+    for what, (record, digest) in records.items():
+        if record["config_digest"] != digest:
+            raise UserError(f"{what}: was run with another config; run it again before publishing")
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
-    commits = {record["git"]["commit"] for record in records.values()}
+    commits = {record["git"]["commit"] for record, _ in records.values()}
     if len(commits) > 1 and not allow_dirty:
         raise UserError(
             f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
@@ -51,6 +79,6 @@ def publish(suite: Suite, allow_dirty: bool = False) -> list[Path]:
         destination = target / path.relative_to(suite.folder)
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination)
-    first = next(iter(records.values()))
+    first, _ = next(iter(records.values()))
     write_json(target / "provenance.json", {"suite": suite.model_dump(mode="json", by_alias=True), **first})
     return files

@@ -30,7 +30,7 @@ def _write(tables: dict[str, Table], folder: Path) -> None:
 
 
 def render_tables(suite: Suite, folder: Path) -> None:
-    """Write tables/table1.* and table2.* below `folder`, from the scores and latency there."""
+    """Write tables/table<N>.* below `folder`, from the scores and latency there."""
     _write(main_tables(read_results(suite, folder)), folder)
 
 
@@ -59,7 +59,7 @@ def render_strips(suite: Suite, folder: Path) -> None:
             manifest = read_json(samples / "row.json")
             shard = load_file(samples / next(iter(manifest["shards"])))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
-            lines = [_uint8(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
+            lines = [_tiles(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
             labels = [str(manifest["timesteps"][int(step)]) for step in steps]
             write_strip(strip.with_stem(f"{row}-steps"), lines, labels)
 
@@ -82,18 +82,20 @@ def _knob(suite: Suite, row: str) -> str:
 
 
 def _first_images(folder: Path, count: int) -> np.ndarray:
-    """The first `count` samples of a row, or all if there are fewer: uint8 [n, H, W]."""
+    """The first `count` samples of a row, or all if there are fewer, as tiles."""
     images = np.empty((0,))
     for name in read_json(folder / "row.json")["shards"]:
         shard = load_file(folder / name)["image"][:, 0]
         images = np.concatenate([images, shard]) if len(images) else shard
         if len(images) >= count:
             break
-    return _uint8(images[:count])
+    return _tiles(images[:count])
 
 
-def _uint8(images: np.ndarray) -> np.ndarray:
-    """Pixels in [-1, 1], beyond which they are clipped, as bytes."""
+def _tiles(images: np.ndarray) -> np.ndarray:
+    """Pixels in [-1, 1], beyond which they are clipped, as bytes: [n, H, W]; the frames of a video side by side."""
+    if images.ndim == 4:
+        images = np.concatenate(list(images.swapaxes(0, 1)), axis=2)
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 

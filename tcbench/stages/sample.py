@@ -2,12 +2,14 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from tcbench.config import Suite
+from tcbench.config import PROMPT_SETS, Suite
+from tcbench.data.prompts import read_prompts
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
@@ -15,10 +17,13 @@ from tcbench.sampling import make_sampler, sample_batch
 from tcbench.sources import source_digest
 from tcbench.stages.common import (
     Captions,
+    PromptedCaptions,
     ReadyRow,
     artefacts_folder,
+    files_digests,
     load_adapter,
     load_captions,
+    load_decoder,
     ready_row,
     sampler_settings,
     weights_digest,
@@ -33,6 +38,7 @@ def row_fingerprint(suite: Suite, row: str) -> str:
             "settings": suite.row_settings(row),
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
+            "read": files_digests(suite, row),
             "code": source_digest("sample", suite.rows[row].method),
             "torch": torch.__version__,
             "device": suite.device,
@@ -54,15 +60,16 @@ def shard_path(suite: Suite, row: str, number: int) -> Path:
 
 def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     """Write every shard of the rows that is not there yet, and each row's row.json, which lists them."""
-    adapter = captions = None
+    adapter = captions = decode = None
     for row in rows:
         started, fingerprint = time.time(), row_fingerprint(suite, row)
         missing = [number for number in range(len(shards(suite))) if not _is_done(suite, row, number, fingerprint)]
         if missing:
+            decode = decode or load_decoder(suite)
             adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
             ready = ready_row(suite, row, adapter)
             for number in tqdm(missing, desc=f"sample {row}", unit="shard", mininterval=1):
-                _sample_shard(suite, row, number, fingerprint, ready, captions)
+                _sample_shard(suite, row, number, fingerprint, ready, captions, decode)
         _write_manifest(suite, row, started, resumed=len(missing) < len(shards(suite)))
 
 
@@ -72,7 +79,13 @@ def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
 
 
 def _sample_shard(
-    suite: Suite, row: str, number: int, fingerprint: str, ready: ReadyRow, captions: Captions | None
+    suite: Suite,
+    row: str,
+    number: int,
+    fingerprint: str,
+    ready: ReadyRow,
+    captions: Captions | PromptedCaptions | None,
+    decode: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
     indices, settings = shards(suite)[number], sampler_settings(suite, row)
     batches = []
@@ -95,7 +108,7 @@ def _sample_shard(
     write_tensors(
         shard_path(suite, row, number),
         {
-            "image": torch.cat([batch.image for batch in batches]),
+            "image": decode(torch.cat([batch.image for batch in batches])),
             "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
@@ -131,10 +144,17 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
+            **({"captions": _captions(suite)} if suite.data in PROMPT_SETS else {}),
             "resumed": resumed,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         },
     )
+
+
+def _captions(suite: Suite) -> list[str]:
+    """The prompt of every sample."""
+    prompts = read_prompts(suite.data, suite.prompts.file)
+    return [prompts[index // suite.prompts.per_prompt % len(prompts)] for index in range(suite.samples)]
 
 
 def _mean_macs(macs: list[dict]) -> dict:

@@ -78,6 +78,7 @@ def _score(
         "model": suite.model,
         "settings": method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
+        "plans": plans_digest(manifest["plan_of_first_batch"]),
         "reference": reference,
         "samples": manifest["samples"],
         "groups": len(groups),
@@ -98,6 +99,12 @@ def _score(
         "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
         | {"samples": manifest["provenance"]},
     }
+
+
+def plans_digest(plans: list[dict[str, str | int]]) -> str | None:
+    """Identifies what a run computed and reused, by whole units; None if it chose tokens, which plans only count."""
+    whole = all(isinstance(decision, str) for plan in plans for decision in plan.values())
+    return digest(plans) if whole else None
 
 
 def _samples(

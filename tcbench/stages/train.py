@@ -4,7 +4,14 @@ import time
 
 from tcbench.config import Suite
 from tcbench.provenance import collect
-from tcbench.stages.common import artefacts_folder, load_adapter, load_captions, load_examples, sampler_settings
+from tcbench.stages.common import (
+    artefacts_folder,
+    files_digests,
+    load_adapter,
+    load_captions,
+    load_examples,
+    sampler_settings,
+)
 from tcbench.training.caching import save_artefacts, train
 
 
@@ -23,6 +30,6 @@ def train_row(suite: Suite, row: str) -> None:
         suite.training_seed,
         captions,
     )
-    log |= {"row": row, "settings": suite.training_settings(row)}
+    log |= {"row": row, "settings": suite.training_settings(row), "read": files_digests(suite, row)}
     log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
     save_artefacts(folder, artefacts, refiners, log)

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tcbench.data import Dataset
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
@@ -33,7 +32,6 @@ from tcbench.method import (
     Method,
     Run,
     Stage,
-    Table,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
@@ -55,6 +53,9 @@ from tcbench.sampling import (
 from tcbench.training.common import check_finite, deterministic, uncached_values
 from tcbench.training.routers import as_table, read_router, train_router
 
+if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
+    from tcbench.data import Dataset
+
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
 # not the keys and values of the text, which a run makes once, with and without refiners
@@ -64,7 +65,7 @@ REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\
 class Pairs:
     """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
 
-    def __init__(self, adapter: Adapter, data: Dataset, sampler: Chain, seed: int) -> None:
+    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int) -> None:
         self.adapter, self.data, self.sampler = adapter, data, sampler
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
@@ -119,7 +120,7 @@ def train(
     method: Method,
     nfe: int,
     settings: SamplerSettings,
-    data: Dataset,
+    data: "Dataset",
     seed: int,
     prompts: Prompts | None = None,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
@@ -360,25 +361,37 @@ def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     Raises:
         UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
     """
-    log = read_json(folder / "artefacts.json")
+    log, numbers = read_json(folder / "artefacts.json"), load_numbers(folder)
     scorers: dict[str, nn.Module] = {}
-    tables: dict[str, Table] = {}
-    for name, digest in log["files"].items():
-        path = folder / f"{name}.safetensors"
-        tensors, _ = read_tensors(path)
-        if sha256(path) != digest:
-            raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
+    for name in log["files"].keys() - numbers.tables:
+        tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
         if name == "refiners":
             stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
             adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
-        elif name in log.get("tables", ()):
-            tables[name] = as_table(tensors["table"])
         else:
             scorers[name] = CachePredictor(adapter)
             _load_exactly(scorers[name], tensors, path)
             scorers[name].eval().requires_grad_(False)
-    alpha_bar = tuple(log["scores"]["alpha_bar"]) if "scores" in log else None
-    return Artefacts(scorers, alpha_bar, tables=tables), adapter
+    return replace(numbers, scorers=scorers), adapter
+
+
+def load_numbers(folder: Path) -> Artefacts:
+    """The part of what `save_artefacts` wrote that needs no model: tables and alpha-bar.
+
+    Raises:
+        UserError: as `load_artefacts`.
+    """
+    log = read_json(folder / "artefacts.json")
+    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log.get("tables", ())}
+    return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
+
+
+def _vouched(folder: Path, name: str, log: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / f"{name}.safetensors"
+    tensors, _ = read_tensors(path)
+    if sha256(path) != log["files"][name]:
+        raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
+    return tensors
 
 
 def _merged(adapter: Adapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> Adapter:

@@ -82,7 +82,8 @@ class RouterTrainer:
         soft_G = self.rows[odd - 1].sigmoid()
         gate_G = soft_G
         if self.stage.straight_through is not None:
-            gate_G = (soft_G > self.stage.straight_through).float() + soft_G - soft_G.detach()
+            # in this order the gates are 0 and 1 to the bit
+            gate_G = (soft_G > self.stage.straight_through).float() + (soft_G - soft_G.detach())
         gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
         output = adapter.unembed(soft_hidden(adapter, tokens, condition, gates, cached), condition)
         mse_R = (output - target).square().flatten(1).mean(1)

@@ -1,0 +1,108 @@
+"""Oracle token selection: the upper bound of any token score inside TokenCache's framework.
+
+The same cache, I-steps and budget as TokenCache, but a token's score is what Eq. (11) says it should reflect: the
+squared distance of the update that the cache holds from the one that would be computed now. Knowing it takes a whole
+forward at every step, charged under "oracle", so this is no acceleration: its MACs without overheads are what a perfect
+score would cost.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
+from tcbench.plan import (
+    ALL,
+    Block,
+    Decision,
+    Keys,
+    Plan,
+    Tokens,
+    allocate_evenly,
+    allocate_tokens,
+    every_unit,
+    top_tokens_by_block,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OracleTokens(Method):
+    """Recompute the tokens whose cached update is most wrong.
+
+    Options:
+        num_full_steps, cache_ratio, refiner_blocks, schedule, beta, allocation, keys: as in `methods/tokencache.py`.
+            The adaptive schedule needs the artefacts of a trained TokenCache row (`artefacts_from` in the config).
+    """
+
+    name = "oracle_tokens"
+    label = "oracle tokens"
+    knob = "num_full_steps"
+
+    num_full_steps: PositiveInt = 12
+    cache_ratio: float = Field(0.9, ge=0, le=1)
+    refiner_blocks: NonNegativeInt = 4
+    schedule: Schedule = "even"
+    beta: float = -8000.0
+    allocation: Literal["batch", "uniform"] = "batch"
+    keys: Keys = "cached"
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Steps at which everything is computed."""
+        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+
+    def start(self, run: Run) -> "_Oracle":
+        """Forgets nothing within a run and everything after it."""
+        return _Oracle(self)
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """The batch's updates, where they share out the tokens."""
+        return None if self.allocation == "uniform" else "the batch's updates share out the tokens over blocks"
+
+
+@dataclass
+class _Oracle:
+    """The plans of one run.
+
+    Attributes:
+        held_RLND: the update of every token when it was last recomputed, as the uncached forward has it.
+    """
+
+    method: OracleTokens
+    held_RLND: "Tensor | None" = None
+
+    def plan(self, look: Look) -> Plan:
+        """Everything on I-steps; on P-steps the tokens whose held update is furthest from the true one."""
+        import torch
+
+        method, shape = self.method, look.run.shape
+        free = free_blocks(shape, method.refiner_blocks)
+        update_RLND = look.updates()[:, :free]
+        if self.held_RLND is None or look.step in method.i_steps(look.run):
+            self.held_RLND = update_RLND
+            return every_unit([Block(block) for block in range(free)], ALL, keys=method.keys)
+        change_RLN = (update_RLND - self.held_RLND).square().sum(-1)
+        budget = round((1 - method.cache_ratio) * free * shape.num_tokens)
+        counts = allocate_tokens(change_RLN, budget) if method.allocation == "batch" else allocate_evenly(free, budget)
+        chosen = top_tokens_by_block(change_RLN, counts)
+        self.held_RLND = torch.stack(
+            [
+                _refreshed(held, update, tokens)
+                for held, update, tokens in zip(self.held_RLND.unbind(1), update_RLND.unbind(1), chosen, strict=True)
+            ],
+            dim=1,
+        )
+        return Plan({Block(block): Decision(tokens, keys=method.keys) for block, tokens in enumerate(chosen)})
+
+
+def _refreshed(held_RND: "Tensor", update_RND: "Tensor", tokens: Tokens) -> "Tensor":
+    """The held updates of a block with those of the chosen tokens replaced; waits for nothing."""
+    import torch
+
+    index_RK = tokens.index_RK
+    place_K = torch.arange(index_RK.shape[1], device=index_RK.device)
+    chosen_RK = (place_K < (len(place_K) if tokens.used is None else tokens.used)).expand_as(index_RK)
+    mask_RN = torch.zeros_like(held_RND[..., 0], dtype=torch.bool).scatter(1, index_RK, chosen_RK)
+    return torch.where(mask_RN.unsqueeze(-1), update_RND, held_RND)

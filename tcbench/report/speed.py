@@ -1,0 +1,343 @@
+"""The speed suite's tables and figure: MACs saved against time saved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from tcbench.errors import UserError
+from tcbench.files import read_json
+from tcbench.registry import method_class
+from tcbench.report.figures import LOOK, save, styles
+from tcbench.report.render import Table
+from tcbench.report.tables import NO_CELL, Record
+from tcbench.speed_config import SpeedSuite, parts
+
+PAPER_BATCH = 8  # the paper's latency is of batches of 8
+
+
+def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
+    """Write tables/{speed,peers,profile}.* and figures/speed.* below `folder` from the timings there.
+
+    Returns:
+        the tables; those of which nothing was timed are left out.
+
+    Raises:
+        UserError: nothing at all was timed.
+    """
+    lines, peers, profiles = read_lines(suite, folder), read_peers(folder), read_profiles(folder)
+    tables = {"speed": speed_table(lines, suite, read_machines(folder))}
+    if peers:
+        tables["peers"] = peer_table(peers, suite)
+    if profiles:
+        tables["profile"] = profile_table(profiles, suite)
+    for name, table in tables.items():
+        table.write(folder / "tables", name)
+    save(figure_speed(lines), folder / "figures", "speed")
+    return list(tables.values())
+
+
+def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
+    """One record per row and setting, in the config's order; what was not timed says why in `not_run`."""
+    lines = []
+    for part in parts(suite):
+        model, path = suite.models[part.model], folder / "runs" / f"{part.name}.json"
+        timed = read_json(path)["rows"] if path.exists() else {}
+        command = f"tcbench bench --model {part.model} --dtype {part.dtype} --batch-size {part.batch_size}"
+        why = f"needs {model.needs}" if model.needs else f"needs `{command} --nfe {part.nfe}`"
+        for row, settings in model.rows.items():
+            if settings.nfe == part.nfe:
+                lines.append(_line(suite, part, row, timed.get(row, {"not_run": why}), timed))
+    return lines
+
+
+def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[str, Record]) -> Record:
+    model = suite.models[part.model]
+    settings, reference = model.rows[row], model.reference(part.nfe)
+    paper, paper_reference = settings.paper, model.rows[reference].paper
+    base = others.get(reference, {})
+    macs, latency = record.get("macs", {}).get("per_sample"), record.get("median_s")
+    kinds = record.get("steps", {})
+    full, partial = kinds.get("full", {}), kinds.get("partial", {})
+    mac_ratio = _ratio(base.get("macs", {}).get("per_sample"), macs)
+    latency_ratio = _ratio(base.get("median_s"), latency)
+    paper_latency = paper.latency_s if paper and part.batch_size == PAPER_BATCH else None
+    paper_ratio = _ratio(paper_reference.latency_s if paper_reference else None, paper_latency)
+    paper_macs = paper.speedup if paper else None
+    return {
+        "model": part.model,
+        "stands_for": model.stands_for.name,
+        "resolution": model.stands_for.resolution,
+        "dtype": part.dtype,
+        "batch_size": part.batch_size,
+        "nfe": part.nfe,
+        "row": row,
+        "method": settings.method,
+        "label": method_class(settings.method).label,
+        "not_run": record.get("not_run"),
+        "sampled_steps": record.get("sampled_steps"),
+        "full_steps": full.get("count"),
+        "macs_per_sample": macs,
+        "macs_without_overheads": record.get("macs", {}).get("per_sample_without_overheads"),
+        "mac_ratio": mac_ratio,
+        "latency_s": latency,
+        "latency_min_s": record.get("min_s"),
+        "latency_max_s": record.get("max_s"),
+        "latency_per_image_s": _ratio(latency, part.batch_size),
+        "latency_ratio": latency_ratio,
+        "efficiency": _ratio(latency_ratio, mac_ratio),
+        "full_step_s": full.get("median_s"),
+        "partial_step_s": partial.get("median_s"),
+        "partial_time_share": _ratio(partial.get("median_s"), full.get("median_s")),
+        "partial_mac_share": _ratio(partial.get("macs"), full.get("macs")),
+        "peak_bytes": record.get("peak_bytes"),
+        "paper_tmacs": paper.tmacs if paper else None,
+        "paper_mac_ratio": paper_macs,
+        "paper_latency_s": paper_latency,
+        "paper_latency_ratio": paper_ratio,
+        "paper_efficiency": _ratio(paper_ratio, paper_macs),
+    }
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def read_peers(folder: Path) -> list[Record]:
+    """The records of all settings at which peers were timed."""
+    return [read_json(path) for path in sorted((folder / "peers").glob("*.json"))]
+
+
+def read_profiles(folder: Path) -> list[Record]:
+    """The records of all profiled rows."""
+    return [read_json(path) for path in sorted((folder / "profile").glob("*.json"))]
+
+
+def read_machines(folder: Path) -> list[str]:
+    """The machines that runs were timed on, in words."""
+    machines = [read_json(path)["machine"] for path in sorted((folder / "runs").glob("*.json"))]
+    return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in machines))
+
+
+def _setting(record: Record) -> str:
+    return f"{record['dtype']}, batch {record['batch_size']}"
+
+
+def _setting_cells(record: Record) -> dict[str, str]:
+    columns = {"Model": "model", "dtype": "dtype", "Batch": "batch_size", "NFE": "nfe"}
+    return {column: str(record[field]) for column, field in columns.items()}
+
+
+def _cell(value: float | None, form: str, scale: float = 1, absent: str = NO_CELL) -> str:
+    return absent if value is None else format(value * scale, form)
+
+
+def _seconds(record: Record, median: str = "latency_s", low: str = "latency_min_s", high: str = "latency_max_s") -> str:
+    return f"{record[median]:.4g} ({record[low]:.4g}–{record[high]:.4g})"
+
+
+def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[str]) -> Table:
+    """MACs, latency, their ratios and wall-clock efficiency of every row, the paper's numbers beside them.
+
+    Args:
+        lines: of `read_lines`.
+        machines: of `read_machines`.
+
+    Raises:
+        UserError: no row was timed.
+    """
+    if all(line["not_run"] for line in lines):
+        raise UserError(f"suite {suite.suite}: nothing was timed; run `tcbench bench` first")
+    unit, scale = ("TMACs", 1e-12) if max(line["macs_per_sample"] or 0 for line in lines) >= 1e11 else ("MMACs", 1e-6)
+    cells = []
+    for line in lines:
+        absent = "not run" if line["not_run"] else NO_CELL
+        cells.append(
+            {
+                **_setting_cells(line),
+                "Method": line["label"] + (f" (not run: {line['not_run']})" if line["not_run"] else ""),
+                "Sampled steps": _cell(line["sampled_steps"], "d", 1, absent),
+                "Full steps": _cell(line["full_steps"], "d", 1, absent),
+                unit: _cell(line["macs_per_sample"], ".4g", scale, absent),
+                "paper TMACs": _cell(line["paper_tmacs"], ".2f"),
+                "MAC ratio": _cell(line["mac_ratio"], ".2f", 1, absent),
+                "paper MAC ratio": _cell(line["paper_mac_ratio"], ".2f"),
+                "Latency (s)": absent if line["latency_s"] is None else _seconds(line),
+                "Latency per image (s)": _cell(line["latency_per_image_s"], ".3g", 1, absent),
+                "paper latency (s)": _cell(line["paper_latency_s"], ".2f"),
+                "Latency ratio": _cell(line["latency_ratio"], ".2f", 1, absent),
+                "paper latency ratio": _cell(line["paper_latency_ratio"], ".2f"),
+                "Efficiency": _cell(line["efficiency"], ".2f", 1, absent),
+                "paper efficiency": _cell(line["paper_efficiency"], ".2f"),
+                "Full step (ms)": _cell(line["full_step_s"], ".3g", 1e3, absent),
+                "P-step (ms)": _cell(line["partial_step_s"], ".3g", 1e3, absent),
+                "P-step time share": _cell(line["partial_time_share"], ".1%", 1, absent),
+                "P-step MAC share": _cell(line["partial_mac_share"], ".1%", 1, absent),
+                "Peak memory (GiB)": _cell(line["peak_bytes"], ".2f", 2**-30, absent),
+            }
+        )
+    protocol = suite.protocol
+    caption = (
+        f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method computes. "
+        "The paper's TFLOPs are TMACs. MAC ratio and latency ratio: uncached at the same NFE / this. "
+        "Efficiency: latency ratio / MAC ratio; 1 means that time fell as far as MACs did. "
+        f"Latency: median (min–max) of {protocol.repeats} runs of a batch from noise to latents, no decoder, "
+        f"{protocol.warmup} warm-up, rows interleaved; the paper's is of a batch of {PAPER_BATCH} on its own GPU. "
+        "P-step: median of all steps that are not full, and its share of a full step. "
+        "Peak memory: weights, and what preparing and running the row alone adds. "
+        "Weights are random and stand-ins take the place of trained parts (tcbench/untrained.py), so token choices are "
+        "those of the method without skill. "
+        f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
+    )
+    return Table(
+        title=f"Wall-clock time on suite `{suite.suite}` ({suite.description})",
+        caption=caption,
+        tidy=pd.DataFrame(lines).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=[
+            f"{line['stands_for']} {line['resolution']}×{line['resolution']}, {_setting(line)}, NFE {line['nfe']}"
+            for line in lines
+        ],
+        text_columns=("Model", "dtype", "Method"),
+    )
+
+
+def peer_table(records: Sequence[Record], suite: SpeedSuite) -> Table:
+    """Other implementations of the uncached model, and their own caching, beside ours.
+
+    Args:
+        records: of `read_peers`.
+    """
+    lines, cells = [], []
+    for record in records:
+        base: Record = record["rows"].get("tcbench", {})
+        for name, row in record["rows"].items():
+            latency, macs = row.get("median_s"), row.get("macs_per_sample")
+            line = {key: record[key] for key in ("model", "dtype", "batch_size", "nfe")}
+            line |= {
+                "peer": name,
+                "label": row["label"],
+                "not_run": row.get("not_run"),
+                "macs_per_sample": macs,
+                "latency_s": latency,
+                "latency_min_s": row.get("min_s"),
+                "latency_max_s": row.get("max_s"),
+                "step_s": _ratio(latency, record["nfe"]),
+                "mac_ratio": _ratio(base.get("macs_per_sample"), macs),
+                "latency_ratio": _ratio(base.get("median_s"), latency),
+                "peak_bytes": row.get("peak_bytes"),
+            }
+            lines.append(line)
+            absent = "not run" if line["not_run"] else NO_CELL
+            cells.append(
+                {
+                    **_setting_cells(line),
+                    "Implementation": row["label"] + (f" (not run: {line['not_run']})" if line["not_run"] else ""),
+                    "Latency (s)": absent if latency is None else _seconds(line),
+                    "Mean step (ms)": _cell(line["step_s"], ".3g", 1e3, absent),
+                    "GMACs": _cell(macs, ".5g", 1e-9, absent),
+                    "MAC ratio": _cell(line["mac_ratio"], ".2f", 1, absent),
+                    "Latency ratio": _cell(line["latency_ratio"], ".2f", 1, absent),
+                    "Peak memory (GiB)": _cell(line["peak_bytes"], ".2f", 2**-30, absent),
+                }
+            )
+    return Table(
+        title=f"Peers on suite `{suite.suite}`",
+        caption="The same weights, noise and sampler. Ratios: tcbench's uncached run / this, so above 1 is faster or "
+        "cheaper than it. MACs of peers are half of what torch's FLOP counter sees, per sample. The floor's latency is "
+        "that of the products alone. Data-dependent caches run on a fixed schedule, because on random weights their "
+        f"thresholds mean nothing. {NO_CELL}: no such number.",
+        tidy=pd.DataFrame(lines).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=[f"{line['model']}, {_setting(line)}, {line['nfe']} steps" for line in lines],
+        text_columns=("Model", "dtype", "Implementation"),
+    )
+
+
+def profile_table(records: Sequence[Record], suite: SpeedSuite) -> Table:
+    """Where the time of a full step and of a P-step goes, by class of kernel.
+
+    Args:
+        records: of `read_profiles`.
+    """
+    lines, cells, groups = [], [], []
+    for record in records:
+        for kind, step in record["steps"].items():
+            classes = {name: dict(spent) for name, spent in step["classes"].items()}
+            if step["span_s"] is not None:
+                classes["gaps between kernels"] = {"time_s": step["span_s"] - step["busy_s"], "launches": None}
+            whole = step["span_s"] or step["busy_s"]
+            for name, spent in classes.items():
+                line = {key: record[key] for key in ("model", "dtype", "batch_size", "nfe", "row")}
+                line |= {"step": kind, "class": name, **spent, "share": spent["time_s"] / whole}
+                lines.append(line)
+                cells.append(
+                    {
+                        **_setting_cells(line),
+                        "Step": f"{record['row']}, {kind} step {step['index']}",
+                        "Kernels": name,
+                        "Time (µs)": _cell(spent["time_s"], ".1f", 1e6),
+                        "Share": _cell(line["share"], ".1%"),
+                        "Launches": _cell(spent["launches"], "d"),
+                    }
+                )
+                groups.append(f"{record['row']}, {record['model']}, {_setting(record)}: {kind} step {step['index']}")
+    return Table(
+        title=f"Where the time goes on suite `{suite.suite}`",
+        caption="Kernel time of one step by class of kernel (torch.profiler); gaps: the step's span without a kernel. "
+        "On a CPU: self time of operators, without a span. full: everything computed; partial: a P-step.",
+        tidy=pd.DataFrame(lines).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=groups,
+        text_columns=("Model", "dtype", "Step", "Kernels"),
+    )
+
+
+@rc_context(LOOK)
+def figure_speed(lines: Sequence[Record]) -> Figure:
+    """Latency ratio against MAC ratio; on the diagonal time falls as far as MACs do. Hollow: the paper's cells.
+
+    One panel per model, dtype and batch size that was timed.
+
+    Raises:
+        UserError: nothing was timed.
+    """
+    timed = [line for line in lines if line["mac_ratio"] is not None and line["method"] != "uncached"]
+    if not timed:
+        raise UserError("no row was timed beside an uncached one, so there is no ratio to draw; run `tcbench bench`")
+    panels = list(dict.fromkeys((line["model"], line["dtype"], line["batch_size"]) for line in timed))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(4.5, 3.4 * columns), 3.6 * rows + 0.6), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
+    style_of = styles(list({line["row"]: line for line in timed}.values()))
+    handles: dict[str, Any] = {}
+    for panel, (model, dtype, batch_size) in zip(axes, panels, strict=False):
+        key = (model, dtype, batch_size)
+        here = [line for line in timed if (line["model"], line["dtype"], line["batch_size"]) == key]
+        limit = 1.08 * max(max(line["mac_ratio"], line["latency_ratio"], line["paper_mac_ratio"] or 0) for line in here)
+        panel.plot([0, limit], [0, limit], color="#999999", linewidth=0.8, zorder=0)
+        for line in here:
+            style = {name: value for name, value in style_of[line["row"]].items() if name != "linestyle"}
+            (point,) = panel.plot(line["mac_ratio"], line["latency_ratio"], linestyle="none", **style)
+            handles[line["label"]] = point
+            if line["paper_latency_ratio"] is not None and line["paper_mac_ratio"] is not None:
+                panel.plot(
+                    line["paper_mac_ratio"],
+                    line["paper_latency_ratio"],
+                    linestyle="none",
+                    markerfacecolor="none",
+                    alpha=0.6,
+                    **style,
+                )
+        panel.set(xlim=(0.9, limit), ylim=(min(0.9, *(line["latency_ratio"] for line in here)) - 0.05, limit))
+        panel.set_title(f"{model}, {dtype}, batch {batch_size}")
+        panel.set(xlabel="MAC ratio", ylabel="latency ratio")
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=int(figure.get_figwidth() // 1.8))
+    return figure

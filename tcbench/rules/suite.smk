@@ -1,0 +1,79 @@
+# One suite, from its config to its tables: this file reads and checks the config and names targets; the rules are beside
+# it, by stage. The Snakefile includes it, or makes a module of it for every suite.
+import os
+import shlex
+
+from snakemake.exceptions import WorkflowError
+
+from tcbench.config import load_suite
+from tcbench.errors import UserError
+from tcbench.report.names import PICTURES, figure_names
+from tcbench.sources import source_files
+
+# An explicit file wins over a suite's name, so that tests and users can run a config of their own.
+SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config["suite"] + ".yaml")
+try:
+    SUITE = load_suite(SUITE_FILE)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = f"results/{SUITE.suite}"
+# As commands have it: relative below the working directory, so that moving the repository runs nothing again. Commands
+# are f-strings, because Snakemake fills in no globals of a module.
+CONFIG = shlex.quote(os.path.relpath(SUITE_FILE) if os.path.abspath(SUITE_FILE).startswith(os.getcwd() + os.sep) else SUITE_FILE)
+
+
+wildcard_constraints:
+    row="[A-Za-z0-9._-]+",
+    group="[A-Za-z0-9._-]+",
+
+
+include: "prepare.smk"
+include: "train.smk"
+include: "sample.smk"
+include: "score.smk"
+include: "ablations.smk"
+include: "report.smk"
+
+
+rule tables:
+    default_target: True
+    input:
+        rules.render_tables.output,
+
+
+rule figures:
+    input:
+        rules.render_figures.output,
+
+
+rule ablations:
+    input:
+        rules.render_ablations.output if SUITE.ablations else [],
+
+
+rule verdicts:
+    input:
+        rules.render_verdicts.output,
+
+
+rule report:
+    input:
+        rules.render_report.output,
+
+
+rule all:
+    input:
+        rules.tables.input,
+        rules.figures.input,
+        rules.ablations.input,
+        rules.diagnostics.output if SUITE.predictor_rows else [],
+        rules.verdicts.input,
+        rules.report.input,
+
+
+rule publish:
+    input:
+        rules.all.input,
+    shell:
+        f"tcbench publish {CONFIG}"

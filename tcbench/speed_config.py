@@ -1,0 +1,234 @@
+"""The speed suite's config: models of full size with random weights, timed at stated dtypes and batch sizes.
+
+Imports no torch.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from tcbench.config import MODELS, PaperCell, PaperModel, read_mapping, validated
+from tcbench.errors import UserError
+from tcbench.files import digest
+from tcbench.method import Method
+from tcbench.registry import make_method
+
+Dtype = Literal["bf16", "tf32", "fp32"]
+PeerName = Literal[
+    "tcbench",
+    "tcbench-plain",
+    "matrix-products",
+    "diffusers-eager",
+    "diffusers-compiled",
+    "diffusers-graphs",
+    "diffusers-pab",
+    "diffusers-taylorseer",
+    "cache-dit",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeedRow(_Strict):
+    """One line of a table.
+
+    Attributes:
+        method, nfe, options: as in `tcbench.config.Row`.
+        open_branches: for a method with a trained router, the share of branches that its stand-in recomputes where the
+            router decides.
+        paper: the paper's numbers; its latency is of a batch of 8 on its own GPU.
+    """
+
+    method: str
+    nfe: int = Field(ge=2, le=1000)
+    options: dict[str, Any] = {}
+    open_branches: float | None = Field(None, ge=0, le=1)
+    paper: PaperCell | None = None
+
+
+class Setting(_Strict):
+    """One dtype and batch size that all rows of a model are timed at.
+
+    Attributes:
+        dtype: bf16 weights; or float32 weights with matrix products in TF32, or in full float32.
+        batch_size: samples; the transformer sees twice as many rows under guidance.
+        nfes: only the rows with these NFEs; None: all.
+        peers: whether the suite's peers are timed at this setting too.
+    """
+
+    dtype: Dtype
+    batch_size: PositiveInt
+    nfes: tuple[int, ...] | None = None
+    peers: bool = False
+
+
+class SpeedModel(_Strict):
+    """A model's rows and the settings they are timed at.
+
+    Attributes:
+        stands_for: the paper's model and resolution.
+        solver, guidance_scale: as in `tcbench.sampling.SamplerSettings`; every run has both guided halves.
+        needs: what is missing to run it, if it cannot be run yet; its rows are then printed as not run.
+    """
+
+    stands_for: PaperModel
+    needs: str | None = None
+    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
+    guidance_scale: float = Field(1.5, ge=0)
+    settings: tuple[Setting, ...]
+    rows: dict[str, SpeedRow]
+
+    def method(self, row: str) -> Method:
+        """The method of a row, with its options."""
+        return make_method(self.rows[row].method, self.rows[row].options)
+
+    def reference(self, nfe: int) -> str:
+        """The uncached row at an NFE."""
+        return next(name for name, row in self.rows.items() if row.method == "uncached" and row.nfe == nfe)
+
+    def nfes(self, setting: Setting) -> tuple[int, ...]:
+        """The NFEs timed at a setting, in the order of the rows."""
+        every = dict.fromkeys(row.nfe for row in self.rows.values())
+        return tuple(nfe for nfe in every if setting.nfes is None or nfe in setting.nfes)
+
+
+class Protocol(_Strict):
+    """How a row is timed: whole runs, rows interleaved, the first `warmup` rounds dropped.
+
+    Attributes:
+        step_rounds: further rounds in which every step is timed by itself.
+    """
+
+    warmup: int = Field(1, ge=0)
+    repeats: PositiveInt = 5
+    step_rounds: PositiveInt = 1
+
+
+class Peers(_Strict):
+    """Other implementations of the uncached model, or with caching of their own, timed beside the rows.
+
+    Attributes:
+        nfe: steps of their runs.
+        names: of `tcbench.stages.peers.PEERS`.
+    """
+
+    nfe: int = Field(50, ge=2, le=1000)
+    names: tuple[PeerName, ...] = ()
+
+
+class SpeedSuite(_Strict):
+    """Everything that a timing depends on besides code and machine.
+
+    Attributes:
+        suite: its name, and that of its folder in results/.
+        seed: of weights, noise and stand-ins for what would be trained.
+    """
+
+    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    description: str
+    device: Literal["cpu", "cuda"] = "cuda"
+    seed: int = 0
+    protocol: Protocol = Field(default_factory=lambda: Protocol(warmup=1))
+    peers: Peers = Field(default_factory=lambda: Peers(nfe=50))
+    models: dict[str, SpeedModel]
+
+    @property
+    def folder(self) -> Path:
+        """Where results go, relative to the working directory."""
+        return Path("results") / self.suite
+
+    def digest(self) -> str:
+        """Identifies the whole config."""
+        return digest(self.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that are timed interleaved and compared with one uncached run: one file of results."""
+
+    model: str
+    dtype: Dtype
+    batch_size: int
+    nfe: int
+    peers: bool
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.setting}.nfe{self.nfe}"
+
+    @property
+    def setting(self) -> str:
+        """Model, dtype and batch size."""
+        return f"{self.model}.{self.dtype}.b{self.batch_size}"
+
+
+def parts(
+    suite: SpeedSuite,
+    models: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
+    nfes: Sequence[int] = (),
+) -> list[Part]:
+    """The suite's parts, or those that agree with every selection that is not empty.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    every = [
+        Part(name, setting.dtype, setting.batch_size, nfe, setting.peers)
+        for name, model in suite.models.items()
+        for setting in model.settings
+        for nfe in model.nfes(setting)
+    ]
+    chosen = [
+        part
+        for part in every
+        if (not models or part.model in models)
+        and (not dtypes or part.dtype in dtypes)
+        and (not batch_sizes or part.batch_size in batch_sizes)
+        and (not nfes or part.nfe in nfes)
+    ]
+    if not chosen:
+        raise UserError(f"nothing to time is selected; {suite.suite} has: {', '.join(part.name for part in every)}")
+    return chosen
+
+
+def is_speed_config(path: Path) -> bool:
+    """Whether a config file is of this kind."""
+    return "models" in read_mapping(path)
+
+
+def load_speed_suite(path: Path | str) -> SpeedSuite:
+    """Read and check a speed suite's config.
+
+    Raises:
+        UserError: one line that names the file, the field and the fix.
+    """
+    path = Path(path)
+    suite = validated(path, read_mapping(path), SpeedSuite)
+    for name, model in suite.models.items():
+        field = f"{path}: models.{name}"
+        if not model.needs and name not in MODELS:
+            raise UserError(f"{field}: no such model; known: {', '.join(MODELS)}; or say in `needs` what is missing")
+        nfes = {row.nfe for row in model.rows.values()}
+        for nfe in nfes:
+            if not any(row.method == "uncached" and row.nfe == nfe for row in model.rows.values()):
+                raise UserError(f"{field}.rows: add a row with method: uncached and nfe: {nfe} to compare with")
+        for setting in model.settings:
+            if unknown := set(setting.nfes or ()) - nfes:
+                raise UserError(f"{field}.settings.nfes: no row has nfe {min(unknown)}; give some of {sorted(nfes)}")
+        for row in model.rows:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", row):
+                raise UserError(f"{field}.rows.{row}: use letters, digits, '-', '_' and '.' only")
+            try:
+                model.method(row)
+            except UserError as error:
+                raise UserError(f"{field}.rows.{row}: {error}") from error
+    return suite

@@ -1,0 +1,250 @@
+"""The speed suite: every row's run repeated and timed beside the uncached one, rows interleaved."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tcbench.errors import UserError
+from tcbench.files import digest, read_json, write_json
+from tcbench.ledger import plan_macs
+from tcbench.method import ModelShape
+from tcbench.models.adapter import Adapter
+from tcbench.models.specs import MODELS, build_transformer, make_adapter
+from tcbench.plan import Plan
+from tcbench.provenance import collect
+from tcbench.replay import ExecutionPath, Replay
+from tcbench.sampling import SamplerSettings
+from tcbench.sources import source_digest
+from tcbench.speed_config import Dtype, Part, SpeedSuite
+from tcbench.stages.peers import PEERS, macs_per_sample
+from tcbench.stages.timing import NotRun, Prepared, machine, run_seconds, spread, step_seconds
+from tcbench.untrained import random_captions, untrained_artefacts
+
+WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+Record = dict[str, Any]
+
+
+def bench(
+    suite: SpeedSuite, parts: Iterable[Part], folder: Path, path: ExecutionPath = "fused", peers: bool = True
+) -> None:
+    """Time `parts` and, at each of their settings, the suite's peers; what is timed already is kept.
+
+    Writes `folder/runs/<part>.json` and `folder/peers/<model>.<dtype>.b<batch>.json`.
+
+    Raises:
+        UserError: the device is not there, or a row's latents became NaN or infinite.
+    """
+    device = device_of(suite)
+    model: tuple[str, str] | None = None
+    for part in [part for part in parts if not suite.models[part.model].needs]:
+        jobs = [(folder / "runs" / f"{part.name}.json", run_fingerprint(suite, part, path), _time_part)]
+        if peers and part.peers:
+            jobs.append((folder / "peers" / f"{part.setting}.json", peers_fingerprint(suite, part), _time_peers))
+        for target, fingerprint, measure in jobs:
+            if _is_fresh(target, fingerprint):
+                continue
+            with precision(part.dtype):
+                if model != (part.model, part.dtype):
+                    adapter, model = random_adapter(suite, part, device), (part.model, part.dtype)
+                started = time.time()
+                record = measure(suite, part, adapter, path)
+            provenance = collect(suite.model_dump(mode="json"), [suite.seed], started)
+            write_json(target, {"fingerprint": fingerprint, **record, "provenance": provenance})
+
+
+def device_of(suite: SpeedSuite) -> torch.device:
+    """The suite's device; raises UserError if it is not there."""
+    if suite.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"suite {suite.suite}: device cuda, but this machine has no usable GPU; set device: cpu")
+    return torch.device(suite.device)
+
+
+def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> Adapter:
+    """The part's model with random weights in its dtype, every layer drawn."""
+    spec = MODELS[part.model]
+    weights = WEIGHTS[part.dtype]
+    return make_adapter(build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False), spec)
+
+
+@contextmanager
+def precision(dtype: Dtype) -> Iterator[None]:
+    """TF32 in float32 matrix products if the dtype says so, and only then."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path: ExecutionPath) -> Replay:
+    """A row's run, with stand-ins for what it would have trained."""
+    settings, method = suite.models[part.model].rows[row], suite.models[part.model].method(row)
+    artefacts = untrained_artefacts(adapter, method, part.nfe, suite.seed, settings.open_branches)
+    index = torch.arange(part.batch_size)
+    prompts = random_captions(adapter.spec, suite.seed)
+    return Replay(
+        adapter, method, part.nfe, sampler_settings(suite, part), index, artefacts, prompts=prompts, path=path
+    )
+
+
+def sampler_settings(suite: SpeedSuite, part: Part) -> SamplerSettings:
+    """What all rows of a model share."""
+    model = suite.models[part.model]
+    return SamplerSettings(model.guidance_scale, suite.seed, solver=model.solver)
+
+
+def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
+    """Identifies everything that a part's numbers depend on: settings, code, machine."""
+    rows = {name: row for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe}
+    settings = suite.model_dump(include={"seed", "protocol", "device"}, mode="json")
+    code = source_digest("bench", *sorted({row.method for row in rows.values()}))
+    described = {name: row.model_dump(exclude={"paper"}) for name, row in rows.items()}
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
+
+
+def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
+    """The same for the peers at a part's setting."""
+    settings = suite.model_dump(include={"seed", "protocol", "device", "peers"}, mode="json")
+    installed = find_spec("cache_dit") is not None
+    code = source_digest("bench", "uncached")
+    shared = asdict(sampler_settings(suite, part))
+    return digest([settings, shared, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
+
+
+def _is_fresh(path: Path, fingerprint: str) -> bool:
+    return path.exists() and read_json(path).get("fingerprint") == fingerprint
+
+
+def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
+    model = suite.models[part.model]
+    makers: dict[str, Callable[[], Prepared]] = {
+        name: lambda name=name: prepare_row(suite, part, name, adapter, path)  # type: ignore[misc]
+        for name, row in model.rows.items()
+        if row.nfe == part.nfe
+    }
+    prepared, rows = time_interleaved(suite, part.name, adapter, makers)
+    for name, replay in prepared.items():
+        assert isinstance(replay, Replay)
+        kinds = by_kind(replay, adapter.shape, rows[name]["step_s"])
+        rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "steps": kinds}
+    return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "rows": rows}
+
+
+def _time_peers(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
+    index, settings = torch.arange(part.batch_size), sampler_settings(suite, part)
+    makers: dict[str, Callable[[], Prepared]] = {
+        name: lambda name=name: PEERS[name].prepare(adapter, suite.peers.nfe, settings, index)  # type: ignore[misc]
+        for name in suite.peers.names
+    }
+    prepared, rows = time_interleaved(suite, f"{part.setting} peers", adapter, makers)
+    for name in suite.peers.names:
+        rows[name]["label"] = PEERS[name].label
+        if name in prepared:
+            rows[name]["macs_per_sample"] = macs_per_sample(prepared[name])
+    return _described(suite, part, adapter) | {"nfe": suite.peers.nfe, "rows": rows}
+
+
+def _described(suite: SpeedSuite, part: Part, adapter: Adapter) -> Record:
+    return {
+        "model": part.model,
+        "dtype": part.dtype,
+        "batch_size": part.batch_size,
+        "protocol": suite.protocol.model_dump(),
+        "machine": machine(adapter.model.device),
+    }
+
+
+def time_interleaved(
+    suite: SpeedSuite, title: str, adapter: Adapter, makers: dict[str, Callable[[], Prepared]]
+) -> tuple[dict[str, Prepared], dict[str, Record]]:
+    """Prepare all rows, then time whole runs and steps, in rounds that each begin with another row.
+
+    Returns:
+        what was prepared, and a record for every row: times or why it was not run.
+
+    Raises:
+        UserError: latents became NaN or infinite.
+    """
+    device, protocol = adapter.model.device, suite.protocol
+    prepared: dict[str, Prepared] = {}
+    records: dict[str, Record] = {}
+    rounds = protocol.warmup + protocol.repeats + protocol.step_rounds
+    with tqdm(total=len(makers) * (1 + rounds), desc=title, unit="run", mininterval=1) as bar:
+        for name, make in makers.items():
+            with _peak_memory(adapter) as peak:
+                try:
+                    prepared[name] = make()
+                    latents = prepared[name].run()
+                except NotRun as error:
+                    records[name] = {"not_run": str(error)}
+                    bar.update(1 + rounds)
+                    continue
+                except torch.OutOfMemoryError:
+                    prepared.pop(name, None)
+                    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+                    records[name] = {"not_run": f"needs more than {total:.0f} GiB of GPU memory"}
+                    bar.update(1 + rounds)
+                    continue
+            if not latents.isfinite().all():
+                raise UserError(f"{title}: {name}: latents became NaN or infinite; change the seed of the weights")
+            records[name] = {"peak_bytes": peak()}
+            bar.update()
+        runs: dict[str, list[float]] = {name: [] for name in prepared}
+        steps: dict[str, list[list[float]]] = {name: [] for name in prepared}
+        for number in range(rounds):
+            first = number % max(1, len(prepared))
+            for name in [*list(prepared)[first:], *list(prepared)[:first]]:
+                if number < protocol.warmup + protocol.repeats:
+                    runs[name].append(run_seconds(device, prepared[name].run))
+                else:
+                    steps[name].append(step_seconds(device, prepared[name]))
+                bar.update()
+    for name in prepared:
+        records[name] |= spread(runs[name][protocol.warmup :])
+        records[name]["step_s"] = np.median(steps[name], axis=0).round(8).tolist()
+    return prepared, records
+
+
+def is_full(replay: Replay, shape: ModelShape) -> np.ndarray:
+    """Whether each step computes at least all of the model, bool [S]."""
+    full = plan_macs(Plan(), shape).matmul * 2  # a guided pair
+    return np.array(replay.step_macs) >= full
+
+
+def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:
+    """Number, median seconds and mean MACs per sample of full steps and of the others, where there are any."""
+    macs, seconds, full = np.array(replay.step_macs), np.array(step_s), is_full(replay, shape)
+    return {
+        kind: {
+            "count": int(chosen.sum()),
+            "median_s": float(np.median(seconds[chosen])),
+            "macs": round(float(macs[chosen].mean())),
+        }
+        for kind, chosen in (("full", full), ("partial", ~full))
+        if chosen.any()
+    }
+
+
+@contextmanager
+def _peak_memory(adapter: Adapter) -> Iterator[Callable[[], int | None]]:
+    """Peak bytes of one row as if it were alone: the weights and what preparing and running it adds."""
+    gc.collect()
+    if adapter.model.device.type != "cuda":
+        yield lambda: None
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in adapter.model.parameters())
+    yield lambda: weights + torch.cuda.max_memory_allocated() - before

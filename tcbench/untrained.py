@@ -1,0 +1,97 @@
+"""Stand-ins for what a method would have trained, for timing: the right shapes and costs, no skill.
+
+Choices are still taken by the method, on the stand-ins' output: a predictor with a random head selects other tokens for
+every sample and step; a router opens a stated share of its branches, drawn at random; alpha-bar is flat, so that the
+schedule has the published number of I-steps; refiners need nothing, because LoRA is merged into the weights.
+"""
+
+import torch
+from torch import Tensor
+
+from tcbench.errors import UserError
+from tcbench.method import (
+    Artefacts,
+    CollectScores,
+    ImportRouter,
+    Method,
+    ModelShape,
+    Run,
+    Table,
+    TrainRouter,
+    TrainScorer,
+)
+from tcbench.models.adapter import Adapter, ModelSpec, Text
+from tcbench.models.pixart import TextSpec
+from tcbench.models.predictor import CachePredictor
+from tcbench.sampling import Prompts, respaced_timesteps
+from tcbench.training.routers import read_router
+
+OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
+
+
+def untrained_artefacts(
+    adapter: Adapter, method: Method, nfe: int, seed: int, open_branches: float | None = None
+) -> Artefacts:
+    """Stand-ins for everything that `method.training` declares.
+
+    Args:
+        nfe: steps of the uncached reference.
+        seed: of heads and routers.
+        open_branches: the share of branches that a router opens.
+
+    Raises:
+        UserError: the method trains a router and `open_branches` is not given.
+    """
+    timesteps = respaced_timesteps(method.sampled_steps(nfe))
+    scorers: dict[str, CachePredictor] = {}
+    tables: dict[str, Table] = {}
+    alpha_bar = None
+    for stage in method.training(Run(adapter.shape, timesteps, True, torch.arange(1))):
+        match stage:
+            case TrainScorer():
+                scorers[stage.name] = random_predictor(adapter, seed)
+            case CollectScores():
+                alpha_bar = (0.5,) * len(timesteps)
+            case ImportRouter():
+                tables[stage.name] = read_router(stage.path)
+            case TrainRouter():
+                if open_branches is None:
+                    raise UserError(f"{method.name}: its router is not trained here; set open_branches, e.g. 0.17")
+                tables[stage.name] = random_router(adapter.shape, len(timesteps), open_branches, seed)
+    return Artefacts(scorers=scorers, alpha_bar=alpha_bar, tables=tables)
+
+
+def random_predictor(adapter: Adapter, seed: int) -> CachePredictor:
+    """A Cache Predictor whose scores differ: its head is random, so that their logits have a variance near 1."""
+    predictor = CachePredictor(adapter)
+    weight = torch.randn(predictor.head.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        predictor.head.weight.copy_(weight * adapter.shape.width**-0.5)
+    return predictor.requires_grad_(False).eval()
+
+
+def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int) -> Table:
+    """A router of `TrainRouter`'s form that opens the same share of every branch, as whole numbers allow."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.full((nfe, len(shape.branches), shape.num_blocks), CLOSED)
+    for branch in range(len(shape.branches)):
+        decided = logits[::2, branch]  # the rows of second steps
+        share = torch.full((decided.numel(),), CLOSED)
+        share[torch.randperm(len(share), generator=generator)[: round(open_branches * len(share))]] = OPEN
+        decided.copy_(share.view_as(decided))
+    return tuple(map(tuple, logits.transpose(1, 2).flatten(1).tolist()))
+
+
+def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:
+    """Captions of random states, as long as the model reads, for models that read any."""
+    if not isinstance(spec, TextSpec):
+        return None
+    count, channels = spec.caption_tokens, spec.caption_channels
+
+    def captions(sample_index: Tensor) -> Text:
+        generator = torch.Generator().manual_seed(seed)
+        states = torch.randn(1 + len(sample_index), count, channels, generator=generator)
+        mask = torch.ones(len(states), count, dtype=torch.bool)
+        return Text(states[1:], mask[1:], negative=Text(states[:1], mask[:1]))
+
+    return captions

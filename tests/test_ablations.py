@@ -1,0 +1,167 @@
+"""Ablations: variants of a row become rows of a suite of their own, and their table compares them with the first."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tcbench.config import Ablation, load_suite
+from tcbench.errors import UserError
+from tcbench.method import Artefacts
+from tcbench.plan import Tokens
+from tcbench.registry import make_method
+from tcbench.report.ablations import table_ablation
+from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.stages.common import load_adapter, ready_row
+
+from .test_contract import artefacts_for
+from .test_report import make_rows
+
+SMOKE = Path(__file__).parent / "smoke.yaml"
+
+
+@pytest.fixture
+def suite():
+    return load_suite(SMOKE)
+
+
+def changed(tmp_path, old, new):
+    path = tmp_path / "changed.yaml"
+    text = SMOKE.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_variants_share_what_was_trained_for_their_base(suite):
+    ablation = suite.ablation_suites["cache_ratio"]
+    assert ablation.own == ("cache_ratio-reference4", "cache_ratio-r0.9", "cache_ratio-r0.7")
+    assert ablation.variants == ("cache_ratio-r0.9", "cache_ratio-r0.7")
+    assert ablation.method("cache_ratio-r0.7") == suite.method("nfe4-tokencache").model_copy(
+        update={"cache_ratio": 0.7}
+    )
+    assert ablation.trained_row("cache_ratio-r0.7") == "nfe4-tokencache"
+    assert ablation.trained_folder("nfe4-tokencache") == suite.folder / "trained" / "nfe4-tokencache"
+    assert ablation.folder == suite.folder / "ablations" / "cache_ratio"
+    assert suite.holding("cache_ratio-r0.7") is ablation and suite.holding("nfe4-fora") is suite
+
+
+def test_a_sweep_repeats_variants_and_compares_them_at_their_own_scale(suite):
+    ablation = suite.ablation_suites["guidance"]
+    assert ablation.own[:2] == ("guidance-uncached-cfg1", "guidance-uncached-cfg2")
+    assert ablation.reference("guidance-tokencache-cfg2") == "guidance-uncached-cfg2"
+    assert ablation.guidance_scale("guidance-tokencache-cfg2") == 2
+    assert suite.guidance_scale("nfe4-tokencache") == 1.5
+
+
+def test_another_method_inherits_neither_options_nor_artefacts(suite):
+    ablation = suite.ablation_suites["refiners"]
+    row = ablation.rows["refiners-uncached-lora"]
+    assert (row.method, row.options, row.artefacts_from) == ("uncached", {}, "nfe4-tokencache")
+    assert ablation.reference("refiners-uncached-lora") == "refiners-reference4"  # refined, so it is no reference
+    assert ablation.trained_row("refiners-retrained") == "refiners-retrained"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("base: nfe4-uncached", "base: nowhere", "ablations.guidance: base 'nowhere' is not a row"),
+        ("{options: {cache_ratio: 0.7}}", "{options: {cache_rate: 0.7}}", "cache_rate"),
+        ("{refiners: false}", "{refiner: false}", "ablations.refiners.rows: refiner"),
+        ("  cache_ratio:\n    title", "  cache ratio:\n    title", "letters, digits and '_' only"),
+    ],
+)
+def test_a_bad_ablation_is_named(tmp_path, old, new, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        load_suite(changed(tmp_path, old, new))
+
+
+def test_borrowed_artefacts_of_other_training_are_refused(tmp_path, monkeypatch):
+    path = changed(tmp_path, "r0.7: {options: {cache_ratio: 0.7}}", "r0.7: {options: {refiner_blocks: 3}}")
+    suite = load_suite(path).ablation_suites["cache_ratio"]
+    with pytest.raises(UserError, match="change what nfe4-tokencache was trained with; set `artefacts_from: null`"):
+        ready_row(suite, "cache_ratio-r0.7", load_adapter(suite))
+
+
+def test_the_table_compares_with_the_first_variant():
+    rows = [row for row in make_rows() if row["nfe"] == 20][:4]
+    for row in rows:
+        row["row"] = row["row"].replace("nfe20", "schedule")
+        row["reference"] = "schedule-uncached"
+        row["group_sizes"] = [64] * 8
+        deleted = [row["quality"]["fid"]["value"] + 0.01 * group for group in range(8)]
+        row["quality"]["fid"]["deleted"] = deleted
+    variants = [row["row"] for row in rows[1:]]
+    ablation = Ablation(title="Table VIII", question="Which?", base="nfe20-fora", rows={})
+    table = table_ablation(ablation, rows, variants, suite="digits", differs="")
+    assert table.tidy["row"].tolist() == variants
+    assert table.tidy["fid_difference"].isna().tolist() == [True, False, False]
+    # the same replicates but for a constant: nothing is left of the spread, so the difference is told apart
+    assert table.formatted["FID"].tolist()[0] == "4.10 [3.98, 4.22]"
+    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["better", "better"]
+    shifted = copy.deepcopy(rows)
+    shifted[2]["quality"]["fid"]["deleted"] = [4.1 + (-1) ** group for group in range(8)]
+    table = table_ablation(ablation, shifted, variants, suite="digits", differs="")
+    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["≈", "better"]
+
+
+def samples_of(adapter, method):
+    artefacts = artefacts_for(adapter, 5)
+    return sample_batch(adapter, method, 5, SamplerSettings(1.5), torch.arange(2), artefacts)
+
+
+def test_shared_halves_choose_the_same_tokens(tiny):
+    options = {"num_full_steps": 2, "beta": -20, "refiner_blocks": 1, "cache_ratio": 0.7}
+
+    class Seen:
+        """Looks at a step where both halves score differently."""
+
+        def __init__(self, run):
+            self.run, self.step = run, 1
+
+        def scores(self, name):
+            return torch.rand(4, 4, 64, generator=torch.Generator().manual_seed(0))
+
+    from .conftest import make_run
+
+    run = make_run(tiny, 5, torch.arange(2), Artefacts(alpha_bar=(0.1, 0.2, 0.3, 0.4, 0.5)))
+
+    def chosen(halves):
+        plan = make_method("tokencache", options | {"guided_halves": halves}).plan(Seen(run))
+        tokens = [decision.who for decision in plan.decisions.values()]
+        assert all(isinstance(who, Tokens) for who in tokens)
+        return torch.cat([who.index_RK[:, : who.count].sort(1).values for who in tokens], dim=1)
+
+    shared, independent = chosen("shared"), chosen("independent")
+    assert torch.equal(*shared.chunk(2)) and not torch.equal(*independent.chunk(2))
+
+
+def test_the_oracle_is_closer_to_uncached_than_chance(tiny):
+    """It knows which updates changed; if it did no better than random tokens it would not know it."""
+    options = {"num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5}
+    uncached = samples_of(tiny, make_method("uncached", {})).image
+    error = {
+        name: (samples_of(tiny, make_method(name, options)).image - uncached).abs().mean().item()
+        for name in ("oracle_tokens", "random_tokens")
+    }
+    assert 0 < error["oracle_tokens"] < error["random_tokens"]
+    charged = samples_of(tiny, make_method("oracle_tokens", options)).macs
+    assert charged["by_tag"]["oracle"] > 0
+    assert charged["per_sample_without_overheads"] == charged["per_sample"] - charged["by_tag"]["oracle"]
+
+
+def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
+    """The same artefacts with and without what LoRA changed."""
+    source = Path(__file__).parent.parent / "methods"
+    shutil.copytree(source, tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    from tcbench.stages.train import train_row
+
+    train_row(suite, "nfe4-tokencache")
+    ablation, adapter = suite.ablation_suites["refiners"], load_adapter(suite)
+    plain = ready_row(ablation, "refiners-predictor-plain", adapter)
+    refined = ready_row(ablation, "refiners-predictor-lora", adapter)
+    assert plain.adapter is adapter and refined.adapter is not adapter
+    assert plain.artefacts.alpha_bar == refined.artefacts.alpha_bar

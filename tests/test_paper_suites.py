@@ -1,0 +1,228 @@
+"""The suites of full-size captioned models: their configs, the files they name, prompts, text encoders and decoders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from tcbench.cli import main
+from tcbench.config import load_suite
+from tcbench.costing import macs_of
+from tcbench.data.prompts import read_prompts
+from tcbench.errors import UserError
+from tcbench.files import read_json, read_tensors, write_json
+from tcbench.models.pretrained import Decoder, TextEncoder
+from tcbench.needs import needs
+from tcbench.stages.common import load_captions, load_decoder, load_examples
+from tcbench.stages.sample import sample_rows
+
+CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
+
+
+# --- the configs
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_outside_file_is_described(path: Path) -> None:
+    suite = load_suite(path)
+    described = {str(file.path) for file in suite.files.values()}
+    assert suite.latents is not None
+    outside = [suite.weights, suite.text_encoder, suite.latents.folder, suite.prompts.file]
+    assert {str(file) for file in outside if file} <= described
+    assert {need.name for need in needs(suite)} >= {"denoiser", "text_encoder", "decoder", "prompts"}
+    wanted = {"clip_score": "clip", "image_reward": "image_reward", "vbench": "vbench", "fid": "inception"}
+    assert {wanted[metric] for metric in suite.metrics if metric in wanted} <= suite.files.keys()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_settings_cost_what_the_paper_says(path: Path) -> None:
+    """Uncached and reduced steps by the paper's count, PixArt-alpha's padding aside (docs/reproduction-notes.md)."""
+    suite = load_suite(path)
+    off = 0.045 if suite.model == "pixart-256" else 0.003
+    for name, row in suite.rows.items():
+        if row.method in ("uncached", "fewer_steps"):
+            tmacs = macs_of(suite.model, suite.method(name), row.nfe)["paper_rule"] / 1e12
+            assert row.paper is not None and tmacs == pytest.approx(row.paper.tmacs, rel=off)
+
+
+def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = next(path for path in CONFIGS if path.stem == "paper-pixart-256-parti")
+    assert main(["validate", str(config), "--files"]) == 1
+    said = capsys.readouterr().out
+    assert "missing denoiser: checkpoints/PixArt-XL-2-256x256.pth" in said and "not there; hf download PixArt" in said
+    assert "here    prompts: prompts/PartiPrompts.tsv, 1632 prompts of partiprompts" in said
+    suite = load_suite(config)
+    for file in suite.files.values():
+        monkeypatch.setenv("HOME", str(tmp_path))
+        path = file.path.expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.holds:
+            path.mkdir()
+            for name in file.holds[:-1]:
+                (path / name).touch()
+        else:
+            path.touch()
+    assert main(["validate", str(config), "--files"]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 5 missing" in said and "lacks pytorch_model.bin.index.json" in said
+    for file in suite.files.values():
+        for name in file.holds:
+            (file.path / name).touch()
+    assert main(["validate", str(config), "--files"]) == 0
+    assert "0 of 5 missing" in capsys.readouterr().out
+
+
+# --- prompts
+
+
+def test_partiprompts_ship() -> None:
+    prompts = read_prompts("partiprompts")
+    assert len(prompts) == len(set(prompts)) == 1632
+    assert prompts[0] == "bond" and all(prompt == prompt.strip() and "\t" not in prompt for prompt in prompts)
+
+
+def test_first_captions_by_image(tmp_path: Path) -> None:
+    annotations = [
+        {"image_id": 9, "id": 5, "caption": "nine,  later "},
+        {"image_id": 2, "id": 7, "caption": "two\n"},
+        {"image_id": 9, "id": 4, "caption": "nine "},
+    ]
+    write_json(tmp_path / "captions.json", {"annotations": annotations})
+    assert read_prompts("coco", tmp_path / "captions.json") == ("two", "nine")
+
+
+def test_vbench_prompts_once_each(tmp_path: Path) -> None:
+    write_json(tmp_path / "full.json", [{"prompt_en": name, "dimension": []} for name in ("b", "a", "b")])
+    assert read_prompts("vbench", tmp_path / "full.json") == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("coco", "{}", "not the prompts of coco (KeyError: 'annotations')"),
+        ("vbench", "{", "not valid JSON"),
+        ("vbench", "[]", "holds no prompts of vbench"),
+        ("partiprompts", "Prompts\nbond\n", "not the prompts of partiprompts (KeyError: 'Prompt')"),
+        ("coco", None, "not found; `tcbench validate CONFIG --files`"),
+    ],
+)
+def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: str | None, says: str) -> None:
+    path = tmp_path / "prompts"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_prompts(name, path)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+
+
+# --- text encoder and decoder, small and random, as transformers and diffusers save them
+
+
+def save_text_encoder(folder: Path, kind: str = "t5") -> Any:
+    words = ["<pad>", "</s>", "<unk>", "a", "high", "quality", "sun", "dog", "cat"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    sizes = {"vocab_size": len(words), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    torch.manual_seed(0)
+    model = T5EncoderModel(T5Config(**sizes)) if kind == "t5" else MT5EncoderModel(MT5Config(**sizes))
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def save_decoder(folder: Path) -> AutoencoderKL:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    vae.eval().save_pretrained(folder)
+    return vae
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_captions_are_padded_cut_and_masked(tmp_path: Path, kind: str) -> None:
+    model = save_text_encoder(tmp_path, kind)
+    text = TextEncoder(tmp_path, 4, "cpu", torch.float32)(["a dog", "a high quality sun dog cat", "cat"])
+    assert text.states_RTC.shape == (3, 4, 32)
+    assert text.mask_RT.sum(1).tolist() == [3, 4, 2]
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([[8, 1]])).last_hidden_state
+    assert torch.allclose(text.states_RTC[2, :2], alone[0], atol=1e-5)
+
+
+def test_other_encoders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    with pytest.raises(UserError, match="a bert, not a T5 or mT5"):
+        TextEncoder(tmp_path, 4, "cpu", torch.float32)
+    with pytest.raises(UserError, match="nowhere: no text encoder there"):
+        TextEncoder(tmp_path / "nowhere", 4, "cpu", torch.float32)
+    with pytest.raises(UserError, match="nowhere: no decoder there"):
+        Decoder(tmp_path / "nowhere", 1.0, "cpu", torch.float32)
+
+
+def test_latents_are_scaled_and_decoded(tmp_path: Path) -> None:
+    vae = save_decoder(tmp_path)
+    latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = Decoder(tmp_path, 0.5, "cpu", torch.float32)(latents)
+    with torch.no_grad():
+        assert torch.allclose(images, vae.decode(latents / 0.5).sample.clamp(-1, 1), atol=1e-5)
+    assert images.shape == (2, 3, 8, 8)
+
+
+# --- from prompts to images
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small PixArt-alpha with everything random, on PartiPrompts."""
+    monkeypatch.chdir(tmp_path)
+    save_text_encoder(tmp_path / "t5")
+    save_decoder(tmp_path / "vae")
+    settings = yaml.safe_load(next(path for path in CONFIGS if "parti" in path.stem).read_text(encoding="utf-8"))
+    settings |= {
+        "suite": "mini", "model": "tiny-pixart", "weights": "random", "device": "cpu", "text_encoder": "t5",
+        "latents": {"kind": "sd", "folder": "vae", "scale": 0.5}, "samples": 4, "batch_size": 2, "traced": 1,
+        "prompts": {"per_prompt": 3, "template": "high quality {}"}, "tables": {}, "figure": {"nfe": 3}, "files": {},
+        "rows": {"plain": {"method": "uncached", "nfe": 3}, "ours": {"method": "tokencache", "nfe": 3,
+                 "options": {"num_full_steps": 2, "beta": -20, "refiner_blocks": 1}}}, "defaults": {},
+    }  # fmt: skip
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return tmp_path / "mini.yaml"
+
+
+def test_prompts_become_images(config: Path) -> None:
+    suite = load_suite(config)
+    sample_rows(suite, ("plain",))
+    manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
+    prompts = read_prompts("partiprompts")
+    assert manifest["captions"] == [prompts[0]] * 3 + [prompts[1]]
+    tensors, _ = read_tensors(suite.folder / "samples" / "plain" / "shard-00000.safetensors")
+    assert tensors["image"].shape == (4, 3, 32, 32) and tensors["image"].isfinite().all()
+    assert tensors["label"].tolist() == [0, 0, 0, 1] and tensors["xt"].shape == (3, 1, 4, 16, 16)
+    captions = load_captions(suite)
+    assert torch.equal(
+        captions(torch.tensor([2])).states_RTC, captions.encoder([f"high quality {prompts[0]}"]).states_RTC
+    )
+
+
+def test_prompts_alone_train_nothing(config: Path) -> None:
+    suite = load_suite(config)
+    with pytest.raises(UserError, match="'partiprompts' are prompts without images; nothing trains on them"):
+        load_examples(suite, load_captions(suite))
+
+
+def test_what_cannot_be_decoded_is_said() -> None:
+    suite = load_suite(next(path for path in CONFIGS if path.stem == "paper-osp"))
+    with pytest.raises(UserError, match=r"paper-osp: latents.kind: WF-VAE is part of Open-Sora-Plan's own code"):
+        load_decoder(suite.model_copy(update={"device": "cpu"}))

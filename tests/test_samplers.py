@@ -1,0 +1,124 @@
+"""DPM-Solver++ and Euler-ancestral: against diffusers' schedulers, and what every chain of noise levels keeps."""
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from tcbench.errors import UserError
+from tcbench.sampling import (
+    Chain,
+    EulerAncestral,
+    ReferenceDDIM,
+    ReferenceDPMSolver,
+    SamplerSettings,
+    make_sampler,
+    zero_snr_scheduler,
+)
+
+from .conftest import make_adapter
+
+SHAPE = (2, 4, 8, 8)
+
+
+def noise(seed: int) -> Tensor:
+    return torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def toy(x: Tensor, kept: float) -> Tensor:
+    """The exact noise prediction for data of variance 1/4: deterministic, and curved in time."""
+    return (1 - kept) ** 0.5 * x / (kept / 4 + 1 - kept)
+
+
+def chains(nfe: int) -> dict[str, Chain]:
+    return {
+        "ddim": ReferenceDDIM(nfe),
+        "dpm": ReferenceDPMSolver(nfe),
+        "euler_ancestral": EulerAncestral(nfe, lambda step: torch.zeros(SHAPE)),
+    }
+
+
+def walk(sampler: ReferenceDPMSolver, x: Tensor) -> Tensor:
+    for step in range(len(sampler.timesteps)):
+        x, _ = sampler.step(toy(x, sampler.kept[step].item()), step, x)
+    return x
+
+
+@pytest.mark.parametrize("nfe", [5, 20, 50])
+def test_euler_ancestral_is_diffusers_with_noise_of_our_own(nfe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step in diffusers' units, in which latents are divided by sqrt(kept)."""
+    scheduler = zero_snr_scheduler()
+    scheduler.set_timesteps(nfe)
+    ours = EulerAncestral(nfe, lambda step: noise(step))
+    assert ours.timesteps == tuple(scheduler.timesteps.tolist()) and ours.timesteps[0] == 999
+    x = noise(1000)
+    for step, timestep in enumerate(scheduler.timesteps):
+        theirs = x * (scheduler.sigmas[step].double() ** 2 + 1) ** 0.5
+        assert torch.allclose(scheduler.scale_model_input(theirs, timestep), x)
+        output = noise(2000 + step)
+        module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+        monkeypatch.setattr(module, lambda *_, step=step, **__: noise(step))
+        stepped = scheduler.step(output, timestep, theirs)
+        following, x0 = ours.step(output, step, x)
+        scale = (scheduler.sigmas[step + 1].double() ** 2 + 1) ** 0.5
+        assert torch.allclose(x0, stepped.pred_original_sample.double(), atol=1e-3)
+        assert torch.allclose(following * scale, stepped.prev_sample.double(), atol=2e-3 * float(scale))
+        x = following
+    assert torch.equal(following, x0)
+
+
+@pytest.mark.parametrize(("nfe", "error"), [(8, 0.04), (20, 0.01), (50, 0.003)])
+def test_dpm_is_diffusers_up_to_rounded_timesteps(nfe: int, error: float) -> None:
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(nfe)
+    x = ours = noise(0)
+    for step, timestep in enumerate(scheduler.timesteps):
+        kept = 1 / (1 + scheduler.sigmas[step].item() ** 2)
+        x = scheduler.step(toy(x, kept), timestep, x).prev_sample
+    assert (walk(ReferenceDPMSolver(nfe), ours) - x).abs().max() < error * x.abs().max()
+
+
+def test_dpm_converges_at_second_order() -> None:
+    exact = walk(ReferenceDPMSolver(900), noise(0))
+    errors = [(walk(ReferenceDPMSolver(nfe), noise(0)) - exact).abs().max().item() for nfe in (40, 80)]
+    assert 3 < errors[0] / errors[1] < 5
+
+
+def test_dpm_walks_uniformly_and_stops_a_step_before_the_image() -> None:
+    sampler = ReferenceDPMSolver(20)
+    assert sampler.timesteps == pytest.approx([999 - 49.95 * step for step in range(20)])
+    assert sampler.kept[-1].item() == pytest.approx(1 - 1e-4) and len(sampler.kept) == 21
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral"])
+def test_a_chain_trains_on_its_own_grid(name: str) -> None:
+    """From the right prediction the deterministic step leads from q(x_t | x0) to q(x_s | x0), with the same noise."""
+    chain = chains(6)[name]
+    x0, eps, step = noise(0), noise(1), torch.tensor([1, 4])
+    x = chain.noised(x0, step, eps)
+    output = chain.target(x0, step, eps)
+    assert torch.equal(output, eps) == (chain.prediction == "eps")
+    assert torch.allclose(chain.step_rows(output, step, x), chain.noised(x0, step + 1, eps), atol=1e-6)
+    recovered, noise_again = chain.x0_and_eps(output, chain.kept[step].view(-1, 1, 1, 1), x)
+    assert torch.allclose(recovered, x0, atol=1e-4) and torch.allclose(noise_again, eps, atol=1e-4)
+    assert len(chain.kept) == 7 and (chain.kept.diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", ["dpm", "euler_ancestral"])
+def test_first_steps_without_noise_are_ddim(name: str) -> None:
+    """DPM-Solver++'s first step is of first order; an ancestral step to the clean image adds nothing."""
+    chain = chains(6)[name]
+    step = 0 if name == "dpm" else 5
+    following, _ = chain.step(noise(2), step, noise(3))
+    assert torch.allclose(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm", "euler_ancestral"])
+def test_impossible_numbers_of_steps_are_refused(solver: str) -> None:
+    with pytest.raises(UserError, match="give 2 to 1000"):
+        make_sampler(make_adapter("tiny-pixart"), 1, SamplerSettings(1.5, solver=solver), torch.arange(1))
+
+
+def test_unknown_solvers_are_refused() -> None:
+    with pytest.raises(UserError, match="solver: 'heun' is not one of ddim, dpm, euler_ancestral"):
+        make_sampler(make_adapter("tiny-pixart"), 4, SamplerSettings(1.5, solver="heun"), torch.arange(1))

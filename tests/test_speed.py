@@ -1,0 +1,332 @@
+"""The speed suite: what is repeated is what is sampled, what is timed is kept, and the table's ratios are right."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from tcbench.costing import macs_of
+from tcbench.errors import UserError
+from tcbench.files import read_json, write_json
+from tcbench.method import Artefacts
+from tcbench.models.specs import MODELS, shape_of
+from tcbench.registry import make_method
+from tcbench.replay import Replay
+from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
+from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.speed_config import PeerName, load_speed_suite, parts
+from tcbench.stages.bench import bench, is_full
+from tcbench.stages.peers import PEERS, DiffusersRun, macs_per_sample
+from tcbench.stages.profile import covered, kernel_class, profile_parts
+from tcbench.stages.timing import NotRun, run_seconds, step_seconds
+from tcbench.untrained import random_predictor, random_router, untrained_artefacts
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "tests" / "speed_smoke.yaml"
+SETTINGS = SamplerSettings(1.5)
+OPTIONS = {
+    "uncached": {},
+    "fewer_steps": {"steps": 3},
+    "fora": {"interval": 2},
+    "learning_to_cache": {},
+    "toca": {"interval": 2, "fresh_ratio": 0.5, "schedule": "constant"},
+    "tokencache": {"num_full_steps": 2, "refiner_blocks": 1, "beta": -2000},
+}
+
+
+def smoke(tmp_path, **changes):
+    """The smoke suite with some top-level fields changed, and the path of its file."""
+    fields = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        fields[key] = value(fields[key]) if callable(value) else value
+    path = tmp_path / "speed.yaml"
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def replay_of(tiny, name, **arguments):
+    method = make_method(name, OPTIONS[name])
+    artefacts = untrained_artefacts(tiny, method, 6, 0, open_branches=0.5)
+    return Replay(tiny, method, 6, SETTINGS, torch.arange(2), artefacts, **arguments), method, artefacts
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_replay_is_what_is_sampled_and_repeats_itself(tiny, name):
+    replay, method, artefacts = replay_of(tiny, name, path="plain")
+    samples = sample_batch(tiny, method, 6, SETTINGS, torch.arange(2), artefacts)
+    first = replay.run().clone()
+    assert torch.equal(first, samples.image)
+    assert torch.equal(replay.run(), first)
+    assert replay.macs == samples.macs
+    assert len(replay.step_macs) == replay.nfe == method.sampled_steps(6)
+    assert sum(replay.step_macs) == samples.macs["per_sample"]
+    full = {step for step, computed in enumerate(is_full(replay, tiny.shape)) if computed}
+    assert full == set(samples.i_steps)
+
+
+def test_steps_follow_each_other(tiny):
+    replay, *_ = replay_of(tiny, "fora", path="plain")
+    replay.step(0)
+    with pytest.raises(RuntimeError, match="step 2 was asked for after step 0"):
+        replay.step(2)
+    replay.step(0)  # starts again
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_random_router_opens_its_share_of_every_branch_where_it_decides(tiny, share):
+    table = torch.tensor(random_router(tiny.shape, 8, share, seed=1)).unflatten(1, (tiny.shape.num_blocks, 2))
+    opened = table > 0
+    assert not opened[1::2].any()
+    for branch in range(2):
+        assert opened[::2, :, branch].sum() == round(share * 4 * tiny.shape.num_blocks)
+
+
+def test_a_random_predictor_tells_tokens_apart(tiny):
+    x = torch.randn(2, tiny.shape.num_tokens, tiny.shape.width)
+    scores = random_predictor(tiny, 0)(tiny, x, torch.randn(2, tiny.shape.width))
+    assert scores.shape == (2, tiny.shape.num_blocks, tiny.shape.num_tokens)
+    assert (scores.std(dim=2) > 0.05).all()
+
+
+def test_a_router_without_a_share_is_refused(tiny):
+    with pytest.raises(UserError, match=r"learning_to_cache: .* set open_branches"):
+        untrained_artefacts(tiny, make_method("learning_to_cache", {}), 4, 0)
+
+
+def test_timing_covers_what_is_timed(tiny):
+    replay, *_ = replay_of(tiny, "uncached")
+    device = torch.device("cpu")
+    steps = step_seconds(device, replay)
+    assert len(steps) == 6 and min(steps) > 0
+    assert run_seconds(device, replay.run) > max(steps) / 6
+
+
+def test_diffusers_eager_makes_the_same_samples(tiny):
+    replay, *_ = replay_of(tiny, "uncached", path="plain")
+    run = DiffusersRun(tiny, 6, SETTINGS, torch.arange(2))
+    torch.testing.assert_close(run.run(), replay.run(), atol=1e-4, rtol=1e-4)
+    counted, ledger = run.macs(), replay.macs["per_sample"]
+    assert ledger <= counted < 1.01 * ledger  # it embeds timestep and label again in every block
+
+
+@pytest.mark.parametrize("name", ["diffusers-pab", "diffusers-taylorseer", "cache-dit"])
+def test_a_caching_peer_saves_work_and_starts_every_run_afresh(tiny, name):
+    if name == "cache-dit" and importlib.util.find_spec("cache_dit") is None:
+        with pytest.raises(NotRun, match="needs cache-dit: pip install cache-dit"):
+            PEERS[name].prepare(tiny, 6, SETTINGS, torch.arange(2))
+        return
+    run = PEERS[name].prepare(tiny, 6, SETTINGS, torch.arange(2))
+    plain = DiffusersRun(tiny, 6, SETTINGS, torch.arange(2))
+    first = run.run().clone()
+    assert not torch.equal(first, plain.run())
+    assert torch.equal(run.run(), first)
+    assert macs_per_sample(run) < 0.95 * plain.macs()
+
+
+def test_every_peer_that_a_config_may_name_exists():
+    assert list(PEERS) == list(get_args(PeerName))
+
+
+def test_the_floor_has_no_macs_of_its_own(tiny):
+    assert macs_per_sample(PEERS["matrix-products"].prepare(tiny, 2, SETTINGS, torch.arange(2))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("flash_fwd_kernel", "attention"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32", "matrix products"),
+        ("nvjet_tst_128x256", "matrix products"),
+        ("vectorized_layer_norm_kernel", "norm, modulate, gate"),
+        ("_scatter_gather_elementwise_kernel", "gather, scatter"),
+        ("at::native::sbtopk::gatherTopK", "selection"),
+        ("vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>", "activation"),
+        ("vectorized_elementwise_kernel<4, CUDAFunctor_add>", "elementwise"),
+        ("Memcpy DtoD", "copies"),
+        ("mystery", "other"),
+    ],
+)
+def test_kernels_are_classified_by_name(name, label):
+    assert kernel_class(name) == label
+
+
+def test_overlapping_kernels_are_not_counted_twice():
+    assert covered([(30, 40), (0, 10), (5, 20)]) == pytest.approx((40e-6, 30e-6))
+
+
+def test_parts_are_selected_by_every_flag():
+    suite = load_speed_suite(ROOT / "config" / "speed.yaml")
+    chosen = parts(suite, ["dit-xl-2-256"], ["bf16"], [8], [50])
+    assert [part.name for part in chosen] == ["dit-xl-2-256.bf16.b8.nfe50"]
+    with pytest.raises(UserError, match=r"nothing to time is selected; speed has: dit-xl-2-256\.bf16\.b8\.nfe250"):
+        parts(suite, ["dit-xl-2-256"], batch_sizes=[7])
+
+
+def test_every_cell_of_the_papers_tables_has_a_row():
+    suite = load_speed_suite(ROOT / "config" / "speed.yaml")
+    ours = sorted(
+        (row.paper.latency_s, row.paper.tmacs, row.paper.speedup)
+        for model in suite.models.values()
+        for row in model.rows.values()
+    )
+    paper = [pd.read_csv(path) for path in sorted((ROOT / "tcbench" / "assets" / "paper").glob("table[2345]_*.csv"))]
+    cells = pd.concat(paper)[["latency_s", "tmacs", "speedup"]]
+    assert ours == sorted(cells.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(protcol={}), "protcol: unknown key; did you mean 'protocol'"),
+        (
+            lambda f: f["models"]["tiny-dit"].update(weights="x"),
+            "models.tiny-dit.weights: unknown key; known: stands_for",
+        ),
+        (
+            lambda f: f["models"]["tiny-dit"]["settings"][0].update(dtyp="x"),
+            "settings.0.dtyp: unknown key; did you mean",
+        ),
+        (lambda f: f["models"]["pixel-giant"].pop("needs"), "models.pixel-giant: no such model; known: digits-dit"),
+        (lambda f: f["models"]["tiny-dit"]["rows"].pop("nfe6-uncached"), "add a row with method: uncached and nfe: 6"),
+        (lambda f: f["models"]["tiny-dit"]["settings"][0].update(nfes=[5]), "settings.nfes: no row has nfe 5"),
+        (lambda f: f["models"]["tiny-dit"]["rows"]["nfe4-fora"].update(method="forra"), "did you mean 'fora'"),
+        (lambda f: f["models"]["tiny-dit"]["rows"]["nfe4-fora"].update(nfe=1), "rows.nfe4-fora.nfe: input should be"),
+        (lambda f: f["peers"].update(names=["diffuser"]), "peers.names.0: input should be 'tcbench'"),
+    ],
+)
+def test_a_bad_config_is_one_line_that_names_the_field(tmp_path, change, message):
+    fields = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    change(fields)
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_speed_suite(path)
+    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """(suite, folder) with one part, its peers and one profile timed."""
+    folder = tmp_path_factory.mktemp("speed")
+    suite = load_speed_suite(smoke(folder, peers=lambda peers: peers | {"names": ["tcbench", "cache-dit"]}))
+    chosen = parts(suite, ["tiny-dit"], ["bf16"])
+    bench(suite, chosen, folder)
+    profile_parts(suite, chosen, ["nfe4-fora"], folder)
+    return suite, folder
+
+
+def test_a_table_says_what_was_timed_and_what_was_not(timed):
+    suite, folder = timed
+    lines = {(line["model"], line["dtype"], line["row"]): line for line in read_lines(suite, folder)}
+    fora, uncached = lines["tiny-dit", "bf16", "nfe4-fora"], lines["tiny-dit", "bf16", "nfe4-uncached"]
+    assert fora["mac_ratio"] == pytest.approx(uncached["macs_per_sample"] / fora["macs_per_sample"])
+    assert fora["latency_ratio"] == pytest.approx(uncached["latency_s"] / fora["latency_s"])
+    assert fora["efficiency"] == pytest.approx(fora["latency_ratio"] / fora["mac_ratio"])
+    assert (fora["full_steps"], fora["sampled_steps"]) == (3, 4)
+    assert fora["partial_mac_share"] < 0.05
+    assert fora["paper_latency_ratio"] == pytest.approx(4.32 / 2.04)
+    assert uncached["efficiency"] == 1 and uncached["partial_step_s"] is None
+    assert "tcbench bench --model tiny-dit --dtype fp32" in lines["tiny-dit", "fp32", "nfe4-fora"]["not_run"]
+    assert lines["pixel-giant", "bf16", "nfe4-fora"]["not_run"] == "needs an adapter for giants"
+    speed, peers, profile = render_speed(suite, folder)
+    for table in ("speed", "peers", "profile"):
+        for kind in ("csv", "md", "tex", "html"):
+            assert (folder / "tables" / f"{table}.{kind}").stat().st_size > 100
+    assert "needs an adapter for giants" in speed.markdown()
+    assert peers.tidy["peer"].tolist() == ["tcbench", "cache-dit"]
+    assert peers.tidy["latency_ratio"][0] == 1
+    assert {"matrix products", "norm, modulate, gate"} <= set(profile.tidy["class"])
+    assert (folder / "figures" / "speed.png").stat().st_size > 1000
+
+
+def test_what_is_timed_is_kept_until_its_settings_change(timed, tmp_path):
+    suite, folder = timed
+    files = sorted(folder.glob("runs/*.json"))
+    before = [path.stat().st_mtime_ns for path in files]
+    bench(suite, parts(suite, ["tiny-dit"], ["bf16"]), folder)
+    assert [path.stat().st_mtime_ns for path in files] == before
+    other = suite.model_copy(update={"seed": 1})
+    bench(other, parts(other, ["tiny-dit"], ["bf16"]), folder, peers=False)
+    assert all(path.stat().st_mtime_ns > old for path, old in zip(files, before, strict=True))
+
+
+def test_a_profile_adds_up(timed):
+    suite, folder = timed
+    (path,) = folder.glob("profile/*.json")
+    record = read_json(path)
+    for step in record["steps"].values():
+        assert sum(spent["time_s"] for spent in step["classes"].values()) == pytest.approx(step["busy_s"])
+    assert record["steps"]["full"]["index"] == 3 and record["steps"]["partial"]["index"] == 2
+    step = {"index": 1, "span_s": 4.0, "busy_s": 3.0, "classes": {"attention": {"time_s": 3.0, "launches": 2}}}
+    table = profile_table([record | {"steps": {"full": step}}], suite)
+    assert table.tidy["share"].tolist() == [0.75, 0.25]
+
+
+def test_a_missing_gpu_is_said_in_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    suite = load_speed_suite(smoke(tmp_path, device="cuda"))
+    with pytest.raises(UserError, match="device cuda, but this machine has no usable GPU"):
+        bench(suite, parts(suite), tmp_path)
+
+
+def test_nothing_timed_is_no_table(tmp_path):
+    suite = load_speed_suite(SMOKE)
+    with pytest.raises(UserError, match="nothing was timed"):
+        render_speed(suite, tmp_path)
+    with pytest.raises(UserError, match="no ratio to draw"):
+        figure_speed(read_lines(suite, tmp_path))
+
+
+def test_the_workflow_times_renders_and_publishes(tmp_path):
+    suite = smoke(tmp_path, protocol={"warmup": 0, "repeats": 1}, peers=lambda peers: peers | {"names": ["tcbench"]})
+    scripts = Path(sys.executable).parent
+
+    def run(*command):
+        result = subprocess.run(
+            [scripts / command[0], *command[1:]], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        return result.stdout + result.stderr
+
+    workflow = ("snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "1", "speed", "--config", f"speed_file={suite}")
+    run(*workflow)
+    assert (tmp_path / "results" / "speed-smoke" / "tables" / "speed.md").exists()
+    assert "Nothing to be done" in run(*workflow)
+    run("tcbench", "publish", str(suite), "--allow-dirty")
+    published = tmp_path / "results" / "reference" / "speed-smoke"
+    assert {path.name for path in published.iterdir()} == {"tables", "figures", "runs", "peers", "provenance.json"}
+
+
+def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_path):
+    from tcbench.stages.publish import publish
+
+    suite, folder = timed
+    monkeypatch.chdir(tmp_path)
+    record = read_json(next(folder.glob("runs/*.json")))
+    record["provenance"]["config_digest"] = "0"
+    write_json(tmp_path / "results" / suite.suite / "runs" / "a.json", record)
+    with pytest.raises(UserError, match="another config"):
+        publish(suite, allow_dirty=True)
+
+
+def test_rows_cost_what_the_papers_cells_do():
+    """TokenCache without its predictor, which the paper leaves out; the others with all they compute."""
+    suite = load_speed_suite(ROOT / "config" / "speed.yaml")
+    for name in ("dit-xl-2-256", "dit-xl-2-512"):
+        model, shape = suite.models[name], shape_of(MODELS[name])
+        for row, settings in model.rows.items():
+            share = settings.open_branches
+            tables = {} if share is None else {"router": random_router(shape, settings.nfe, share, 0)}
+            artefacts = Artefacts(tables=tables) if tables else None
+            totals = macs_of(name, model.method(row), settings.nfe, artefacts)
+            counted = totals["per_sample_without_overheads" if settings.method == "tokencache" else "per_sample"]
+            assert counted / 1e12 == pytest.approx(settings.paper.tmacs, rel=5e-3), row

@@ -1,0 +1,169 @@
+"""Comparisons and verdicts: pairing, correction, and what a claim makes of differences."""
+
+import copy
+
+import pytest
+
+from tcbench.config import Suite, load_suite
+from tcbench.report import claims, verdicts
+from tcbench.report.compare import (
+    NOT_DISTINGUISHABLE,
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    Comparison,
+    compare,
+    decide_together,
+    no_loss,
+    superiority,
+)
+from tcbench.report.scores import Results, kept_shares
+from tcbench.stats import Interval
+
+from .test_ablations import SMOKE
+from .test_report import FLOOR, make_rows
+
+
+def with_replicates(row, values):
+    row = copy.deepcopy(row)
+    row["group_sizes"] = [64] * 8
+    row["quality"]["fid"] |= {"value": sum(values) / 8, "deleted": values}
+    return row
+
+
+def comparison(value, half, metric="fid", p=0.01):
+    return Comparison("a", "b", metric, Interval(value, value - half, value + half, half / 2, 7), True, p)
+
+
+def test_rows_on_the_same_batches_are_paired_and_their_shared_noise_cancels():
+    first, second = make_rows()[1:3]
+    noise = [3.0, 4.0, 2.0, 5.0, 3.0, 4.0, 2.0, 5.0]
+    ours = with_replicates(first, noise)
+    theirs = with_replicates(second, [value - 0.1 + 0.001 * group for group, value in enumerate(noise)])
+    paired = compare(ours, theirs, "fid")
+    assert paired.paired and paired.p < 1e-4
+    theirs["group_sizes"] = [128] * 4  # other batches: nothing to pair
+    unpaired = compare(ours, theirs, "fid")
+    assert not unpaired.paired and unpaired.p > 0.05
+    assert unpaired.interval.value == pytest.approx(paired.interval.value)
+
+
+def test_the_stored_difference_to_the_reference_is_the_one_compared():
+    rows = make_rows()
+    found = compare(rows[2], rows[0], "fid")
+    assert found.paired and found.interval.value == 0.166
+    assert found.interval.high == pytest.approx(0.666)
+
+
+def test_a_metric_that_was_not_run_compares_with_nothing():
+    ours, theirs = make_rows()[1:3]
+    ours["quality"]["fid"] = {"not_run": "needs X"}
+    assert compare(ours, theirs, "fid") is None
+    assert compare(ours, theirs, "vbench") is None
+
+
+def test_comparisons_are_corrected_together():
+    decided = decide_together([comparison(-1, 0.5, p=0.03), None, comparison(-1, 0.5, p=0.04)])
+    assert [found.p for found in decided] == [0.06, 0.06]
+    assert {found.outcome for found in decided} == {"≈"}
+    assert decide_together([comparison(-1, 0.5, p=0.03)])[0].outcome == "better"
+    assert decide_together([comparison(-1, 0.5, "is", p=0.03)])[0].outcome == "worse"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([(-1, 0.01), (-2, 0.01)], REPRODUCED),
+        ([(-1, 0.01), (-2, 0.5)], NOT_DISTINGUISHABLE),
+        ([(-1, 0.01), (2, 0.01)], NOT_REPRODUCED),
+        ([(2, 0.5)], NOT_DISTINGUISHABLE),
+    ],
+)
+def test_superiority(values, verdict):
+    assert superiority([comparison(value, 0.5, p=p) for value, p in values]) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "metric", "verdict"),
+    [
+        (0.1, 0.2, "fid", REPRODUCED),  # at most .3 worse of 10
+        (0.4, 0.3, "fid", NOT_REPRODUCED),
+        (0.2, 0.4, "fid", NOT_DISTINGUISHABLE),
+        (-2, 1, "fid", REPRODUCED),
+        (-2, 1, "is", NOT_REPRODUCED),
+    ],
+)
+def test_no_loss_is_a_bound_not_a_missing_difference(value, half, metric, verdict):
+    assert no_loss(comparison(value, half, metric), 10, 0.05) == verdict
+
+
+@pytest.fixture
+def results() -> Results:
+    rows = make_rows()
+    suite = load_suite(SMOKE)
+    known = {"uncached", "fewer_steps", "fora", "toca", "tokencache", "random_tokens"}
+    rows = [row for row in rows if row["method"] in known and "literal" not in row["row"]]
+    for row in rows:
+        row["macs"] = make_rows()[1]["macs"] if row["method"] != "uncached" else row["macs"]
+    return Results(Suite.model_validate(suite.model_dump(by_alias=True)), rows, {}, {}, {}, None, FLOOR)
+
+
+def found(results, words):
+    claim = next(claim for claim in claims.CLAIMS if words in claim.claim)
+    return {finding.measure: finding for finding in claim.test(results)}
+
+
+def test_a_method_far_from_the_uncached_samples_does_not_reproduce(results):
+    findings = found(results, "At matched acceleration TokenCache has the best FID")
+    assert findings["MAE to uncached"].verdict == NOT_REPRODUCED
+    assert "8 worse" not in findings["MAE to uncached"].evidence
+    assert findings["FID"].verdict == REPRODUCED  # 2.5 against 4.1, 3.4 and 3.9, every interval .2 wide
+    assert "against" not in findings["FID"].evidence or "NFE 50" in findings["FID"].evidence
+
+
+def test_what_was_not_run_is_said_to_need_it(results):
+    (finding,) = found(results, "The adaptive schedule beats").values()
+    assert (finding.verdict, finding.evidence) == (NOT_TESTED, "needs the ablation `schedule`")
+    (finding,) = found(results, "3× acceleration at 250 steps").values()
+    assert finding.evidence == "needs rows at NFE 250"
+
+
+def test_claims_on_other_models_are_not_tested_here(results):
+    table = verdicts.verdict_table(results).tidy.set_index("claim")
+    line = table.loc[next(claim for claim in table.index if "Open-Sora-Plan" in claim)]
+    assert line["verdict"] == NOT_TESTED and "Open-Sora-Plan" in line["evidence"]
+    assert set(table["verdict"]) <= {REPRODUCED, NOT_REPRODUCED, NOT_DISTINGUISHABLE, NOT_TESTED}
+
+
+def test_a_win_on_fid_must_survive_the_guidance_control(results):
+    uncached, tokencache = results.rows[0], next(row for row in results.rows if row["method"] == "tokencache")
+    sweep = []
+    for row, label, values in ((uncached, "uncached", (3.0, 2.0)), (tokencache, "TokenCache", (2.5, 2.6))):
+        for scale, value in zip((1.0, 1.5), values, strict=True):
+            copied = with_replicates(row, [value + 0.01 * (-1) ** group for group in range(8)])
+            sweep.append(copied | {"row": f"guidance-{label}-{scale}", "label": label, "guidance_scale": scale})
+    results.ablations["guidance"] = sweep
+    finding = found(results, "better than the uncached model itself")["FID, each at its best CFG scale"]
+    assert finding.verdict == NOT_REPRODUCED  # 2.5 at its best, the uncached model 2.0 at another scale
+    assert "uncached at 1.5" in finding.evidence and "TokenCache at 1" in finding.evidence
+
+
+def test_minimum_detectable_difference_grows_with_the_spread():
+    rows = make_rows()
+    size, share = verdicts.minimum_detectable(rows)["fid"]
+    half = 0.5  # of the stored 95 % interval over 8 groups
+    assert size == pytest.approx(half / 2.3646 * (2.3646 + 0.8960), rel=1e-3)
+    assert share == pytest.approx(size / 3.234)
+
+
+def test_kept_shares_reads_the_executed_plan():
+    row = {"tokens": 64, "plan": {"block 0": "all 16 none", "block 1": "all none 64"}}
+    assert kept_shares(row).tolist() == [[1, 1], [0.25, 0], [0, 1]]
+
+
+def test_tables_say_what_the_suite_cannot_show(results):
+    table = verdicts.verdict_table(results)
+    text = table.markdown()
+    assert "Minimum detectable difference" in text and "smoke" in text
+    assert table.latex().isascii()
+    assert "guidance sweep was not run" in text
