@@ -13,7 +13,6 @@ from tqdm import tqdm
 from tcbench.data.augment import Affine
 from tcbench.data.captioned import compose
 from tcbench.files import write_json, write_tensors
-from tcbench.metrics.readings import rgb
 from tcbench.models.digits_clip import build_digits_clip
 from tcbench.training.common import deterministic, provenance, require_finite
 
@@ -75,7 +74,7 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
             images = recipe.affine(batch.images, generator)
             images = images + deviation * torch.randn(images.shape, generator=generator, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-                image, text, scale = model(rgb(images), batch.labels)
+                image, text, scale = model(images.expand(-1, 3, -1, -1), batch.labels)
             loss = contrast(image.float(), text.float(), scale)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -99,7 +98,7 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
 
 @torch.no_grad()
 def _evaluate(model: CLIP, images: Tensor, words: Tensor) -> dict[str, float]:
-    image, text, _ = model(rgb(images), words)
+    image, text, _ = model(images.expand(-1, 3, -1, -1), words)
     scores = 100 * image @ text.T
     own = scores.diagonal()
     same = (words[:, None] == words[None]).all(2)

@@ -29,7 +29,7 @@ class ReaderRecipe(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
     warmup: int = Field(default=200, ge=0, description="iterations")
     weight_decay: float = Field(default=0.05, ge=0)
-    noise: float = Field(default=0.15, ge=0, description="largest standard deviation of noise added to an image")
+    noise: float = Field(default=0.15, ge=0, description="largest standard deviation of noise; half of the images get none")
     affine: Affine = Affine(rotation=6, scale=0.06)  # moves a centre by about a pixel at most
     log_every: int = Field(default=500, gt=0, description="iterations")
     seed: int = 0
@@ -72,7 +72,8 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
             edges = (left, 2 - left, top, 2 - top)
             pixels = F.pad(images[batch].float() / 127.5 - 1, edges, value=-1.0)
             pixels = recipe.affine(pixels, generator)
-            deviation = recipe.noise * torch.rand(len(batch), 1, 1, 1, generator=generator, device=device)
+            chance = torch.rand(len(batch), 1, 1, 1, generator=generator, device=device)
+            deviation = recipe.noise * (2 * chance - 1).clamp(min=0)  # always noisy, blank canvas would be unseen
             pixels = pixels + deviation * torch.randn(pixels.shape, generator=generator, device=device)
             target = F.pad(targets[batch].long(), edges, value=NONE)
             scores = (
