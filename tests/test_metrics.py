@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
+from tcbench.config import READINGS
 from tcbench.errors import UserError
 from tcbench.files import sha256
 from tcbench.metrics import (
@@ -46,7 +47,10 @@ def random_features(count, seed, shift=0.0):
 def random_samples(count, seed, shift=0.0):
     draw = torch.Generator().manual_seed(seed)
     images = torch.rand(count, 1, 16, 16, generator=draw) * 2 - 1
-    return Samples(random_features(count, seed, shift), torch.arange(count) % 10, images)
+    readings = {name: torch.rand(count, generator=draw) for name in READINGS} | {
+        "vbench": torch.rand(count, 16, generator=draw)
+    }
+    return Samples(random_features(count, seed, shift), torch.arange(count) % 10, images, readings)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +146,7 @@ def test_unfit_images_are_refused(digits, images):
 
 
 def test_unfit_weights_are_named(tmp_path, weights):
-    with pytest.raises(UserError, match="unknown; use one of digits-cnn, inception-v3-adm"):
+    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, inception-v3-adm"):
         make_extractor("inception")
     for digest in (None, "0123"):
         with pytest.raises(UserError, match=r"missing\.safetensors: "):
@@ -321,7 +325,8 @@ def row():
     near = Features(
         *(a + 0.1 * b for a, b in zip(vars(uncached.features).values(), (pooled, spatial, logits), strict=True))
     )
-    samples = Samples(near, uncached.labels, uncached.images + 0.01 * random_samples(128, 21).images)
+    other = random_samples(128, 21)
+    samples = Samples(near, uncached.labels, uncached.images + 0.01 * other.images, other.readings)
     return samples, uncached, Real(random_features(200, 22))
 
 
@@ -330,7 +335,7 @@ def test_a_row_is_scored_with_intervals_and_paired_differences(row):
     score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
     assert json.loads(json.dumps(score, allow_nan=False)) == score
     assert list(score["quality"]) == list(METRICS)
-    assert list(score["paired"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy"]
+    assert list(score["paired"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy", *READINGS]
     for name, cell in score["quality"].items():
         assert cell["value"] == METRICS[name].compute(samples, Reference(real, uncached))
         assert cell["low"] <= cell["value"] <= cell["high"] and cell["se"] > 0
@@ -353,7 +358,7 @@ def test_a_row_against_itself_differs_by_exactly_zero(row):
 def test_the_reference_row_has_no_paired_numbers(row):
     _, uncached, real = row
     score = score_row(uncached, None, real, batches(128, 16), list(METRICS))
-    assert list(score["quality"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy"]
+    assert list(score["quality"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy", *READINGS]
     assert score["paired"] == {}
 
 
@@ -364,11 +369,12 @@ def test_a_metric_needs_what_it_declares_and_nothing_else(metric, row):
         "labels": (replace(samples, labels=None), Reference(real, replace(uncached, labels=None))),
         "images": (replace(samples, images=None), Reference(real, replace(uncached, images=None))),
         "uncached": (samples, Reference(real)),
+        "reading": (replace(samples, readings={}), Reference(real, replace(uncached, readings={}))),
     }
     complete = metric.compute(samples, Reference(real, uncached))
     for name, (bare, reference) in without.items():
         if name in metric.needs:
-            with pytest.raises(UserError, match=name):
+            with pytest.raises(UserError, match="VBench's results" if metric.name == "vbench" else name):
                 metric.compute(bare, reference)
         else:
             assert metric.compute(bare, reference) == complete

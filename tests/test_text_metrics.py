@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig
 
-from tcbench.config import load_suite
+from tcbench.config import METRICS, load_suite
 from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
 from tcbench.files import write_json
@@ -227,7 +227,7 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suite = make_suite(
         tmp_path,
-        metrics=["fid", "image_reward", "vbench", "temporal_flickering"],
+        metrics=[*METRICS, "image_reward", "vbench", "temporal_flickering"],
         image_reward={"weights": str(tmp_path / "absent.pt")},
     )
     scorers = load_scorers(suite)
