@@ -57,9 +57,7 @@ CASES = [
     for model in ADAPTERS
     for name in method_names()
     for options in variants(name)
-    if model == ADAPTERS[0]
-    or options.keys() <= {"keys"}
-    or "pixart" in options.values()
+    if model == ADAPTERS[0] or options.keys() <= {"keys"} or "pixart" in options.values()
 ]
 
 over_adapters = pytest.mark.parametrize("model", ADAPTERS)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import Dataset, load_images
@@ -72,7 +72,7 @@ class Captions:
         self.data: CaptionedName = suite.data
         self.seed, self.held_out = suite.seed, held_out
         if suite.weights == "random":
-            self.encoder = nn.Module.to(build_text_encoder(suite.seed), device_of(suite))
+            self.encoder = build_text_encoder(suite.seed, device_of(suite))
         else:
             weights = text_encoder_beside(locate(suite.weights or str(spec.weights)))
             self.encoder = load_text_encoder(weights, device_of(suite))
