@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tcbench.config import PaperTable
 from tcbench.errors import UserError
 from tcbench.report import figures
 from tcbench.report.grids import grid, save_grid
@@ -448,3 +449,16 @@ def test_grid_enlarges_whole_pixels_and_keeps_columns_aligned(tmp_path):
 def test_grid_refuses_what_it_cannot_draw(images, labels):
     with pytest.raises(UserError, match="grid"):
         grid(images, labels)
+
+
+def test_a_table_has_its_own_rows_columns_and_order():
+    rows = make_rows()
+    names = [row["row"] for row in rows]
+    chosen = PaperTable(title="Table III", metrics=("fid", "alignment"), rows=(names[1], names[0]))
+    rows[0]["paper"] = (rows[0]["paper"] or {}) | {"coco_clip": 31.11}
+    table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=4.5, table=chosen)
+    assert list(table.tidy["row"]) == [names[1], names[0], "floor"]
+    assert table.title.startswith("Table III on suite")
+    assert "sFID" not in table.formatted and "paper FID" in table.formatted
+    assert list(table.formatted["paper CLIP score, MSCOCO"]) == ["—", "31.11", "—"]
+    assert table.formatted["Alignment (digit reader)"][0] == "not run: not scored"

@@ -259,7 +259,8 @@ def main_table(
         UserError: rows of several suites, or a reference row that is not among them.
     """
     suite = _suite(rows)
-    every, rows = rows, [row for row in rows if not table.rows or row["row"] in table.rows]
+    by_name = {row["row"]: row for row in rows}
+    every, rows = rows, [by_name[name] for name in table.rows or by_name]
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows))
     rows.sort(key=lambda row: settings.index((row["resolution"], row["nfe"])))
     metrics = list(dict.fromkeys([*table.metrics, "mae", *(m for row in rows for m in row.get("quality", {}))]))
