@@ -1,6 +1,7 @@
 """Training of the digit reader on captioned scenes, whose layouts are known."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
         background[NONE] = 8.0  # which nearly every pixel is
         model.head.bias = torch.nn.Parameter(background.flatten().to(device))
         *weights, bias = model.parameters()  # decay would take the bias, all that a blank canvas gives, towards 0
-        groups = [{"params": weights}, {"params": [bias], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": [bias], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
