@@ -22,30 +22,29 @@ shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)
 include: "tcbench/rules/speed.smk"
 
 
-if "suite" in config or "suite_file" in config:
+# A module for each suite; of several, the rules' names begin with the suite's.
+SEVERAL = "suite" not in config and "suite_file" not in config
 
-    include: "tcbench/rules/suite.smk"
+for suite in SUITES if SEVERAL else [config.get("suite", "suite")]:
+    prefix = f"{suite}_" if SEVERAL else ""
 
-else:
-    for suite in SUITES:
-        prefix = f"{suite}_"
+    module:
+        name:
+            suite
+        snakefile:
+            "tcbench/rules/suite.smk"
+        config:
+            config | {"suite": suite}
 
-        module:
-            name:
-                suite
-            snakefile:
-                "tcbench/rules/suite.smk"
-            config:
-                config | {"suite": suite}
+    use rule * from suite as prefix*
 
-        use rule * from suite as prefix*
 
-    for target in TARGETS:
+for target in TARGETS if SEVERAL else ():
 
-        rule:
-            name:
-                target
-            default_target:
-                target == "tables"
-            input:
-                [getattr(rules, f"{suite}_{target}").input for suite in SUITES],
+    rule:
+        name:
+            target
+        default_target:
+            target == "tables"
+        input:
+            [getattr(rules, f"{suite}_{target}").input for suite in SUITES],

@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
             )
+    sub = command("claims", _claims, "the verdicts of all suites side by side, a column per suite")
+    sub.add_argument("results", type=Path, nargs="?", default=Path("results"), help="folder of suites (%(default)s)")
     sub = stage("publish", _publish, "promote a clean run's small artefacts to results/reference/")
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
@@ -356,6 +358,14 @@ def _verdicts(parsed: argparse.Namespace) -> None:
     suite, folder = _results(parsed)
     render_verdicts(suite, folder)
     print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
+
+
+def _claims(parsed: argparse.Namespace) -> None:
+    from tcbench.report.verdicts import across_suites
+
+    table = across_suites(parsed.results)
+    table.write(parsed.results, "verdicts")
+    print(table.markdown())
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ FEW = {
     "no_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "tome": {"num_full_steps": 2, "refiner_blocks": 1},
     "toca_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
+    "oracle_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
 }

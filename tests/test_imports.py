@@ -153,6 +153,7 @@ def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
     )
 
 
-def test_the_snakefile_imports_no_torch() -> None:
-    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", [ROOT / "Snakefile", *(PACKAGE / "rules").glob("*.smk")], ids=lambda path: path.name)
+def test_the_workflow_imports_no_torch(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     assert "import torch" not in text and "from torch" not in text

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from tcbench.config import Suite, load_suite
+from tcbench.errors import UserError
 from tcbench.report import claims, verdicts
 from tcbench.report.compare import (
     NOT_DISTINGUISHABLE,
@@ -167,3 +168,17 @@ def test_tables_say_what_the_suite_cannot_show(results):
     assert "Minimum detectable difference" in text and "smoke" in text
     assert table.latex().isascii()
     assert "guidance sweep was not run" in text
+
+
+def test_suites_side_by_side(results, tmp_path):
+    first = verdicts.verdict_table(results)
+    first.write(tmp_path / "smoke" / "tables", "verdicts")
+    first.tidy["verdict"] = first.tidy["verdict"].replace(NOT_TESTED, REPRODUCED)
+    first.write(tmp_path / "other" / "tables", "verdicts")
+    table = verdicts.across_suites(tmp_path).tidy.set_index("claim")
+    line = table.loc[next(claim for claim in table.index if "adaptive schedule" in claim)]
+    assert line["smoke"] == "not tested: needs the ablation `schedule`"
+    assert line["other"].endswith(": reproduced")
+    assert len(table) == len(claims.CLAIMS)
+    with pytest.raises(UserError, match="no suite has verdicts"):
+        verdicts.across_suites(tmp_path / "smoke")

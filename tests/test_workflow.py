@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "smoke.yaml"
 SCRIPTS = Path(sys.executable).parent
 
+pytestmark = pytest.mark.timeout(1200)  # the first test pays for the whole workflow
+
 
 def run(folder, *command, check=True, **environment):
     """Run a program of this virtual environment in `folder`; the methods are the folder's own copy."""
@@ -27,7 +29,7 @@ def run(folder, *command, check=True, **environment):
         env={**os.environ, "TCBENCH_METHODS": str(folder / "methods"), **environment},
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1100,
     )
     assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
@@ -170,3 +172,15 @@ def test_a_damaged_shard_is_named_not_scored(finished, tmp_path):
     assert result.returncode == 2
     assert "shard-00001.safetensors: truncated or not a safetensors file" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
+    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    every = snakemake(tmp_path, "tables", "-n").stdout
+    for suite, tables in (("digits", [2]), ("scenes", [3, 4, 6]), ("moving", [5])):
+        assert f"rule {suite}_render_tables:" in every
+        assert all(f"results/{suite}/tables/table{number}.csv" in every for number in tables)
+    alone = snakemake(tmp_path, "-n", "--config", "suite=moving").stdout  # tables are the default target
+    assert "rule render_tables:" in alone and "results/moving/tables/table5.csv" in alone
+    assert "results/digits" not in alone and "results/scenes" not in alone
+    assert "rule scenes_render_figures:" in snakemake(tmp_path, "-n", "scenes_figures").stdout

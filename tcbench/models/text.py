@@ -13,7 +13,7 @@ CHANNELS = 64
 """Of the states that the denoiser's captions come in."""
 
 
-def build_text_encoder(seed: int = 0) -> T5EncoderModel:
+def build_text_encoder(seed: int = 0, device: torch.device | str = "cpu") -> T5EncoderModel:
     """Build the encoder, two layers of four heads, with random weights drawn on the CPU, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,7 +31,8 @@ def build_text_encoder(seed: int = 0) -> T5EncoderModel:
             pad_token_id=PAD,
             use_cache=False,
         )
-        return T5EncoderModel(config).eval()
+        model = T5EncoderModel(config).eval()
+    return nn.Module.to(model, device)
 
 
 def load_text_encoder(weights: Path | str, device: torch.device | str = "cpu") -> T5EncoderModel:

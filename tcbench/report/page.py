@@ -86,7 +86,8 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
             }
             for row, own in zip(rows, tiles, strict=True)
         ]
-        groups.append({"nfe": nfe, "count": len(tiles[0]), "rows": strips, "data": json.dumps(strips)})
+        wide = tiles[0].shape[2] / tiles[0].shape[1]  # a video's frames lie side by side
+        groups.append({"nfe": nfe, "count": len(tiles[0]), "wide": wide, "rows": strips, "data": json.dumps(strips)})
     return groups
 
 

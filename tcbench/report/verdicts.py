@@ -1,12 +1,14 @@
 """Verdicts: what a suite's results say about every claim of the paper, and what they can and cannot show."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from tcbench.errors import UserError
 from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
-from tcbench.report.compare import LEVEL, SIGNS
+from tcbench.report.compare import LEVEL, NOT_TESTED, SIGNS
 from tcbench.report.render import Table
 from tcbench.report.scores import Results, Row, reference_of
 from tcbench.stats import Interval
@@ -121,4 +123,37 @@ def verdict_table(results: Results) -> Table:
         formatted=printed.rename(columns=str.capitalize),
         groups=[claim.topic for claim, _ in found],
         text_columns=("Claim", "Place", "Measure", "Verdict", "Evidence"),
+    )
+
+
+def across_suites(folder: Path) -> Table:
+    """Every claim with the verdicts of every suite below `folder` whose verdicts were rendered, a column per suite.
+
+    Raises:
+        UserError: no suite has verdicts.
+    """
+    paths = sorted(Path(folder).glob("*/tables/verdicts.csv"))
+    if not paths:
+        raise UserError(f"{folder}: no suite has verdicts (*/tables/verdicts.csv); run `tcbench verdicts` for one")
+    found = {path.parent.parent.name: pd.read_csv(path, keep_default_na=False) for path in paths}
+    claims = pd.concat(found.values())[["topic", "claim", "place"]].drop_duplicates()
+    lines = []
+    for _, topic, claim, place in claims.itertuples():
+        line = {"topic": topic, "claim": claim, "place": place}
+        for suite, table in found.items():
+            findings = table[(table["claim"] == claim) & (table["place"] == place)]
+            tested = findings[findings["verdict"] != NOT_TESTED]
+            told = [
+                f"{measure}: {verdict}" for measure, verdict in zip(tested["measure"], tested["verdict"], strict=True)
+            ]
+            line[suite] = "; ".join(told) or f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
+        lines.append(line)
+    printed = pd.DataFrame(lines)
+    return Table(
+        title="Verdicts on the paper's claims, by suite",
+        caption="What each verdict rests on, its tests and what the suite can show at all: report.html of the suite.",
+        tidy=printed,
+        formatted=printed.drop(columns="topic").rename(columns={"claim": "Claim", "place": "Place"}),
+        groups=list(claims["topic"]),
+        text_columns=("Claim", "Place", *found),
     )

@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import Dataset, load_images
-from tcbench.data.captioned import captions
+from tcbench.data.captioned import CaptionedName, captions
 from tcbench.data.prompts import read_prompts
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
@@ -67,11 +67,12 @@ class Captions:
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         spec = MODELS[suite.model]
-        if not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+        if suite.data == "digits" or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
             raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
-        self.data, self.seed, self.held_out = suite.data, suite.seed, held_out
+        self.data: CaptionedName = suite.data
+        self.seed, self.held_out = suite.seed, held_out
         if suite.weights == "random":
-            self.encoder = nn.Module.to(build_text_encoder(suite.seed), device_of(suite))
+            self.encoder = build_text_encoder(suite.seed, device_of(suite))
         else:
             weights = text_encoder_beside(locate(suite.weights or str(spec.weights)))
             self.encoder = load_text_encoder(weights, device_of(suite))

@@ -13,16 +13,8 @@ from tcbench.files import read_json
 from tcbench.matching import SHAPES, Basis
 from tcbench.method import Method
 from tcbench.models.adapter import Adapter
-from tcbench.sampling import sample_batch
-from tcbench.stages.common import (
-    Captions,
-    PromptedCaptions,
-    artefacts_folder,
-    load_adapter,
-    load_captions,
-    ready_row,
-    sampler_settings,
-)
+from tcbench.sampling import Prompts, sample_batch
+from tcbench.stages.common import artefacts_folder, load_adapter, load_captions, ready_row, sampler_settings
 from tcbench.training.caching import CALIBRATION_INDEX, load_numbers
 
 
@@ -45,7 +37,7 @@ class Calibration:
         return load_adapter(self.suite)
 
     @cached_property
-    def captions(self) -> Captions | PromptedCaptions | None:
+    def captions(self) -> Prompts | None:
         """What calibration samples show."""
         return load_captions(self.suite, held_out=False)
 

@@ -6,7 +6,7 @@ A captioned suite's text encoder is trained with its denoiser and written beside
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ class Conditioned(nn.Module):
         super().__init__()
         self.denoiser = build_transformer(spec, device=device, seed=seed)
         self.adapter = make_adapter(self.denoiser, spec)
-        self.encoder = nn.Module.to(build_text_encoder(seed), device) if isinstance(spec, TextSpec) else None
+        self.encoder = build_text_encoder(seed, device) if isinstance(spec, TextSpec) else None
 
     def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor, dropped: Tensor) -> Tensor:
         """The prediction [B, in_channels, ...], unconditional where `dropped` (bool [B])."""
@@ -244,8 +244,8 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise or velocity, a scalar; `network` is called as `Conditioned`."""
     scheduler = SCHEDULERS[target]
-    noisy = scheduler.add_noise(data.images, noise, cast(torch.IntTensor, timesteps))
-    wanted = noise if target == "eps" else scheduler.get_velocity(data.images, noise, cast(torch.IntTensor, timesteps))
+    noisy = scheduler.add_noise(data.images, noise, timesteps)  # type: ignore[arg-type]
+    wanted = noise if target == "eps" else scheduler.get_velocity(data.images, noise, timesteps)  # type: ignore[arg-type]
     return F.mse_loss(network(noisy, timesteps, data.labels, dropped).float(), wanted)
 
 

@@ -1,0 +1,88 @@
+"""Captions through the stages: trained on some, sampled for held-out ones, and in the order of the samples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tcbench.config import Suite, load_suite
+from tcbench.data.captioned import captions
+from tcbench.data.captions import decode, is_held_out
+from tcbench.errors import UserError
+from tcbench.files import read_json
+from tcbench.sources import source_files
+from tcbench.stages.common import Captions, load_captions, load_examples
+from tcbench.stages.diagnose import diagnose_row
+from tcbench.stages.latency import measure_latency
+from tcbench.stages.sample import sample_rows
+from tcbench.stages.score import read_images
+from tcbench.stages.train import train_row
+
+SMOKE = Path(__file__).with_name("captioned_smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return load_suite(SMOKE)
+
+
+@pytest.fixture(scope="module")
+def finished(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the suite was trained, sampled, timed and diagnosed."""
+    folder = tmp_path_factory.mktemp("captioned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_row(suite, "nfe3-tokencache")
+        sample_rows(suite, tuple(suite.rows))
+        measure_latency(suite)
+        diagnose_row(suite, "nfe3-tokencache")
+    return folder
+
+
+def test_samples_are_of_held_out_captions(suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished)
+    manifest, tensors = read_images(suite, "nfe3-uncached")
+    assert tensors["image"].shape == (4, 1, 5, 16, 16)
+    assert torch.equal(tensors["label"], captions("moving", torch.arange(4), held_out=True))
+    assert all(is_held_out(caption) for caption in decode(tensors["label"]))
+    assert manifest["timesteps"][0] == 999  # zero terminal SNR starts at pure noise
+    assert manifest["resolution"] == 16
+    assert tensors["xt"].shape == (3, 2, 1, 5, 16, 16)
+
+
+def test_methods_meet_training_captions_only(suite: Suite) -> None:
+    shown = load_captions(suite, held_out=False)
+    assert isinstance(shown, Captions)
+    assert not any(is_held_out(caption) for caption in decode(shown.words(torch.arange(50))))
+    examples = load_examples(suite, shown)
+    assert len(examples.labels) == len(examples.images) == 2048
+    assert torch.equal(examples.labels.mask_RT[:3], shown(torch.arange(3)).mask_RT)  # the same items, by index
+    assert torch.allclose(examples.labels.states_RTC[:3], shown(torch.arange(3)).states_RTC, atol=1e-5)
+
+
+def test_rows_without_refiners_share_the_predictor_alone(
+    suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    (with_lora, first), (without, second) = (read_images(suite, row) for row in ("nfe3-tokencache", "nfe3-plain"))
+    assert with_lora["i_steps"] == without["i_steps"]
+    assert with_lora["macs"] == without["macs"]
+    assert not torch.equal(first["image"], second["image"])
+
+
+def test_every_row_is_timed_and_the_trained_one_diagnosed(suite: Suite, finished: Path) -> None:
+    results = finished / suite.folder
+    timed = read_json(results / "latency.json")["rows"]
+    assert all(timed[row]["median_s"] > 0 for row in suite.rows)
+    assert len(read_json(results / "diagnostics" / "nfe3-tokencache.json")["cases"]) == 37
+
+
+def test_a_model_without_captions_is_refused(suite: Suite) -> None:
+    with pytest.raises(UserError, match="model digits-dit does not read the captions of data moving"):
+        Captions(suite.model_copy(update={"model": "digits-dit"}), held_out=True)
+
+
+@pytest.mark.parametrize("stage", ["train", "sample", "latency", "diagnose", "ablate"])
+def test_stages_depend_on_data_and_text_encoder(stage: str) -> None:
+    files = {Path(path).name for path in source_files(stage)}
+    assert {"captioned.py", "scenes.py", "moving.py", "captions.py", "text.py"} <= files
