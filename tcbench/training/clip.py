@@ -24,7 +24,7 @@ class ClipRecipe(BaseModel):
 
     scenes: int = Field(default=60_000, gt=0)
     held_out: int = Field(default=1000, gt=0, description="scenes that the log's numbers are of")
-    iterations: int = Field(default=2500, gt=0)
+    iterations: int = Field(default=2000, gt=0)
     batch_size: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
     warmup: int = Field(default=300, ge=0, description="iterations")

@@ -25,14 +25,14 @@ class ReaderRecipe(BaseModel):
 
     scenes: int = Field(default=50_000, gt=0)
     held_out: int = Field(default=1000, gt=0, description="scenes that the log's share is of")
-    iterations: int = Field(default=3000, gt=0)
+    iterations: int = Field(default=2500, gt=0)
     batch_size: int = Field(default=256, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
     warmup: int = Field(default=200, ge=0, description="iterations")
     weight_decay: float = Field(default=0.05, ge=0)
     noise: float = Field(default=0.15, ge=0, description="largest standard deviation of noise; half of them get none")
     affine: Affine = Affine(rotation=6, scale=0.06)  # moves a centre by about a pixel at most
-    log_every: int = Field(default=300, gt=0, description="iterations")
+    log_every: int = Field(default=250, gt=0, description="iterations")
     seed: int = 0
 
 
