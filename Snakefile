@@ -22,10 +22,11 @@ shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)
 include: "tcbench/rules/speed.smk"
 
 
-# A module for each suite; of several, the rules' names begin with the suite's.
+# A module for each suite; of several, the rules' names begin with the suite's. (`from suite` looks for a module that is
+# called so before it looks into the variable.)
 SEVERAL = "suite" not in config and "suite_file" not in config
 
-for suite in SUITES if SEVERAL else [config.get("suite", "suite")]:
+for suite in SUITES if SEVERAL else [config.get("suite", "one")]:
     prefix = f"{suite}_" if SEVERAL else ""
 
     module:
