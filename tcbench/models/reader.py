@@ -71,7 +71,7 @@ def read_digits(reader: DigitReader, images_B1HW: Tensor) -> list[list[Reading]]
     the probability that one is centred there, is at least 1/2. Its centre is the mean over those pixels.
     """
     read = []
-    for probability in reader(images_B1HW)["map"].softmax(1):
+    for probability in reader(images_B1HW)["map"].softmax(1).cpu():  # one transfer; peaks are looked at one by one
         anything = 1 - probability[NONE]
         peaks = anything == F.max_pool2d(anything[None], 2 * _APART + 1, 1, _APART)[0]
         found = (_read_peak(probability, *peak) for peak in peaks.nonzero().tolist())

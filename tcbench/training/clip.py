@@ -22,9 +22,9 @@ class ClipRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scenes: int = Field(default=120_000, gt=0)
+    scenes: int = Field(default=60_000, gt=0)
     held_out: int = Field(default=1000, gt=0, description="scenes that the log's numbers are of")
-    iterations: int = Field(default=6000, gt=0)
+    iterations: int = Field(default=2000, gt=0)
     batch_size: int = Field(default=1024, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0, description="the peak, after a linear warm-up; then cosine to 0")
     warmup: int = Field(default=300, ge=0, description="iterations")
@@ -33,12 +33,13 @@ class ClipRecipe(BaseModel):
     noise: float = Field(default=0.1, ge=0, description="largest standard deviation of noise added to an image")
     clip: float = Field(default=1.0, gt=0, description="gradient norm")
     bfloat16: bool = False
-    log_every: int = Field(default=500, gt=0, description="iterations")
+    log_every: int = Field(default=250, gt=0, description="iterations")
     seed: int = 0
 
 
 def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: Path) -> None:
-    """Train with the contrastive loss of CLIP (Radford et al., ICML 2021) and write the weights in float16.
+    """Train with the contrastive loss of CLIP (Radford et al., ICML 2021) and write the weights in float16, anew
+    whenever the log grows.
 
     Args:
         recipe: hyperparameters and seed.
@@ -53,7 +54,7 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
     device = torch.device(device)
     train = compose("scenes", range(recipe.scenes), held_out=False).to(device)
     held_out = compose("scenes", range(recipe.held_out), held_out=True).to(device)
-    history = []
+    metadata, history = provenance(recipe, device), []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = build_digits_clip().to(device)
@@ -91,9 +92,9 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
                 history.append(record)
                 progress.set_postfix(loss=f"{mean:.4f}", retrieved=f"{record['held_out_retrieved']:.3f}")
                 total, count = torch.zeros((), device=device), 0
-    metadata = provenance(recipe, device)
-    write_tensors(out, {name: tensor.half() for name, tensor in model.cpu().state_dict().items()}, metadata)
-    write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+                state = {name: tensor.half().cpu() for name, tensor in model.state_dict().items()}
+                write_tensors(out, state, metadata)
+                write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
 
 
 @torch.no_grad()
