@@ -176,7 +176,9 @@ def test_the_caption_ends_at_its_end():
 # the weights that ship
 
 
-@pytest.mark.parametrize("name, ceiling", [("scenes", 0.9), ("moving", 0.75)])  # a clip is five scenes, all to be read right
+@pytest.mark.parametrize(
+    "name, ceiling", [("scenes", 0.9), ("moving", 0.75)]
+)  # a clip is five scenes, all to be read right
 def test_the_shipped_reader_reads_held_out_samples(name, ceiling):
     data = compose(name, range(300), True)
     media, captions = to_uint8(data.images), decode(data.labels)
