@@ -18,7 +18,6 @@ from torch import Tensor
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
-from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.ledger import Ledger, block_macs
 from tcbench.method import Macs, Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
@@ -109,7 +108,7 @@ class Engine:
         adapter: the model.
         run: the batch.
         policy: who plans, `method.start(run)`; not needed if only `hidden` is called.
-        blocks: what executes plans; by default fused kernels where device and model allow them (`fused.can_fuse`).
+        blocks: makes what executes the plans.
 
     Attributes:
         blocks: what executes the plans.
@@ -125,7 +124,7 @@ class Engine:
     ) -> None:
         self.adapter, self.run, self.policy = adapter, run, policy
         self.cache = Cache()
-        self.blocks = (blocks or (FusedBlocks if can_fuse(adapter) else PlainBlocks))(adapter, run, self.cache)
+        self.blocks = (blocks or PlainBlocks)(adapter, run, self.cache)
         self._ledger = Ledger(run.rows_per_sample)
         self._plans: list[dict[str, str | int]] = []
         self._unsettled: list[tuple[Plan, Plan]] = []  # planned and executed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tcbench.engine import Engine, PlainBlocks
-from tcbench.fused import can_fuse
+from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, make_sampler, start_run
@@ -91,7 +91,7 @@ class Replay:
         return self._latents
 
     def _begin(self) -> None:
-        blocks = PlainBlocks if self._path == "plain" else None
+        blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
         self._engine = Engine(self._adapter, self._run, self._method.start(self._run), blocks)
         sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index)  # multistep ones remember
         self._steps = denoise(self._adapter, self._engine, sampler, self._settings, self._noise, self._prompt)

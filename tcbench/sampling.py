@@ -16,8 +16,9 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from torch import Tensor
 
 from tcbench import noise
-from tcbench.engine import Engine
+from tcbench.engine import Engine, PlainBlocks
 from tcbench.errors import UserError
+from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.dit import DiTSpec
@@ -396,7 +397,7 @@ def sample_batch(
         UserError: a sample became NaN or infinite; names the sample.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    engine = Engine(adapter, run, method.start(run))
+    engine = Engine(adapter, run, method.start(run), FusedBlocks if can_fuse(adapter) else PlainBlocks)
     device, dtype = adapter.model.device, adapter.model.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
