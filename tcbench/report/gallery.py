@@ -50,9 +50,9 @@ def _updates(results: Results, folder: Path) -> Figure:
 
 def _predictor(results: Results, folder: Path) -> Figure:
     row, alpha = _diagnosed(results, "alpha")
-    height, width = _diagnosed(results, "updates")[1]["grid"]
+    sizes = next(iter(_diagnosed(results, "updates")[1]["size"].values()))  # [S, N]
     nfe = results.row(row)["nfe"]
-    return figures_predictor.figure_predictor(alpha, results.training[row]["scores"], nfe, height * width)
+    return figures_predictor.figure_predictor(alpha, results.training[row]["scores"], nfe, len(sizes[0]))
 
 
 def _cache_ratio(results: Results, folder: Path) -> Figure:
