@@ -243,7 +243,7 @@ def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None
     ready = ready_row(suite, "ours", load_adapter(suite))
     start = CALIBRATION_INDEX + 2 * suite.batch_size
     third = sample_batch(
-        ready.adapter, method, 20, sampler_settings(suite), torch.arange(start, start + 4), ready.artefacts
+        ready.adapter, method, 20, sampler_settings(suite, "ours"), torch.arange(start, start + 4), ready.artefacts
     )
     assert len(measured) == 3 and measured[2] == third.macs["per_sample"]
 
