@@ -70,7 +70,7 @@ Parts = Mapping[str, Modulation]
 
 
 class FusedBlocks:
-    """`tcbench.engine.Blocks` with fused kernels, for sampling: a run begins with `prepare`, and nothing is differentiable.
+    """`tcbench.engine.Blocks` with fused kernels, for sampling: a run begins with `prepare`, nothing has a gradient.
 
     Args:
         path: `torch` runs the kernels' references instead, on any device; for tests.
