@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tcbench.config import load_suite
 from tcbench.errors import UserError
+from tcbench.method import Run
+from tcbench.models.specs import MODELS, shape_of
 from tcbench.speed_config import is_speed_config
 
 CONFIGS = [
@@ -224,3 +227,18 @@ def test_routers_are_trained_but_predict_nothing(tmp_path: Path) -> None:
     suite = load_suite(written(tmp_path, changed("rows/router", {"method": "learning_to_cache", "nfe": 20})))
     assert suite.predictor_rows == ("ours",)
     assert set(suite.trained_rows) == {"ours", "router"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_rows_that_borrow_artefacts_leave_their_training_as_it_was(path: Path) -> None:
+    """Sampling refuses such a row, minutes into a run; a shipped config must not hold one."""
+    suite = load_suite(path)
+    shape = shape_of(MODELS[suite.model])
+    for part in (suite, *suite.ablation_suites.values()):
+        for row, settings in part.rows.items():
+            source = part.trained_row(row)
+            if source is None or source == row or part.rows[source].method != settings.method:
+                continue
+            methods = part.method(row), part.method(source)
+            run = Run(shape, tuple(range(methods[0].sampled_steps(settings.nfe))), True, torch.arange(0))
+            assert methods[0].training(run) == methods[1].training(run), row
