@@ -79,14 +79,19 @@ def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, 
     return final, engine
 
 
-@pytest.mark.parametrize("name", method_names())
-@pytest.mark.parametrize("keys", ["cached", "fresh", "recomputed"])
-def test_every_method_samples_alike(model: Adapter, name: str, keys: str) -> None:
-    options = dict(FEW.get(name, {}))
-    if "keys" in type(make_method(name, options)).model_fields:
-        options["keys"] = keys
-    elif keys != "cached":
-        pytest.skip("the method has no keys to choose")
+VARIANTS = [
+    (name, FEW.get(name, {}) | keys)
+    for name in method_names()
+    for keys in (
+        [{"keys": "cached"}, {"keys": "fresh"}, {"keys": "recomputed"}]
+        if "keys" in type(make_method(name, {})).model_fields
+        else [{}]
+    )
+]
+
+
+@pytest.mark.parametrize("name, options", VARIANTS, ids=[f"{name} {o.get('keys', '')}" for name, o in VARIANTS])
+def test_every_method_samples_alike(model: Adapter, name: str, options: dict) -> None:
     plain, engine = sample(model, name, options, PlainBlocks)
     fused, fused_engine = sample(model, name, options, CPU)
     assert fused_engine.plans == engine.plans

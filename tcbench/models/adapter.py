@@ -29,7 +29,7 @@ TransformerBlock = Any
 """diffusers' blocks, whose sub-modules depend on their arguments and so have no static types."""
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(BaseModel, ABC):
     """The shape of a denoiser, and where its trained weights are; every family adds to it.
 
     Latents are [B, *latent_shape]. The output has `out_channels`, of which the first `in_channels` are the prediction
@@ -56,14 +56,14 @@ class ModelSpec(BaseModel):
         return self.num_heads * self.head_dim
 
     @property
+    @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """Of one sample: (channels, height, width), with frames after the channels for a video."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_tokens(self) -> int:
         """Tokens of one sample."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

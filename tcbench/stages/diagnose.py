@@ -171,7 +171,6 @@ def _observe_trajectories(
     shown = [0, free // 2, run.shape.num_blocks - 1]
     return {
         "updates": {
-            "grid": list(run.shape.grid),
             "similarity": _rounded(similarity_SLRN.mean((2, 3))),
             "similarity_over_tokens_std": _rounded(similarity_SLRN.std(3).mean(2)),
             "size": {str(block): _rounded(torch.stack(size)[:, block]) for block in shown},
