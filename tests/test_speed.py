@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from tcbench.costing import macs_of
-from tcbench.errors import UserError
+from tcbench.errors import NotRun, UserError
 from tcbench.files import read_json, write_json
 from tcbench.method import Artefacts
 from tcbench.models.specs import MODELS, shape_of
@@ -25,7 +25,7 @@ from tcbench.speed_config import PeerName, load_speed_suite, parts
 from tcbench.stages.bench import bench, is_full
 from tcbench.stages.peers import PEERS, DiffusersRun, macs_per_sample
 from tcbench.stages.profile import covered, kernel_class, profile_parts
-from tcbench.stages.timing import NotRun, run_seconds, step_seconds
+from tcbench.stages.timing import run_seconds, step_seconds
 from tcbench.untrained import random_predictor, random_router, untrained_artefacts
 
 ROOT = Path(__file__).resolve().parent.parent

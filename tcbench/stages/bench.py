@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tcbench.errors import UserError
+from tcbench.errors import NotRun, UserError
 from tcbench.files import digest, read_json, write_json
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
@@ -26,7 +26,7 @@ from tcbench.sampling import SamplerSettings
 from tcbench.sources import source_digest
 from tcbench.speed_config import Dtype, Part, SpeedSuite
 from tcbench.stages.peers import PEERS, macs_per_sample
-from tcbench.stages.timing import NotRun, Prepared, machine, run_seconds, spread, step_seconds
+from tcbench.stages.timing import Prepared, machine, run_seconds, spread, step_seconds
 from tcbench.untrained import random_captions, untrained_artefacts
 
 WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.errors import NotRun
 from tcbench.models.adapter import Adapter
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.sampling import ReferenceDDIM, SamplerSettings, guide, initial_noise, sample_labels
 from tcbench.speed_config import PeerName
-from tcbench.stages.timing import NotRun, Prepared
+from tcbench.stages.timing import Prepared
 
 BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)
 """The modules whose outputs TaylorSeer's hooks forecast; their default matches none of DiT's."""

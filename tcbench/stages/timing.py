@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 
 
-class NotRun(Exception):
-    """Why something optional could not be timed: "needs X"."""
-
-
 class Prepared(Protocol):
     """One batch's run, prepared once and repeated (`tcbench.replay.Replay` and the peers)."""
 
