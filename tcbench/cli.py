@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
     )
+    stage("encode", _encode, "put the images of `training` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
     for name, handler, help in (
@@ -254,6 +255,14 @@ def _train(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     train_row(suite, parsed.row)
+
+
+def _encode(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    from tcbench.stages.encode import encode_images
+
+    _set_threads()
+    encode_images(suite)
 
 
 def _sample(parsed: argparse.Namespace) -> None:

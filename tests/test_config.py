@@ -155,7 +155,7 @@ BAD = [
     ("rows/none/artefacts_from", ..., ["rows.none.options.schedule: 'adaptive' needs artefacts_from; or set 'even'"]),
     ("rows/a b", {"method": "uncached", "nfe": 20}, ["rows.a b: use letters, digits"]),
     ("figure/nfe", 50, ["figure.nfe: no row has nfe 50"]),
-    ("batch_size", 25, ["batch_size: an interval needs two batches or more; give 24 or less"]),
+    ("batch_size", 25, ["batch_size: an interval needs two shards or more; give 24 or less"]),
 ]
 
 
