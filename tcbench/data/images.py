@@ -54,9 +54,7 @@ class Listing:
         chosen = self.paths[start:stop]
         with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter's lock
             for first in tqdm(range(0, len(chosen), batch_size), "read images", delay=3, leave=False, disable=None):
-                yield torch.stack(
-                    list(pool.map(lambda path: _read(path, side), chosen[first : first + batch_size]))
-                )
+                yield torch.stack(list(pool.map(lambda path: _read(path, side), chosen[first : first + batch_size])))
 
 
 def _read(path: Path, side: int) -> Tensor:
@@ -132,7 +130,9 @@ class Latents:
         try:  # mapped into memory, not read
             self._slices = [safe_open(path, "pt").get_slice("latent") for path in shards]
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{shards[0].parent}: a shard of latents is missing or damaged ({error}); encode again") from error
+            raise UserError(
+                f"{shards[0].parent}: a shard of latents is missing or damaged ({error}); encode again"
+            ) from error
         self._size = self._slices[0].get_shape()[0]
 
     def __len__(self) -> int:
