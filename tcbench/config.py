@@ -175,14 +175,14 @@ class Prompts(_Strict):
     Attributes:
         file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
         per_prompt: samples of every prompt.
-        lowercase: whether the text encoder reads it in lower case.
+        cleaning: what happens to a prompt before the text encoder reads it; "pixart" is PixArt-alpha's cleaning.
         template: what the text encoder reads, `{}` being the prompt.
         negative: what guidance steers away from, for models without a learned null caption.
     """
 
     file: Path | None = None
     per_prompt: PositiveInt = 1
-    lowercase: bool = False
+    cleaning: Literal["none", "pixart"] = "none"
     template: str = "{}"
     negative: str | None = None
 
@@ -237,8 +237,8 @@ class Suite(_Strict):
         suite: its name, and that of its folder in results/.
         differs: how it differs from the paper's setting, for titles; empty if it does not.
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
-        data: what samples show: a data set of the package, which scores compare with and training uses, too; a published
-            set of prompts; or ImageNet's classes in turn.
+        data: what samples show: a data set of the package, which scores compare with and training uses, too; prompts
+            of a published set; or ImageNet's classes in turn.
         real: what scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz).
         training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
         extractor: features behind FID and friends; none where no metric needs any.
@@ -609,6 +609,8 @@ def _check_rows(path: Path, suite: Suite) -> None:
             f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
         )
     _check_images(path, suite)
+    if suite.traced == 1:
+        raise UserError(f"{path}: traced: the spread of deviations needs two samples; give 2 or more, or 0")
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
     if suite.samples < 2 * suite.group_size:

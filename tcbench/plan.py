@@ -282,8 +282,8 @@ def score_by_attention(
 def entropy_of_halves(entropy_RN: "Tensor", halves: int) -> "Tensor":
     """The s2 that the rows of a guided pair share, [R, N]: one plus the entropy of their averaged attention maps.
 
-    The halves look at texts of their own, side by side in ToCa's packed map, so that the average's entropy is the mean of
-    theirs plus log 2.
+    The halves look at texts of their own, side by side in ToCa's packed map, so that the average's entropy is the mean
+    of theirs plus log 2.
     """
     by_half = entropy_RN.unflatten(0, (halves, -1))
     return (1 + by_half.mean(0, keepdim=True) + log(halves)).expand_as(by_half).flatten(0, 1)

@@ -70,7 +70,7 @@ def list_images(folder: Path, captions: Path | None = None) -> Listing:
     """The images of a folder.
 
     Args:
-        folder: of images, or of a folder per class, as ImageNet comes; classes are numbered in the order of their names.
+        folder: of images, or of a folder per class, as ImageNet comes; classes are numbered in their names' order.
         captions: a captions_*.json of MSCOCO, which says what belongs to the folder; an image's caption is its first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The reference batches of Dhariwal and Nichol 2021 (ADM), which class-conditional works on ImageNet are scored with."""
+"""Reference batches of Dhariwal and Nichol 2021 (ADM), which class-conditional works on ImageNet are scored with."""
 
 import zipfile
 from pathlib import Path

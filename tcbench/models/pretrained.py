@@ -51,6 +51,20 @@ class TextEncoder:
         return Text(states, padded["attention_mask"].bool())
 
 
+def clean_captions(captions: Sequence[str]) -> list[str]:
+    """Captions as PixArt-alpha's text encoder reads them: lower case, without markup, addresses and odd punctuation.
+
+    The rules are the reference's, as diffusers keeps them for its pipeline, which has no public name for them. They are
+    applied twice, as in training.
+    """
+    import bs4  # noqa: F401  without these two diffusers only warns, and lowers the case
+    import ftfy  # noqa: F401
+    from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
+
+    pipeline = object.__new__(PixArtAlphaPipeline)  # the rules look at no component of it
+    return pipeline._text_preprocessing(list(captions), clean_caption=True)
+
+
 class Autoencoder:
     """Stable Diffusion's autoencoder, from a folder as diffusers saves it, in float32: images to latents and back.
 

@@ -132,7 +132,9 @@ class PromptedCaptions:
 
     def read(self, prompts: Sequence[str]) -> Text:
         """Prompts for the denoiser."""
-        prompts = [prompt.lower() for prompt in prompts] if self.settings.lowercase else prompts
+        from tcbench.models.pretrained import clean_captions
+
+        prompts = clean_captions(prompts) if self.settings.cleaning == "pixart" else prompts
         return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
 
     def __call__(self, index: Tensor) -> Text:
@@ -162,7 +164,7 @@ def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | Prompted
 
 
 def image_side(suite: Suite) -> int:
-    """Pixels along a side of the suite's images, which the autoencoder's config says where the model denoises latents."""
+    """Pixels along a side of the suite's images; where the model denoises latents, by the autoencoder's config."""
     side = MODELS[suite.model].latent_shape[-1]
     if suite.latents is None:
         return side
@@ -198,8 +200,8 @@ def load_autoencoder(suite: Suite) -> "Autoencoder":
     autoencoder, spec = Autoencoder(suite.latents.folder, suite.latents.scale, device_of(suite)), MODELS[suite.model]
     if (channels := autoencoder.vae.config.latent_channels) != spec.in_channels:
         raise UserError(
-            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; give "
-            "the autoencoder that the model was trained with"
+            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; "
+            "give the autoencoder that the model was trained with"
         )
     return autoencoder
 

@@ -25,7 +25,7 @@ def encode_images(suite: Suite) -> None:
     identifies images (by name), autoencoder, resolution, seed and code.
 
     Raises:
-        UserError: the suite trains on no images, one cannot be read, or the autoencoder is not there or not the model's.
+        UserError: the suite trains on no images, one cannot be read, or the autoencoder is missing or not the model's.
     """
     started = time.time()
     listing, autoencoder = list_training_images(suite), load_autoencoder(suite)
