@@ -227,6 +227,8 @@ def _validate(parsed: argparse.Namespace) -> int:
             print(f"          {need.problem}; {need.get}")
     missing = sum(need.problem is not None for need in found)
     print(f"{parsed.config}: {missing} of {len(found)} missing")
+    if not missing:
+        print(f"  run it: snakemake --cores all tables --config suite_file={parsed.config}")
     return int(missing > 0)
 
 

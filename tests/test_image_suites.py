@@ -103,7 +103,8 @@ def write_config(name: str, **changes: Any) -> Suite:
     settings |= {
         "suite": "mini", "weights": "random", "device": "cpu", "extractor_weights": "inception.pth", "files": {},
         "latents": {"kind": "sd", "folder": "vae", "scale": 0.5}, "samples": 8, "batch_size": 1, "shard_batches": 2,
-        "traced": 2, "figure": {"nfe": 3, "columns": 3}, "defaults": {}, "tables": {},
+        "traced": 2, "figure": {"nfe": 3, "columns": 3}, "latency": {"batch_size": 1, "warmup": 0, "repeats": 1},
+        "diagnostics_pairs": 2, "defaults": {}, "tables": {},
     } | changes  # fmt: skip
     Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return load_suite("mini.yaml")
@@ -150,15 +151,18 @@ def imagenet(folder: Path) -> Suite:
     )
 
 
-def run(suite: Suite) -> dict[str, Any]:
-    """Every stage from images to tables; the scores by row."""
+def run(suite: Suite, *more: str) -> dict[str, Any]:
+    """Every stage from images to tables, and more commands; the scores by row."""
     encode_images(suite)
     for row in suite.trained_rows:
         train_row(suite, row)
     sample_rows(suite, tuple(suite.rows))
     score_rows(suite, tuple(suite.rows))
     measure_floor(suite)
-    assert main(["tables", "mini.yaml"]) == 0
+    for row in suite.predictor_rows:
+        assert main(["diagnose", "mini.yaml", "--row", row]) == 0
+    for command in ("latency", "tables", "diagnostics", *more):
+        assert main([command, "mini.yaml"]) == 0
     return {row: read_json(suite.folder / "scores" / f"{row}.json") for row in suite.rows}
 
 
@@ -169,8 +173,8 @@ def samples_of(suite: Suite, row: str) -> Tensor:
 # --- through the stages
 
 
-def test_coco_from_images_to_tables(coco: Suite) -> None:
-    scores = run(coco)
+def test_coco_from_images_to_the_report(coco: Suite) -> None:
+    scores = run(coco, "figures", "verdicts", "report")
     assert scores["ours"]["groups"] == 4 and scores["ours"]["resolution"] == 32
     real = torch.cat(list(list_images(Path("coco/val2017")).decoded(32, 3)))
     images = samples_of(coco, "ours")

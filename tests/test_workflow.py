@@ -183,4 +183,6 @@ def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
     alone = snakemake(tmp_path, "-n", "--config", "suite=moving").stdout  # tables are the default target
     assert "rule render_tables:" in alone and "results/moving/tables/table5.csv" in alone
     assert "results/digits" not in alone and "results/scenes" not in alone
+    full_size = snakemake(tmp_path, "tables", "-n", "--config", "suite=paper-pixart-256").stdout
+    assert "rule encode:" in full_size and "results/paper-pixart-256/tables/table6.csv" in full_size
     assert "rule scenes_render_figures:" in snakemake(tmp_path, "-n", "scenes_figures").stdout

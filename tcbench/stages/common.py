@@ -239,8 +239,9 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
     if index["settings"]["images"] != listing.digest or len(latents) != len(listing):
         raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
-    labels = torch.tensor(listing.classes) if captions is None else Unread(listing.captions, captions.read)
-    return Dataset(latents, labels)
+    if isinstance(captions, PromptedCaptions):
+        return Dataset(latents, Unread(listing.captions, captions.read))
+    return Dataset(latents, torch.tensor(listing.classes))
 
 
 @lru_cache
