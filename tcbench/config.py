@@ -175,14 +175,16 @@ class Prompts(_Strict):
     Attributes:
         file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
         per_prompt: samples of every prompt.
-        cleaning: what happens to a prompt before the text encoder reads it; "pixart" is PixArt-alpha's cleaning.
+        lowercase: whether the text encoder reads it in lower case.
+        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included.
         template: what the text encoder reads, `{}` being the prompt.
         negative: what guidance steers away from, for models without a learned null caption.
     """
 
     file: Path | None = None
     per_prompt: PositiveInt = 1
-    cleaning: Literal["none", "pixart"] = "none"
+    lowercase: bool = False
+    clean: bool = False
     template: str = "{}"
     negative: str | None = None
 
@@ -243,6 +245,7 @@ class Suite(_Strict):
         training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
         extractor: features behind FID and friends; none where no metric needs any.
         extractor_weights: their file, if it does not ship.
+        device, tf32: where everything runs, and whether a GPU rounds the factors of matrix products to TF32.
         clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
         samples, batch_size: per row; samples of a batch are consecutive.
@@ -269,6 +272,7 @@ class Suite(_Strict):
     extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"] | None = None
     extractor_weights: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    tf32: bool = False
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
     solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
@@ -384,6 +388,7 @@ class Suite(_Strict):
                 "guidance",
                 "spacing",
                 "solver",
+                "tf32",
                 "prompts",
                 "text_encoder",
                 "latents",
@@ -408,7 +413,8 @@ class Suite(_Strict):
     def training_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that what is trained for a row depends on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed"}, mode="json"
+            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed", "tf32"},
+            mode="json",
         )
         method = self.method(row)
         if self.training:  # read by a text encoder, seen through an autoencoder

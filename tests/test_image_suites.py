@@ -117,7 +117,7 @@ def coco(folder: Path) -> Suite:
         "paper-pixart-256",
         model="tiny-pixart",
         text_encoder="t5",
-        prompts={"file": "coco/annotations/captions_val2017.json", "cleaning": "pixart"},
+        prompts={"file": "coco/annotations/captions_val2017.json", "clean": True},
         real="coco/val2017",
         training={"folder": "coco/train2017", "captions": "coco/annotations/captions_train2017.json"},
         metrics=["fid", "mae", "psnr"],

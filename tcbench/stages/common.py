@@ -55,8 +55,9 @@ def sampler_settings(suite: Suite, row: str) -> SamplerSettings:
 
 
 def load_adapter(suite: Suite) -> Adapter:
-    """The suite's model with its weights, on its device."""
+    """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
     spec, device = MODELS[suite.model], device_of(suite)
+    torch.set_float32_matmul_precision("high" if suite.tf32 and device.type == "cuda" else "highest")
     if suite.weights == "random":
         return make_adapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
     return make_adapter(load_transformer(spec, suite.weights, device), spec)
@@ -134,7 +135,10 @@ class PromptedCaptions:
         """Prompts for the denoiser."""
         from tcbench.models.pretrained import clean_captions
 
-        prompts = clean_captions(prompts) if self.settings.cleaning == "pixart" else prompts
+        if self.settings.clean:
+            prompts = clean_captions(prompts)
+        elif self.settings.lowercase:
+            prompts = [prompt.lower() for prompt in prompts]
         return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
 
     def __call__(self, index: Tensor) -> Text:
