@@ -217,8 +217,9 @@ def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
 def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
     """The floor's line: Frechet distance of real images to real images, mean ± std over random subsets."""
     cells = dict.fromkeys(columns, NO_CELL)
-    if floor is None:
-        label, numbers = "Real subset, floor (not run: no floor was measured)", {}
+    if floor is None or "not_run" in floor:
+        reason = floor["not_run"] if floor else "no floor was measured"
+        label, numbers = f"Real subset, floor (not run: {reason})", {}
         cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
     else:
         label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}

@@ -46,11 +46,17 @@ def score_rows(suite: Suite, rows: tuple[str, ...]) -> None:
 def measure_floor(suite: Suite) -> None:
     """Write scores/floor.json: the metrics of real subsets as large as a row's sample set, against all real images.
 
-    It is null where there are no more real images than samples.
+    Where there are no more real images than that, the file says so.
     """
-    real = load_real(suite, load_extractor(suite)).features
-    enough = len(real) > suite.samples
-    floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed) if enough else None
+    extractor = load_extractor(suite)
+    real = load_real(suite, extractor).features
+    floor: dict[str, Any]
+    if extractor is None:
+        floor = {"not_run": "no metric compares with real images"}
+    elif len(real) <= suite.samples:
+        floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
+    else:
+        floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
     write_json(suite.folder / "scores" / "floor.json", floor)
 
 
