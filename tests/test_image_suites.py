@@ -20,7 +20,7 @@ from tcbench.data.images import Latents, list_images
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256, write_json
 from tcbench.metrics import extractors
-from tcbench.metrics.adm import read_reference_batch
+from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.metrics.precision_recall import inside_real, radii
 from tcbench.models.pretrained import Autoencoder, clean_captions
@@ -197,8 +197,7 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     published = Gaussian(np.full(3, np.float32(0.4), np.float64), np.eye(3) * np.float32(0.1))
     quality, pooled = scores["l2c"]["quality"], images.mean((2, 3))
     assert quality["fid"]["value"] == pytest.approx(frechet_distance(pooled, published), rel=1e-5)
-    _, reference = read_reference_batch(Path("adm.npz"))
-    real = (reference.float() / 255).mean((2, 3))
+    real = (read_reference_images(Path("adm.npz")).float() / 255).mean((2, 3))
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
     labels = torch.cat([shard["label"] for shard in read_shards(imagenet, "plain")])
@@ -307,7 +306,7 @@ def test_other_reference_batches_are_refused(tmp_path: Path, content: Any, says:
     elif content:
         np.savez(path, **content)
     with pytest.raises(UserError, match=says):
-        read_reference_batch(path)
+        read_moments(path)
 
 
 @pytest.mark.parametrize(

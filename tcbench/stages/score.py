@@ -25,7 +25,7 @@ from tcbench.metrics import (
     score_row,
     trajectory_mae,
 )
-from tcbench.metrics.adm import read_reference_batch
+from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
 from tcbench.stages.common import image_side
@@ -75,14 +75,13 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     """
     if extractor is None:
         return Real(Features.none(0))
-    if suite.real is None:
+    if (real := suite.real) is None:
         return Real(extractor.extract(to_uint8(load_images(suite.data).images)))
-    path, side = suite.folder / "features" / "real.safetensors", image_side(suite)
-    if suite.real.suffix == ".npz":
-        moments, images = read_reference_batch(suite.real)
-        key = digest([sha256(suite.real), suite.extractor, source_digest("score")])
-        return Real(_kept(path, key, lambda: extractor.extract(images)), moments)
-    listing = list_images(suite.real, suite.prompts.file if suite.data == "coco" else None)
+    path, side = suite.folder / "real-features.safetensors", image_side(suite)
+    if real.suffix == ".npz":
+        key = digest([sha256(real), suite.extractor, source_digest("score")])
+        return Real(_kept(path, key, lambda: extractor.extract(read_reference_images(real))), read_moments(real))
+    listing = list_images(real, suite.prompts.file if suite.data == "coco" else None)
     key = digest([listing.digest, side, suite.extractor, source_digest("score")])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
