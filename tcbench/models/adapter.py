@@ -112,6 +112,9 @@ class Modulation:
     scale: Tensor
     gate: Tensor
 
+    def __getitem__(self, rows: slice) -> "Modulation":
+        return Modulation(self.shift[rows], self.scale[rows], self.gate[rows])
+
 
 class Adapter(ABC):
     """Block-wise access to a model. R rows, N tokens (any subset where noted by K), D width.
@@ -135,7 +138,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def condition(self, timestep_R: Tensor, context: Any) -> Any:
-        """What conditions the rows at a step."""
+        """What conditions the rows at a step; a slice of it is of some rows.
+
+        Args:
+            timestep_R: of the context's rows; for several steps at once, those of one step after those of another.
+        """
 
     @abstractmethod
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Any) -> Tensor:
@@ -157,8 +164,17 @@ class Adapter(ABC):
         """Tokens of the latents, [R, N, D]."""
 
     @abstractmethod
+    def final_modulation(self, condition: Any) -> tuple[Tensor, Tensor]:
+        """(shift, scale) of the normalised input of the final layer, each [R, 1, D]."""
+
+    @abstractmethod
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, ...]."""
+
     def unembed(self, x_RND: Tensor, condition: Any) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, ...]."""
+        """The model's output: [R, out_channels, ...]."""
+        shift, scale = self.final_modulation(condition)
+        return self.final_layer(self.model.norm_out(x_RND) * (1 + scale) + shift)
 
     # --- a block
 

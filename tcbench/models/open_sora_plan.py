@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tcbench.method import ModelShape
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, TextCondition, TextSpec, add_null_caption, initial_value, text_shape
+from tcbench.models.pixart import TextAdapter, TextSpec, add_null_caption, initial_value, text_shape
 
 GROUPS = 4  # "sparse_n"
 
@@ -189,10 +189,10 @@ class OpenSoraPlanAdapter(TextAdapter):
         received = torch.stack([weights_RQN.sum(dim=1) for weights_RQN in attention_maps(queries, keys)]).sum(dim=0)
         return _join(received[:, None, :, None], sparse)[:, 0, :, 0]
 
-    def unembed(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, F, H, W]."""
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, F, H, W]."""
         patch = self.spec.patch_size
-        x = self.final(x_RND, condition).unflatten(2, (patch, patch, -1))
+        x = self.model.proj_out(h_RND).unflatten(2, (patch, patch, -1))
         x = x.unflatten(1, (self.spec.sample_frames, *self.spec.grid))  # [R, F, h, w, p, q, C]
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
