@@ -7,7 +7,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tcbench.kernels import Chosen, rows, stream
+from tcbench.kernels import Chosen, rows, stream, text
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -67,6 +67,14 @@ def test_gather_reads_chosen_tokens_of_the_stream_and_what_waits(used: int, coun
         close(stream.norm_rows(sums, modulate, chosen, path=path)[: R * used], compact[: R * used])
 
 
+def test_gather_without_a_norm_gives_the_sums() -> None:
+    x, terms, chosen = random(R, N, D), terms_of(2, gated=True), choose(7)
+    for path in ("triton", "torch"):
+        sums, same = stream.gather(x, terms, None, chosen, path=path)
+        assert same is sums
+        close(sums[: R * 7], sum_of(x, terms).flatten(0, 1)[chosen.flat()])
+
+
 @pytest.mark.parametrize("used", [0, 5, N])
 @pytest.mark.parametrize("features", [40, 130])
 def test_linear_layers_on_chosen_tokens(used: int, features: int) -> None:
@@ -116,6 +124,23 @@ def test_half_precision_tiles(channels: int) -> None:
     outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-2, atol=1e-2 * outs[1].abs().max().item())
     assert torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize("used", [None, 0, 7, N])
+@pytest.mark.parametrize("texts", [5, 70])
+def test_attention_over_the_text(used: int | None, texts: int) -> None:
+    chosen = None if used is None else choose(used)
+    queries = random(R, N, D) if used is None else random(R * N, D)
+    keys, values = (random(R, texts, D, seed=seed).unflatten(2, (H, -1)).transpose(1, 2) for seed in (1, 2))
+    bias = torch.where(random(R, 1, 1, texts) > 0.5, -10000.0, 0.0)
+    count = R * (N if used is None else used)
+    mixed = [text.text_attention(queries, keys, values, bias, chosen, path)[:count] for path in ("triton", "torch")]
+    entropies = [torch.full((R, N), -1.0, device=DEVICE) for _ in range(2)]
+    for entropy, path in zip(entropies, ("triton", "torch"), strict=True):
+        text.text_entropy(queries, keys, bias, entropy, chosen, path)
+    close(*mixed)
+    close(*entropies)
+    assert (entropies[0] == -1).sum() == R * N - count
 
 
 def test_attention_received_sums_the_columns_of_the_map() -> None:

@@ -236,6 +236,6 @@ if triton is not None:
             score = score * scale + shift[None, :]
             weight = tl.exp(score - tl.max(score, axis=1)[:, None])
             mean += weight / (tl.sum(weight, axis=1) * heads)[:, None]
-        entropy = -tl.sum(tl.where(mean > 0, mean * tl.log(mean), 0.0), axis=1)
+        entropy = -tl.sum(mean * tl.log(tl.where(mean > 0, mean, 1.0)), axis=1)  # x log x is 0 at 0
         token = q if index is None else tl.load(index + row * index_stride + q, in_q, other=0)
         tl.store(out + row * out_row + token, entropy, in_q)
