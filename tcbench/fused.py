@@ -1,7 +1,7 @@
 """`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
-For models whose blocks are self-attention and an MLP under adaLN, with attention over a text between them or not (DiT,
-PixArt-alpha). What differs from `PlainBlocks`, and why, each
+For models whose blocks are self-attention and an MLP under adaLN, with attention over a text between them or not. What
+differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:
 
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and prompt alone.
@@ -26,42 +26,37 @@ from torch import Tensor, nn
 
 from tcbench.cache import Cache
 from tcbench.kernels import Chosen, available, rows
+from tcbench.kernels.attention import Linear, SelfAttention
 from tcbench.kernels.chosen import Path
+from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
-from tcbench.kernels.text import text_attention, text_entropy
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, Modulation
-from tcbench.models.dit import DiTAdapter
-from tcbench.models.pixart import Cross, PixArtAdapter
+from tcbench.models.pixart import Cross
 from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
-
-FUSED = (DiTAdapter, PixArtAdapter)
 
 
 def can_fuse(adapter: Adapter) -> bool:
     """Whether `FusedBlocks` serves this model where it is."""
-    return isinstance(adapter, FUSED) and available(adapter.model.device)
-
-
-Linear = tuple[Tensor, Tensor]
-"""Weight and bias."""
+    return available(adapter.model.device)
 
 
 @dataclass(frozen=True)
 class _Layers:
     """A block's linear layers as the kernels take them, by branch: the first, and the last one.
 
-    Those of self-attention's queries, keys and values are stacked.
+    Those of self-attention's queries, keys and values are stacked. `groups` as in `Adapter.groups`.
     """
 
     first: Mapping[str, Linear]
     last: Mapping[str, Linear]
+    groups: tuple[int, int] | None
 
 
 _layers: WeakKeyDictionary[nn.Module, _Layers] = WeakKeyDictionary()
 
 
-def _layers_of(module: Any) -> _Layers:
+def _layers_of(adapter: Adapter, module: Any) -> _Layers:
     """Stacked once per block; a block's weights do not change while it samples."""
     if module not in _layers:
         attention, text, mlp = module.attn1, module.attn2, module.ff.net
@@ -73,6 +68,7 @@ def _layers_of(module: Any) -> _Layers:
         _layers[module] = _Layers(
             first={"attn": stacked} | {branch: (layer.weight, layer.bias) for branch, layer in first.items()},
             last={branch: (layer.weight, layer.bias) for branch, layer in last.items()},
+            groups=adapter.groups(module),
         )
     return _layers[module]
 
@@ -85,11 +81,8 @@ class FusedBlocks:
     """
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
-        if not isinstance(adapter, FUSED):
-            raise TypeError(f"{adapter.spec.name}: there are no fused blocks for models of its family")
-        self.adapter: Adapter = adapter
-        self.run, self.cache, self.path = run, cache, path
-        self._heads = adapter.spec.num_heads
+        self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
+        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
         self._eps = adapter.spec.norm_eps
         self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
@@ -156,7 +149,7 @@ class FusedBlocks:
 
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
-        unit, parts, layers = Block(block), self._parts(block), _layers_of(self.adapter.blocks[block])
+        unit, parts, layers = Block(block), self._parts(block), self._layers(block)
         match who:
             case Nothing():
                 self.add(self.cache.read(unit, decision.fill, self._step))
@@ -199,7 +192,7 @@ class FusedBlocks:
                     self.cache.store(site, value, self._step, decision.fill.order)
             case Tokens():
                 assert decision is not None
-                chosen, last = self._chosen(who), _layers_of(self.adapter.blocks[block]).last[branch]
+                chosen, last = self._chosen(who), self._layers(block).last[branch]
                 _, h = self._gather(part, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
                 h = self._few(block, branch, h, chosen, part, decision)
@@ -208,7 +201,7 @@ class FusedBlocks:
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
-        layers, x = _layers_of(module), x_RND.contiguous()
+        layers, x = _layers_of(self.adapter, module), x_RND.contiguous()
         terms: list[Term] = []
         for branch, part in self.adapter.modulation(module, condition).items():
             x, _, h = advance(x, terms, modulate=_modulate(part), eps=self._eps, path=self.path)
@@ -222,6 +215,9 @@ class FusedBlocks:
         return self.adapter.final_layer(self._advance((shift, scale)))
 
     # --- layers
+
+    def _layers(self, block: int) -> _Layers:
+        return _layers_of(self.adapter, self.adapter.blocks[block])
 
     def _parts(self, block: int) -> Mapping[str, Gated]:
         """What the block's branches need at this step."""
@@ -241,15 +237,15 @@ class FusedBlocks:
 
     def _everyone(self, block: int, branch: str, part: Gated, decision: Decision | None) -> Tensor:
         """A branch of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
-        layers, modulate = _layers_of(self.adapter.blocks[block]), _modulate(part)
+        layers, modulate = self._layers(block), _modulate(part)
         h, first = self._all(layers, branch, self._advance(modulate) if modulate else self.stream, part)
         if decision and branch == "attn":
-            queries, keys, values = first.chunk(3, dim=2)
             if decision.keys == "cached":
+                _, keys, values = first.chunk(3, dim=2)
                 self._qkv[block] = first
                 self.cache.store_keys_values(block, keys, values)
             if decision.observe == "attn":
-                self.cache.store_attention(block, rows.attention_received(queries, keys, self._heads, path=self.path))
+                self.cache.store_attention(block, self._attention.received(first, layers.groups))
         if decision and isinstance(part, Cross) and decision.observe == "cross":
             entropy_RN = torch.empty(first.shape[:2], device=first.device)
             text_entropy(first, part.keys, part.bias, entropy_RN, path=self.path)
@@ -261,17 +257,17 @@ class FusedBlocks:
         if branch == "mlp":
             h = _widen(h_RND, *layers.first[branch])
             return h, h
-        first = F.linear(h_RND, *layers.first[branch])
         if isinstance(part, Cross):
-            return text_attention(first, part.keys, part.values, part.bias, path=self.path), first
-        queries, keys, values = first.chunk(3, dim=2)
-        return rows.attention(queries, keys, values, self._heads, path=self.path), first
+            queries = F.linear(h_RND, *layers.first[branch])
+            return text_attention(queries, part.keys, part.values, part.bias, path=self.path), queries
+        stacked = self._attention.project(h_RND, layers.first[branch])
+        return self._attention.everyone(stacked, layers.groups), stacked
 
     def _few(self, block: int, branch: str, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
         """A branch of the chosen tokens from its input up to its last layer, compact [M, C]."""
-        first = _layers_of(self.adapter.blocks[block]).first[branch]
+        first = self._layers(block).first[branch]
         if branch == "attn":
-            return self._few_attending(block, first, h_MD, chosen, part, decision)
+            return self._few_attending(block, h_MD, chosen, part, decision)
         if branch == "mlp":
             return rows.linear(h_MD, *first, chosen, "gelu", path=self.path)
         assert isinstance(part, Cross)
@@ -281,29 +277,27 @@ class FusedBlocks:
             text_entropy(queries, part.keys, part.bias, stored_RN, chosen, path=self.path)
         return text_attention(queries, part.keys, part.values, part.bias, chosen, path=self.path)
 
-    def _few_attending(
-        self, block: int, qkv: Linear, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision
-    ) -> Tensor:
+    def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
         """Self-attention of the chosen tokens up to its projection, compact [M, D]; keys as decided."""
-        weight, bias = qkv
+        attention, layers = self._attention, self._layers(block)
+        weight, bias = qkv = layers.first["attn"]
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
             stream = self.stream
             _, _, everything = advance(stream, [], modulate=_modulate(part), eps=self._eps, path=self.path)
             assert everything is not None
-            keys, values = F.linear(everything, weight[width:], bias[width:]).chunk(2, dim=2)
+            keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)
-            rows.linear_scatter(h_MD, weight[:width], bias[:width], chosen, queries, path=self.path)
+            attention.project_chosen(h_MD, (weight[:width], bias[:width]), chosen, queries)
         else:
             if decision.keys == "cached" and block not in self._qkv:
                 raise RuntimeError(
                     f"block {block}: cached keys are read before any were stored; the first step is full"
                 )
             stacked = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
-            rows.linear_scatter(h_MD, weight, bias, chosen, stacked, path=self.path)
+            attention.project_chosen(h_MD, qkv, chosen, stacked)
             queries, keys, values = stacked.chunk(3, dim=2)
-        among = decision.keys == "fresh"
-        return rows.attention(queries, keys, values, self._heads, chosen, among, path=self.path)
+        return attention.of_chosen(queries, keys, values, layers.groups, chosen, decision.keys == "fresh")
 
 
 def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ FEW = {
     "fora": {"num_full_steps": 3},
 }
 TOCA_WITH_TEXT = {"schedule": "pixart", "fresh_ratio": 0.5, "cell": 4}
-SOLVERS: dict[str, Solver] = {"tiny-dit": "ddim", "tiny-pixart": "dpm"}
+SOLVERS: dict[str, Solver] = {"tiny-dit": "ddim", "tiny-pixart": "dpm", "tiny-osp": "euler_ancestral"}
 
 
 @pytest.fixture(scope="module", params=SOLVERS)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tcbench.kernels import Chosen, rows, stream, text
+from tcbench.kernels import Chosen, context, rows, stream
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -134,10 +134,10 @@ def test_attention_over_the_text(used: int | None, texts: int) -> None:
     keys, values = (random(R, texts, D, seed=seed).unflatten(2, (H, -1)).transpose(1, 2) for seed in (1, 2))
     bias = torch.where(random(R, 1, 1, texts) > 0.5, -10000.0, 0.0)
     count = R * (N if used is None else used)
-    mixed = [text.text_attention(queries, keys, values, bias, chosen, path)[:count] for path in ("triton", "torch")]
+    mixed = [context.text_attention(queries, keys, values, bias, chosen, path)[:count] for path in ("triton", "torch")]
     entropies = [torch.full((R, N), -1.0, device=DEVICE) for _ in range(2)]
     for entropy, path in zip(entropies, ("triton", "torch"), strict=True):
-        text.text_entropy(queries, keys, bias, entropy, chosen, path)
+        context.text_entropy(queries, keys, bias, entropy, chosen, path)
     close(*mixed)
     close(*entropies)
     assert (entropies[0] == -1).sum() == R * N - count

@@ -122,6 +122,9 @@ class Adapter(ABC):
     Methods that compute some tokens take their places, `index_RK`; None means all tokens, in order.
     """
 
+    rotary: tuple[Tensor, Tensor] | None = None
+    """(cos, sin) of every token, float32 [N, head_dim], if queries and keys are turned to their positions."""
+
     def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
         self.model, self.spec, self.shape = model, spec, shape
         self.blocks: list[TransformerBlock] = list(model.transformer_blocks)
@@ -185,6 +188,10 @@ class Adapter(ABC):
     @abstractmethod
     def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
         """The LayerNorm before a modulated branch."""
+
+    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
+        """(count, stride) if a token n of this block attends to its own group, n // stride % count; else to all."""
+        return None
 
     def copy_of_block(self, number: int) -> TransformerBlock:
         """A block with weights of its own, for a predictor to train; what the model's blocks share stays behind."""

@@ -66,26 +66,26 @@ def open_sora_plan_shape(spec: OpenSoraPlanSpec) -> ModelShape:
     return text_shape(spec, spec.grid, frames=spec.sample_frames, sparse_blocks=sparse, attention_groups=GROUPS)
 
 
+def stride_of(block: int) -> int:
+    """How many neighbours a sparse block puts into the same group: token n is in group n // stride % GROUPS."""
+    return GROUPS if block % 2 else 1
+
+
 def group_of(places: Tensor, block: int) -> Tensor:
     """Which of the attention groups of a sparse block the tokens at some places belong to."""
-    return places // GROUPS % GROUPS if block % 2 else places % GROUPS
+    return places // stride_of(block) % GROUPS
 
 
 def _split(x: Tensor, block: int) -> Tensor:
     """[R, heads, N, head_dim] of all tokens by group: [R * GROUPS, heads, N / GROUPS, head_dim]."""
-    if block % 2:
-        x = x.unflatten(2, (-1, GROUPS, GROUPS)).movedim(3, 1).flatten(3, 4)  # token = n * 16 + group * 4 + k
-    else:
-        x = x.unflatten(2, (-1, GROUPS)).movedim(3, 1)  # token = n * 4 + group
-    return x.flatten(0, 1)
+    x = x.unflatten(2, (-1, GROUPS, stride_of(block)))  # token = (n * GROUPS + group) * stride + k
+    return x.movedim(3, 1).flatten(3, 4).flatten(0, 1)
 
 
 def _join(x: Tensor, block: int) -> Tensor:
     """The inverse of `_split`."""
-    x = x.unflatten(0, (-1, GROUPS))
-    if block % 2:
-        return x.unflatten(3, (-1, GROUPS)).movedim(1, 3).flatten(2, 4)
-    return x.movedim(1, 3).flatten(2, 3)
+    x = x.unflatten(0, (-1, GROUPS)).unflatten(3, (-1, stride_of(block)))
+    return x.movedim(1, 3).flatten(2, 4)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -147,6 +147,11 @@ class OpenSoraPlanAdapter(TextAdapter):
         """Patches of all frames, [R, N, D]."""
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
+
+    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
+        """(count, stride) of a sparse block's groups."""
+        number = block.attn1.processor.block
+        return None if number is None else (GROUPS, stride_of(number))
 
     def queries(self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None) -> Tensor:
         """Self-attention's queries of some tokens, turned to their positions."""
