@@ -45,6 +45,7 @@ FEW = {
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
 }
+ONE_FULL = FEW["tokencache"] | {"num_full_steps": 1}
 TOCA_WITH_TEXT = {"schedule": "pixart", "fresh_ratio": 0.5, "cell": 4}
 SOLVERS: dict[str, Solver] = {"tiny-dit": "ddim", "tiny-pixart": "dpm", "tiny-osp": "euler_ancestral"}
 
@@ -64,24 +65,26 @@ def close(actual: Tensor, expected: Tensor) -> None:
     assert error < 2e-5, f"largest error {error:.1e} of the largest value"
 
 
-def artefacts(adapter: Adapter) -> Artefacts:
+def artefacts(adapter: Adapter, nfe: int) -> Artefacts:
     predictor = CachePredictor(adapter)
     generator = torch.Generator().manual_seed(3)
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
     columns = len(adapter.shape.branches) * adapter.shape.num_blocks
-    table = tuple(tuple(row) for row in torch.randn(NFE, columns, generator=generator).tolist())
+    table = tuple(tuple(row) for row in torch.randn(nfe, columns, generator=generator).tolist())
     predictor.to(adapter.model.device)
-    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * NFE, tables={"router": table})
+    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * nfe, tables={"router": table})
 
 
 @torch.inference_mode()
-def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, Engine]:
-    index, settings = torch.arange(SAMPLES), settings_of(adapter)
+def sample(
+    adapter: Adapter, name: str, options: dict, blocks, nfe: int = NFE, samples: int = SAMPLES
+) -> tuple[Tensor, Engine]:
+    index, settings = torch.arange(samples), settings_of(adapter)
     method = make_method(name, options)
-    sampler, run = start_run(adapter, method, NFE, settings, index, artefacts(adapter))
+    sampler, run = start_run(adapter, method, nfe, settings, index, artefacts(adapter, nfe))
     engine = Engine(adapter, run, method.start(run), blocks)
     x = initial_noise(adapter, 0, index).to(DEVICE)
-    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, make_prompt(adapter, SAMPLES))
+    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, make_prompt(adapter, samples))
     return final, engine
 
 
@@ -109,12 +112,21 @@ def test_every_method_samples_alike(model: Adapter, name: str, options: dict) ->
     close(fused, plain)
 
 
-@pytest.mark.parametrize("name, options", [("tokencache", FEW["tokencache"]), ("toca", TOCA_WITH_TEXT)])
+@pytest.mark.parametrize(
+    "model, name, options",
+    [
+        ("tiny-dit", "tokencache", ONE_FULL),
+        ("tiny-pixart", "tokencache", ONE_FULL),
+        ("tiny-pixart", "toca", TOCA_WITH_TEXT),
+        ("tiny-osp", "tokencache", ONE_FULL),
+    ],
+    indirect=["model"],
+)
 def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict) -> None:
-    """Through the kernels themselves, whose every part is tested in test_kernels."""
+    """A full step and another through the kernels themselves, whose every part is tested in test_kernels."""
     pytest.importorskip("triton")
-    plain, _ = sample(model, name, options, PlainBlocks)
-    fused, _ = sample(model, name, options, INTERPRETED)
+    plain, _ = sample(model, name, options, PlainBlocks, nfe=2, samples=1)
+    fused, _ = sample(model, name, options, INTERPRETED, nfe=2, samples=1)
     close(fused, plain)
 
 
@@ -180,7 +192,7 @@ def test_replayed_graphs_sample_alike(model: Adapter, name: str) -> None:
         NFE,
         settings_of(model),
         torch.arange(SAMPLES),
-        artefacts(model),
+        artefacts(model, NFE),
         prompts=lambda index: make_prompt(model, len(index)),
     )
     for _ in range(2):  # a repetition starts afresh

@@ -8,6 +8,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tcbench.kernels import Chosen, context, rows, stream
+from tcbench.kernels.attention import SelfAttention, join, split
+from tcbench.kernels.rotary import turn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -141,6 +143,45 @@ def test_attention_over_the_text(used: int | None, texts: int) -> None:
     close(*mixed)
     close(*entropies)
     assert (entropies[0] == -1).sum() == R * N - count
+
+
+GROUPS = [(4, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("used", [0, 7, N])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("among", [False, True])
+def test_attention_of_chosen_tokens_in_groups(used: int, groups: tuple[int, int], among: bool) -> None:
+    chosen = choose(used)
+    q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
+    actual = context.group_attention(q, k, v, H, groups, chosen, among)[: R * used]
+    close(actual, context.group_attention(q, k, v, H, groups, chosen, among, path="torch")[: R * used])
+    if used == N:
+        everyone = SelfAttention(H, None, "torch").everyone(torch.cat([q, k, v], dim=2), groups)
+        close(actual, everyone.flatten(0, 1)[chosen.flat()])
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_tokens_of_a_group_are_side_by_side(groups: tuple[int, int]) -> None:
+    count, stride = groups
+    places = torch.arange(R * N).view(R, N, 1)
+    parted = split(places, groups)[:, :, 0]
+    assert (parted % N // stride % count == torch.arange(count).repeat(R)[:, None]).all()
+    assert torch.equal(join(split(places, groups), groups), places)
+
+
+@pytest.mark.parametrize("used", [None, 0, 5, N])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_turning_to_positions(used: int | None, parts: int) -> None:
+    heads, head_dim = 2, 12
+    chosen, rotary = None if used is None else choose(used), (random(N, head_dim), random(N, head_dim, seed=1))
+    channels = parts * heads * head_dim
+    stacked = random(R, N, channels) if used is None else random(R * N, channels)
+    outs = [torch.zeros(R, N, channels, device=DEVICE) for _ in range(2)]
+    for out, path in zip(outs, ("triton", "torch"), strict=True):
+        turn(stacked, rotary, heads, out, chosen, path)
+    close(*outs)
+    assert int((outs[0] != 0).any(dim=2).sum()) == R * (N if used is None else used)
 
 
 def test_attention_received_sums_the_columns_of_the_map() -> None:

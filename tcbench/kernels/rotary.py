@@ -21,8 +21,8 @@ def turn(
     """Write queries and keys turned to their positions, and values as they are, into `out_RNC`.
 
     Args:
-        stacked: queries, keys and values, or keys and values, or queries, side by side in C, heads side by side in each;
-            of all tokens, [R, N, C], or of the chosen ones, compact [M, C], which leaves the others. Contiguous.
+        stacked: queries, keys and values, or keys and values, or queries, side by side in C, heads side by side in
+            each; of all tokens, [R, N, C], or of the chosen ones, compact [M, C], which leaves the others. Contiguous.
     """
     cos, sin = rotary
     tokens, head_dim = cos.shape

@@ -70,7 +70,7 @@ def advance(
         width,
         eps,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=2,
+        num_warps=_warps(width),
     )
     return after, update, modulated
 
@@ -115,7 +115,7 @@ def gather(
         x_RND.shape[2],
         eps,
         BLOCK=triton.next_power_of_2(x_RND.shape[2]),
-        num_warps=2,
+        num_warps=_warps(x_RND.shape[2]),
     )
     return sums, sums if modulated is None else modulated
 
@@ -139,7 +139,7 @@ def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-
         x_MD.shape[1],
         eps,
         BLOCK=triton.next_power_of_2(x_MD.shape[1]),
-        num_warps=2,
+        num_warps=_warps(x_MD.shape[1]),
     )
     return out
 
@@ -159,6 +159,11 @@ def _pointers(terms: Sequence[Term]) -> tuple[tuple[Tensor, ...], tuple[Tensor |
     """Values, gates and the gates' row strides, as the kernels take them."""
     values, gates = tuple(value for value, _ in terms), tuple(gate for _, gate in terms)
     return values, gates, tuple(0 if gate is None else gate.stride(0) for gate in gates)
+
+
+def _warps(width: int) -> int:
+    """Of a program that holds one token."""
+    return 2 if width <= 2048 else 4
 
 
 if triton is not None:

@@ -128,6 +128,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     """Block-wise access to an Open-Sora-Plan."""
 
     spec: OpenSoraPlanSpec
+    rotary: tuple[Tensor, Tensor]
 
     def __init__(self, model: AllegroTransformer3DModel, spec: OpenSoraPlanSpec) -> None:
         super().__init__(model, spec, open_sora_plan_shape(spec))
