@@ -5,6 +5,7 @@ differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:
 
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and prompt alone.
+- Patches are embedded by a product, which leaves them in the stream's order, instead of by a convolution.
 - Queries, keys and values come from one product; the MLP's activation is applied inside its first product.
 - A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm; where only
   some tokens are read, it goes on waiting for the others.
@@ -88,6 +89,7 @@ class FusedBlocks:
         self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
         self._ones = torch.ones(1, adapter.spec.width, device=adapter.model.device, dtype=adapter.model.dtype)
         self._ones = self._ones.expand(self._rows, -1)
+        self._positions = adapter.model.pos_embed.pos_embed
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -106,6 +108,14 @@ class FusedBlocks:
         return slice(step * self._rows, (step + 1) * self._rows)
 
     # --- the stream
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """Patches, with positions if they are added to them, [R, N, D]."""
+        patch, embedding = self.adapter.spec.patch_size, self.adapter.model.pos_embed
+        patches = latent.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [R, C, ..., h, p, w, q]
+        patches = patches.transpose(-3, -2).movedim(1, -3).flatten(-3).flatten(1, -2)
+        tokens = F.linear(patches, embedding.proj.weight.flatten(1), embedding.proj.bias)
+        return tokens if self._positions is None else tokens.add_(self._positions)
 
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step."""
@@ -205,7 +215,7 @@ class FusedBlocks:
         terms: list[Term] = []
         for branch, part in self.adapter.modulation(module, condition).items():
             x, _, h = advance(x, terms, modulate=_modulate(part), eps=self._eps, path=self.path)
-            h, _ = self._all(layers, branch, x if h is None else h, part)
+            h, _, _ = self._all(layers, branch, x if h is None else h, part)
             terms = [(F.linear(h, *layers.last[branch]), _gate(part))]
         return advance(x, terms, eps=self._eps, path=self.path)[0]
 
@@ -238,30 +248,39 @@ class FusedBlocks:
     def _everyone(self, block: int, branch: str, part: Gated, decision: Decision | None) -> Tensor:
         """A branch of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
         layers, modulate = self._layers(block), _modulate(part)
-        h, first = self._all(layers, branch, self._advance(modulate) if modulate else self.stream, part)
-        if decision and branch == "attn":
-            if decision.keys == "cached":
-                _, keys, values = first.chunk(3, dim=2)
-                self._qkv[block] = first
-                self.cache.store_keys_values(block, keys, values)
-            if decision.observe == "attn":
-                self.cache.store_attention(block, self._attention.received(first, layers.groups))
-        if decision and isinstance(part, Cross) and decision.observe == "cross":
-            entropy_RN = torch.empty(first.shape[:2], device=first.device)
-            text_entropy(first, part.keys, part.bias, entropy_RN, path=self.path)
-            self.cache.store_entropy(block, entropy_RN, None)
+        h = self._advance(modulate) if modulate else self.stream
+        h, first, seen_RN = self._all(layers, branch, h, part, decision is not None and decision.observe == branch)
+        if decision and decision.keys == "cached" and branch == "attn":
+            _, keys, values = first.chunk(3, dim=2)
+            self._qkv[block] = first
+            self.cache.store_keys_values(block, keys, values)
+        if seen_RN is not None and branch == "attn":
+            self.cache.store_attention(block, seen_RN)
+        elif seen_RN is not None:
+            self.cache.store_entropy(block, seen_RN, None)
         return F.linear(h, *layers.last[branch])
 
-    def _all(self, layers: _Layers, branch: str, h_RND: Tensor, part: Gated) -> tuple[Tensor, Tensor]:
-        """(a branch of all tokens from its input up to its last layer, what its first layer gave), [R, N, ...] each."""
+    def _all(
+        self, layers: _Layers, branch: str, h_RND: Tensor, part: Gated, observed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A branch of all tokens from its input up to its last layer.
+
+        Returns:
+            that, what the first layer gave, and what was observed of its attention, [R, N]
+        """
         if branch == "mlp":
             h = _widen(h_RND, *layers.first[branch])
-            return h, h
+            return h, h, None
         if isinstance(part, Cross):
-            queries = F.linear(h_RND, *layers.first[branch])
-            return text_attention(queries, part.keys, part.values, part.bias, path=self.path), queries
+            queries, entropy_RN = F.linear(h_RND, *layers.first[branch]), None
+            if observed:
+                entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
+                text_entropy(queries, part.keys, part.bias, entropy_RN, path=self.path)
+            mixed = text_attention(queries, part.keys, part.values, part.bias, path=self.path)
+            return mixed, queries, entropy_RN
         stacked = self._attention.project(h_RND, layers.first[branch])
-        return self._attention.everyone(stacked, layers.groups), stacked
+        mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
+        return mixed, stacked, received_RN
 
     def _few(self, block: int, branch: str, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
         """A branch of the chosen tokens from its input up to its last layer, compact [M, C]."""

@@ -47,12 +47,26 @@ class SelfAttention:
             stacked = rows.linear(h_MD, *layer, chosen, path=self.path)
             turn(stacked, self.rotary, self.heads, out_RNC, chosen, path=self.path)
 
-    def everyone(self, stacked_RNC: Tensor, groups: tuple[int, int] | None) -> Tensor:
-        """Attention of all tokens, [R, N, D], from stacked queries, keys and values."""
+    def everyone(
+        self, stacked_RNC: Tensor, groups: tuple[int, int] | None, observed: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of all tokens, [R, N, D], from stacked queries, keys and values.
+
+        Returns:
+            that and, if `observed`, the attention that each token received: column sums of the head-mean map, [R, N].
+        """
         stacked = stacked_RNC if groups is None else split(stacked_RNC, groups)
         queries, keys, values = stacked.chunk(3, dim=2)
-        mixed = rows.attention(queries, keys, values, self.heads, path=self.path)
-        return mixed if groups is None else join(mixed, groups)
+        log_sums = None
+        if observed:
+            log_sums = queries.new_empty(len(queries), self.heads, queries.shape[1], dtype=torch.float32)
+        mixed = rows.attention(queries, keys, values, self.heads, log_sums_RHN=log_sums, path=self.path)
+        received = None
+        if log_sums is not None:
+            received = rows.attention_received(queries, keys, log_sums, self.heads, path=self.path)
+        if groups is None:
+            return mixed, received
+        return join(mixed, groups), received if received is None else join(received[:, :, None], groups)[:, :, 0]
 
     def of_chosen(
         self,
@@ -68,13 +82,6 @@ class SelfAttention:
         if groups is None:
             return rows.attention(*qkv, self.heads, chosen, among_chosen, path=self.path)
         return group_attention(*qkv, self.heads, groups, chosen, among_chosen, path=self.path)
-
-    def received(self, stacked_RNC: Tensor, groups: tuple[int, int] | None) -> Tensor:
-        """Column sums of the head-mean map of all tokens, float32 [R, N]."""
-        stacked = stacked_RNC if groups is None else split(stacked_RNC, groups)
-        queries, keys, _ = stacked.chunk(3, dim=2)
-        received = rows.attention_received(queries, keys, self.heads, path=self.path)
-        return received if groups is None else join(received[:, :, None], groups)[:, :, 0]
 
 
 def split(x_RNC: Tensor, groups: tuple[int, int]) -> Tensor:

@@ -8,15 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcbench.kernels.chosen import Chosen, Path
-from tcbench.kernels.rows import _precision, _split
+from tcbench.kernels.rows import LOG2_E, _precision, _split
 
 try:
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
-
-LOG2_E = 1.4426950408889634  # the exponential of base 2 is the fast one
 
 
 def text_attention(
