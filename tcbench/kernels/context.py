@@ -171,6 +171,7 @@ def text_entropy(
         BLOCK_D=32,
         PRECISION=_precision(),
         num_warps=4,
+        num_stages=2,
     )
 
 

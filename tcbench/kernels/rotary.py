@@ -75,14 +75,13 @@ if triton is not None:
         BLOCK: tl.constexpr,
     ):
         place, part = tl.program_id(0), tl.program_id(1)
-        token = place % tokens
-        to = place
+        count = tokens if used is None else tl.load(used)
+        if place >= rows * count:
+            return
+        row, token = place // count, place % count
         if index is not None:
-            count = tl.load(used)
-            if place >= rows * count:
-                return
-            token = tl.load(index + place // count * index_row + place % count).to(tl.int32)
-            to = place // count * tokens + token
+            token = tl.load(index + row * index_row + token).to(tl.int32)
+        to = row * tokens + token
         column = tl.arange(0, BLOCK)
         mask = column < width
         parts = tl.num_programs(1)
