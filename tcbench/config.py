@@ -69,7 +69,8 @@ class Row(_Strict):
         target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.
         guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
-        refiners: whether LoRA refiners among the artefacts are merged into the model.
+        refiners: whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or
+            for P-steps alone (`p-steps`).
     """
 
     method: str
@@ -81,7 +82,7 @@ class Row(_Strict):
     target: str | None = None
     paper: PaperCell | None = None
     guidance_scale: float | None = Field(None, ge=0)
-    refiners: bool = True
+    refiners: bool | Literal["p-steps"] = True
 
 
 class Ablation(_Strict):
