@@ -343,6 +343,10 @@ class Suite(_Strict):
                 return suite
         raise KeyError(row)
 
+    def same_row(self, row: str) -> str | None:
+        """The suite's row whose first samples are all that an ablation's row would sample; none for the suite's own."""
+        return None
+
     def row_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that the samples of a row depend on."""
         shared = self.model_dump(
@@ -409,6 +413,11 @@ class AblationSuite(Suite):
         """The rows of the ablation's table: all but the references that no variant is."""
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
+    def same_row(self, row: str) -> str | None:
+        """The first of the suite's rows with the settings of this one, as many variants that change nothing have."""
+        others = (other for other in self.rows if other not in self.own)
+        return next((other for other in others if self.row_settings(other) == self.row_settings(row)), None)
+
 
 def _is_reference_for(row: Row, other: Row) -> bool:
     return (
@@ -443,7 +452,7 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             )
     own = references | variants
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
-    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "traced": 0, "ablations": {}}
+    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "ablations": {}}
     return AblationSuite(**shared | changed, ablation=name, own=tuple(own))
 
 
