@@ -17,7 +17,8 @@ class Missing(Exception):
 
 
 def _quality(results: Results, folder: Path) -> Figure:
-    return figures.figure_quality(results.rows, results.floor)
+    rows = [row for row in results.rows if row.get("refiners", True) is True]  # Table VI has those without LoRA
+    return figures.figure_quality(rows, results.floor)
 
 
 def _deviation(results: Results, folder: Path) -> Figure:
