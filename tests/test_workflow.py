@@ -50,9 +50,12 @@ def finished(tmp_path_factory):
 
 def test_everything_is_there_and_whole(finished):
     results = finished / "results" / "smoke"
-    for name in ("table1", "table2", "local_error", "verdicts", "ablation-cache_ratio", "ablation-guidance"):
+    ablations = ("ablation-cache_ratio", "ablation-guidance", "ablation-refiners")
+    for name in ("table1", "table2", "table6", "local_error", "verdicts", *ablations):
         for kind in ("csv", "md", "tex", "html"):
             assert (results / "tables" / f"{name}.{kind}").stat().st_size > 100
+    table = pd.read_csv(results / "tables" / "table6.csv")
+    assert list(table.row) == ["nfe4-uncached", "nfe4-random", "nfe4-tokencache", "floor"]
     table = pd.read_csv(results / "tables" / "table2.csv")
     rows = table[table.row.notna()].set_index("row")
     assert rows.loc["nfe4-uncached", "mac_ratio"] == 1

@@ -295,9 +295,9 @@ def _of_predictors(
     """A statistic of the trained predictor's scores, one per NFE."""
 
     def test(results: Results) -> list[Finding]:
-        if not results.training:
+        if not results.predictors:
             return [untested("a trained predictor")]
-        rows = {f"NFE {results.row(row)['nfe']}": value(log["scores"]) for row, log in results.training.items()}
+        rows = {f"NFE {results.row(row)['nfe']}": value(log["scores"]) for row, log in results.predictors.items()}
         return [_measured(rows, criterion, form, rule)]
 
     return test

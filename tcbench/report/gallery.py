@@ -28,7 +28,7 @@ def _deviation(results: Results, folder: Path) -> Figure:
 def _scores(results: Results, folder: Path) -> Figure:
     statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
     i_steps = {}
-    for name, log in _needed(results.training, "a trained predictor").items():
+    for name, log in _needed(results.predictors, "a trained predictor").items():
         nfe = str(results.row(name)["nfe"])
         for key in statistics:
             statistics[key][nfe] = log["scores"][key]
