@@ -158,11 +158,13 @@ class PaperTable(_Strict):
         title: what it is called.
         metrics: columns of quality; the paper's numbers for others get columns of their own.
         rows: by name; all of the suite's if none is given.
+        paper: whether the paper's numbers of the rows stand beside them; not if it asks the question of another model.
     """
 
     title: str
     metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
     rows: tuple[str, ...] = ()
+    paper: bool = True
 
 
 TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
@@ -343,10 +345,6 @@ class Suite(_Strict):
                 return suite
         raise KeyError(row)
 
-    def same_row(self, row: str) -> str | None:
-        """The suite's row whose first samples are all that an ablation's row would sample; none for the suite's own."""
-        return None
-
     def row_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that the samples of a row depend on."""
         shared = self.model_dump(
@@ -413,11 +411,6 @@ class AblationSuite(Suite):
         """The rows of the ablation's table: all but the references that no variant is."""
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
-    def same_row(self, row: str) -> str | None:
-        """The first of the suite's rows with the settings of this one, as many variants that change nothing have."""
-        others = (other for other in self.rows if other not in self.own)
-        return next((other for other in others if self.row_settings(other) == self.row_settings(row)), None)
-
 
 def _is_reference_for(row: Row, other: Row) -> bool:
     return (
@@ -452,7 +445,7 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             )
     own = references | variants
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
-    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "ablations": {}}
+    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "traced": 0, "ablations": {}}
     return AblationSuite(**shared | changed, ablation=name, own=tuple(own))
 
 

@@ -14,9 +14,7 @@ from tcbench.plan import Tokens
 from tcbench.registry import make_method
 from tcbench.report.ablations import table_ablation
 from tcbench.sampling import SamplerSettings, sample_batch
-from tcbench.stages import sample
 from tcbench.stages.common import load_adapter, ready_row
-from tcbench.stages.sample import sample_rows
 
 from .test_contract import artefacts_for
 from .test_report import make_rows
@@ -167,27 +165,3 @@ def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     refined = ready_row(ablation, "refiners-predictor-lora", adapter)
     assert plain.adapter is adapter and refined.adapter is not adapter
     assert plain.artefacts.alpha_bar == refined.artefacts.alpha_bar
-
-
-def test_a_variant_that_changes_nothing_is_not_sampled_again(tmp_path, suite, monkeypatch):
-    ablation = suite.ablation_suites["guidance"]
-    assert [ablation.same_row(row) for row in ablation.own] == [None] * 4
-    ablation = suite.ablation_suites["cache_ratio"]
-    assert [ablation.same_row(row) for row in ablation.own] == ["nfe4-uncached", "nfe4-tokencache", None]
-    assert suite.same_row("nfe4-tokencache") is None
-    # of a suite with other samples only the first ones
-    monkeypatch.setenv("TCBENCH_METHODS", str(Path(__file__).parent.parent / "methods"))
-    monkeypatch.chdir(tmp_path)
-    fewer = ablation.model_copy(update={"samples": 4})
-    copied, again = "cache_ratio-reference4", tmp_path / "again"
-    sample_rows(suite, ("nfe4-uncached",))
-    with monkeypatch.context() as patch:
-        patch.setattr(sample, "sample_batch", None)
-        sample_rows(fewer, (copied,))
-    (tmp_path / "results" / "smoke" / "samples").rename(again)
-    first = sample.shard_path(fewer, copied, 0)
-    assert first.read_bytes() == (again / "nfe4-uncached" / first.name).read_bytes()
-    first.unlink()
-    sample_rows(fewer, (copied,))
-    assert first.read_bytes() == (again / "nfe4-uncached" / first.name).read_bytes()
-    assert len(list(first.parent.glob("shard-*"))) == 1

@@ -4,8 +4,7 @@ ABLATION_SCORES = [
     for row in ablation.own
 ]
 
-# One job per ablation: it samples its variants and scores them, so that torch is imported once. What the suite's own rows
-# have sampled already is not sampled again.
+# One job per ablation: it samples its variants and scores them, so that torch is imported once.
 for name, ablation in SUITE.ablation_suites.items():
 
     rule:
@@ -15,10 +14,6 @@ for name, ablation in SUITE.ablation_suites.items():
             trained=expand(
                 f"{RESULTS}/trained/{{row}}/artefacts.json",
                 row=sorted({ablation.trained_row(row) for row in ablation.own} - {None}),
-            ),
-            same=expand(
-                f"{RESULTS}/samples/{{row}}/row.json",
-                row=sorted({ablation.same_row(row) for row in ablation.own} - {None}),
             ),
             code=source_files("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
         output:

@@ -1,7 +1,6 @@
 """Generate a row's samples, shard by shard; finished shards of the same settings and code are kept."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data.prompts import read_prompts
-from tcbench.files import atomic, digest, read_tensors, sha256, write_json, write_tensors
+from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sampling import make_sampler, sample_batch
@@ -32,14 +31,11 @@ from tcbench.stages.common import (
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads.
-
-    Not how many samples there are: a batch is the same whatever follows it.
-    """
+    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads."""
     folder = artefacts_folder(suite, row)
     return digest(
         {
-            "settings": suite.row_settings(row) | {"samples": None},
+            "settings": suite.row_settings(row),
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(suite, row),
@@ -78,26 +74,8 @@ def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
 
 
 def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
-    """Whether a shard is there, if only as a copy: an ablation's row may be one of the suite's own."""
-    path, key = shard_path(suite, row, number), _key(suite, number, fingerprint)
-    if _holds(path, key):
-        return True
-    if same := suite.same_row(row):
-        source = Path("results") / suite.suite / "samples" / same / path.name
-        if _holds(source, key):
-            with atomic(path) as temporary:
-                shutil.copyfile(source, temporary)
-            return True
-    return False
-
-
-def _holds(path: Path, key: str) -> bool:
-    return path.exists() and read_tensors(path)[1].get("fingerprint") == key
-
-
-def _key(suite: Suite, number: int, fingerprint: str) -> str:
-    """Identifies a shard's content: its row's fingerprint and its samples."""
-    return digest([fingerprint, str(shards(suite)[number])])
+    path = shard_path(suite, row, number)
+    return path.exists() and read_tensors(path)[1].get("fingerprint") == fingerprint
 
 
 def _sample_shard(
@@ -136,7 +114,7 @@ def _sample_shard(
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),
         },
-        {"fingerprint": _key(suite, number, fingerprint), "record": json.dumps(record)},
+        {"fingerprint": fingerprint, "record": json.dumps(record)},
     )
 
 
