@@ -199,6 +199,17 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
+    borrowing = [
+        (part, row)
+        for part in (suite, *suite.ablation_suites.values())
+        for row in part.rows
+        if part.trained_row(row) not in (None, row)
+    ]
+    if borrowing:  # only then is it worth the import of torch
+        from tcbench.stages.common import check_training
+
+        for part, row in borrowing:
+            check_training(part, row)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
         trained = suite.trained_row(row)

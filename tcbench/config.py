@@ -71,7 +71,8 @@ class Row(_Strict):
         target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.
         guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
-        refiners: whether LoRA refiners among the artefacts are merged into the model.
+        refiners: whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or
+            for P-steps alone (`p-steps`).
     """
 
     method: str
@@ -83,7 +84,7 @@ class Row(_Strict):
     target: str | None = None
     paper: PaperCell | None = None
     guidance_scale: float | None = Field(None, ge=0)
-    refiners: bool = True
+    refiners: bool | Literal["p-steps"] = True
 
 
 class Ablation(_Strict):
@@ -159,11 +160,13 @@ class PaperTable(_Strict):
         title: what it is called.
         metrics: columns of quality; the paper's numbers for others get columns of their own.
         rows: by name; all of the suite's if none is given.
+        paper: whether the paper's numbers of the rows stand beside them; not if it asks the question of another model.
     """
 
     title: str
     metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
     rows: tuple[str, ...] = ()
+    paper: bool = True
 
 
 TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))

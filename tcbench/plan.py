@@ -210,6 +210,11 @@ class Plan:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
         return self.decisions.get(unit)
 
+    @property
+    def full(self) -> bool:
+        """Whether everything is computed, and known to be before the step runs."""
+        return all(isinstance(decision.who, All) for decision in self.decisions.values())
+
     def spans(self) -> dict[int, Span]:
         """The spans by their first block."""
         return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}

@@ -232,6 +232,11 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
     return record, cells | {"Method": label}
 
 
+def _without_paper(line: Record) -> Record:
+    """A line without the paper's columns, of the CSV or printed."""
+    return {column: value for column, value in line.items() if not column.startswith(("paper ", "paper_"))}
+
+
 def main_table(
     rows: Sequence[Row],
     latency: dict[str, Any] | None,
@@ -280,6 +285,10 @@ def main_table(
     targets = any(record["target"] for record in records)
     cells = [_cells(record, table.metrics, papers, unit, latency_column, targets, found) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
+
+    if not table.paper:
+        records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
+        floor_cells = _without_paper(floor_cells)
 
     caption = [
         "Quality: value [95 % interval], delete-one-batch jackknife over",

@@ -20,10 +20,10 @@ from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import TextSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter, shape_of
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
 from tcbench.models.weights import locate
-from tcbench.sampling import SamplerSettings, make_sampler
+from tcbench.sampling import SamplerSettings, respaced_timesteps
 from tcbench.training.caching import load_artefacts
 
 if TYPE_CHECKING:
@@ -282,24 +282,32 @@ def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
     folder = artefacts_folder(suite, row)
     if folder is None:
         return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
-    _check_training(suite, row, adapter)
+    check_training(suite, row)
     read = read_json(folder / "artefacts.json").get("read", {})
     for name, digest in files_digests(suite, row).items():
         if read.get(name) != digest:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
-    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts)
+    refiners = suite.rows[row].refiners
+    if refiners == "p-steps" and refined is not adapter:
+        refined.on_full_steps(adapter)
+    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if refiners else adapter, artefacts)
 
 
-def _check_training(suite: Suite, row: str, adapter: Adapter) -> None:
-    """A variant that borrows artefacts must not change what they were trained with."""
-    method, source = suite.method(row), suite.method(str(suite.trained_row(row)))
-    sampler = make_sampler(
-        adapter, method.sampled_steps(suite.rows[row].nfe), sampler_settings(suite, row), torch.arange(0)
-    )
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(0))
-    if type(method) is type(source) and method.training(run) != source.training(run):
+def check_training(suite: Suite, row: str) -> None:
+    """A row that borrows artefacts must not change what they were trained with; settled from shapes and options alone.
+
+    Raises:
+        UserError: it changes an option that its method reads in training.
+    """
+    source = suite.trained_row(row)
+    if source in (None, row):
+        return
+    method, trained = suite.method(row), suite.method(source)
+    timesteps = respaced_timesteps(suite.rows[source].nfe)
+    run = Run(shape_of(MODELS[suite.model]), timesteps, True, torch.arange(0))
+    if type(method) is type(trained) and method.training(run) != trained.training(run):
         raise UserError(
-            f"row {row}: its options change what {suite.trained_row(row)} was trained with; "
+            f"row {row}: its options change what {source} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )

@@ -153,6 +153,7 @@ def _score(
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
         "control": settings.control,
+        "refiners": settings.refiners,
         "target": settings.target,
         "extractor": suite.extractor,
         "metrics_not_run": dict(samples.not_run),
