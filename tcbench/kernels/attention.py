@@ -11,6 +11,9 @@ from tcbench.kernels.chosen import Chosen, Path
 from tcbench.kernels.context import group_attention
 from tcbench.kernels.rotary import Rotary, turn
 
+LONG = 1024
+"""Tokens from which torch's own attention of all of them is the faster one (docs/speed.md)."""
+
 Linear = tuple[Tensor, Tensor]
 """Weight and bias."""
 
@@ -57,16 +60,23 @@ class SelfAttention:
         """
         stacked = stacked_RNC if groups is None else split(stacked_RNC, groups)
         queries, keys, values = stacked.chunk(3, dim=2)
-        log_sums = None
-        if observed:
-            log_sums = queries.new_empty(len(queries), self.heads, queries.shape[1], dtype=torch.float32)
-        mixed = rows.attention(queries, keys, values, self.heads, log_sums_RHN=log_sums, path=self.path)
-        received = None
-        if log_sums is not None:
-            received = rows.attention_received(queries, keys, log_sums, self.heads, path=self.path)
+        mixed, received = self._mix(queries, keys, values, observed)
         if groups is None:
             return mixed, received
         return join(mixed, groups), received if received is None else join(received[:, :, None], groups)[:, :, 0]
+
+    def _mix(
+        self, queries_RND: Tensor, keys_RND: Tensor, values_RND: Tensor, observed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        qkv, tokens = (queries_RND, keys_RND, values_RND), queries_RND.shape[1]
+        if observed:
+            log_sums = queries_RND.new_empty(len(queries_RND), self.heads, tokens, dtype=torch.float32)
+            mixed = rows.attention(*qkv, self.heads, log_sums_RHN=log_sums, path=self.path)
+            return mixed, rows.attention_received(queries_RND, keys_RND, log_sums, self.heads, path=self.path)
+        if tokens >= LONG:
+            by_head = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv)
+            return F.scaled_dot_product_attention(*by_head).transpose(1, 2).flatten(2), None
+        return rows.attention(*qkv, self.heads, path=self.path), None
 
     def of_chosen(
         self,

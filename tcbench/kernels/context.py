@@ -28,16 +28,20 @@ def text_attention(
     """softmax(Q K^T / sqrt(d) + bias) V in the shape of the queries, heads side by side in D.
 
     Args:
-        queries: of all tokens, [R, N, D], or of the chosen ones, compact [M, D]; contiguous.
+        queries: of all tokens, [R, N, D], which torch's own attention serves best, or of the chosen ones, compact
+            [M, D]; contiguous.
         bias_R11T: what is added to the scores of each text token, [R, 1, 1, T].
     """
-    rows, heads, _, head_dim = keys_RHTd.shape
-    out = torch.empty_like(queries)
-    if path == "torch":
+    rows, heads = keys_RHTd.shape[:2]
+    if path == "torch" or chosen is None:
         few = _by_head(queries, rows, heads, chosen)
-        mixed = F.scaled_dot_product_attention(few, keys_RHTd, values_RHTd, bias_R11T).transpose(1, 2).flatten(0, 1)
-        out.view(-1, heads * head_dim)[: len(mixed)] = mixed.flatten(1)
+        mixed = F.scaled_dot_product_attention(few, keys_RHTd, values_RHTd, bias_R11T).transpose(1, 2).flatten(2)
+        if chosen is None:
+            return mixed
+        out = torch.empty_like(queries)
+        out[: rows * mixed.shape[1]] = mixed.flatten(0, 1)
         return out
+    out = torch.empty_like(queries)
     _launch(queries, queries.stride(-2), keys_RHTd, values_RHTd, out, chosen, bias=bias_R11T)
     return out
 
@@ -86,12 +90,12 @@ def _launch(
     keys_RHTd: Tensor,
     values_RHTd: Tensor,
     out: Tensor,
-    chosen: Chosen | None,
+    chosen: Chosen,
     bias: Tensor | None = None,
     **flags: int,
 ) -> None:
     rows, heads, context, head_dim = keys_RHTd.shape
-    capacity = chosen.index_RK.shape[1] if chosen else queries.shape[1]
+    capacity = chosen.index_RK.shape[1]
     main, rest = _split(head_dim)
     tile = (16, 32) if queries.element_size() == 4 else (64, 64)
     _attention_kernel[(rows * heads, triton.cdiv(capacity, tile[0]))](
@@ -105,11 +109,10 @@ def _launch(
         bias,
         0 if bias is None else bias.stride(0),
         out,
-        chosen.index_RK if chosen else None,
-        chosen.index_RK.stride(0) if chosen else 0,
-        chosen.used if chosen else None,
+        chosen.index_RK,
+        chosen.index_RK.stride(0),
+        chosen.used,
         heads,
-        capacity,
         context,
         head_dim**-0.5 * LOG2_E,
         HEAD_DIM=head_dim,
@@ -149,7 +152,8 @@ def text_entropy(
         out_RN.view(-1)[chosen.flat() if chosen else slice(None)] = entropy
         return
     tokens = chosen.index_RK.shape[1] if chosen else queries.shape[1]
-    block_q = 16 if text > 128 else 32  # a map of all the text is held at once
+    main, rest = _split(head_dim)
+    block_q = 16  # a map of all the text is held at once
     _text_entropy_kernel[(rows, triton.cdiv(tokens, block_q))](
         queries,
         keys_RHTd,
@@ -168,10 +172,11 @@ def text_entropy(
         HEAD_DIM=head_dim,
         BLOCK_Q=block_q,
         BLOCK_T=max(16, triton.next_power_of_2(text)),
-        BLOCK_D=32,
+        MAIN=main,
+        REST=rest,
         PRECISION=_precision(),
         num_warps=4,
-        num_stages=2,
+        num_stages=3 if queries.element_size() < 4 and text <= 128 else 1,
     )
 
 
@@ -203,7 +208,6 @@ if triton is not None:
         index_row,
         used,
         heads,
-        capacity,
         context,
         scale,
         HEAD_DIM: tl.constexpr,
@@ -217,7 +221,7 @@ if triton is not None:
         LOG2_E: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
-        count = capacity if used is None else tl.load(used)
+        count = tl.load(used)
         if tl.program_id(1) * BLOCK_Q >= count:
             return
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -292,7 +296,8 @@ if triton is not None:
         HEAD_DIM: tl.constexpr,
         BLOCK_Q: tl.constexpr,
         BLOCK_T: tl.constexpr,
-        BLOCK_D: tl.constexpr,
+        MAIN: tl.constexpr,
+        REST: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
         count = tokens if used is None else tl.load(used)
@@ -301,18 +306,20 @@ if triton is not None:
         row = tl.program_id(0)
         q, t = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_T)
         in_q, in_t = q < count, t < text
-        place = (row * count + q).to(tl.int64)[:, None] * (heads * HEAD_DIM)
+        main, rest = tl.arange(0, MAIN)[None, :], MAIN + tl.arange(0, REST)[None, :]
+        q_main, q_rest = in_q[:, None] & (main < HEAD_DIM), in_q[:, None] & (rest < HEAD_DIM)
+        k_main, k_rest = in_t[:, None] & (main < HEAD_DIM), in_t[:, None] & (rest < HEAD_DIM)
+        queries += (row * count + q).to(tl.int64)[:, None] * (heads * HEAD_DIM)
+        keys += row.to(tl.int64) * k_row + t[:, None] * k_token
         shift = tl.load(bias + row * bias_row + t, in_t, other=float("-inf")).to(tl.float32)
         mean = tl.zeros((BLOCK_Q, BLOCK_T), dtype=tl.float32)
         for head in range(heads):
-            score = tl.zeros((BLOCK_Q, BLOCK_T), dtype=tl.float32)
-            for start in range(0, HEAD_DIM, BLOCK_D):
-                d = start + tl.arange(0, BLOCK_D)
-                in_d = (d < HEAD_DIM)[None, :]
-                query = tl.load(queries + place + head * HEAD_DIM + d[None, :], in_q[:, None] & in_d, other=0.0)
-                at = keys + row * k_row + head * k_head + t[:, None] * k_token + d[None, :]
-                key = tl.load(at, in_t[:, None] & in_d, other=0.0)
-                score = tl.dot(query, key.T, score, input_precision=PRECISION)
+            query = tl.load(queries + head * HEAD_DIM + main, q_main, other=0.0)
+            query_rest = tl.load(queries + head * HEAD_DIM + rest, q_rest, other=0.0)
+            key = tl.load(keys + head * k_head + main, k_main, other=0.0)
+            key_rest = tl.load(keys + head * k_head + rest, k_rest, other=0.0)
+            score = tl.dot(query, key.T, input_precision=PRECISION)
+            score = tl.dot(query_rest, key_rest.T, score, input_precision=PRECISION)
             score = score * scale + shift[None, :]
             weight = tl.exp(score - tl.max(score, axis=1)[:, None])
             mean += weight / (tl.sum(weight, axis=1) * heads)[:, None]

@@ -104,7 +104,7 @@ def attention(
         out, capacity = queries_RND.new_empty(rows, tokens, width), tokens
     else:
         out, capacity = queries_RND.new_empty(chosen.capacity, width), chosen.index_RK.shape[1]
-    tile = _attention_tile(chosen is not None, queries_RND.element_size())
+    tile = _attention_tile(tokens if chosen is None else chosen.expected, queries_RND.element_size())
     main, rest = _split(head_dim)
     keys, values = keys_RND.flatten(0, 1), values_RND.flatten(0, 1)
     _attention_kernel[(rows * heads, triton.cdiv(capacity, tile["BLOCK_Q"]))](
@@ -150,11 +150,11 @@ def _attention_reference(
     return out
 
 
-def _attention_tile(few: bool, element_size: int) -> dict[str, int]:
-    """Tile sizes by kind; see `_tile`."""
+def _attention_tile(queries: int, element_size: int) -> dict[str, int]:
+    """Tile sizes by the likely number of queries in a row; see `_tile`."""
     if element_size == 4:
         return {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    if few:
+    if queries < 128:
         return {"BLOCK_Q": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
