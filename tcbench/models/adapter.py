@@ -123,6 +123,16 @@ class Adapter(ABC):
         self.model, self.spec, self.shape = model, spec, shape
         self.blocks: list[TransformerBlock] = list(model.transformer_blocks)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. diffusers' own properties walk through all modules, which shows when asked every step."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(self.model.parameters()).dtype
+
     # --- conditioning
 
     @abstractmethod
