@@ -32,6 +32,8 @@ for group, rows in SUITE.groups.items():
         threads: 1
         resources:
             gpu=int(SUITE.device == "cuda"),
+        # the longest first, so that the cores finish together
+        priority: max(SUITE.rows[row].nfe for row in rows)
         shell:
             f"tcbench sample {CONFIG} --rows {{params.rows}} 2> {{log}}"
 
