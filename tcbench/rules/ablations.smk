@@ -30,5 +30,7 @@ for name, ablation in SUITE.ablation_suites.items():
         threads: 1
         resources:
             gpu=int(SUITE.device == "cuda"),
+        # as in sample.smk
+        priority: sum(ablation.rows[row].nfe for row in ablation.own) * ablation.samples // SUITE.samples
         shell:
             f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

@@ -308,7 +308,7 @@ def _train_refiners(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
+        if iteration % max(1, stage.iterations // 20) == 0 or iteration == stage.iterations - 1:
             history["loss"].append(loss.item())
             lora.disable_adapter_layers()
             with torch.no_grad():
