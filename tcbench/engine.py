@@ -37,6 +37,9 @@ class Blocks(Protocol):
     def condition(self, step: int, context: Any) -> Any:
         """What conditions the rows at a step (`Adapter.condition`)."""
 
+    def embed(self, latent: Tensor) -> Tensor:
+        """Tokens of the latents, [R, N, D] (`Adapter.embed`)."""
+
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step at the embedded tokens."""
 
@@ -177,7 +180,7 @@ class Engine:
 
     def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
         """(tokens x^0 [R, N, D], condition) at a step."""
-        return self.adapter.embed(latent), self.blocks.condition(step, context)
+        return self.blocks.embed(latent), self.blocks.condition(step, context)
 
     def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> Tensor:
         """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
@@ -268,6 +271,10 @@ class PlainBlocks:
         rows = len(self.run.sample_index) * self.run.rows_per_sample
         timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.device)
         return self.adapter.condition(timestep, context)
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """Tokens of the latents."""
+        return self.adapter.embed(latent)
 
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step."""

@@ -4,6 +4,7 @@ For models whose blocks are self-attention and an MLP under adaLN (DiT). What di
 measured in docs/speed.md:
 
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and label alone.
+- Patches are embedded by a product, which leaves them in the stream's order, instead of by a convolution.
 - Queries, keys and values come from one product; the MLP's activation is applied inside its first product.
 - A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm; where only
   some tokens are read, it goes on waiting for the others.
@@ -83,6 +84,7 @@ class FusedBlocks:
         self._heads = adapter.spec.num_heads
         self._eps = adapter.spec.norm_eps
         self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
+        self._positions = adapter.model.pos_embed.pos_embed.to(adapter.model.dtype)
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -102,6 +104,14 @@ class FusedBlocks:
         return self._conditions[step]
 
     # --- the stream
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """Patches with positions, [R, N, D]."""
+        patch, embedding = self.adapter.spec.patch_size, self.adapter.model.pos_embed
+        patches = latent.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [R, C, h, p, w, q]
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        tokens = F.linear(patches, embedding.proj.weight.flatten(1), embedding.proj.bias)
+        return tokens.add_(self._positions)
 
     def begin(self, step: int, x_RND: Tensor, condition: Tensor) -> None:
         """Start a step."""
@@ -236,19 +246,23 @@ class FusedBlocks:
 
     def _attention(self, block: int, layers: _Layers, h_RND: Tensor, decision: Decision | None) -> Tensor:
         """Self-attention of all tokens before its gate; keys, values and attention received are stored as decided."""
-        value, qkv = self._attend(layers, h_RND)
+        log_sums = None
+        if decision and decision.observe == "attn":
+            log_sums = h_RND.new_empty(len(h_RND), self._heads, h_RND.shape[1], dtype=torch.float32)
+        value, qkv = self._attend(layers, h_RND, log_sums)
         queries, keys, values = qkv.chunk(3, dim=2)
         if decision and decision.keys == "cached":
             self._qkv[block] = qkv
             self.cache.store_keys_values(block, keys, values)
-        if decision and decision.observe == "attn":
-            self.cache.store_attention(block, rows.attention_received(queries, keys, self._heads, path=self.path))
+        if log_sums is not None:
+            received = rows.attention_received(queries, keys, log_sums, self._heads, path=self.path)
+            self.cache.store_attention(block, received)
         return value
 
-    def _attend(self, layers: _Layers, h_RND: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, layers: _Layers, h_RND: Tensor, log_sums_RHN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         qkv = F.linear(h_RND, *layers.qkv)
         queries, keys, values = qkv.chunk(3, dim=2)
-        mixed = rows.attention(queries, keys, values, self._heads, path=self.path)
+        mixed = rows.attention(queries, keys, values, self._heads, log_sums_RHN=log_sums_RHN, path=self.path)
         return F.linear(mixed, *layers.out), qkv
 
     def _chosen_attention(

@@ -17,6 +17,7 @@ except ImportError:
     triton = None
 
 Activation = Literal["none", "gelu"]
+LOG2_E = 1.4426950408889634  # exponentials are taken in base 2, the fast one
 
 
 def linear(
@@ -82,6 +83,7 @@ def attention(
     heads: int,
     chosen: Chosen | None = None,
     among_chosen: bool = False,
+    log_sums_RHN: Tensor | None = None,
     path: Path = "triton",
 ) -> Tensor:
     """Self-attention of all tokens, [R, N, D], or of the chosen ones, compact [M, D].
@@ -89,16 +91,20 @@ def attention(
     Args:
         queries_RND, keys_RND, values_RND: [R, N, D], any stride between tokens, heads side by side in D.
         among_chosen: the literal reading of the paper, keys and values of the recomputed tokens only.
+        log_sums_RHN: float32 [R, H, N], filled with the base-2 logarithm of every query's softmax denominator, of which
+            `attention_received` makes the map; only with attention of all tokens.
     """
     rows, tokens, width = queries_RND.shape
     head_dim = width // heads
     if path == "torch":
+        if log_sums_RHN is not None:
+            log_sums_RHN.copy_(_scores(queries_RND, keys_RND, heads).logsumexp(dim=3) * LOG2_E)
         return _attention_reference(queries_RND, keys_RND, values_RND, heads, chosen, among_chosen)
     if chosen is None:
         out, capacity = queries_RND.new_empty(rows, tokens, width), tokens
     else:
         out, capacity = queries_RND.new_empty(chosen.capacity, width), chosen.index_RK.shape[1]
-    tile = _attention_tile(chosen is not None, tokens, queries_RND.element_size())
+    tile = _attention_tile(chosen is not None, queries_RND.element_size())
     main, rest = _split(head_dim)
     keys, values = keys_RND.flatten(0, 1), values_RND.flatten(0, 1)
     _attention_kernel[(rows * heads, triton.cdiv(capacity, tile["BLOCK_Q"]))](
@@ -111,6 +117,7 @@ def attention(
         values,
         values.stride(0),
         out,
+        log_sums_RHN,
         chosen.index_RK if chosen else None,
         chosen.used if chosen else None,
         heads,
@@ -143,7 +150,7 @@ def _attention_reference(
     return out
 
 
-def _attention_tile(few: bool, tokens: int, element_size: int) -> dict[str, int]:
+def _attention_tile(few: bool, element_size: int) -> dict[str, int]:
     """Tile sizes by kind; see `_tile`."""
     if element_size == 4:
         return {"BLOCK_Q": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
@@ -152,38 +159,53 @@ def _attention_tile(few: bool, tokens: int, element_size: int) -> dict[str, int]
     return {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
 
-def attention_received(queries_RND: Tensor, keys_RND: Tensor, heads: int, path: Path = "triton") -> Tensor:
-    """Column sums of the head-mean attention map, float32 [R, N]: a second pass beside the fused attention."""
+def attention_received(
+    queries_RND: Tensor, keys_RND: Tensor, log_sums_RHN: Tensor, heads: int, path: Path = "triton"
+) -> Tensor:
+    """Column sums of the head-mean attention map, float32 [R, N]: a second pass over QK^T beside the fused attention.
+
+    Args:
+        log_sums_RHN: what `attention` filled in for the same queries and keys.
+    """
     rows, tokens, width = queries_RND.shape
     head_dim = width // heads
     if path == "torch":
-        queries, keys = (
-            part.unflatten(2, (heads, head_dim)).transpose(1, 2).float() for part in (queries_RND, keys_RND)
-        )
-        return (queries * head_dim**-0.5 @ keys.transpose(2, 3)).softmax(dim=3).mean(dim=1).sum(dim=1)
-    block_q = 64
-    parts = triton.cdiv(tokens, block_q)
-    # partial sums, not atomics: the result must not depend on the order in which programs finish
-    partial = torch.empty(rows, heads * parts, tokens, device=queries_RND.device, dtype=torch.float32)
-    _received_kernel[(rows * heads, parts)](
-        queries_RND,
-        queries_RND.stride(0),
-        queries_RND.stride(1),
+        score = _scores(queries_RND, keys_RND, heads) * LOG2_E
+        return (score - log_sums_RHN[..., None]).exp2().mean(dim=1).sum(dim=1)
+    tile = _received_tile(queries_RND.element_size())
+    main, rest = _split(head_dim)
+    received = torch.empty(rows, heads, tokens, device=queries_RND.device, dtype=torch.float32)
+    queries = queries_RND.flatten(0, 1)
+    _received_kernel[(rows * heads, triton.cdiv(tokens, tile["BLOCK_K"]))](
+        *(_descriptor(queries, tile["BLOCK_Q"], columns) for columns in (main, rest)),
         keys_RND,
         keys_RND.stride(0),
         keys_RND.stride(1),
-        partial,
+        log_sums_RHN,
+        received,
         heads,
         tokens,
         head_dim**-0.5,
         HEAD_DIM=head_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_Q=block_q,
-        BLOCK_K=64,
+        MAIN=main,
+        REST=rest,
         PRECISION=_precision(),
-        num_warps=4,
+        **tile,
     )
-    return partial.sum(dim=1) / heads
+    return received.mean(dim=1)
+
+
+def _received_tile(element_size: int) -> dict[str, int]:
+    """Tile sizes; see `_tile`."""
+    if element_size == 4:
+        return {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_Q": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2}
+
+
+def _scores(queries_RND: Tensor, keys_RND: Tensor, heads: int) -> Tensor:
+    """Q K^T / sqrt(d), float32 [R, H, N, N]."""
+    queries, keys = (part.unflatten(2, (heads, -1)).transpose(1, 2).float() for part in (queries_RND, keys_RND))
+    return queries * queries.shape[3] ** -0.5 @ keys.transpose(2, 3)
 
 
 def _product(a: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen) -> Tensor:
@@ -209,12 +231,8 @@ def _launch(
 ) -> None:
     features, channels = weight.shape
     tile = _tile(len(chosen.index_RK) * chosen.expected, features, channels, a.element_size())
-    split = tile["SPLIT"]
     tiles = triton.cdiv(chosen.capacity, tile["BLOCK_M"]) * triton.cdiv(features, tile["BLOCK_N"])
-    partial, arrived = _workspace(
-        a.device, tiles * split * tile["BLOCK_M"] * tile["BLOCK_N"] if split > 1 else 1, tiles
-    )
-    _linear_kernel[(min(tiles * split, 2 * _processors(a.device)),)](
+    _linear_kernel[(min(tiles, 2 * _processors(a.device)),)](
         _descriptor(a, tile["BLOCK_M"], tile["BLOCK_K"]),
         _descriptor(weight, tile["BLOCK_N"], tile["BLOCK_K"]),
         bias,
@@ -225,8 +243,6 @@ def _launch(
         middle,
         chosen.index_RK,
         chosen.used,
-        partial,
-        arrived,
         len(chosen.index_RK),
         chosen.tokens,
         chosen.index_RK.stride(0),
@@ -244,11 +260,10 @@ def _descriptor(matrix: Tensor, rows: int, columns: int) -> "TensorDescriptor":
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
 
 
-def _split(head_dim: int) -> tuple[int, int]:
-    """A head's channels as two powers of two, because products take nothing else: 72 is 64 + 16, half of it unused."""
-    main = 1 << (head_dim.bit_length() - 1)
-    main = max(16, main)
-    rest = head_dim - main
+def _split(channels: int) -> tuple[int, int]:
+    """Channels as two powers of two, because products take nothing else: 72 is 64 + 16, half of it unused."""
+    main = max(16, 1 << (channels.bit_length() - 1))
+    rest = channels - main
     return main, max(16, triton.next_power_of_2(rest)) if rest > 0 else 16
 
 
@@ -257,35 +272,19 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-_workspaces: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-
-def _workspace(device: torch.device, elements: int, tiles: int) -> tuple[Tensor, Tensor]:
-    """Partial products and counters of split sums, shared by all calls on a device's stream; counters rest at zero."""
-    partial, arrived = _workspaces.get(device, (torch.empty(0, device=device), torch.empty(0, device=device)))
-    if len(partial) < elements or len(arrived) < tiles:
-        partial = torch.empty(max(elements, len(partial)), device=device)
-        arrived = torch.zeros(max(tiles, len(arrived)), dtype=torch.int32, device=device)
-        _workspaces[device] = partial, arrived
-    return partial, arrived
-
-
 def _tile(rows: int, features: int, channels: int, element_size: int) -> dict[str, int]:
     """Tile sizes, the fastest of those tried on an H200 for DiT-XL/2's layers at 416 and 1664 rows (docs/speed.md)."""
     if element_size == 4:
-        return _named(64, 64, 32, 4, 3, 1)
-    if rows >= 1024:
-        if features > 3 * channels:
-            return _named(128, 128, 64, 8, 3, 1)
-        return _named(128, 128, 64, 4, 4, 1) if features > channels else _named(64, 128, 64, 4, 4, 1)
-    if channels > 2 * features and channels % 256 == 0:
-        return _named(64, 128, 128, 4, 3, 2)  # few tiles with long sums: two programs share one
-    return _named(64, 128, 64, 8, 4, 1) if features > channels else _named(64, 32, 128, 4, 4, 1)
+        return _named(64, 64, 32, 4, 3)
+    if rows >= 1024 and features > 3 * channels:
+        return _named(128, 256, 64, 8, 3)
+    if rows >= 1024 or features > channels:
+        return _named(64, 128, 64, 4, 4)
+    return _named(64, 64, 128, 4, 4) if features < channels else _named(64, 32, 128, 4, 4)
 
 
-def _named(m: int, n: int, k: int, warps: int, stages: int, split: int) -> dict[str, int]:
-    sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "SPLIT": split}
-    return sizes | {"num_warps": warps, "num_stages": stages}
+def _named(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
 if triton is not None:
@@ -302,8 +301,6 @@ if triton is not None:
         middle,
         index,
         used,
-        partial,
-        arrived,
         rows,
         tokens,
         index_stride,
@@ -315,54 +312,37 @@ if triton is not None:
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
         BLOCK_K: tl.constexpr,
-        SPLIT: tl.constexpr,
     ):
         count = tl.load(used)
         total = rows * count
         tiles_m = tl.cdiv(total, BLOCK_M)
-        work = tiles_m * tl.cdiv(features, BLOCK_N) * SPLIT
-        # neighbouring programs share a panel of the weights, which are what has to come from memory
-        for item in range(tl.program_id(0), work, tl.num_programs(0)):
-            tile, part = item // SPLIT, item % SPLIT
+        # neighbouring programs share a panel of the weights, which are what has to come from memory; `flatten` fetches
+        # the next tile of a program while it stores the last one
+        for tile in tl.range(tl.program_id(0), tiles_m * tl.cdiv(features, BLOCK_N), tl.num_programs(0), flatten=True):
             first_m, first_n = (tile % tiles_m) * BLOCK_M, (tile // tiles_m) * BLOCK_N
-            span = tl.cdiv(channels, SPLIT)
             acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-            for k in range(part * span, (part + 1) * span, BLOCK_K):
+            for k in range(0, channels, BLOCK_K):
                 acc = tl.dot(a.load([first_m, k]), weight.load([first_n, k]).T, acc, input_precision=PRECISION)
-            is_last = True
-            if SPLIT > 1:
-                # whoever arrives last adds up all parts in their order, so that the sum does not depend on who it is
-                inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-                own = partial + tile * (SPLIT * BLOCK_M * BLOCK_N) + inside
-                tl.store(own + part * (BLOCK_M * BLOCK_N), acc)
-                tl.debug_barrier()
-                is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT - 1
-                if is_last:
-                    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-                    for other in range(SPLIT):
-                        acc += tl.load(own + other * (BLOCK_M * BLOCK_N))
-                    tl.store(arrived + tile, 0)
-            if is_last:
-                m, n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
-                in_m, in_n = m < total, n < features
-                both = in_m[:, None] & in_n[None, :]
-                acc += tl.load(bias + n, in_n, other=0.0).to(tl.float32)[None, :]
-                if GELU:
-                    inner = 0.7978845608028654 * (acc + 0.044715 * acc * acc * acc)
-                    acc = acc * tl.sigmoid(2 * inner)  # 0.5 (1 + tanh(z)) = sigmoid(2z)
-                compact = m[:, None].to(tl.int64) * features + n[None, :]
-                row = m // count
-                if gate is not None:
-                    acc *= tl.load(gate + row[:, None] * gate_stride + n[None, :], both, other=0.0).to(tl.float32)
-                    rest = tl.load(base + compact, both, other=0.0).to(tl.float32)
-                    if middle is not None:
-                        rest = tl.load(middle + compact, both, other=0.0).to(tl.float32) - rest
-                    acc += rest
-                place = compact
-                if SCATTER:
-                    token = row * tokens + tl.load(index + row * index_stride + m % count, in_m, other=0).to(tl.int32)
-                    place = token[:, None].to(tl.int64) * features + n[None, :]
-                tl.store(out + place, acc.to(out.dtype.element_ty), both)
+            m, n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+            in_m, in_n = m < total, n < features
+            both = in_m[:, None] & in_n[None, :]
+            acc += tl.load(bias + n, in_n, other=0.0).to(tl.float32)[None, :]
+            if GELU:
+                inner = 0.7978845608028654 * (acc + 0.044715 * acc * acc * acc)
+                acc = acc * tl.sigmoid(2 * inner)  # 0.5 (1 + tanh(z)) = sigmoid(2z)
+            compact = m[:, None].to(tl.int64) * features + n[None, :]
+            row = m // count
+            if gate is not None:
+                acc *= tl.load(gate + row[:, None] * gate_stride + n[None, :], both, other=0.0).to(tl.float32)
+                rest = tl.load(base + compact, both, other=0.0).to(tl.float32)
+                if middle is not None:
+                    rest = tl.load(middle + compact, both, other=0.0).to(tl.float32) - rest
+                acc += rest
+            place = compact
+            if SCATTER:
+                token = row * tokens + tl.load(index + row * index_stride + m % count, in_m, other=0).to(tl.int32)
+                place = token[:, None].to(tl.int64) * features + n[None, :]
+            tl.store(out + place, acc.to(out.dtype.element_ty), both)
 
     @triton.jit
     def _attention_kernel(
@@ -378,6 +358,7 @@ if triton is not None:
         values,
         v_token,
         out,
+        log_sums,
         index,
         used,
         heads,
@@ -400,12 +381,13 @@ if triton is not None:
         in_q = q < count
         main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
         in_main, in_rest = main < HEAD_DIM, rest < HEAD_DIM
+        at_main, at_rest = in_q[:, None] & in_main[None, :], in_q[:, None] & in_rest[None, :]
         first = head * HEAD_DIM
         token = q if index is None else tl.load(index + row * index_stride + q, in_q, other=0)
         at = queries + row.to(tl.int64) * q_row + token[:, None] * q_token + first
-        query = tl.load(at + main[None, :], in_q[:, None] & in_main[None, :], other=0.0)
-        query_rest = tl.load(at + rest[None, :], in_q[:, None] & in_rest[None, :], other=0.0)
-        to_base_2 = scale * 1.4426950408889634  # base 2, whose exponential is the fast one
+        query = tl.load(at + main[None, :], at_main, other=0.0)
+        query_rest = tl.load(at + rest[None, :], at_rest, other=0.0)
+        to_base_2 = scale * 1.4426950408889634
         best = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
         weight_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)
         acc = tl.zeros((BLOCK_Q, MAIN), dtype=tl.float32)
@@ -442,61 +424,46 @@ if triton is not None:
             best = new_best
         to = out + (row * count + q).to(tl.int64)[:, None] * (heads * HEAD_DIM) + first
         kept = 1 / weight_sum[:, None]
-        tl.store(to + main[None, :], (acc * kept).to(out.dtype.element_ty), in_q[:, None] & in_main[None, :])
-        tl.store(to + rest[None, :], (acc_rest * kept).to(out.dtype.element_ty), in_q[:, None] & in_rest[None, :])
+        tl.store(to + main[None, :], (acc * kept).to(out.dtype.element_ty), at_main)
+        tl.store(to + rest[None, :], (acc_rest * kept).to(out.dtype.element_ty), at_rest)
+        if log_sums is not None:
+            tl.store(log_sums + tl.program_id(0) * tokens + q, best + tl.log2(weight_sum), in_q)
 
     @triton.jit
     def _received_kernel(
-        queries,
-        q_row,
-        q_token,
+        queries_main,
+        queries_rest,
         keys,
         k_row,
         k_token,
-        partial,
+        log_sums,
+        received,
         heads,
         tokens,
         scale,
         HEAD_DIM: tl.constexpr,
-        BLOCK_D: tl.constexpr,
+        MAIN: tl.constexpr,
+        REST: tl.constexpr,
         BLOCK_Q: tl.constexpr,
         BLOCK_K: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-        q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-        d = tl.arange(0, BLOCK_D)
-        in_d, in_q = d < HEAD_DIM, q < tokens
-        channel = head * HEAD_DIM + d
-        query = tl.load(
-            queries + row.to(tl.int64) * q_row + q[:, None] * q_token + channel[None, :],
-            in_q[:, None] & in_d[None, :],
-            other=0.0,
-        )
-        query = (query * (scale * 1.4426950408889634)).to(query.dtype)
-        best = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
-        weight_sum = tl.zeros((BLOCK_Q,), dtype=tl.float32)
-        for start in range(0, tokens, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            key = tl.load(
-                keys + row.to(tl.int64) * k_row + k[:, None] * k_token + channel[None, :],
-                (k < tokens)[:, None] & in_d[None, :],
-                other=0.0,
-            )
-            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            score = tl.where((k < tokens)[None, :], score, float("-inf"))
-            new_best = tl.maximum(best, tl.max(score, axis=1))
-            weight_sum = weight_sum * tl.exp2(best - new_best) + tl.sum(tl.exp2(score - new_best[:, None]), axis=1)
-            best = new_best
-        part = (row * heads + head) * tl.num_programs(1) + tl.program_id(1)
-        for start in range(0, tokens, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            key = tl.load(
-                keys + row.to(tl.int64) * k_row + k[:, None] * k_token + channel[None, :],
-                (k < tokens)[:, None] & in_d[None, :],
-                other=0.0,
-            )
-            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            weight = tl.exp2(score - best[:, None]) / weight_sum[:, None]
-            weight = tl.where(in_q[:, None], weight, 0.0)
-            tl.store(partial + part.to(tl.int64) * tokens + k, tl.sum(weight, axis=0), k < tokens)
+        k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_k = k < tokens
+        main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
+        first = head * HEAD_DIM
+        at = keys + row.to(tl.int64) * k_row + k[:, None] * k_token + first
+        key = tl.load(at + main[None, :], in_k[:, None] & (main < HEAD_DIM)[None, :], other=0.0)
+        key_rest = tl.load(at + rest[None, :], in_k[:, None] & (rest < HEAD_DIM)[None, :], other=0.0)
+        total = tl.zeros((BLOCK_K,), dtype=tl.float32)
+        for start in range(0, tokens, BLOCK_Q):
+            # channels of the next head come along and meet zeros of the keys
+            query = queries_main.load([row * tokens + start, first])
+            query_rest = queries_rest.load([row * tokens + start, first + MAIN])
+            score = tl.dot(query, key.T, input_precision=PRECISION)
+            score = tl.dot(query_rest, key_rest.T, score, input_precision=PRECISION)
+            q = start + tl.arange(0, BLOCK_Q)
+            log_sum = tl.load(log_sums + tl.program_id(0) * tokens + q, q < tokens, other=float("inf"))
+            total += tl.sum(tl.exp2(score * (scale * 1.4426950408889634) - log_sum[:, None]), axis=0)
+        tl.store(received + tl.program_id(0) * tokens + k, total, in_k)
