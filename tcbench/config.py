@@ -421,7 +421,7 @@ class AblationSuite(Suite):
     def twin(self, row: str) -> Path | None:
         """A variant that changes nothing, or a reference, is a row of the suite with fewer samples."""
         twin = self._suite_rows.get(digest(self.row_settings(row)))
-        return twin and Path("results") / self.suite / "samples" / twin
+        return Path("results") / self.suite / "samples" / twin if twin else None
 
     @property
     def variants(self) -> tuple[str, ...]:
