@@ -1,9 +1,10 @@
 """`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
-For models whose blocks are self-attention and an MLP under adaLN (DiT). What differs from `PlainBlocks`, and why, each
+For models whose blocks are self-attention and an MLP under adaLN, with attention over a text between them or not. What
+differs from `PlainBlocks`, and why, each
 measured in docs/speed.md:
 
-- Modulation of all steps and blocks is made when the run starts: it depends on timestep and label alone.
+- Modulation of all steps and blocks is made when the run starts: it depends on timestep and prompt alone.
 - Patches are embedded by a product, which leaves them in the stream's order, instead of by a convolution.
 - Queries, keys and values come from one product; the MLP's activation is applied inside its first product.
 - A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm; where only
@@ -26,48 +27,51 @@ from torch import Tensor, nn
 
 from tcbench.cache import Cache
 from tcbench.kernels import Chosen, available, rows
+from tcbench.kernels.attention import Linear, SelfAttention
 from tcbench.kernels.chosen import Path
-from tcbench.kernels.stream import MAX_TERMS, Term, advance, gather, norm_rows
+from tcbench.kernels.context import text_attention, text_entropy
+from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
-from tcbench.models.adapter import Adapter, Modulation
-from tcbench.models.dit import DiTAdapter, unpatchify
+from tcbench.models.adapter import Adapter, Gated, Modulation
+from tcbench.models.pixart import Cross
 from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
     """Whether `FusedBlocks` serves this model where it is."""
-    return isinstance(adapter, DiTAdapter) and available(adapter.model.device)
+    return available(adapter.model.device)
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """A block's linear layers as the kernels take them: (weight, bias), queries, keys and values stacked."""
+    """A block's linear layers as the kernels take them, by branch: the first, and the last one.
 
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
+    Those of self-attention's queries, keys and values are stacked. `groups` as in `Adapter.groups`.
+    """
+
+    first: Mapping[str, Linear]
+    last: Mapping[str, Linear]
+    groups: tuple[int, int] | None
 
 
 _layers: WeakKeyDictionary[nn.Module, _Layers] = WeakKeyDictionary()
 
 
-def _layers_of(module: Any) -> _Layers:
+def _layers_of(adapter: Adapter, module: Any) -> _Layers:
     """Stacked once per block; a block's weights do not change while it samples."""
     if module not in _layers:
-        attention, up, down = module.attn1, module.ff.net[0].proj, module.ff.net[2]
+        attention, text, mlp = module.attn1, module.attn2, module.ff.net
         parts = (attention.to_q, attention.to_k, attention.to_v)
         stacked = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        first, last = {"mlp": mlp[0].proj}, {"attn": attention.to_out[0], "mlp": mlp[2]}
+        if text is not None:
+            first["cross"], last["cross"] = text.to_q, text.to_out[0]
         _layers[module] = _Layers(
-            qkv=stacked,
-            out=(attention.to_out[0].weight, attention.to_out[0].bias),
-            up=(up.weight, up.bias),
-            down=(down.weight, down.bias),
+            first={"attn": stacked} | {branch: (layer.weight, layer.bias) for branch, layer in first.items()},
+            last={branch: (layer.weight, layer.bias) for branch, layer in last.items()},
+            groups=adapter.groups(module),
         )
     return _layers[module]
-
-
-Parts = Mapping[str, Modulation]
 
 
 class FusedBlocks:
@@ -78,42 +82,42 @@ class FusedBlocks:
     """
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
-        if not isinstance(adapter, DiTAdapter):
-            raise TypeError(f"{adapter.spec.name}: fused blocks are for models of self-attention and MLP under adaLN")
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
-        self._heads = adapter.spec.num_heads
+        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
         self._eps = adapter.spec.norm_eps
+        self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
-        self._positions = adapter.model.pos_embed.pos_embed.to(adapter.model.dtype)
+        self._ones = torch.ones(1, adapter.spec.width, device=adapter.model.device, dtype=adapter.model.dtype)
+        self._ones = self._ones.expand(self._rows, -1)
+        self._positions = adapter.model.pos_embed.pos_embed
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
 
-    def prepare(self, context: Tensor) -> None:
-        """Make conditions and modulations of all steps; they depend on timesteps and labels alone."""
-        adapter, steps = self.adapter, len(self.run.timesteps)
-        timestep = self._timesteps.repeat_interleave(len(context))
-        conditions = adapter.condition(timestep, context.repeat(steps))
-        self._conditions = conditions.unflatten(0, (steps, -1))
-        self._modulations = [adapter.modulation(module, conditions) for module in adapter.blocks]
-        final = adapter.model.proj_out_1(F.silu(conditions)).chunk(2, dim=1)
-        self._final = [part.unflatten(0, (steps, -1)) for part in final]
+    def prepare(self, context: Any) -> None:
+        """Make conditions and modulations of all steps; they depend on timesteps and prompts alone."""
+        self._conditions = self.adapter.condition(self._timesteps.repeat_interleave(self._rows), context)
+        self._modulations = [self.adapter.modulation(module, self._conditions) for module in self.adapter.blocks]
+        self._final = self.adapter.final_modulation(self._conditions)
 
-    def condition(self, step: int, context: Tensor) -> Tensor:
+    def condition(self, step: int, context: Any) -> Any:
         """What conditions the rows at a step."""
-        return self._conditions[step]
+        return self._conditions[self._rows_of(step)]
+
+    def _rows_of(self, step: int) -> slice:
+        return slice(step * self._rows, (step + 1) * self._rows)
 
     # --- the stream
 
     def embed(self, latent: Tensor) -> Tensor:
-        """Patches with positions, [R, N, D]."""
+        """Patches, with positions if they are added to them, [R, N, D]."""
         patch, embedding = self.adapter.spec.patch_size, self.adapter.model.pos_embed
-        patches = latent.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [R, C, h, p, w, q]
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        patches = latent.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [R, C, ..., h, p, w, q]
+        patches = patches.transpose(-3, -2).movedim(1, -3).flatten(-3).flatten(1, -2)
         tokens = F.linear(patches, embedding.proj.weight.flatten(1), embedding.proj.bias)
-        return tokens.add_(self._positions)
+        return tokens if self._positions is None else tokens.add_(self._positions)
 
-    def begin(self, step: int, x_RND: Tensor, condition: Tensor) -> None:
+    def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step."""
         self._step, self._x = step, x_RND.contiguous()
         self._terms: list[Term] = []
@@ -132,9 +136,8 @@ class FusedBlocks:
             self._advance()
         self._terms.append((value_RND, gate_RD))
 
-    def _advance(self, part: Modulation | None = None) -> Tensor:
-        """Apply what waits: the stream or, with `part`, the next branch's input."""
-        modulate = (_flat(part.shift), _flat(part.scale)) if part else None
+    def _advance(self, modulate: Modulate | None = None) -> Tensor:
+        """Apply what waits: the stream or, with `modulate`, the next branch's input."""
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
             self._x, self._terms, modulate=modulate, before_RND=before, eps=self._eps, path=self.path
@@ -146,93 +149,91 @@ class FusedBlocks:
             self._update = None
         return self._x if h is None else h
 
-    def _gather(self, part: Modulation, chosen: Chosen) -> tuple[Tensor, Tensor]:
+    def _gather(self, part: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
         """The chosen tokens and their branch's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
-        modulate = _flat(part.shift), _flat(part.scale)
-        return gather(self._x, self._terms, modulate, chosen, eps=self._eps, path=self.path)
+        return gather(self._x, self._terms, _modulate(part), chosen, eps=self._eps, path=self.path)
 
     # --- units
 
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
-        unit, parts, layers = Block(block), self._parts(block), _layers_of(self.adapter.blocks[block])
+        unit, parts, layers = Block(block), self._parts(block), self._layers(block)
         match who:
             case Nothing():
                 self.add(self.cache.read(unit, decision.fill, self._step))
             case All():
-                h = self._advance(parts["attn"])
-                before = self._x
-                self.add(self._attention(block, layers, h, decision), _flat(parts["attn"].gate))
-                h = self._advance(parts["mlp"])
-                self.add(self._mlp(layers, h), _flat(parts["mlp"].gate))
+                before = None
+                for branch, part in parts.items():
+                    value = self._everyone(block, branch, part, decision)
+                    before = self._x if before is None else before  # the first branch has applied what waited
+                    self.add(value, _gate(part))
+                assert before is not None
                 self._update = unit, decision, before
             case Tokens():
                 chosen = self._chosen(who)
                 base, h = self._gather(parts["attn"], chosen)
-                mixed = self._chosen_attention(block, layers, h, chosen, decision, parts["attn"])
-                gates = _flat(parts["attn"].gate), _flat(parts["mlp"].gate)
-                middle = rows.linear_residual(mixed, *layers.out, chosen, gates[0], base, path=self.path)
-                modulate = _flat(parts["mlp"].shift), _flat(parts["mlp"].scale)
-                h = norm_rows(middle, modulate, chosen, self._eps, path=self.path)
-                h = rows.linear(h, *layers.up, chosen, "gelu", path=self.path)
-                update = self.cache.read(unit, decision.fill, self._step)
-                rows.linear_update(h, *layers.down, chosen, gates[1], base, middle, update, path=self.path)
-                self.add(update)
+                tokens = base
+                for branch, part in parts.items():
+                    if branch != "attn":
+                        modulate = _modulate(part)
+                        h = norm_rows(tokens, modulate, chosen, self._eps, path=self.path) if modulate else tokens
+                    h = self._few(block, branch, h, chosen, part, decision)
+                    gate = self._ones if (gate := _gate(part)) is None else gate
+                    if branch != "mlp":
+                        tokens = rows.linear_residual(h, *layers.last[branch], chosen, gate, tokens, path=self.path)
+                    else:
+                        update = self.cache.read(unit, decision.fill, self._step)
+                        last = layers.last[branch]
+                        rows.linear_update(h, *last, chosen, gate, base, tokens, update, path=self.path)
+                        self.add(update)
 
     def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """One branch of a block."""
-        site, part, layers = Site(block, branch), self._parts(block)[branch], _layers_of(self.adapter.blocks[block])
+        site, part = Site(block, branch), self._parts(block)[branch]
         match who:
             case Nothing():
                 assert decision is not None
                 value = self.cache.read(site, decision.fill, self._step)
             case All():
-                h = self._advance(part)
-                value = self._mlp(layers, h) if branch == "mlp" else self._attention(block, layers, h, decision)
+                value = self._everyone(block, branch, part, decision)
                 if decision:
                     self.cache.store(site, value, self._step, decision.fill.order)
             case Tokens():
                 assert decision is not None
-                chosen = self._chosen(who)
+                chosen, last = self._chosen(who), self._layers(block).last[branch]
                 _, h = self._gather(part, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
-                if branch == "mlp":
-                    h = rows.linear(h, *layers.up, chosen, "gelu", path=self.path)
-                    rows.linear_scatter(h, *layers.down, chosen, value, path=self.path)
-                else:
-                    h = self._chosen_attention(block, layers, h, chosen, decision, part)
-                    rows.linear_scatter(h, *layers.out, chosen, value, path=self.path)
-        self.add(value, _flat(part.gate))
+                h = self._few(block, branch, h, chosen, part, decision)
+                rows.linear_scatter(h, *last, chosen, value, path=self.path)
+        self.add(value, _gate(part))
 
-    def block(self, module: Any, x_RND: Tensor, condition: Tensor) -> Tensor:
+    def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
-        layers, parts = _layers_of(module), self.adapter.modulation(module, condition)
-        x = x_RND.contiguous()
+        layers, x = _layers_of(self.adapter, module), x_RND.contiguous()
         terms: list[Term] = []
-        for branch, part in parts.items():
-            modulate = _flat(part.shift), _flat(part.scale)
-            x, _, h = advance(x, terms, modulate=modulate, eps=self._eps, path=self.path)
-            assert h is not None
-            value = self._mlp(layers, h) if branch == "mlp" else self._attend(layers, h)[0]
-            terms = [(value, _flat(part.gate))]
+        for branch, part in self.adapter.modulation(module, condition).items():
+            x, _, h = advance(x, terms, modulate=_modulate(part), eps=self._eps, path=self.path)
+            h, _, _ = self._all(layers, branch, x if h is None else h, part)
+            terms = [(F.linear(h, *layers.last[branch]), _gate(part))]
         return advance(x, terms, eps=self._eps, path=self.path)[0]
 
-    def unembed(self, condition: Tensor) -> Tensor:
+    def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
-        shift, scale = (part[self._step] for part in self._final)
-        h = self._advance(Modulation(shift[:, None], scale[:, None], scale))
-        spec = self.adapter.spec
-        return unpatchify(self.adapter.model.proj_out_2(h), (spec.grid, spec.grid), spec.patch_size)
+        shift, scale = (part[self._rows_of(self._step)].squeeze(1) for part in self._final)
+        return self.adapter.final_layer(self._advance((shift, scale)))
 
     # --- layers
 
-    def _parts(self, block: int) -> Parts:
-        """The block's modulation at this step."""
-        here = slice(self._step * (count := self._conditions.shape[1]), (self._step + 1) * count)
+    def _layers(self, block: int) -> _Layers:
+        return _layers_of(self.adapter, self.adapter.blocks[block])
+
+    def _parts(self, block: int) -> Mapping[str, Gated]:
+        """What the block's branches need at this step."""
+        here = self._rows_of(self._step)
         return {
-            branch: Modulation(part.shift[here], part.scale[here], part.gate[here])
+            branch: part[here] if isinstance(part, Modulation) else part
             for branch, part in self._modulations[block].items()
         }
 
@@ -244,66 +245,97 @@ class FusedBlocks:
             return Chosen(index, _count(index.shape[1], index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
 
-    def _attention(self, block: int, layers: _Layers, h_RND: Tensor, decision: Decision | None) -> Tensor:
-        """Self-attention of all tokens before its gate; keys, values and attention received are stored as decided."""
-        log_sums = None
-        if decision and decision.observe == "attn":
-            log_sums = h_RND.new_empty(len(h_RND), self._heads, h_RND.shape[1], dtype=torch.float32)
-        value, qkv = self._attend(layers, h_RND, log_sums)
-        queries, keys, values = qkv.chunk(3, dim=2)
-        if decision and decision.keys == "cached":
-            self._qkv[block] = qkv
+    def _everyone(self, block: int, branch: str, part: Gated, decision: Decision | None) -> Tensor:
+        """A branch of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
+        layers, modulate = self._layers(block), _modulate(part)
+        h = self._advance(modulate) if modulate else self.stream
+        h, first, seen_RN = self._all(layers, branch, h, part, decision is not None and decision.observe == branch)
+        if decision and decision.keys == "cached" and branch == "attn":
+            _, keys, values = first.chunk(3, dim=2)
+            self._qkv[block] = first
             self.cache.store_keys_values(block, keys, values)
-        if log_sums is not None:
-            received = rows.attention_received(queries, keys, log_sums, self._heads, path=self.path)
-            self.cache.store_attention(block, received)
-        return value
+        if seen_RN is not None and branch == "attn":
+            self.cache.store_attention(block, seen_RN)
+        elif seen_RN is not None:
+            self.cache.store_entropy(block, seen_RN, None)
+        return F.linear(h, *layers.last[branch])
 
-    def _attend(self, layers: _Layers, h_RND: Tensor, log_sums_RHN: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        qkv = F.linear(h_RND, *layers.qkv)
-        queries, keys, values = qkv.chunk(3, dim=2)
-        mixed = rows.attention(queries, keys, values, self._heads, log_sums_RHN=log_sums_RHN, path=self.path)
-        return F.linear(mixed, *layers.out), qkv
+    def _all(
+        self, layers: _Layers, branch: str, h_RND: Tensor, part: Gated, observed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A branch of all tokens from its input up to its last layer.
 
-    def _chosen_attention(
-        self, block: int, layers: _Layers, h_MD: Tensor, chosen: Chosen, decision: Decision, part: Modulation
-    ) -> Tensor:
-        """Self-attention of the chosen tokens up to its projection, compact [M, D]."""
-        weight, bias = layers.qkv
+        Returns:
+            that, what the first layer gave, and what was observed of its attention, [R, N]
+        """
+        if branch == "mlp":
+            h = _widen(h_RND, *layers.first[branch])
+            return h, h, None
+        if isinstance(part, Cross):
+            queries, entropy_RN = F.linear(h_RND, *layers.first[branch]), None
+            if observed:
+                entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
+                text_entropy(queries, part.keys, part.bias, entropy_RN, path=self.path)
+            mixed = text_attention(queries, part.keys, part.values, part.bias, path=self.path)
+            return mixed, queries, entropy_RN
+        stacked = self._attention.project(h_RND, layers.first[branch])
+        mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
+        return mixed, stacked, received_RN
+
+    def _few(self, block: int, branch: str, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
+        """A branch of the chosen tokens from its input up to its last layer, compact [M, C]."""
+        first = self._layers(block).first[branch]
+        if branch == "attn":
+            return self._few_attending(block, h_MD, chosen, part, decision)
+        if branch == "mlp":
+            return rows.linear(h_MD, *first, chosen, "gelu", path=self.path)
+        assert isinstance(part, Cross)
+        queries = rows.linear(h_MD, *first, chosen, path=self.path)
+        if decision.observe == "cross":
+            stored_RN = self.cache.attention_entropy(block)
+            text_entropy(queries, part.keys, part.bias, stored_RN, chosen, path=self.path)
+        return text_attention(queries, part.keys, part.values, part.bias, chosen, path=self.path)
+
+    def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
+        """Self-attention of the chosen tokens up to its projection, compact [M, D]; keys as decided."""
+        attention, layers = self._attention, self._layers(block)
+        weight, bias = qkv = layers.first["attn"]
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
-            modulate = _flat(part.shift), _flat(part.scale)
             stream = self.stream
-            _, _, everything = advance(stream, [], modulate=modulate, eps=self._eps, path=self.path)
+            _, _, everything = advance(stream, [], modulate=_modulate(part), eps=self._eps, path=self.path)
             assert everything is not None
-            keys, values = F.linear(everything, weight[width:], bias[width:]).chunk(2, dim=2)
+            keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)
-            rows.linear_scatter(h_MD, weight[:width], bias[:width], chosen, queries, path=self.path)
+            attention.project_chosen(h_MD, (weight[:width], bias[:width]), chosen, queries)
         else:
             if decision.keys == "cached" and block not in self._qkv:
                 raise RuntimeError(
                     f"block {block}: cached keys are read before any were stored; the first step is full"
                 )
-            qkv = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
-            rows.linear_scatter(h_MD, weight, bias, chosen, qkv, path=self.path)
-            queries, keys, values = qkv.chunk(3, dim=2)
-        among = decision.keys == "fresh"
-        return rows.attention(queries, keys, values, self._heads, chosen, among, path=self.path)
-
-    def _mlp(self, layers: _Layers, h_RND: Tensor) -> Tensor:
-        """The MLP of all tokens."""
-        weight, bias = layers.up
-        if h_RND.is_cuda:
-            # cuBLASLt applies the tanh approximation, DiT's, inside the product; on a CPU this call has the exact one
-            h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True).view(*h_RND.shape[:2], -1)
-        else:
-            h = F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")
-        return F.linear(h, *layers.down)
+            stacked = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
+            attention.project_chosen(h_MD, qkv, chosen, stacked)
+            queries, keys, values = stacked.chunk(3, dim=2)
+        return attention.of_chosen(queries, keys, values, layers.groups, chosen, decision.keys == "fresh")
 
 
-def _flat(part_R1D: Tensor) -> Tensor:
-    """[R, D] of a modulation's part, as a view."""
-    return part_R1D.squeeze(1)
+def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The MLP's first layer with its activation."""
+    if h_RND.is_cuda:
+        # cuBLASLt applies the tanh approximation, the models', inside the product; on a CPU this call has the exact one
+        h = torch._addmm_activation(bias, h_RND.flatten(0, 1), weight.t(), use_gelu=True)
+        return h.view(*h_RND.shape[:2], -1)
+    return F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")
+
+
+def _modulate(part: Gated) -> Modulate | None:
+    """Shift and scale of a branch's normalised input as the kernels take them, if it has any."""
+    return (part.shift.squeeze(1), part.scale.squeeze(1)) if isinstance(part, Modulation) else None
+
+
+def _gate(part: Gated) -> Tensor | None:
+    """A branch's gate as the kernels take it, if it has one."""
+    return part.gate.squeeze(1) if isinstance(part.gate, Tensor) else None
 
 
 _counts: dict[tuple[int, torch.device], Tensor] = {}

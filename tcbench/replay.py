@@ -1,6 +1,7 @@
 """One batch's run prepared once and repeated without the host deciding anything: for timing, and for many batches."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,16 @@ from tcbench.engine import Engine, PlainBlocks
 from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
-from tcbench.sampling import Prompts, SamplerSettings, default_prompts, denoise, initial_noise, make_sampler, start_run
+from tcbench.sampling import (
+    Prompts,
+    SamplerSettings,
+    ancestral_noise,
+    default_prompts,
+    denoise,
+    initial_noise,
+    make_sampler,
+    start_run,
+)
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -51,6 +61,8 @@ class Replay:
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
         prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
         self._prompt = prompt.to(device)
+        # drawn on the host in the run ahead, and kept where a captured graph finds it
+        self._draw = cache(lambda step: ancestral_noise(adapter, settings, sample_index, step).to(device, dtype))
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next = 0
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -93,7 +105,8 @@ class Replay:
     def _begin(self) -> None:
         blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
         self._engine = Engine(self._adapter, self._run, self._method.start(self._run), blocks)
-        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index)  # multistep ones remember
+        # a fresh one, because multistep samplers remember
+        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index, self._draw)
         self._steps = denoise(self._adapter, self._engine, sampler, self._settings, self._noise, self._prompt)
 
     @torch.inference_mode()

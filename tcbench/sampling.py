@@ -5,6 +5,7 @@ All samplers work on variance-preserving latents, x = sqrt(kept) x0 + sqrt(1 - k
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, repeat
 from typing import ClassVar, Literal, Protocol, get_args
 
@@ -324,10 +325,22 @@ def initial_noise(adapter: Adapter, seed: int, sample_index: Tensor) -> Tensor:
     return noise.gaussian(seed, sample_index, adapter.spec.latent_shape)
 
 
+def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, step: int) -> Tensor:
+    """What an ancestral sampler adds to each sample at a step, [n, C, ...]."""
+    return noise.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
+
+
 def make_sampler(
-    adapter: Adapter, steps: int, settings: SamplerSettings, sample_index: Tensor
+    adapter: Adapter,
+    steps: int,
+    settings: SamplerSettings,
+    sample_index: Tensor,
+    draw: Callable[[int], Tensor] | None = None,
 ) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral:
     """A fresh sampler for the samples `sample_index`.
+
+    Args:
+        draw: step -> `ancestral_noise`, for who keeps it; without it, it is drawn when it is needed.
 
     Raises:
         UserError: unknown solver, or a number of steps it cannot take.
@@ -338,8 +351,7 @@ def make_sampler(
         case "dpm":
             return ReferenceDPMSolver(steps)
         case "euler_ancestral":
-            shape = adapter.spec.latent_shape
-            return EulerAncestral(steps, lambda step: noise.gaussian(settings.seed, sample_index, shape, step))
+            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index))
     raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")
 
 

@@ -1,5 +1,6 @@
 """Fused blocks do what plain blocks do: for every method the same tokens, and latents that differ by rounding."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -27,8 +28,8 @@ from tcbench.plan import (
 )
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
-from tcbench.sampling import SamplerSettings, default_prompts, denoise, initial_noise, start_run
-from tests.conftest import make_adapter
+from tcbench.sampling import SamplerSettings, Solver, denoise, initial_noise, start_run
+from tests.conftest import make_adapter, make_prompt
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
@@ -44,13 +45,18 @@ FEW = {
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
 }
+ONE_FULL = FEW["tokencache"] | {"num_full_steps": 1}
+TOCA_WITH_TEXT = {"schedule": "pixart", "fresh_ratio": 0.5, "cell": 4}
+SOLVERS: dict[str, Solver] = {"tiny-dit": "ddim", "tiny-pixart": "dpm", "tiny-osp": "euler_ancestral"}
 
 
-@pytest.fixture(scope="module")
-def model() -> Adapter:
-    adapter = make_adapter("tiny-dit")
-    torch.nn.Module.to(adapter.model, DEVICE)
-    return adapter
+@pytest.fixture(scope="module", params=SOLVERS)
+def model(request: pytest.FixtureRequest) -> Adapter:
+    return make_adapter(request.param, DEVICE)
+
+
+def settings_of(adapter: Adapter) -> SamplerSettings:
+    return SamplerSettings(1.5, solver=SOLVERS[adapter.spec.name])
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -59,23 +65,26 @@ def close(actual: Tensor, expected: Tensor) -> None:
     assert error < 2e-5, f"largest error {error:.1e} of the largest value"
 
 
-def artefacts(adapter: Adapter) -> Artefacts:
+def artefacts(adapter: Adapter, nfe: int) -> Artefacts:
     predictor = CachePredictor(adapter)
     generator = torch.Generator().manual_seed(3)
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
-    table = tuple(tuple(row) for row in torch.randn(NFE, 2 * adapter.shape.num_blocks, generator=generator).tolist())
+    columns = len(adapter.shape.branches) * adapter.shape.num_blocks
+    table = tuple(tuple(row) for row in torch.randn(nfe, columns, generator=generator).tolist())
     predictor.to(adapter.model.device)
-    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * NFE, tables={"router": table})
+    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * nfe, tables={"router": table})
 
 
 @torch.inference_mode()
-def sample(adapter: Adapter, name: str, options: dict, blocks) -> tuple[Tensor, Engine]:
-    index, settings = torch.arange(SAMPLES), SamplerSettings(1.5)
+def sample(
+    adapter: Adapter, name: str, options: dict, blocks, nfe: int = NFE, samples: int = SAMPLES
+) -> tuple[Tensor, Engine]:
+    index, settings = torch.arange(samples), settings_of(adapter)
     method = make_method(name, options)
-    sampler, run = start_run(adapter, method, NFE, settings, index, artefacts(adapter))
+    sampler, run = start_run(adapter, method, nfe, settings, index, artefacts(adapter, nfe))
     engine = Engine(adapter, run, method.start(run), blocks)
     x = initial_noise(adapter, 0, index).to(DEVICE)
-    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, default_prompts(adapter, index).to(DEVICE))
+    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, make_prompt(adapter, samples))
     return final, engine
 
 
@@ -85,12 +94,16 @@ VARIANTS = [
     for keys in (
         [{"keys": "cached"}, {"keys": "fresh"}, {"keys": "recomputed"}]
         if "keys" in type(make_method(name, {})).model_fields
+        else [{}, TOCA_WITH_TEXT]
+        if name == "toca"
         else [{}]
     )
 ]
 
 
-@pytest.mark.parametrize("name, options", VARIANTS, ids=[f"{name} {o.get('keys', '')}" for name, o in VARIANTS])
+@pytest.mark.parametrize(
+    "name, options", VARIANTS, ids=[f"{name} {o.get('keys', o.get('schedule', ''))}" for name, o in VARIANTS]
+)
 def test_every_method_samples_alike(model: Adapter, name: str, options: dict) -> None:
     plain, engine = sample(model, name, options, PlainBlocks)
     fused, fused_engine = sample(model, name, options, CPU)
@@ -99,59 +112,88 @@ def test_every_method_samples_alike(model: Adapter, name: str, options: dict) ->
     close(fused, plain)
 
 
-def test_the_kernels_sample_alike(model: Adapter) -> None:
-    """One method through the kernels themselves, whose every part is tested in test_kernels."""
+@pytest.mark.parametrize(
+    "model, name, options",
+    [
+        ("tiny-dit", "tokencache", ONE_FULL),
+        ("tiny-pixart", "tokencache", ONE_FULL),
+        ("tiny-pixart", "toca", TOCA_WITH_TEXT),
+        ("tiny-osp", "tokencache", ONE_FULL),
+    ],
+    indirect=["model"],
+)
+def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict) -> None:
+    """A full step and another through the kernels themselves, whose every part is tested in test_kernels."""
     pytest.importorskip("triton")
-    plain, _ = sample(model, "tokencache", FEW["tokencache"], PlainBlocks)
-    fused, _ = sample(model, "tokencache", FEW["tokencache"], INTERPRETED)
+    plain, _ = sample(model, name, options, PlainBlocks, nfe=2, samples=1)
+    fused, _ = sample(model, name, options, INTERPRETED, nfe=2, samples=1)
     close(fused, plain)
 
 
 UNITS = [Block(block) for block in range(4)]
-SITES = [Site(block, branch) for block in range(4) for branch in ("attn", "mlp")]
-PLANS = {
-    "everything": (Plan(), Plan()),
-    "blocks held": (every_unit(UNITS, ALL), every_unit(UNITS[:3], NONE)),
-    "branches held": (every_unit(SITES, ALL), every_unit(SITES, NONE)),
-    "forecast": (every_unit(SITES, ALL, Forecast(2)), every_unit(SITES, NONE, Forecast(2))),
-    "a span held": (every_unit([Span(1, 3)], ALL), every_unit([Span(1, 3)], NONE)),
-    "attention of some tokens": (
-        every_unit(SITES, ALL, keys="cached"),
-        every_unit(SITES[2:], Tokens(torch.tensor([[3, 1], [5, 9], [0, 63], [8, 7]], device=DEVICE)), keys="cached"),
+SOME = Tokens(torch.tensor([[3, 1], [5, 9], [0, 63], [8, 7]], device=DEVICE))
+CASES: dict[str, Callable[[list[Site]], tuple[Plan, Plan]]] = {  # sites -> plans of three full steps, and of another
+    "everything": lambda sites: (Plan(), Plan()),
+    "blocks held": lambda sites: (every_unit(UNITS, ALL), every_unit(UNITS[:3], NONE)),
+    "branches held": lambda sites: (every_unit(sites, ALL), every_unit(sites, NONE)),
+    "forecast": lambda sites: (every_unit(sites, ALL, Forecast(2)), every_unit(sites, NONE, Forecast(2))),
+    "a span held": lambda sites: (every_unit([Span(1, 3)], ALL), every_unit([Span(1, 3)], NONE)),
+    "branches of some tokens": lambda sites: (
+        every_unit(sites, ALL, keys="cached"),
+        every_unit(sites[2:], SOME, keys="cached"),
     ),
-    "decided at the block": (
+    "decided at the block": lambda sites: (
         every_unit(UNITS, ALL),
         Plan({unit: Decision(Deferred(lambda x: top_tokens(x[..., 0], 5), NONE)) for unit in UNITS[:3]}),
+    ),
+    "observed": lambda sites: (
+        Plan({site: Decision(ALL, observe=site.branch) for site in sites if site.branch != "mlp"}),
+        Plan({site: Decision(SOME, observe="cross") for site in sites if site.branch == "cross"}),
+    ),
+    "blocks observed": lambda sites: (
+        every_unit(UNITS, ALL),
+        Plan({unit: Decision(ALL, observe=sites[-2].branch) for unit in UNITS}),
     ),
 }
 
 
-@pytest.mark.parametrize("case", PLANS)
+@pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_every_kind_of_decision_gives_the_same_tokens(model: Adapter, case: str) -> None:
-    full, reused = PLANS[case]
-    outputs = []
+    full, reused = CASES[case]([Site(block, branch) for block in range(4) for branch in model.shape.branches])
+    outputs, observed = [], []
     for blocks in (PlainBlocks, CPU):
         run = Run(model.shape, (900, 600, 300, 100), True, torch.arange(SAMPLES, device=DEVICE))
         engine = Engine(model, run, blocks=blocks)
         latent = initial_noise(model, 0, torch.arange(2 * SAMPLES)).to(DEVICE)
-        context = engine.prepare(model.guided(default_prompts(model, torch.arange(SAMPLES)).to(DEVICE)))
+        context = engine.prepare(model.guided(make_prompt(model, SAMPLES)))
         for step, plan in enumerate((full, full, full, reused)):
             x, condition = engine.embed(step, latent + step, context)
             hidden = engine.hidden(plan, step, x, condition)
         outputs.append((hidden, engine.blocks.unembed(condition), engine.plans))
+        observed.append([*engine.cache._attention.values(), *engine.cache._entropy.values()])
     (plain, plain_output, plans), (fused, fused_output, fused_plans) = outputs
     assert plans == fused_plans
     close(fused, plain)
     close(fused_output, plain_output)
+    assert bool(observed[0]) == ("observed" in case)
+    for expected, actual in zip(*observed, strict=True):
+        close(actual, expected)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: captured graphs")
 @pytest.mark.parametrize("name", method_names())
 def test_replayed_graphs_sample_alike(model: Adapter, name: str) -> None:
-    plain, _ = sample(model, name, FEW.get(name, {}), PlainBlocks)
+    options = FEW.get(name, {})
+    plain, _ = sample(model, name, options, PlainBlocks)
     replay = Replay(
-        model, make_method(name, FEW.get(name, {})), NFE, SamplerSettings(1.5), torch.arange(SAMPLES), artefacts(model)
+        model,
+        make_method(name, options),
+        NFE,
+        settings_of(model),
+        torch.arange(SAMPLES),
+        artefacts(model, NFE),
+        prompts=lambda index: make_prompt(model, len(index)),
     )
     for _ in range(2):  # a repetition starts afresh
         close(replay.run(), plain)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tcbench.kernels import Chosen, rows, stream
+from tcbench.kernels import Chosen, context, rows, stream
+from tcbench.kernels.attention import SelfAttention, join, split
+from tcbench.kernels.rotary import turn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -67,6 +69,14 @@ def test_gather_reads_chosen_tokens_of_the_stream_and_what_waits(used: int, coun
         close(stream.norm_rows(sums, modulate, chosen, path=path)[: R * used], compact[: R * used])
 
 
+def test_gather_without_a_norm_gives_the_sums() -> None:
+    x, terms, chosen = random(R, N, D), terms_of(2, gated=True), choose(7)
+    for path in ("triton", "torch"):
+        sums, same = stream.gather(x, terms, None, chosen, path=path)
+        assert same is sums
+        close(sums[: R * 7], sum_of(x, terms).flatten(0, 1)[chosen.flat()])
+
+
 @pytest.mark.parametrize("used", [0, 5, N])
 @pytest.mark.parametrize("features", [40, 130])
 def test_linear_layers_on_chosen_tokens(used: int, features: int) -> None:
@@ -116,6 +126,62 @@ def test_half_precision_tiles(channels: int, features: int) -> None:
     outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-2, atol=1e-2 * outs[1].abs().max().item())
     assert torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize("used", [None, 0, 7, N])
+@pytest.mark.parametrize("texts", [5, 70])
+def test_attention_over_the_text(used: int | None, texts: int) -> None:
+    chosen = None if used is None else choose(used)
+    queries = random(R, N, D) if used is None else random(R * N, D)
+    keys, values = (random(R, texts, D, seed=seed).unflatten(2, (H, -1)).transpose(1, 2) for seed in (1, 2))
+    bias = torch.where(random(R, 1, 1, texts) > 0.5, -10000.0, 0.0)
+    count = R * (N if used is None else used)
+    mixed = [context.text_attention(queries, keys, values, bias, chosen, path)[:count] for path in ("triton", "torch")]
+    entropies = [torch.full((R, N), -1.0, device=DEVICE) for _ in range(2)]
+    for entropy, path in zip(entropies, ("triton", "torch"), strict=True):
+        context.text_entropy(queries, keys, bias, entropy, chosen, path)
+    close(*mixed)
+    close(*entropies)
+    assert (entropies[0] == -1).sum() == R * N - count
+
+
+GROUPS = [(4, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("used", [0, 7, N])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("among", [False, True])
+def test_attention_of_chosen_tokens_in_groups(used: int, groups: tuple[int, int], among: bool) -> None:
+    chosen = choose(used)
+    q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
+    actual = context.group_attention(q, k, v, H, groups, chosen, among)[: R * used]
+    close(actual, context.group_attention(q, k, v, H, groups, chosen, among, path="torch")[: R * used])
+    if used == N:
+        everyone, _ = SelfAttention(H, None, "torch").everyone(torch.cat([q, k, v], dim=2), groups)
+        close(actual, everyone.flatten(0, 1)[chosen.flat()])
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_tokens_of_a_group_are_side_by_side(groups: tuple[int, int]) -> None:
+    count, stride = groups
+    places = torch.arange(R * N).view(R, N, 1)
+    parted = split(places, groups)[:, :, 0]
+    assert (parted % N // stride % count == torch.arange(count).repeat(R)[:, None]).all()
+    assert torch.equal(join(split(places, groups), groups), places)
+
+
+@pytest.mark.parametrize("used", [None, 0, 5, N])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_turning_to_positions(used: int | None, parts: int) -> None:
+    heads, head_dim = 2, 12
+    chosen, rotary = None if used is None else choose(used), (random(N, head_dim), random(N, head_dim, seed=1))
+    channels = parts * heads * head_dim
+    stacked = random(R, N, channels) if used is None else random(R * N, channels)
+    outs = [torch.zeros(R, N, channels, device=DEVICE) for _ in range(2)]
+    for out, path in zip(outs, ("triton", "torch"), strict=True):
+        turn(stacked, rotary, heads, out, chosen, path)
+    close(*outs)
+    assert int((outs[0] != 0).any(dim=2).sum()) == R * (N if used is None else used)
 
 
 @pytest.mark.parametrize("width", [40, 72 * H])

@@ -70,7 +70,7 @@ def advance(
         width,
         eps,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=2,
+        num_warps=_warps(width),
     )
     return after, update, modulated
 
@@ -78,7 +78,7 @@ def advance(
 def gather(
     x_RND: Tensor,
     terms: Sequence[Term],
-    modulate: Modulate,
+    modulate: Modulate | None,
     chosen: Chosen,
     *,
     eps: float = 1e-6,
@@ -87,22 +87,24 @@ def gather(
     """The chosen tokens of the stream with its terms added, which goes on waiting for them, and the branch's input.
 
     Returns:
-        (sum, modulated), both compact, [M, D]
+        (sum, modulated), both compact, [M, D]; the same tensor if there is nothing to modulate
     """
-    sums, modulated = x_RND.new_empty(chosen.capacity, x_RND.shape[2]), x_RND.new_empty(chosen.capacity, x_RND.shape[2])
-    shift, scale = modulate
+    sums = x_RND.new_empty(chosen.capacity, x_RND.shape[2])
+    modulated = torch.empty_like(sums) if modulate else None
+    shift, scale = modulate or (None, None)
     if path == "torch":
         flat, row = chosen.flat(), chosen.rows()
         total = _total(x_RND, terms).flatten(0, 1)[flat]
         sums[: len(flat)] = total.to(x_RND.dtype)
-        modulated[: len(flat)] = _modulate(total, shift[row], scale[row], eps).to(x_RND.dtype)
-        return sums, modulated
+        if modulate and modulated is not None:
+            modulated[: len(flat)] = _modulate(total, modulate[0][row], modulate[1][row], eps).to(x_RND.dtype)
+        return sums, sums if modulated is None else modulated
     _gather_kernel[(chosen.capacity,)](
         x_RND,
         *_pointers(terms),
         shift,
         scale,
-        shift.stride(0),
+        0 if shift is None else shift.stride(0),
         sums,
         modulated,
         chosen.index_RK,
@@ -113,9 +115,9 @@ def gather(
         x_RND.shape[2],
         eps,
         BLOCK=triton.next_power_of_2(x_RND.shape[2]),
-        num_warps=2,
+        num_warps=_warps(x_RND.shape[2]),
     )
-    return sums, modulated
+    return sums, sums if modulated is None else modulated
 
 
 def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-6, path: Path = "triton") -> Tensor:
@@ -137,7 +139,7 @@ def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-
         x_MD.shape[1],
         eps,
         BLOCK=triton.next_power_of_2(x_MD.shape[1]),
-        num_warps=2,
+        num_warps=_warps(x_MD.shape[1]),
     )
     return out
 
@@ -157,6 +159,11 @@ def _pointers(terms: Sequence[Term]) -> tuple[tuple[Tensor, ...], tuple[Tensor |
     """Values, gates and the gates' row strides, as the kernels take them."""
     values, gates = tuple(value for value, _ in terms), tuple(gate for _, gate in terms)
     return values, gates, tuple(0 if gate is None else gate.stride(0) for gate in gates)
+
+
+def _warps(width: int) -> int:
+    """Of a program that holds one token."""
+    return 2 if width <= 2048 else 4
 
 
 if triton is not None:
@@ -245,9 +252,10 @@ if triton is not None:
         total = _sum(x, values, gates, gate_strides, token.to(tl.int64) * width + column, row, column, mask)
         to = place.to(tl.int64) * width + column
         tl.store(sums + to, total.to(sums.dtype.element_ty), mask)
-        at = row * modulate_stride + column
-        value = _normalised(total, mask, shift + at, scale + at, width, eps)
-        tl.store(modulated + to, value.to(modulated.dtype.element_ty), mask)
+        if modulated is not None:
+            at = row * modulate_stride + column
+            value = _normalised(total, mask, shift + at, scale + at, width, eps)
+            tl.store(modulated + to, value.to(modulated.dtype.element_ty), mask)
 
     @triton.jit
     def _norm_rows_kernel(x, shift, scale, modulate_stride, out, used, rows, width, eps, BLOCK: tl.constexpr):

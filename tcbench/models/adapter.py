@@ -112,12 +112,18 @@ class Modulation:
     scale: Tensor
     gate: Tensor
 
+    def __getitem__(self, rows: slice) -> "Modulation":
+        return Modulation(self.shift[rows], self.scale[rows], self.gate[rows])
+
 
 class Adapter(ABC):
     """Block-wise access to a model. R rows, N tokens (any subset where noted by K), D width.
 
     Methods that compute some tokens take their places, `index_RK`; None means all tokens, in order.
     """
+
+    rotary: tuple[Tensor, Tensor] | None = None
+    """(cos, sin) of every token, float32 [N, head_dim], if queries and keys are turned to their positions."""
 
     def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
         self.model, self.spec, self.shape = model, spec, shape
@@ -145,7 +151,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def condition(self, timestep_R: Tensor, context: Any) -> Any:
-        """What conditions the rows at a step."""
+        """What conditions the rows at a step; a slice of it is of some rows.
+
+        Args:
+            timestep_R: of the context's rows; for several steps at once, those of one step after those of another.
+        """
 
     @abstractmethod
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Any) -> Tensor:
@@ -167,8 +177,17 @@ class Adapter(ABC):
         """Tokens of the latents, [R, N, D]."""
 
     @abstractmethod
+    def final_modulation(self, condition: Any) -> tuple[Tensor, Tensor]:
+        """(shift, scale) of the normalised input of the final layer, each [R, 1, D]."""
+
+    @abstractmethod
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, ...]."""
+
     def unembed(self, x_RND: Tensor, condition: Any) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, ...]."""
+        """The model's output: [R, out_channels, ...]."""
+        shift, scale = self.final_modulation(condition)
+        return self.final_layer(self.model.norm_out(x_RND) * (1 + scale) + shift)
 
     # --- a block
 
@@ -179,6 +198,10 @@ class Adapter(ABC):
     @abstractmethod
     def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
         """The LayerNorm before a modulated branch."""
+
+    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
+        """(count, stride) if a token n of this block attends to its own group, n // stride % count; else to all."""
+        return None
 
     def copy_of_block(self, number: int) -> TransformerBlock:
         """A block with weights of its own, for a predictor to train; what the model's blocks share stays behind."""

@@ -83,7 +83,8 @@ class DiTAdapter(Adapter):
 
     def condition(self, timestep_R: Tensor, context: Tensor) -> Tensor:
         """Timestep plus label embedding, [R, D]; computed once because all blocks share one embedder."""
-        return self.blocks[0].norm1.emb(timestep_R, context, hidden_dtype=self.dtype)
+        labels = context.repeat(len(timestep_R) // len(context))
+        return self.blocks[0].norm1.emb(timestep_R, labels, hidden_dtype=self.dtype)
 
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Tensor) -> Tensor:
         """The model's own forward: [R, out_channels, H, W]."""
@@ -108,12 +109,14 @@ class DiTAdapter(Adapter):
         block.norm1.emb = None
         return block
 
-    def unembed(self, x_RND: Tensor, condition: Tensor) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, H, W]."""
-        model, side, patch = self.model, self.spec.grid, self.spec.patch_size
-        shift, scale = model.proj_out_1(F.silu(condition)).chunk(2, dim=1)
-        x = model.proj_out_2(model.norm_out(x_RND) * (1 + scale[:, None]) + shift[:, None])
-        return unpatchify(x, (side, side), patch)
+    def final_modulation(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(shift, scale) before the final layer."""
+        shift, scale = self.model.proj_out_1(F.silu(condition))[:, None].chunk(2, dim=2)
+        return shift, scale
+
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, H, W]."""
+        return unpatchify(self.model.proj_out_2(h_RND), (self.spec.grid, self.spec.grid), self.spec.patch_size)
 
 
 def unpatchify(x_RND: Tensor, grid: tuple[int, int], patch: int) -> Tensor:

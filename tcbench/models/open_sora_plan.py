@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tcbench.method import ModelShape
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, TextCondition, TextSpec, add_null_caption, initial_value, text_shape
+from tcbench.models.pixart import TextAdapter, TextSpec, add_null_caption, initial_value, text_shape
 
 GROUPS = 4  # "sparse_n"
 
@@ -66,26 +66,26 @@ def open_sora_plan_shape(spec: OpenSoraPlanSpec) -> ModelShape:
     return text_shape(spec, spec.grid, frames=spec.sample_frames, sparse_blocks=sparse, attention_groups=GROUPS)
 
 
+def stride_of(block: int) -> int:
+    """How many neighbours a sparse block puts into the same group: token n is in group n // stride % GROUPS."""
+    return GROUPS if block % 2 else 1
+
+
 def group_of(places: Tensor, block: int) -> Tensor:
     """Which of the attention groups of a sparse block the tokens at some places belong to."""
-    return places // GROUPS % GROUPS if block % 2 else places % GROUPS
+    return places // stride_of(block) % GROUPS
 
 
 def _split(x: Tensor, block: int) -> Tensor:
     """[R, heads, N, head_dim] of all tokens by group: [R * GROUPS, heads, N / GROUPS, head_dim]."""
-    if block % 2:
-        x = x.unflatten(2, (-1, GROUPS, GROUPS)).movedim(3, 1).flatten(3, 4)  # token = n * 16 + group * 4 + k
-    else:
-        x = x.unflatten(2, (-1, GROUPS)).movedim(3, 1)  # token = n * 4 + group
-    return x.flatten(0, 1)
+    x = x.unflatten(2, (-1, GROUPS, stride_of(block)))  # token = (n * GROUPS + group) * stride + k
+    return x.movedim(3, 1).flatten(3, 4).flatten(0, 1)
 
 
 def _join(x: Tensor, block: int) -> Tensor:
     """The inverse of `_split`."""
-    x = x.unflatten(0, (-1, GROUPS))
-    if block % 2:
-        return x.unflatten(3, (-1, GROUPS)).movedim(1, 3).flatten(2, 4)
-    return x.movedim(1, 3).flatten(2, 3)
+    x = x.unflatten(0, (-1, GROUPS)).unflatten(3, (-1, stride_of(block)))
+    return x.movedim(1, 3).flatten(2, 4)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -128,6 +128,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     """Block-wise access to an Open-Sora-Plan."""
 
     spec: OpenSoraPlanSpec
+    rotary: tuple[Tensor, Tensor]
 
     def __init__(self, model: AllegroTransformer3DModel, spec: OpenSoraPlanSpec) -> None:
         super().__init__(model, spec, open_sora_plan_shape(spec))
@@ -147,6 +148,11 @@ class OpenSoraPlanAdapter(TextAdapter):
         """Patches of all frames, [R, N, D]."""
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
+
+    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
+        """(count, stride) of a sparse block's groups."""
+        number = block.attn1.processor.block
+        return None if number is None else (GROUPS, stride_of(number))
 
     def queries(self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None) -> Tensor:
         """Self-attention's queries of some tokens, turned to their positions."""
@@ -189,10 +195,10 @@ class OpenSoraPlanAdapter(TextAdapter):
         received = torch.stack([weights_RQN.sum(dim=1) for weights_RQN in attention_maps(queries, keys)]).sum(dim=0)
         return _join(received[:, None, :, None], sparse)[:, 0, :, 0]
 
-    def unembed(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, F, H, W]."""
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, F, H, W]."""
         patch = self.spec.patch_size
-        x = self.final(x_RND, condition).unflatten(2, (patch, patch, -1))
+        x = self.model.proj_out(h_RND).unflatten(2, (patch, patch, -1))
         x = x.unflatten(1, (self.spec.sample_frames, *self.spec.grid))  # [R, F, h, w, p, q, C]
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 

@@ -116,13 +116,11 @@ class TextContext:
         text_RTD: projected captions.
         bias: 0 where a text token counts, else `MASKED`, [R, 1, 1, T].
         keys_values: of the text, by block.
-        size: what a sized model is told of the image.
     """
 
     text_RTD: Tensor
     bias: Tensor
     keys_values: Mapping[TransformerBlock, tuple[Tensor, Tensor]]
-    size: dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,9 @@ class TextCondition:
     modulation_R6D: Tensor
     timestep_RD: Tensor
     context: TextContext
+
+    def __getitem__(self, rows: slice) -> "TextCondition":
+        return TextCondition(self.modulation_R6D[rows], self.timestep_RD[rows], self.context)
 
 
 class TextAdapter(Adapter):
@@ -162,12 +163,12 @@ class TextAdapter(Adapter):
         text = self.model.caption_projection(prompt.states_RTC)
         bias = ((1 - prompt.mask_RT.to(text.dtype)) * MASKED)[:, None, None]
         keys_values = {block: self._text_keys_values(block, text) for block in self.blocks}
-        return TextContext(text, bias, keys_values, self._size(len(prompt)))
+        return TextContext(text, bias, keys_values)
 
     def condition(self, timestep_R: Tensor, context: TextContext) -> TextCondition:
         """adaLN-single's output, shared by all blocks."""
         modulation, timestep = self.model.adaln_single(
-            timestep_R, context.size, batch_size=len(timestep_R), hidden_dtype=self.dtype
+            timestep_R, self._size(len(timestep_R)), batch_size=len(timestep_R), hidden_dtype=self.dtype
         )
         return TextCondition(modulation.unflatten(1, (6, -1)), timestep, context)
 
@@ -189,16 +190,16 @@ class TextAdapter(Adapter):
         """The LayerNorm before a branch."""
         return block.norm1 if branch == "attn" else block.norm2
 
-    def final(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
-        """The final layer: a patch per token, [R, N, patch * patch * out_channels]."""
-        model = self.model
-        shift, scale = (model.scale_shift_table[None] + condition.timestep_RD[:, None]).chunk(2, dim=1)
-        return model.proj_out(model.norm_out(x_RND) * (1 + scale) + shift)
+    def final_modulation(self, condition: TextCondition) -> tuple[Tensor, Tensor]:
+        """(shift, scale) before the final layer."""
+        shift, scale = (self.model.scale_shift_table[None] + condition.timestep_RD[:, None]).chunk(2, dim=1)
+        return shift, scale
 
     def _text_keys_values(self, block: TransformerBlock, text_RTD: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(block.attn2.to_k(text_RTD)), self._heads(block.attn2.to_v(text_RTD))
 
     def _size(self, rows: int) -> dict[str, Tensor | None]:
+        """What a sized model is told of the image."""
         return {"resolution": None, "aspect_ratio": None}
 
 
@@ -224,10 +225,9 @@ class PixArtAdapter(TextAdapter):
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
-    def unembed(self, x_RND: Tensor, condition: TextCondition) -> Tensor:
-        """Final layer and un-patching: [R, out_channels, H, W]."""
-        side = self.spec.grid
-        return unpatchify(self.final(x_RND, condition), (side, side), self.spec.patch_size)
+    def final_layer(self, h_RND: Tensor) -> Tensor:
+        """The final linear layer and un-patching: [R, out_channels, H, W]."""
+        return unpatchify(self.model.proj_out(h_RND), (self.spec.grid, self.spec.grid), self.spec.patch_size)
 
     def _size(self, rows: int) -> dict[str, Tensor | None]:
         if not self.spec.sized:
