@@ -13,14 +13,13 @@ PixArt-alpha.
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import log
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit, score_by_attention
+from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit, entropy_of_halves, score_by_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,11 +213,8 @@ class ToCaRun:
 
         def choose(x_RND: "Tensor") -> Tokens:
             if site not in self.chosen:
-                entropy_RN = look.attention_entropy(site.block)
-                halves = entropy_RN.unflatten(0, (self.run.rows_per_sample, -1))
-                # of the averaged maps, whose halves look at texts of their own
-                mean_RN = (halves.mean(0, keepdim=True) + log(len(halves))).expand_as(halves).flatten(0, 1)
-                self._choose([site], 1 + mean_RN[:, None], look.step)
+                s2_RN = entropy_of_halves(look.attention_entropy(site.block), self.run.rows_per_sample)
+                self._choose([site], s2_RN[:, None], look.step)
             return Tokens(self.chosen[site].to(x_RND.device))
 
         like = torch.empty(1, self.rows[look.step].count(site), dtype=torch.int64, device="meta")

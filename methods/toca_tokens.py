@@ -1,25 +1,37 @@
-"""ToCa's score as a token selector: attention received and age, inside TokenCache's framework (Table VI, "ToCa").
+"""ToCa's score as a token selector: attention and age, inside TokenCache's framework (Table VI, "ToCa").
 
 ToCa (arXiv 2410.05317, `methods/toca.py`) caches the outputs of branches on a timetable of its own. Here only its score
-is kept, without s2, which DiT does not have: I- and P-steps, cached block updates and refiners are TokenCache's, and
-the score takes the predictor's place. The attention maps that it reads are charged.
+is kept: I- and P-steps, cached block updates and refiners are TokenCache's, and the score takes the predictor's place.
+It begins with the attention that a token received (s1), or with the entropy of its attention over the text (s2) where
+there is text, by which the halves of a guided pair choose alike. The attention maps that it reads are charged.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, NONE, Block, Decision, Keys, Plan, Tokens, every_unit, score_by_attention
+from tcbench.plan import (
+    ALL,
+    NONE,
+    Block,
+    Decision,
+    Keys,
+    Plan,
+    Tokens,
+    entropy_of_halves,
+    every_unit,
+    score_by_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class ToCaTokens(Method):
-    """Recompute the tokens of every block update that ToCa scores highest, every row by itself.
+    """Recompute the tokens of every block update that ToCa scores highest.
 
     Options:
         num_full_steps, cache_ratio, refiner_blocks, schedule, beta, keys: as in `methods/tokencache.py`. The adaptive
@@ -31,6 +43,7 @@ class ToCaTokens(Method):
 
     name = "toca_tokens"
     label = "ToCa tokens"
+    version = 2
     knob = "num_full_steps"
 
     num_full_steps: PositiveInt = 12
@@ -87,9 +100,8 @@ class _Selection:
             self.refreshed = look.step
             following = look.step + 1
             read = self.count > 0 and following < look.run.nfe and following not in self.i_steps
-            return Plan(
-                {unit: Decision(ALL, keys=self.method.keys, observe="attn" if read else None) for unit in self.units}
-            )
+            decision = Decision(ALL, keys=self.method.keys, observe=self._observed(look.run) if read else None)
+            return Plan(dict.fromkeys(self.units, decision))
         if not self.count:
             return every_unit(self.units, NONE)
         index_RBK = self._choose(look)
@@ -105,10 +117,19 @@ class _Selection:
         import torch
 
         method, run = self.method, look.run
-        received_RBN = torch.stack([look.attention_received(unit.block) for unit in self.units], dim=1)
-        refreshed_RBN = torch.zeros_like(received_RBN) + self.refreshed
+        observed_RBN = torch.stack([self._attention(look, unit.block) for unit in self.units], dim=1)
+        refreshed_RBN = torch.zeros_like(observed_RBN) + self.refreshed
         age_RBN = (look.step - 1 - refreshed_RBN) / (run.nfe / method.num_full_steps)  # 0 right after a refresh
-        score_RBN = score_by_attention(received_RBN, age_RBN, run.shape.grid, method.soft_fresh_weight, method.bonus)
+        score_RBN = score_by_attention(observed_RBN, age_RBN, run.shape.grid, method.soft_fresh_weight, method.bonus)
         index_RBK = score_RBN.topk(self.count, dim=2, sorted=False).indices
         self.refreshed = refreshed_RBN.scatter(2, index_RBK, look.step)
         return index_RBK
+
+    def _observed(self, run: Run) -> Literal["attn", "cross"]:
+        return "cross" if "cross" in run.shape.branches else "attn"
+
+    def _attention(self, look: Look, block: int) -> "Tensor":
+        """s1 or s2 before it is normalised, [R, N]."""
+        if self._observed(look.run) == "attn":
+            return look.attention_received(block)
+        return entropy_of_halves(look.attention_entropy(block), look.run.rows_per_sample)

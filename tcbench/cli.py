@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
     )
+    stage("encode", _encode, "put the images of `training` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
     for name, handler, help in (
@@ -198,6 +199,17 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
+    borrowing = [
+        (part, row)
+        for part in (suite, *suite.ablation_suites.values())
+        for row in part.rows
+        if part.trained_row(row) not in (None, row)
+    ]
+    if borrowing:  # only then is it worth the import of torch
+        from tcbench.stages.common import check_training
+
+        for part, row in borrowing:
+            check_training(part, row)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
         trained = suite.trained_row(row)
@@ -226,6 +238,8 @@ def _validate(parsed: argparse.Namespace) -> int:
             print(f"          {need.problem}; {need.get}")
     missing = sum(need.problem is not None for need in found)
     print(f"{parsed.config}: {missing} of {len(found)} missing")
+    if not missing:
+        print(f"  run it: snakemake --cores all tables --config suite_file={parsed.config}")
     return int(missing > 0)
 
 
@@ -254,6 +268,14 @@ def _train(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     train_row(suite, parsed.row)
+
+
+def _encode(parsed: argparse.Namespace) -> None:
+    suite = _suite(parsed)
+    from tcbench.stages.encode import encode_images
+
+    _set_threads()
+    encode_images(suite)
 
 
 def _sample(parsed: argparse.Namespace) -> None:

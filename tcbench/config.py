@@ -33,6 +33,8 @@ READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignm
 
 
 PROMPT_SETS = ("coco", "partiprompts", "vbench")
+FEATURE_METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "feature_mse")
+"""Metrics that need an extractor."""
 
 
 class _Strict(BaseModel):
@@ -69,7 +71,8 @@ class Row(_Strict):
         target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
         paper: the paper's numbers.
         guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
-        refiners: whether LoRA refiners among the artefacts are merged into the model.
+        refiners: whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or
+            for P-steps alone (`p-steps`).
     """
 
     method: str
@@ -81,7 +84,7 @@ class Row(_Strict):
     target: str | None = None
     paper: PaperCell | None = None
     guidance_scale: float | None = Field(None, ge=0)
-    refiners: bool = True
+    refiners: bool | Literal["p-steps"] = True
 
 
 class Ablation(_Strict):
@@ -157,11 +160,13 @@ class PaperTable(_Strict):
         title: what it is called.
         metrics: columns of quality; the paper's numbers for others get columns of their own.
         rows: by name; all of the suite's if none is given.
+        paper: whether the paper's numbers of the rows stand beside them; not if it asks the question of another model.
     """
 
     title: str
     metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
     rows: tuple[str, ...] = ()
+    paper: bool = True
 
 
 TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
@@ -174,6 +179,7 @@ class Prompts(_Strict):
         file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
         per_prompt: samples of every prompt.
         lowercase: whether the text encoder reads it in lower case.
+        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included.
         template: what the text encoder reads, `{}` being the prompt.
         negative: what guidance steers away from, for models without a learned null caption.
     """
@@ -181,6 +187,7 @@ class Prompts(_Strict):
     file: Path | None = None
     per_prompt: PositiveInt = 1
     lowercase: bool = False
+    clean: bool = False
     template: str = "{}"
     negative: str | None = None
 
@@ -191,6 +198,18 @@ class Latents(_Strict):
     kind: Literal["sd", "wf"]
     folder: Path
     scale: float = 0.18215
+
+
+class Images(_Strict):
+    """Images in files (`tcbench.data.images`), and what they show.
+
+    Attributes:
+        folder: the images; ImageNet's has a folder per class.
+        captions: COCO's captions_*.json of that folder; without it, the folders inside are the classes.
+    """
+
+    folder: Path
+    captions: Path | None = None
 
 
 class File(_Strict):
@@ -223,12 +242,17 @@ class Suite(_Strict):
         suite: its name, and that of its folder in results/.
         differs: how it differs from the paper's setting, for titles; empty if it does not.
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
-        data: images that scores compare with and training uses.
-        extractor: features behind FID and friends.
+        data: what samples show: a data set of the package, which scores compare with and training uses, too; prompts
+            of a published set; or ImageNet's classes in turn.
+        real: what scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz).
+        training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
+        extractor: features behind FID and friends; none where no metric needs any.
+        extractor_weights: their file, if it does not ship.
+        device, tf32: where everything runs, and whether a GPU rounds the factors of matrix products to TF32.
         clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
-        samples, batch_size: per row; samples of a batch are consecutive, and a batch is a jackknife group.
-        shard_batches: batches per file on disk.
+        samples, batch_size: per row; samples of a batch are consecutive.
+        shard_batches: batches per file on disk, a shard, which is a jackknife group.
         traced: samples per row whose trajectory is kept.
         tables: the paper's tables that the rows stand beside, by file name.
         jobs: workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every
@@ -246,9 +270,13 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[MODELS]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal[("digits", "scenes", "moving", *PROMPT_SETS)]  # type: ignore[valid-type]
-    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"]
+    data: Literal[("digits", "scenes", "moving", "imagenet", *PROMPT_SETS)]  # type: ignore[valid-type]
+    real: Path | None = None
+    training: Images | None = None
+    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"] | None = None
+    extractor_weights: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    tf32: bool = False
     guidance: Guidance
     spacing: Literal["linspace", "leading"] = "linspace"
     solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
@@ -321,6 +349,17 @@ class Suite(_Strict):
         """Where this suite's results go, relative to the working directory."""
         return Path("results") / self.suite
 
+    @property
+    def group_size(self) -> int:
+        """Samples of a shard, the group that the jackknife leaves out: whole batches, whose samples may depend on each
+        other."""
+        return self.batch_size * self.shard_batches
+
+    @property
+    def latents_index(self) -> Path:
+        """What `tcbench encode` says of the training images' latents; ablations share it."""
+        return Path("results") / self.suite / "latents.json"
+
     def trained_folder(self, row: str) -> Path:
         """Where what is trained for a row goes; ablations share it."""
         return Path("results") / self.suite / "trained" / row
@@ -362,6 +401,7 @@ class Suite(_Strict):
                 "guidance",
                 "spacing",
                 "solver",
+                "tf32",
                 "prompts",
                 "text_encoder",
                 "latents",
@@ -386,9 +426,12 @@ class Suite(_Strict):
     def training_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that what is trained for a row depends on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed"}, mode="json"
+            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed", "tf32"},
+            mode="json",
         )
         method = self.method(row)
+        if self.training:  # read by a text encoder, seen through an autoencoder
+            shared |= self.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
         return shared | {"method": method.name, "version": method.version, "nfe": self.rows[row].nfe,
                          "options": method.model_dump(mode="json")}  # fmt: skip
 
@@ -594,10 +637,27 @@ def _check_rows(path: Path, suite: Suite) -> None:
         raise UserError(
             f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
         )
+    _check_images(path, suite)
+    if suite.traced == 1:
+        raise UserError(f"{path}: traced: the spread of deviations needs two samples; give 2 or more, or 0")
     if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
         raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
-    if suite.samples < 2 * suite.batch_size:
-        raise UserError(f"{path}: batch_size: an interval needs two batches or more; give {suite.samples // 2} or less")
+    if suite.samples < 2 * suite.group_size:
+        most = suite.samples // 2 // suite.shard_batches
+        raise UserError(f"{path}: batch_size: an interval needs two shards or more; give {most} or less")
+
+
+def _check_images(path: Path, suite: Suite) -> None:
+    """Where FID's features and the images of both sides come from."""
+    compared = [metric for metric in suite.metrics if metric in FEATURE_METRICS]
+    if compared and suite.extractor is None:
+        raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
+    if suite.extractor == "inception-v3-adm" and suite.extractor_weights is None:
+        raise UserError(f"{path}: extractor_weights: those of inception-v3-adm do not ship; name their file")
+    if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
+        raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.training and suite.latents is None:
+        raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
 
 
 def _check_target(field: str, suite: Suite, name: str, method: Method) -> None:

@@ -189,6 +189,7 @@ class Engine:
 
     def _execute(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> None:
         self._check_units(plan)
+        self.adapter.begin_step(plan.full)
         self._executed = dict(plan.decisions)
         self.blocks.begin(step, x_RND, condition)
         spans, block = plan.spans(), 0

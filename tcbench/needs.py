@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcbench.config import PROMPT_SETS, Suite
+from tcbench.config import PROMPT_SETS, File, Suite
+from tcbench.data.images import list_images
 from tcbench.data.prompts import SHIPPED, read_prompts
 from tcbench.errors import UserError
 
@@ -26,12 +27,8 @@ class Need:
 
 
 def needs(suite: Suite) -> list[Need]:
-    """Every file of `suite.files`, and the prompts, which are read to be counted. Weights are not opened."""
-    found = [
-        Need(name, file.path, file.used, file.get, _problem(file.path.expanduser(), file.holds))
-        for name, file in suite.files.items()
-        if file.path != suite.prompts.file
-    ]
+    """Every file of `suite.files`; images are listed and prompts read to be counted. Weights are not opened."""
+    found = [_need(suite, name, file) for name, file in suite.files.items() if file.path != suite.prompts.file]
     if suite.data in PROMPT_SETS:
         source = next((file for file in suite.files.values() if file.path == suite.prompts.file), None)
         path, used, problem = suite.prompts.file or Path(SHIPPED[suite.data]), f"prompts of {suite.data}", None
@@ -44,6 +41,19 @@ def needs(suite: Suite) -> list[Need]:
                 problem = str(error).removeprefix(f"{path}: ")
         found.append(Need("prompts", path, used, source.get if source else "it ships with the package", problem))
     return found
+
+
+def _need(suite: Suite, name: str, file: File) -> Need:
+    used, problem = file.used, _problem(file.path.expanduser(), file.holds)
+    captions = {training.folder: training.captions} if (training := suite.training) else {}
+    if suite.real:
+        captions[suite.real] = suite.prompts.file if suite.data == "coco" else None
+    if not problem and file.path.is_dir() and file.path in captions:
+        try:
+            used = f"{len(list_images(file.path, captions[file.path]))} images, {used}"
+        except UserError as error:
+            problem = str(error).removeprefix(f"{file.path}: ")
+    return Need(name, file.path, used, file.get, problem)
 
 
 def _problem(path: Path, holds: tuple[str, ...]) -> str | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
+from math import log
 from typing import TYPE_CHECKING, Literal
 
 from tcbench.errors import UserError
@@ -209,6 +210,11 @@ class Plan:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
         return self.decisions.get(unit)
 
+    @property
+    def full(self) -> bool:
+        """Whether everything is computed, and known to be before the step runs."""
+        return all(isinstance(decision.who, All) for decision in self.decisions.values())
+
     def spans(self) -> dict[int, Span]:
         """The spans by their first block."""
         return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
@@ -276,6 +282,16 @@ def score_by_attention(
     best, place = cells.max(dim=4, keepdim=True)
     cells = cells.scatter_add(4, place, bonus * best)
     return cells.unflatten(4, (cell, cell)).transpose(3, 4).flatten(2)
+
+
+def entropy_of_halves(entropy_RN: "Tensor", halves: int) -> "Tensor":
+    """The s2 that the rows of a guided pair share, [R, N]: one plus the entropy of their averaged attention maps.
+
+    The halves look at texts of their own, side by side in ToCa's packed map, so that the average's entropy is the mean
+    of theirs plus log 2.
+    """
+    by_half = entropy_RN.unflatten(0, (halves, -1))
+    return (1 + by_half.mean(0, keepdim=True) + log(halves)).expand_as(by_half).flatten(0, 1)
 
 
 def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ _ENGINE = [
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts")]
+_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
@@ -39,6 +39,7 @@ _SCORE = [
 ]
 
 STAGES: dict[str, list[str]] = {
+    "encode": ["data/images.py", "models/pretrained.py", "noise.py", "stages/encode.py"],
     "train": [*_STAGE, "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
     "score": _SCORE,

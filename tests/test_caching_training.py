@@ -198,6 +198,25 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def test_refiners_of_p_steps_leave_i_steps_alone(adapter, trained: Trained, saved: Path) -> None:
+    artefacts, refined = load_artefacts(saved, adapter)
+    _, confined = load_artefacts(saved, adapter)
+    confined.on_full_steps(adapter)
+    uncached = make_method("uncached", {})
+    assert torch.equal(images(confined, uncached, artefacts), images(adapter, uncached, artefacts))
+    assert not torch.equal(images(refined, uncached, artefacts), images(adapter, uncached, artefacts))
+
+    both, own, none = (
+        sample_batch(model, trained.method, NFE, SETTINGS, torch.arange(3), artefacts, traced=3)
+        for model in (refined, confined, adapter)
+    )
+    first_p_step = next(step for step in range(NFE) if step not in both.i_steps)
+    assert own.i_steps == both.i_steps
+    assert torch.equal(own.xt[:first_p_step], none.xt[:first_p_step])
+    assert not torch.equal(own.xt[0], both.xt[0])
+    assert not torch.equal(own.xt[first_p_step], none.xt[first_p_step])
+
+
 def swap(folder: Path) -> None:
     """A valid file with other numbers."""
     path = folder / "predictor.safetensors"

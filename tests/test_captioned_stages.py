@@ -70,6 +70,17 @@ def test_rows_without_refiners_share_the_predictor_alone(
     assert not torch.equal(first["image"], second["image"])
 
 
+def test_an_ablation_samples_what_the_suite_has_not(
+    suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    ablation = suite.ablation_suites["cache_ratio"]
+    sample_rows(ablation, ablation.own)
+    own, other = (read_images(ablation, row)[1]["image"] for row in ("cache_ratio-r0.9", "cache_ratio-r0.5"))
+    assert torch.equal(own, read_images(suite, "nfe3-tokencache")[1]["image"])
+    assert not torch.equal(own, other)
+
+
 def test_every_row_is_timed_and_the_trained_one_diagnosed(suite: Suite, finished: Path) -> None:
     results = finished / suite.folder
     timed = read_json(results / "latency.json")["rows"]

@@ -59,6 +59,18 @@ def test_validate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "valid; suite digits" in out and "nfe50-random: random_tokens, NFE 50, trained as nfe50-tokencache" in out
 
 
+def test_validate_sees_artefacts_that_were_trained_otherwise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = Path(DIGITS).read_text(encoding="utf-8")
+    assert "r0.7: {label: r = 0.7, options: {cache_ratio: 0.7}" in text
+    changed = tmp_path / "digits.yaml"
+    changed.write_text(text.replace("options: {cache_ratio: 0.7}", "options: {refiner_blocks: 3}"), encoding="utf-8")
+    assert "row cache_ratio-r0.7: its options change what nfe50-tokencache was trained with" in fails(
+        capsys, "validate", str(changed)
+    )
+
+
 def test_missing_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such config" in fails(capsys, "validate", str(tmp_path / "none.yaml"))
 

@@ -1,5 +1,6 @@
 """Fused blocks do what plain blocks do: for every method the same tokens, and latents that differ by rounding."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,7 @@ from tcbench.fused import FusedBlocks
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
+from tcbench.models.specs import make_adapter as adapt
 from tcbench.plan import (
     ALL,
     NONE,
@@ -110,6 +112,18 @@ def test_every_method_samples_alike(model: Adapter, name: str, options: dict) ->
     assert fused_engine.plans == engine.plans
     assert fused_engine.ledger.totals() == engine.ledger.totals()
     close(fused, plain)
+
+
+def test_refiners_act_on_p_steps_alone(model: Adapter) -> None:
+    refined = adapt(copy.deepcopy(model.model), model.spec)
+    refined.blocks[-1].attn1.to_out[0].weight.data *= 2
+    refined.on_full_steps(model)
+    plain, _ = sample(refined, "no_tokens", FEW["no_tokens"], PlainBlocks)
+    fused, _ = sample(refined, "no_tokens", FEW["no_tokens"], CPU)
+    close(fused, plain)
+    assert (plain - sample(model, "no_tokens", FEW["no_tokens"], PlainBlocks)[0]).abs().max() > 1e-3
+    full = [sample(adapter, "uncached", {}, CPU)[0] for adapter in (refined, model)]
+    assert torch.equal(*full)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_inception_gives_the_layers_of_adms_evaluator(tmp_path, monkeypatch):
     assert features.spatial.shape == (2, 7 * 17 * 17) and features.logits.shape == (2, 1008)
     torch.testing.assert_close(features.pooled, random(images)[0])
     weight = random.Mixed_6d.branch1x1.conv.weight[:7]
-    torch.testing.assert_close(features.spatial, F.conv2d(seen[0], weight).flatten(1))
+    torch.testing.assert_close(features.spatial, F.conv2d(seen[0], weight).permute(0, 2, 3, 1).flatten(1))
 
 
 # distances to real images
@@ -298,6 +298,13 @@ def test_deviation_of_a_constant_offset():
     assert decibels[-1].item() == pytest.approx(20, abs=1e-3)  # 10 log10(2^2 / 0.2^2)
     assert decibels[0].item() == pytest.approx(10 * np.log10(12 * 255**2), abs=1e-3)
     assert torch.isfinite(decibels).all() and (decibels.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("measure", [final_mae, psnr])
+def test_bytes_deviate_as_the_images_they_stand_for(measure):
+    images, reference = torch.randint(0, 256, (2, 5, 3, 4, 4), dtype=torch.uint8)
+    in_floats = measure(images / 127.5 - 1, reference / 127.5 - 1)
+    torch.testing.assert_close(measure(images, reference), in_floats)
 
 
 def test_trajectory_deviation_is_the_final_one_at_every_step():

@@ -126,6 +126,13 @@ def test_equal_plans_are_said():
     assert "FORA and ToCa (NFE 20) have equal plans" in table.caption and table.caption.count("equal plans") == 2
 
 
+def test_a_table_of_another_models_question_has_none_of_the_papers_columns():
+    table = PaperTable(title="Table VI", metrics=("fid",), paper=False)
+    shown = main_table(make_rows(), None, FLOOR, differs=DIFFERS, guidance_scale=1.5, table=table)
+    assert not [column for column in [*shown.tidy, *shown.formatted] if column.startswith("paper")]
+    assert shown.formatted["FID"].iloc[-1] == "1.10 ± 0.25"
+
+
 def make_latency(rows):
     timed = [row for row in rows if row["method"] != "fora"]
     seconds = {row["row"]: row["macs"]["per_sample"] / 1e9 for row in timed}

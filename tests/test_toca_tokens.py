@@ -1,6 +1,6 @@
 """ToCa's score as a selector: whom it chooses, whom age brings back, when maps are taken and what they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from tcbench.method import Artefacts, Method, ModelShape, Run
 from tcbench.plan import ALL, Block, Plan, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
+from tests.conftest import make_adapter, make_prompt
 
 SMALL = ModelShape(num_blocks=3, num_tokens=16, width=8, grid=(4, 4))
 ROWS, FREE = 2, 2
@@ -26,6 +27,9 @@ class FakeLook:
 
     def attention_received(self, block: int) -> Tensor:
         return torch.rand(ROWS, 16, generator=torch.Generator().manual_seed(block)) + 0.1
+
+    def attention_entropy(self, block: int) -> Tensor:
+        return torch.rand(ROWS, 16, generator=torch.Generator().manual_seed(100 + block))
 
 
 def selector(**options: float | str) -> Method:
@@ -115,6 +119,33 @@ def test_a_schedule_without_alpha_bar_is_refused() -> None:
 def test_an_odd_grid_is_refused() -> None:
     with pytest.raises(UserError, match=r"toca_tokens: its 2x2 cells need an even token grid, not \(3, 3\)"):
         selector().start(run_of(8, shape=ModelShape(2, 9, 8, (3, 3))))
+
+
+def test_halves_choose_alike_by_the_entropy_over_the_text() -> None:
+    """Where there is text the four tokens of the highest mean entropy, in both halves of the guided pair."""
+    shape = replace(SMALL, branches=("attn", "cross", "mlp"), text_tokens=5)
+    run = Run(shape, (3, 2, 1, 0), True, torch.arange(1))
+    first, *others = plans_of(selector(soft_fresh_weight=0.0, bonus=0.0), run)
+    assert {decision.observe for decision in first.decisions.values()} == {"cross"}
+    for plan in others:
+        for block in range(FREE):
+            best = FakeLook(run).attention_entropy(block).mean(0).topk(4).indices.tolist()
+            assert chosen(plan, block) == [set(best)] * 2
+
+
+def test_maps_over_the_text_are_charged() -> None:
+    """N x text x width per row, cached block and I-step, in costing as in a run."""
+    method, adapter = selector(num_full_steps=2), make_adapter("tiny-pixart")
+    samples = sample_batch(
+        adapter,
+        method,
+        6,
+        SamplerSettings(4.5, solver="dpm"),
+        torch.arange(2),
+        prompts=lambda _: make_prompt(adapter, 2),
+    )
+    assert samples.macs["by_tag"]["score"] == 2 * 3 * 2 * 64 * 12 * 96
+    assert macs_of("tiny-pixart", method, 6)["by_tag"]["score"] == samples.macs["by_tag"]["score"]
 
 
 def test_maps_are_charged(tiny) -> None:

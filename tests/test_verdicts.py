@@ -129,6 +129,50 @@ def test_what_was_not_run_is_said_to_need_it(results):
     assert finding.evidence == "needs rows at NFE 250"
 
 
+def test_an_ablation_without_the_variant_or_the_metric_says_so(results):
+    ours = next(row for row in results.rows if row["method"] == "tokencache")
+    results.ablations["cache_ratio"] = [ours | {"row": f"cache_ratio-r0.{ratio}"} for ratio in (9, 7)]
+    (finding,) = found(results, "r = 0.8 has the lowest FID").values()
+    assert finding.evidence == "needs variants r0.8, r0.6, r0.5 of the ablation `cache_ratio`"
+    for row in results.ablations["cache_ratio"]:
+        row["quality"] = {"fid": row["quality"]["fid"]}
+    (finding,) = found(results, "r = 0.9 has the highest Precision").values()
+    assert finding.evidence == "needs Precision among the suite's metrics"
+    for row in results.ablations["cache_ratio"]:
+        row["metrics_not_run"] = {"precision": "needs X"}
+    (finding,) = found(results, "r = 0.9 has the highest Precision").values()
+    assert (finding.measure, finding.verdict, finding.evidence) == ("Precision", NOT_TESTED, "needs X")
+
+
+def test_rows_without_lora_are_compared_among_themselves(results):
+    (ours,) = (row for row in results.rows if row["row"] == "nfe20-tokencache")
+    (random,) = (row for row in results.rows if row["row"] == "nfe20-random")
+    random["settings"] = ours["settings"]
+    worse = {"fid": {"value": 9.0, "low": 8.9, "high": 9.1, "se": 0.05}}
+    assert found(results, "LoRA on the refiner blocks")[""].evidence == "needs a TokenCache row with `refiners: false`"
+    plain = [
+        row | {"row": f"{row['row']}-plain", "label": f"{row['label']}, no LoRA", "refiners": False, "quality": worse}
+        for row in (ours, random)
+    ]
+    results.rows.extend(plain)
+    findings = found(results, "The Cache Predictor selects better")
+    assert "no LoRA" not in findings["FID, equal I-steps and r"].evidence
+    assert findings["FID, equal MACs, with LoRA"].verdict == REPRODUCED  # 2.5 against 3.8
+    assert findings["FID, equal MACs, without LoRA"].verdict == NOT_DISTINGUISHABLE  # 9 against 9
+    assert findings["equal MACs, with LoRA, against no tokens"].evidence.startswith("needs rows with LoRA of no_tokens")
+    assert found(results, "LoRA on the refiner blocks")["FID"].verdict == REPRODUCED  # 2.5 against 9
+
+
+def test_an_uneven_allocation_is_read_from_the_diagnostics(results):
+    tokens = [[1, 2, 3, 4], [5], [6]]
+    updates = {"similarity": [[0.9, 0.9], [0.99, 0.99], [0.99, 0.99]]}
+    results.diagnostics["nfe20-tokencache"] = {"alpha": {"kept_at_0.7": {"tokens": tokens}}, "updates": updates}
+    (finding,) = found(results, "Certain blocks cache more tokens").values()
+    assert (finding.verdict, finding.evidence) == (REPRODUCED, "NFE 20: 2.00")
+    (finding,) = found(results, "change unevenly over timesteps").values()
+    assert (finding.verdict, finding.evidence) == (REPRODUCED, "NFE 20: 2.50")
+
+
 def test_claims_on_other_models_are_not_tested_here(results):
     table = verdicts.verdict_table(results).tidy.set_index("claim")
     line = table.loc[next(claim for claim in table.index if "Open-Sora-Plan" in claim)]

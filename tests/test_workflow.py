@@ -50,9 +50,12 @@ def finished(tmp_path_factory):
 
 def test_everything_is_there_and_whole(finished):
     results = finished / "results" / "smoke"
-    for name in ("table1", "table2", "local_error", "verdicts", "ablation-cache_ratio", "ablation-guidance"):
+    ablations = ("ablation-cache_ratio", "ablation-guidance", "ablation-refiners")
+    for name in ("table1", "table2", "table6", "local_error", "verdicts", *ablations):
         for kind in ("csv", "md", "tex", "html"):
             assert (results / "tables" / f"{name}.{kind}").stat().st_size > 100
+    table = pd.read_csv(results / "tables" / "table6.csv")
+    assert list(table.row) == ["nfe4-uncached", "nfe4-random", "nfe4-tokencache", "floor"]
     table = pd.read_csv(results / "tables" / "table2.csv")
     rows = table[table.row.notna()].set_index("row")
     assert rows.loc["nfe4-uncached", "mac_ratio"] == 1
@@ -177,10 +180,12 @@ def test_a_damaged_shard_is_named_not_scored(finished, tmp_path):
 def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
     shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
     every = snakemake(tmp_path, "tables", "-n").stdout
-    for suite, tables in (("digits", [2]), ("scenes", [3, 4, 6]), ("moving", [5])):
+    for suite, tables in (("digits", [2, 6]), ("scenes", [3, 4, 6]), ("moving", [5])):
         assert f"rule {suite}_render_tables:" in every
         assert all(f"results/{suite}/tables/table{number}.csv" in every for number in tables)
     alone = snakemake(tmp_path, "-n", "--config", "suite=moving").stdout  # tables are the default target
     assert "rule render_tables:" in alone and "results/moving/tables/table5.csv" in alone
     assert "results/digits" not in alone and "results/scenes" not in alone
+    full_size = snakemake(tmp_path, "tables", "-n", "--config", "suite=paper-pixart-256").stdout
+    assert "rule encode:" in full_size and "results/paper-pixart-256/tables/table6.csv" in full_size
     assert "rule scenes_render_figures:" in snakemake(tmp_path, "-n", "scenes_figures").stdout

@@ -22,12 +22,13 @@ class Dataset:
     """Images with what conditions them.
 
     Attributes:
-        images: float32 [n, C, H, W], or videos [n, C, T, H, W], in [-1, 1].
+        images: float32 [n, C, H, W], or videos [n, C, T, H, W], in [-1, 1]; or what reads latents of them from disk by
+            index (`tcbench.data.images.Latents`).
         labels: classes, int64 [n], or the word ids of captions, int64 [n, LENGTH] (`tcbench.data.captions`), or
-            captions as a text encoder left them (`tcbench.models.adapter.Text`).
+            captions as a text encoder left them (`tcbench.models.adapter.Text`) or reads them by index.
     """
 
-    images: Tensor
+    images: Any
     labels: Any
 
     def __len__(self) -> int:
@@ -91,11 +92,13 @@ def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset,
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] (values outside are clamped) to uint8, as DiT's sample_ddp.py does.
+    """Round images in [-1, 1] (values outside are clamped) to uint8, as DiT's sample_ddp.py does; uint8 stays.
 
     Raises:
         UserError: an image holds NaN, which uint8 cannot show.
     """
+    if images.dtype == torch.uint8:
+        return images
     broken = images.isnan().flatten(1).any(1).nonzero().flatten()
     if len(broken):
         raise UserError(f"image {int(broken[0])} holds NaN; sampling diverged: use more steps or float32")

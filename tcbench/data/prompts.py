@@ -39,10 +39,15 @@ def read_prompts(name: str, path: Path | None = None) -> tuple[str, ...]:
 
 
 def _coco(path: Path) -> list[str]:
+    return [caption for _, caption in coco_captions(path)]
+
+
+def coco_captions(path: Path) -> list[tuple[int, str]]:
+    """(number, first caption) of every image that a captions_*.json of MSCOCO describes, by number."""
     first: dict[int, Any] = {}
     for annotation in sorted(read_json(path)["annotations"], key=lambda annotation: -annotation["id"]):
         first[annotation["image_id"]] = annotation
-    return [" ".join(first[image]["caption"].split()) for image in sorted(first)]
+    return [(image, " ".join(first[image]["caption"].split())) for image in sorted(first)]
 
 
 def _partiprompts(path: Path) -> list[str]:

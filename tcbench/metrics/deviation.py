@@ -1,7 +1,7 @@
 """Deviation from the uncached run at equal noise and labels: paired, so a few samples separate methods.
 
-States and images are in the sampler's units: images in [-1, 1] (data range 2), latents as the scheduler holds
-them.
+States and images are in the sampler's units: images in [-1, 1] (data range 2), also where they come as uint8, latents
+as the scheduler holds them.
 """
 
 from collections.abc import Iterator
@@ -73,5 +73,6 @@ def _same_shape(values: Tensor, reference: Tensor) -> None:
 def _differences(values: Tensor, reference: Tensor) -> Iterator[Tensor]:
     """Float32 differences [rows, features] in blocks of rows: memory-mapped images may exceed memory."""
     _same_shape(values, reference)
+    unit = 127.5 if values.dtype == torch.uint8 else 1.0
     for a, b in zip(values.split(_ROWS), reference.split(_ROWS), strict=True):
-        yield (a.float() - b.float()).flatten(1)
+        yield (a.float() - b.float()).flatten(1) / unit

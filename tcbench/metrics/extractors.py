@@ -6,6 +6,7 @@ and knows nothing of weights).
 """
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -43,6 +44,20 @@ class Features:
     pooled: Tensor
     spatial: Tensor
     logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    @classmethod
+    def none(cls, count: int) -> "Features":
+        """Of samples whose features no metric looks at."""
+        return cls(*(torch.empty(count, 0) for _ in range(3)))
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Features]") -> "Features":
+        """Of several sets of images, in order."""
+        layers = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(torch.cat(layer) for layer in layers))
 
 
 class _Network(FeatureExtractorBase):
@@ -162,7 +177,7 @@ class InceptionADM(_Network):
         self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._spatial = output[:, :7].flatten(1)
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)  # in ADM's order, for its published moments
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features of uint8 [n, 3, H, W] in the order of `features_list`."""

@@ -29,7 +29,8 @@ class Samples:
     Attributes:
         features: of the n images.
         labels: int64 [n] that the samples were conditioned on, in the classifier's numbering, or None.
-        images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or None if not kept; videos [n, C, T, H, W].
+        images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or uint8 where they were decoded from latents;
+            videos [n, C, T, H, W]; None if no metric looks at them.
         readings: what scorers (`tcbench.metrics.readings`) and VBench said of every sample, by metric, float [n, ...].
         not_run: why a metric of that kind has no reading, by metric: "needs ...".
 

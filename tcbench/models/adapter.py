@@ -120,6 +120,9 @@ class Adapter(ABC):
     """Block-wise access to a model. R rows, N tokens (any subset where noted by K), D width.
 
     Methods that compute some tokens take their places, `index_RK`; None means all tokens, in order.
+
+    Attributes:
+        blocks: those of the step at hand; they are the model's unless `on_full_steps` was called.
     """
 
     rotary: tuple[Tensor, Tensor] | None = None
@@ -128,6 +131,15 @@ class Adapter(ABC):
     def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
         self.model, self.spec, self.shape = model, spec, shape
         self.blocks: list[TransformerBlock] = list(model.transformer_blocks)
+        self._by_step = self.blocks, self.blocks
+
+    def on_full_steps(self, plain: "Adapter") -> None:
+        """Take the blocks of another adapter of the same model where everything is computed: LoRA on P-steps alone."""
+        self._by_step = self._by_step[False], plain.blocks
+
+    def begin_step(self, full: bool) -> None:
+        """Called by the engine before it executes a plan; `full`: the plan computes everything."""
+        self.blocks = self._by_step[full]
 
     @property
     def device(self) -> torch.device:

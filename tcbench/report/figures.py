@@ -121,7 +121,7 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
                 major_formatter="{x:g}",
                 minor_formatter=NullFormatter(),
             )
-        if floor:
+        if floor and "fid" in floor:
             top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
             top.annotate(
                 f"floor, {floor['fid']['n']} real images",

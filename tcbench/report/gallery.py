@@ -16,18 +16,24 @@ class Missing(Exception):
     """A figure's data are not among the results; the text says what is needed."""
 
 
+def _with_refiners(results: Results) -> list[Row]:
+    """The suite's rows but those without LoRA, which Table VI has."""
+    return [row for row in results.rows if row.get("refiners", True) is True]
+
+
 def _quality(results: Results, folder: Path) -> Figure:
-    return figures.figure_quality(results.rows, results.floor)
+    return figures.figure_quality(_with_refiners(results), results.floor)
 
 
 def _deviation(results: Results, folder: Path) -> Figure:
-    return figures.figure_trajectory(results.rows, results.rows[0]["resolution"], results.suite.figure.nfe)
+    rows = _with_refiners(results)
+    return figures.figure_trajectory(rows, rows[0]["resolution"], results.suite.figure.nfe)
 
 
 def _scores(results: Results, folder: Path) -> Figure:
     statistics: dict[str, dict[str, Any]] = {"alpha_bar": {}, "per_block": {}, "histogram": {}}
     i_steps = {}
-    for name, log in _needed(results.training, "a trained predictor").items():
+    for name, log in _needed(results.predictors, "a trained predictor").items():
         nfe = str(results.row(name)["nfe"])
         for key in statistics:
             statistics[key][nfe] = log["scores"][key]
@@ -72,7 +78,7 @@ def _guidance(results: Results, folder: Path) -> Figure:
 
 def at_figure_nfe(results: Results) -> list[Row]:
     """Rows at the figures' NFE, the uncached one first."""
-    rows = [row for row in results.rows if row["nfe"] == results.suite.figure.nfe and not row.get("not_run")]
+    rows = [row for row in _with_refiners(results) if row["nfe"] == results.suite.figure.nfe and not row.get("not_run")]
     return sorted(rows, key=lambda row: row["method"] != "uncached")
 
 

@@ -7,7 +7,6 @@ only sorts tables, filters verdicts and flips samples, so that without it the pa
 import base64
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from PIL import Image
 from tcbench.config import Suite
 from tcbench.report.collection import all_tables
 from tcbench.report.compare import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
+from tcbench.report.evidence import evidence
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.report.render import template
-from tcbench.report.scores import Results, Row, kept_shares, label_of, mac_ratio, name_of, read_results
+from tcbench.report.scores import Results, label_of, read_results
 from tcbench.report.strips import read_strip
 
 SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DISTINGUISHABLE: "≈", NOT_TESTED: "–"}
@@ -40,7 +40,6 @@ def report_page(suite: Suite, folder: Path) -> str:
         figures=_figures(suite, folder),
         samples=_samples(results, folder),
         evidence=_evidence(results),
-        tags=sorted({tag for row in results.rows for tag in row.get("macs", {}).get("by_tag", {})}),
         provenance=_provenance(results),
         commands=_commands(suite),
         not_run=[ablation for ablation in suite.ablations if ablation not in results.ablations],
@@ -97,41 +96,11 @@ def _difference(tiles: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _evidence(results: Results) -> list[dict[str, Any]]:
-    """Per row: what it recomputed, what that cost by tag, its options, its latency."""
-    found = []
-    for row in results.rows:
-        if row.get("not_run"):
-            continue
-        macs = row["macs"]
-        timing = (results.latency or {"rows": {}})["rows"].get(row["row"], {})
-        found.append(
-            {
-                "row": row["row"],
-                "label": label_of(row),
-                "nfe": row["nfe"],
-                "plan": _png(_shaded(kept_shares(row))) if row.get("plan") else "",
-                "stored": "plan" in row,
-                "units": list(row.get("plan") or {}),
-                "ratio": f"{mac_ratio(row, results.rows):.2f}",
-                "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
-                "total": macs["per_sample"],
-                "spread": row["macs_spread"],
-                "i_steps": " ".join(map(str, row["i_steps"])),
-                "full": len(row["i_steps"]),
-                "latency": f"{timing['median_s']:.3g} s per batch" if timing else "not timed",
-                "cache": f"{row['cache_bytes'] / 1e6:.3g} MB",
-                "settings": ", ".join(f"{key}: {value}" for key, value in row["settings"].items()) or "none",
-                "same": _same_plan(row, results.rows),
-            }
-        )
-    return found
-
-
-def _same_plan(row: Row, rows: Sequence[Row]) -> str:
-    """Other methods whose executed plan is this one's, which makes the comparison one of names."""
-    plan = row.get("plan")
-    alike = [other for other in rows if plan and other.get("plan") == plan and other["nfe"] == row["nfe"]]
-    return ", ".join(name_of(other) for other in alike if other["row"] != row["row"])
+    """The evidence with every row's plan as a picture."""
+    methods = evidence(results)
+    for row in (row for method in methods for row in method["rows"]):
+        row["plan"] = "" if row["kept"] is None else _png(_shaded(row["kept"]))
+    return methods
 
 
 def _shaded(kept_SU: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ class Results:
     Attributes:
         rows: the suite's rows, in its order.
         ablations: rows by ablation, references first; an ablation that was not run is absent.
-        training: `artefacts.json` of every row that trains a predictor.
+        training: `artefacts.json` of every row that is trained.
         diagnostics: by row; empty if not run.
         latency, floor: their files; None if not run.
     """
@@ -131,6 +131,11 @@ class Results:
     diagnostics: dict[str, Any]
     latency: dict[str, Any] | None
     floor: dict[str, Any] | None
+
+    @property
+    def predictors(self) -> dict[str, Any]:
+        """The part of `training` that made a predictor, whose `scores` the log describes."""
+        return {row: log for row, log in self.training.items() if "scores" in log}
 
     def row(self, name: str) -> Row:
         """A row of the suite."""
@@ -152,8 +157,8 @@ def read_results(suite: Suite, folder: Path) -> Results:
     def optional(name: str) -> Any:
         return read_json(folder / name) if (folder / name).exists() else None
 
-    def by_row(pattern: str) -> dict[str, Any]:
-        found = {row: optional(pattern.format(row)) for row in suite.predictor_rows}
+    def by_row(pattern: str, rows: Sequence[str]) -> dict[str, Any]:
+        found = {row: optional(pattern.format(row)) for row in rows}
         return {row: content for row, content in found.items() if content is not None}
 
     ablations = {}
@@ -165,8 +170,8 @@ def read_results(suite: Suite, folder: Path) -> Results:
         suite=suite,
         rows=read_rows(folder, list(suite.rows)),
         ablations=ablations,
-        training=by_row("trained/{}/artefacts.json"),
-        diagnostics=by_row("diagnostics/{}.json"),
+        training=by_row("trained/{}/artefacts.json", suite.trained_rows),
+        diagnostics=by_row("diagnostics/{}.json", suite.predictor_rows),
         latency=optional("latency.json"),
         floor=optional("scores/floor.json"),
     )

@@ -217,8 +217,9 @@ def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
 def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
     """The floor's line: Frechet distance of real images to real images, mean ± std over random subsets."""
     cells = dict.fromkeys(columns, NO_CELL)
-    if floor is None:
-        label, numbers = "Real subset, floor (not run: no floor was measured)", {}
+    if floor is None or "not_run" in floor:
+        reason = floor["not_run"] if floor else "no floor was measured"
+        label, numbers = f"Real subset, floor (not run: {reason})", {}
         cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
     else:
         label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
@@ -229,6 +230,11 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
                 cells[column] = f"{spread['mean']:.{decimals}f} ± {spread['std']:.{decimals}f}"
     record = {"row": "floor", "suite": suite, "method": "floor", "label": label, **numbers}
     return record, cells | {"Method": label}
+
+
+def _without_paper(line: Record) -> Record:
+    """A line without the paper's columns, of the CSV or printed."""
+    return {column: value for column, value in line.items() if not column.startswith(("paper ", "paper_"))}
 
 
 def main_table(
@@ -279,6 +285,10 @@ def main_table(
     targets = any(record["target"] for record in records)
     cells = [_cells(record, table.metrics, papers, unit, latency_column, targets, found) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
+
+    if not table.paper:
+        records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
+        floor_cells = _without_paper(floor_cells)
 
     caption = [
         "Quality: value [95 % interval], delete-one-batch jackknife over",

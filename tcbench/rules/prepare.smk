@@ -22,4 +22,4 @@ rule pretrain_one:
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=PRETRAINED[SUITE.data]),
+        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=PRETRAINED.get(SUITE.data, [])),

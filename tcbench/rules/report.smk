@@ -71,7 +71,7 @@ def figure_files():
 EVERYTHING = {
     "scores": expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
     "ablations": ABLATION_SCORES,
-    "trained": expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.predictor_rows),
+    "trained": expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
     "diagnostics": expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
     "strips": expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
     "floor": rules.floor.output,

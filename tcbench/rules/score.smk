@@ -49,7 +49,7 @@ for group, rows in SUITE.scored_together.items():
             expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
         params:
             rows=rows,
-            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward'}, mode='json')]
+            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward', 'real', 'extractor_weights'}, mode='json')]
             + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
         log:
             f"{RESULTS}/logs/score-{group}.log",
@@ -66,9 +66,11 @@ rule floor:
     output:
         f"{RESULTS}/scores/floor.json",
     params:
-        settings=[SUITE.extractor, SUITE.data, SUITE.samples, SUITE.floor_draws, SUITE.seed],
+        settings=[SUITE.extractor, SUITE.data, str(SUITE.real), SUITE.samples, SUITE.floor_draws, SUITE.seed],
     log:
         f"{RESULTS}/logs/floor.log",
     threads: 1
+    resources:
+        gpu=int(SUITE.device == "cuda"),
     shell:
         f"tcbench floor {CONFIG} 2> {{log}}"

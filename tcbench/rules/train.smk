@@ -1,8 +1,24 @@
-# What the methods themselves train: predictor, alpha-bar, refiners.
+# What the methods themselves train: predictor, alpha-bar, refiners. The images that they need beside what ships are
+# encoded once; suites of the same images share the latents.
+rule encode:
+    input:
+        code=source_files("encode"),
+    output:
+        SUITE.latents_index,
+    params:
+        settings=SUITE.model_dump(include={"training", "latents", "model", "training_seed"}, mode="json"),
+    log:
+        f"{RESULTS}/logs/encode.log",
+    threads: workflow.cores
+    resources:
+        gpu=int(SUITE.device == "cuda"),
+    shell:
+        f"tcbench encode {CONFIG} 2> {{log}}"
 
 
 rule train:
     input:
+        latents=[SUITE.latents_index] if SUITE.training else [],
         code=lambda w: source_files("train", SUITE.holding(w.row).rows[w.row].method),
         files=lambda w: SUITE.holding(w.row).method(w.row).files(),
     output:
@@ -24,6 +40,7 @@ rule train:
 rule diagnose:
     input:
         rules.train.output,
+        latents=[SUITE.latents_index] if SUITE.training else [],
         code=lambda w: source_files("diagnose", SUITE.rows[w.row].method),
     output:
         f"{RESULTS}/diagnostics/{{row}}.json",

@@ -1,27 +1,35 @@
 """What several stages need: the suite's model, and a row ready to sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
 from tcbench.config import PROMPT_SETS, Suite
-from tcbench.data import Dataset, load_images
+from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
+from tcbench.data.images import Latents, Listing, list_images
 from tcbench.data.prompts import read_prompts
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Text
+from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import TextSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter, shape_of
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
 from tcbench.models.weights import locate
-from tcbench.sampling import SamplerSettings, make_sampler
+from tcbench.sampling import SamplerSettings, respaced_timesteps
 from tcbench.training.caching import load_artefacts
+
+if TYPE_CHECKING:
+    from tcbench.models.pretrained import Autoencoder
+
+EMBEDDED = get_args(DataName)
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ def sampler_settings(suite: Suite, row: str) -> SamplerSettings:
 
 
 def load_adapter(suite: Suite) -> Adapter:
-    """The suite's model with its weights, on its device."""
+    """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
     spec, device = MODELS[suite.model], device_of(suite)
+    torch.set_float32_matmul_precision("high" if suite.tf32 and device.type == "cuda" else "highest")
     if suite.weights == "random":
         return make_adapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
     return make_adapter(load_transformer(spec, suite.weights, device), spec)
@@ -94,17 +103,25 @@ class Captions:
 class PromptedCaptions:
     """The prompts of a published set, by sample; called, as a pretrained text encoder reads them.
 
+    Args:
+        suite: whose data are prompts.
+        held_out: the prompts that evaluated samples are generated for, or the captions of training images.
+
     Raises:
         UserError: the suite names no text encoder, or its model reads no captions.
     """
 
-    def __init__(self, suite: Suite) -> None:
+    def __init__(self, suite: Suite, *, held_out: bool) -> None:
         from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
 
         spec, device = MODELS[suite.model], device_of(suite)
         if not isinstance(spec, TextSpec) or suite.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
-        self.settings, self.prompts = suite.prompts, read_prompts(suite.data, suite.prompts.file)
+        self.settings = suite.prompts
+        if held_out or not suite.training:
+            self.prompts = read_prompts(suite.data, suite.prompts.file)
+        else:
+            self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.encoder = TextEncoder(suite.text_encoder, spec.caption_tokens, device, dtype)
         negative = self.settings.negative
@@ -114,49 +131,121 @@ class PromptedCaptions:
         """Numbers of the samples' prompts, int64 [n]."""
         return index // self.settings.per_prompt % len(self.prompts)
 
+    def read(self, prompts: Sequence[str]) -> Text:
+        """Prompts for the denoiser."""
+        from tcbench.models.pretrained import clean_captions
+
+        if self.settings.clean:
+            prompts = clean_captions(prompts)
+        elif self.settings.lowercase:
+            prompts = [prompt.lower() for prompt in prompts]
+        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""
-        prompts = [self.prompts[number] for number in self.words(index).tolist()]
-        prompts = [prompt.lower() for prompt in prompts] if self.settings.lowercase else prompts
-        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+        return self.read([self.prompts[number] for number in self.words(index).tolist()])
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Captions that the text encoder reads when they are drawn: of a large data set their states fill no disk."""
+
+    captions: Sequence[str]
+    read: Callable[[Sequence[str]], Text]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: Tensor) -> Text:
+        return self.read([self.captions[number] for number in index.tolist()])
 
 
 def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | PromptedCaptions | None:
     """The suite's captions; None where samples are conditioned on classes."""
     if suite.data in PROMPT_SETS:
-        return PromptedCaptions(suite)
-    return None if suite.data == "digits" else Captions(suite, held_out=held_out)
+        return PromptedCaptions(suite, held_out=held_out)
+    return None if suite.data in ("digits", "imagenet") else Captions(suite, held_out=held_out)
+
+
+def image_side(suite: Suite) -> int:
+    """Pixels along a side of the suite's images; where the model denoises latents, by the autoencoder's config."""
+    side = MODELS[suite.model].latent_shape[-1]
+    if suite.latents is None:
+        return side
+    return side * 2 ** (len(read_json(suite.latents.folder / "config.json")["block_out_channels"]) - 1)
 
 
 def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
     """What makes images of the suite's samples: nothing, where the model works on pixels.
 
     Raises:
-        UserError: the decoder is not there, or not one that this package runs.
+        UserError: as `load_autoencoder`.
     """
     if suite.latents is None:
         return lambda samples: samples
+    return load_autoencoder(suite).decode
+
+
+def load_autoencoder(suite: Suite) -> "Autoencoder":
+    """The autoencoder of `latents`.
+
+    Raises:
+        UserError: it is not there, not the model's, or not one that this package runs.
+    """
+    from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
+
+    if suite.latents is None:
+        raise UserError(f"suite {suite.suite}: latents: names no autoencoder; give its folder")
     if suite.latents.kind == "wf":
         raise UserError(
             f"suite {suite.suite}: latents.kind: WF-VAE is part of Open-Sora-Plan's own code and not run here; "
             "remove `latents` to sample latents, which no metric of videos reads"
         )
-    from tcbench.models.pretrained import Decoder
+    autoencoder, spec = Autoencoder(suite.latents.folder, suite.latents.scale, device_of(suite)), MODELS[suite.model]
+    if (channels := autoencoder.vae.config.latent_channels) != spec.in_channels:
+        raise UserError(
+            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; "
+            "give the autoencoder that the model was trained with"
+        )
+    return autoencoder
 
-    dtype = torch.bfloat16 if device_of(suite).type == "cuda" else torch.float32
-    return Decoder(suite.latents.folder, suite.latents.scale, device_of(suite), dtype)
+
+def list_training_images(suite: Suite) -> Listing:
+    """The images that methods are trained on.
+
+    Raises:
+        UserError: there are none, or they do not show what the suite's model is conditioned on.
+    """
+    spec, training = MODELS[suite.model], suite.training
+    if training is None:
+        raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
+    listing = list_images(training.folder, training.captions)
+    if isinstance(spec, TextSpec) and not listing.captions:
+        raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
+    if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:
+        raise UserError(
+            f"{training.folder}: holds folders of {listing.num_classes} classes, and {spec.name} knows "
+            f"{spec.num_classes}; unpack it again, a folder per class"
+        )
+    return listing
 
 
 def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) -> Dataset:
     """What methods are trained on, with captions as the denoiser reads them.
 
     Raises:
-        UserError: the suite's data are prompts alone.
+        UserError: there is nothing to train on, or it is not encoded.
     """
+    if suite.data in EMBEDDED:
+        data = load_images(suite.data)
+        return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
+    listing, index = list_training_images(suite), read_json(suite.latents_index)
+    latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
+    if index["settings"]["images"] != listing.digest or len(latents) != len(listing):
+        raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
     if isinstance(captions, PromptedCaptions):
-        raise UserError(f"suite {suite.suite}: data {suite.data!r} are prompts without images; nothing trains on them")
-    data = load_images(suite.data)
-    return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
+        return Dataset(latents, Unread(listing.captions, captions.read))
+    return Dataset(latents, torch.tensor(listing.classes))
 
 
 @lru_cache
@@ -193,24 +282,32 @@ def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
     folder = artefacts_folder(suite, row)
     if folder is None:
         return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
-    _check_training(suite, row, adapter)
+    check_training(suite, row)
     read = read_json(folder / "artefacts.json").get("read", {})
     for name, digest in files_digests(suite, row).items():
         if read.get(name) != digest:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
-    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if suite.rows[row].refiners else adapter, artefacts)
+    refiners = suite.rows[row].refiners
+    if refiners == "p-steps" and refined is not adapter:
+        refined.on_full_steps(adapter)
+    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if refiners else adapter, artefacts)
 
 
-def _check_training(suite: Suite, row: str, adapter: Adapter) -> None:
-    """A variant that borrows artefacts must not change what they were trained with."""
-    method, source = suite.method(row), suite.method(str(suite.trained_row(row)))
-    sampler = make_sampler(
-        adapter, method.sampled_steps(suite.rows[row].nfe), sampler_settings(suite, row), torch.arange(0)
-    )
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(0))
-    if type(method) is type(source) and method.training(run) != source.training(run):
+def check_training(suite: Suite, row: str) -> None:
+    """A row that borrows artefacts must not change what they were trained with; settled from shapes and options alone.
+
+    Raises:
+        UserError: it changes an option that its method reads in training.
+    """
+    source = suite.trained_row(row)
+    if source in (None, row):
+        return
+    method, trained = suite.method(row), suite.method(source)
+    timesteps = respaced_timesteps(suite.rows[source].nfe)
+    run = Run(shape_of(MODELS[suite.model]), timesteps, True, torch.arange(0))
+    if type(method) is type(trained) and method.training(run) != trained.training(run):
         raise UserError(
-            f"row {row}: its options change what {suite.trained_row(row)} was trained with; "
+            f"row {row}: its options change what {source} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )

@@ -85,7 +85,8 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
     """The first `count` samples of a row, or all if there are fewer, as tiles."""
     images = np.empty((0,))
     for name in read_json(folder / "row.json")["shards"]:
-        shard = load_file(folder / name)["image"][:, 0]
+        shard = load_file(folder / name)["image"]
+        shard = shard.transpose(0, 2, 3, 1) if shard.shape[1] == 3 else shard[:, 0]
         images = np.concatenate([images, shard]) if len(images) else shard
         if len(images) >= count:
             break
@@ -93,7 +94,10 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
 
 
 def _tiles(images: np.ndarray) -> np.ndarray:
-    """Pixels in [-1, 1], beyond which they are clipped, as bytes: [n, H, W]; the frames of a video side by side."""
+    """Bytes of grey pixels [n, H, W] in [-1, 1], beyond which they are clipped, or of uint8 colours [n, H, W, 3], which
+    stay; the frames of a video [n, T, H, W] side by side."""
+    if images.dtype == np.uint8:
+        return images
     if images.ndim == 4:
         images = np.concatenate(list(images.swapaxes(0, 1)), axis=2)
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)

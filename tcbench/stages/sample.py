@@ -12,7 +12,6 @@ from tqdm import tqdm
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data.prompts import read_prompts
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
-from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sampling import make_sampler, sample_batch
 from tcbench.sources import source_digest
@@ -22,6 +21,7 @@ from tcbench.stages.common import (
     ReadyRow,
     artefacts_folder,
     files_digests,
+    image_side,
     load_adapter,
     load_captions,
     load_decoder,
@@ -168,7 +168,7 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "settings": suite.row_settings(row),
             "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
             "timesteps": records[0]["timesteps"],
-            "resolution": MODELS[suite.model].latent_shape[-1],
+            "resolution": image_side(suite),
             "samples": suite.samples,
             "batch_size": suite.batch_size,
             "i_steps": records[0]["i_steps"],

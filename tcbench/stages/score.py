@@ -1,62 +1,131 @@
 """Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
 
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tcbench import stats
-from tcbench.config import Suite
+from tcbench.config import READINGS, Suite
 from tcbench.data import load_images, to_uint8
+from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, read_tensors, sha256, write_json, write_tensors
-from tcbench.metrics import Extractor, Features, Real, Samples, make_extractor, real_floor, score_row, trajectory_mae
+from tcbench.metrics import (
+    METRICS,
+    Extractor,
+    Features,
+    Real,
+    Samples,
+    make_extractor,
+    real_floor,
+    score_row,
+    trajectory_mae,
+)
+from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
+from tcbench.stages.common import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
+
+_DECODED = 256  # images decoded at a time
 
 
 def score_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows."""
-    extractor = make_extractor(suite.extractor, device=suite.device)
-    images = load_images(suite.data).images
-    real, scorers = Real(extractor.extract(to_uint8(images))), load_scorers(suite)
+    extractor = load_extractor(suite)
+    real, scorers = load_real(suite, extractor), load_scorers(suite)
     for row in rows:
         started = time.time()
         write_json(suite.folder / "scores" / f"{row}.json", _score(suite, row, extractor, scorers, real, started))
 
 
 def measure_floor(suite: Suite) -> None:
-    """Write scores/floor.json: the metrics of real subsets as large as a row's sample set, against all real images."""
-    extractor = make_extractor(suite.extractor, device=suite.device)
-    real = extractor.extract(to_uint8(load_images(suite.data).images))
-    floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
+    """Write scores/floor.json: the metrics of real subsets as large as a row's sample set, against all real images.
+
+    Where there are no more real images than that, the file says so.
+    """
+    extractor = load_extractor(suite)
+    real = load_real(suite, extractor).features
+    floor: dict[str, Any]
+    if extractor is None:
+        floor = {"not_run": "no metric compares with real images"}
+    elif len(real) <= suite.samples:
+        floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
+    else:
+        floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
     write_json(suite.folder / "scores" / "floor.json", floor)
 
 
-def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(a row's manifest, its tensors over all shards).
+def load_extractor(suite: Suite) -> Extractor | None:
+    """What turns images into features; nothing, where no metric looks at features."""
+    if suite.extractor is None:
+        return None
+    return make_extractor(suite.extractor, suite.extractor_weights, device=suite.device)
+
+
+def load_real(suite: Suite, extractor: Extractor | None) -> Real:
+    """The real images' side of the metrics; features of images in files are kept on disk.
+
+    Raises:
+        UserError: the real images are missing or damaged.
+    """
+    if extractor is None:
+        return Real(Features.none(0))
+    if (real := suite.real) is None:
+        return Real(extractor.extract(to_uint8(load_images(suite.data).images)))
+    path, side = suite.folder / "real-features.safetensors", image_side(suite)
+    if real.suffix == ".npz":
+        key = digest([sha256(real), suite.extractor, source_digest("score")])
+        return Real(_kept(path, key, lambda: extractor.extract(read_reference_images(real))), read_moments(real))
+    listing = list_images(real, suite.prompts.file if suite.data == "coco" else None)
+    key = digest([listing.digest, side, suite.extractor, source_digest("score")])
+    return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
+
+
+def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
+    """Features that are on disk under this key, or are made and put there."""
+    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
+        return Features(**stored[0])
+    features = make()
+    write_tensors(path, dict(vars(features)), {"key": key})
+    return features
+
+
+def read_shards(suite: Suite, row: str) -> Iterator[dict[str, Tensor]]:
+    """A row's tensors, shard by shard.
 
     Raises:
         UserError: a shard is missing or is not the one the manifest lists.
     """
     folder = suite.folder / "samples" / row
-    manifest = read_json(folder / "row.json")
-    parts = []
-    for name, expected in manifest["shards"].items():
-        tensors, _ = read_tensors(folder / name)
+    for name, expected in read_json(folder / "row.json")["shards"].items():
         if sha256(folder / name) != expected:
             raise UserError(
                 f"{folder / name}: is not the shard that row.json lists; run `tcbench sample` for {row} again"
             )
-        parts.append(tensors)
-    along = {"image": 0, "label": 0, "index": 0, "x0": 1, "xt": 1}
-    return manifest, {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
+        yield read_tensors(folder / name)[0]
+
+
+def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(a row's manifest, its tensors over all shards; no images where no metric looks at pixels, for lack of memory).
+
+    Raises:
+        UserError: as `read_shards`.
+    """
+    along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
+    if any(name in READINGS or "images" in METRICS[name].needs for name in suite.metrics):
+        along["image"] = 0
+    parts = [{key: part[key] for key in along} for part in read_shards(suite, row)]
+    tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
+    return read_json(suite.folder / "samples" / row / "row.json"), tensors
 
 
 def _score(
-    suite: Suite, row: str, extractor: Extractor, scorers: Scorers, real: Real, started: float
+    suite: Suite, row: str, extractor: Extractor | None, scorers: Scorers, real: Real, started: float
 ) -> dict[str, Any]:
     manifest, tensors = read_images(suite, row)
     samples = _samples(suite, row, manifest, tensors, extractor, scorers)
@@ -66,7 +135,7 @@ def _score(
         uncached = _samples(suite, reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     settings, method = suite.rows[row], suite.method(row)
-    groups = stats.batches(manifest["samples"], manifest["batch_size"])
+    groups = stats.batches(manifest["samples"], suite.group_size)
     return {
         "row": row,
         "suite": suite.suite,
@@ -84,6 +153,7 @@ def _score(
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
         "control": settings.control,
+        "refiners": settings.refiners,
         "target": settings.target,
         "extractor": suite.extractor,
         "metrics_not_run": dict(samples.not_run),
@@ -112,19 +182,18 @@ def _samples(
     row: str,
     manifest: dict[str, Any],
     tensors: dict[str, Tensor],
-    extractor: Extractor,
+    extractor: Extractor | None,
     scorers: Scorers,
 ) -> Samples:
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
-    path = suite.folder / "features" / f"{row}.safetensors"
-    key = digest([manifest["shards"], suite.extractor, source_digest("score")])
-    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
-        features = Features(**stored[0])
-    else:
-        features = extractor.extract(to_uint8(tensors["image"]))
-        write_tensors(path, dict(vars(features)), {"key": key})
+    features = Features.none(manifest["samples"])
+    if extractor is not None:
+        path = suite.folder / "features" / f"{row}.safetensors"
+        key = digest([manifest["shards"], suite.extractor, source_digest("score")])
+        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(suite, row))
+        features = _kept(path, key, lambda: Features.joined(parts))
     read, not_run = read_samples(suite, row, manifest, tensors, scorers)
-    return Samples(features, tensors["label"], tensors["image"], read, not_run)
+    return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
 
 
 def _plan(steps: list[dict[str, str | int]]) -> dict[str, str]:

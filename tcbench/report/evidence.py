@@ -1,0 +1,151 @@
+"""What a method's rows rest on: settings and who chose them, what was trained, what was recomputed and at what cost,
+how they stand against fewer steps, and which outputs of the original code the implementation is held to."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from tcbench.config import Suite
+from tcbench.registry import method_class
+from tcbench.report.claims import MATCHED
+from tcbench.report.compare import SIGNS, compare, decide_together
+from tcbench.report.scores import Results, Row, kept_shares, label_of, mac_ratio, name_of
+from tcbench.report.tables import PAPER_TABLE_1, interval_text
+
+UNCACHED = ("full_ddim20", "pixart_full_dpm20")
+GOLDEN_CASES = {
+    "uncached": UNCACHED,
+    "fewer_steps": UNCACHED,
+    "fora": ("fora_ddim20_n3",),
+    "learning_to_cache": ("l2c_ddim20", "l2c_router_train_soft"),
+    "toca": ("toca_ddim20_r0.07_n4", "pixart_toca_dpm20_r0.30_n3"),
+}
+"""Cases of `tests/golden` by the method that they prove (docs/goldens.md); others have no public original."""
+
+
+def evidence(results: Results) -> list[dict[str, Any]]:
+    """By method, in the suite's order: what it is and is proved by, and its rows.
+
+    A row's `kept` is the share of tokens that every step recomputed in every unit of its plan, [S, units]; None where
+    everything is computed or no plan was stored.
+    """
+    run = [row for row in results.rows if not row.get("not_run")]
+    return [
+        {
+            "method": method,
+            "label": method_class(method).label,
+            "about": sys.modules[method_class(method).__module__].__doc__,
+            "options": method_class(method).__doc__,
+            "goldens": GOLDEN_CASES.get(method, ()),
+            "rows": [_of_row(row, results) for row in run if row["method"] == method],
+        }
+        for method in dict.fromkeys(row["method"] for row in run)
+    ]
+
+
+def _of_row(row: Row, results: Results) -> dict[str, Any]:
+    macs, kept = row["macs"], kept_shares(row) if row.get("plan") else None
+    timing = (results.latency or {"rows": {}})["rows"].get(row["row"], {})
+    return {
+        "row": row["row"],
+        "label": label_of(row),
+        "nfe": row["nfe"],
+        "kept": kept,
+        "units": list(row.get("plan") or {}),
+        "summary": _summary(row, kept),
+        "ratio": f"{mac_ratio(row, results.rows):.2f}",
+        "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
+        "total": macs["per_sample"],
+        "spread": row["macs_spread"],
+        "i_steps": " ".join(map(str, row["i_steps"])),
+        "full": len(row["i_steps"]),
+        "latency": f"{timing['median_s']:.3g} s per batch" if timing else "not timed",
+        "cache": f"{row['cache_bytes'] / 1e6:.3g} MB",
+        "settings": [
+            (option, value, chosen_by(results.suite, row, option, value)) for option, value in row["settings"].items()
+        ],
+        "trained": _trained(row, results),
+        "fewer_steps": _against_fewer_steps(row, results),
+        "same": ", ".join(name_of(other) for other in _same_plan(row, results)),
+    }
+
+
+def chosen_by(suite: Suite, row: Row, option: str, value: Any) -> str:
+    """Who set an option of a row: the paper's Table I, a solved budget, the row, the suite, or the method's default."""
+    settings, method = suite.rows[row["row"]], suite.method(row["row"])
+    if settings.target and option == method.knob:
+        return f"solved for the MACs of {settings.target}"
+    stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else ("", 0)
+    published = dict(zip(("num_full_steps", "beta"), PAPER_TABLE_1.get((*stands_for, row["nfe"]), ()), strict=False))
+    if option in published and published[option] == value:
+        return "the paper, Table I"
+    if option in settings.options:
+        return "the row"
+    return "the suite" if option in suite.defaults.get(row["method"], {}) else "the method's default"
+
+
+def _summary(row: Row, kept_SU: np.ndarray | None) -> str:
+    """The plan in a sentence."""
+    if kept_SU is None:
+        return "everything is computed at every step" if "plan" in row else "no plan was stored"
+    partial = (kept_SU < 1).any(1)
+    text = f"{(~partial).sum()} of {len(kept_SU)} steps in full"
+    if not partial.any():
+        return text
+    tokens = kept_SU[partial].mean() * row["tokens"]
+    return (
+        f"{text}; on the others {tokens:.1f} of {row['tokens']} tokens are recomputed in each of {kept_SU.shape[1]} "
+        "units of the plan (mean), and all tokens in what the plan leaves out"
+    )
+
+
+def _trained(row: Row, results: Results) -> list[str]:
+    """What the row samples with, a line per stage of training."""
+    source = results.suite.trained_row(row["row"])
+    if source is None:
+        return ["nothing"]
+    if source not in results.training:
+        return [f"as {source}, whose log was not stored"]
+    lines = [] if source == row["row"] else [f"nothing of its own; it samples with what was trained for {source}:"]
+    for stage in results.training[source]["stages"]:  # as `tcbench.training.caching.train` logs them
+        losses = {key: values[-1] for key, values in stage.items() if isinstance(values, list) and values}
+        told = [f"{stage['iterations']} iterations of {stage['batch_size']}"] if "iterations" in stage else []
+        told += [f"{stage['samples']} samples"] if "samples" in stage else []
+        told += [f"λ {stage['cost_weight_used']:.2g}"] if "cost_weight_used" in stage else []
+        told += [f"last {key.replace('_', ' ')} {value:.3g}" for key, value in losses.items()]
+        told.append(f"{stage['wall_s']:.0f} s")
+        lines.append(f"{stage['kind']}: {', '.join(told)}")
+    lora = {True: "at every step", False: "left out", "p-steps": "on P-steps alone"}[row.get("refiners", True)]
+    return [*lines, f"LoRA refiners: {lora}"] if "refiners" in results.training[source]["files"] else lines
+
+
+def _against_fewer_steps(row: Row, results: Results) -> str:
+    """Quality less that of the uncached model with as many steps as cost the same; differences corrected together."""
+    if row["method"] in ("fewer_steps", "uncached"):
+        return ""
+    off = {
+        other["row"]: abs(other["macs"]["per_sample"] / row["macs"]["per_sample"] - 1)
+        for other in results.rows
+        if other["method"] == "fewer_steps" and other["nfe"] == row["nfe"] and not other.get("not_run")
+    }
+    nearest = min(off, key=lambda name: off[name], default=None)
+    if nearest is None or off[nearest] > MATCHED:
+        return f"no row of fewer steps is within {MATCHED:.0%} of its MACs"
+    other = results.row(nearest)
+    decided = decide_together([compare(row, other, metric) for metric in row["quality"] if metric in SIGNS])
+    told = [
+        f"{SIGNS[d.metric][0]} {interval_text(d.interval.value, d.interval.low, d.interval.high)} {d.outcome}"
+        for d in decided
+    ]
+    return f"this less {label_of(other)}: " + "; ".join(told)
+
+
+def _same_plan(row: Row, results: Results) -> list[Row]:
+    """Other rows whose executed plan is this one's, which makes the comparison one of names."""
+    plan = row.get("plan")
+    return [
+        other
+        for other in results.rows
+        if plan and other.get("plan") == plan and other["nfe"] == row["nfe"] and other["row"] != row["row"]
+    ]

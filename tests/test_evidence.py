@@ -1,0 +1,68 @@
+"""The report's evidence: who chose an option, what a plan does, what was trained, and what proves a method."""
+
+from pathlib import Path
+
+import pytest
+
+from tcbench.config import load_suite
+from tcbench.registry import method_names
+from tcbench.report.evidence import GOLDEN_CASES, chosen_by, evidence
+from tcbench.report.scores import Results
+
+from .conftest import GOLDEN
+from .test_report import make_rows
+
+CONFIG = Path(__file__).parent.parent / "config" / "digits.yaml"
+
+
+def test_every_golden_case_proves_a_method() -> None:
+    assert GOLDEN_CASES.keys() <= set(method_names())
+    assert {case for cases in GOLDEN_CASES.values() for case in cases} == {path.stem for path in GOLDEN.glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("row", "option", "value", "chooser"),
+    [
+        ("nfe20-toca-matched", "fresh_ratio", 0.1082, "solved for the MACs of nfe20-tokencache"),
+        ("nfe20-toca-matched", "interval", 2, "the row"),
+        ("nfe20-tokencache", "num_full_steps", 9, "the paper, Table I"),
+        ("nfe20-tokencache", "beta", -4000.0, "the paper, Table I"),
+        ("nfe20-random10", "num_full_steps", 10, "solved for the MACs of nfe20-tokencache"),
+        ("nfe20-tokencache", "cost_weight", "auto", "the suite"),
+        ("nfe20-tokencache", "recursion", "propagated", "the method's default"),
+    ],
+)
+def test_who_chose_an_option(row: str, option: str, value: object, chooser: str) -> None:
+    suite = load_suite(CONFIG)
+    assert suite.method(row).model_dump(mode="json")[option] == value
+    assert chosen_by(suite, {"row": row, "method": suite.rows[row].method, "nfe": 20}, option, value) == chooser
+
+
+def test_the_evidence_of_a_row() -> None:
+    suite = load_suite(CONFIG)
+    names = ("nfe20-uncached", "nfe20-steps", "nfe20-toca", "nfe20-tokencache")
+    rows = [
+        row | {"tokens": 64, "macs_spread": [1, 2], "cache_bytes": 10**6} for row in make_rows() if row["row"] in names
+    ]
+    uncached, steps, _, ours = rows
+    steps["row"] = "nfe20-steps12"
+    uncached["plan"], ours["plan"] = {}, {"block 0": "all 16", "block 1": "all none"}
+    ours["refiners"] = False
+    steps["macs"] = steps["macs"] | {"per_sample": ours["macs"]["per_sample"] + 1}
+    predictor = {"kind": "TrainScorer", "iterations": 160, "batch_size": 16, "wall_s": 44.1, "cache_loss": [2.0, 0.5]}
+    training = {"nfe20-tokencache": {"stages": [predictor], "files": {"predictor": "", "refiners": ""}, "scores": {}}}
+    found = evidence(Results(suite, rows, {}, training, {}, None, None))
+    assert [method["method"] for method in found] == ["uncached", "fewer_steps", "toca", "tokencache"]
+    assert found[2]["goldens"] == ("toca_ddim20_r0.07_n4", "pixart_toca_dpm20_r0.30_n3")
+    assert "Eq. 13" in found[3]["about"] and "Table I and Sec. IV-C" in found[3]["options"]
+    (first,), (second,), (third,), (fourth,) = (method["rows"] for method in found)
+    assert first["summary"] == "everything is computed at every step"
+    assert first["fewer_steps"] == second["fewer_steps"] == ""
+    assert third["summary"] == "no plan was stored" and third["trained"] == ["nothing"]
+    assert third["fewer_steps"] == "no row of fewer steps is within 5% of its MACs"
+    assert fourth["summary"].startswith("1 of 2 steps in full; on the others 8.0 of 64 tokens are recomputed in each")
+    assert fourth["fewer_steps"].startswith("this less fewer steps, 10 steps: FID -1.60 [")
+    assert fourth["trained"] == [
+        "TrainScorer: 160 iterations of 16, last cache loss 0.5, 44 s",
+        "LoRA refiners: left out",
+    ]
