@@ -255,7 +255,8 @@ class Suite(_Strict):
         shard_batches: batches per file on disk, a shard, which is a jackknife group.
         traced: samples per row whose trajectory is kept.
         tables: the paper's tables that the rows stand beside, by file name.
-        jobs: workflow jobs: two (rows with and without something trained, for small suites), per method or per row.
+        jobs: workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every
+            NFE), one per method or one per row.
         defaults: options by method, under the rows' own.
         ablations: questions asked beside the tables (target `ablations`).
         prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
@@ -293,7 +294,7 @@ class Suite(_Strict):
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
     figure: Figure
     tables: dict[str, PaperTable] = {"table2": TABLE_2}
-    jobs: Literal["two", "method", "row"] = "method"
+    jobs: Literal["two", "nfe", "method", "row"] = "method"
     diagnostics_pairs: PositiveInt = 64
     defaults: dict[str, dict[str, Any]] = {}
     rows: dict[str, Row]
@@ -330,13 +331,18 @@ class Suite(_Strict):
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Rows by workflow job."""
+        """Rows by workflow job that samples."""
         groups: dict[str, tuple[str, ...]] = {}
         for row, settings in self.rows.items():
             need = "trained" if self.trained_row(row) else "untrained"
-            group = {"two": need, "method": settings.method, "row": row}[self.jobs]
-            groups[group] = (*groups.get(group, ()), row)
+            names = {"two": need, "nfe": f"nfe{settings.nfe}-{need}", "method": settings.method, "row": row}
+            groups[names[self.jobs]] = (*groups.get(names[self.jobs], ()), row)
         return groups
+
+    @cached_property
+    def scored_together(self) -> dict[str, tuple[str, ...]]:
+        """Rows by workflow job that scores: small suites have one, for importing torch takes longer than scoring."""
+        return self.groups if self.jobs == "row" else {"all": tuple(self.rows)}
 
     @property
     def folder(self) -> Path:
@@ -357,6 +363,10 @@ class Suite(_Strict):
     def trained_folder(self, row: str) -> Path:
         """Where what is trained for a row goes; ablations share it."""
         return Path("results") / self.suite / "trained" / row
+
+    def twin(self, row: str) -> Path | None:
+        """The folder of another row's samples that begin with this row's, because their settings are the same."""
+        return None
 
     def guidance_scale(self, row: str) -> float:
         """A row's CFG scale."""
@@ -445,6 +455,16 @@ class AblationSuite(Suite):
     def folder(self) -> Path:
         """Below the suite's folder."""
         return Path("results") / self.suite / "ablations" / self.ablation
+
+    @cached_property
+    def _suite_rows(self) -> dict[str, str]:
+        """The rows of the suite itself, by the digest of their settings."""
+        return {digest(self.row_settings(row)): row for row in self.rows if row not in self.own}
+
+    def twin(self, row: str) -> Path | None:
+        """A variant that changes nothing, or a reference, is a row of the suite with fewer samples."""
+        twin = self._suite_rows.get(digest(self.row_settings(row)))
+        return Path("results") / self.suite / "samples" / twin if twin else None
 
     @property
     def variants(self) -> tuple[str, ...]:

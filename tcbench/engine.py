@@ -270,7 +270,7 @@ class PlainBlocks:
     def condition(self, step: int, context: Any) -> Any:
         """What conditions the rows at a step."""
         rows = len(self.run.sample_index) * self.run.rows_per_sample
-        timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.model.device)
+        timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.device)
         return self.adapter.condition(timestep, context)
 
     def embed(self, latent: Tensor) -> Tensor:

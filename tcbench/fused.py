@@ -39,7 +39,7 @@ from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
 
 def can_fuse(adapter: Adapter) -> bool:
     """Whether `FusedBlocks` serves this model where it is."""
-    return available(adapter.model.device)
+    return available(adapter.device)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class FusedBlocks:
         self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
         self._eps = adapter.spec.norm_eps
         self._rows = len(run.sample_index) * run.rows_per_sample
-        self._timesteps = torch.tensor(run.timesteps, device=adapter.model.device)
-        self._ones = torch.ones(1, adapter.spec.width, device=adapter.model.device, dtype=adapter.model.dtype)
+        self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
+        self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
         self._ones = self._ones.expand(self._rows, -1)
         self._positions = adapter.model.pos_embed.pos_embed
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds

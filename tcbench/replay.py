@@ -57,7 +57,7 @@ class Replay:
         self._adapter, self._method, self._settings, self._path = adapter, method, settings, path
         self._index = sample_index
         _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-        device, dtype = adapter.model.device, adapter.model.dtype
+        device, dtype = adapter.device, adapter.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
         prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
         self._prompt = prompt.to(device)

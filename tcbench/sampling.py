@@ -365,7 +365,7 @@ def start_run(
 ) -> tuple[Sampler, Run]:
     """The sampler and the run of one batch; `nfe` is the uncached reference's number of steps."""
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, sample_index)
-    device = adapter.model.device
+    device = adapter.device
     run = Run(adapter.shape, sampler.timesteps, True, sample_index.to(device), settings.seed, artefacts)
     return sampler, run
 
@@ -410,7 +410,7 @@ def sample_batch(
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
     engine = Engine(adapter, run, method.start(run), FusedBlocks if can_fuse(adapter) else PlainBlocks)
-    device, dtype = adapter.model.device, adapter.model.dtype
+    device, dtype = adapter.device, adapter.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []

@@ -14,6 +14,7 @@ from tcbench.plan import Tokens
 from tcbench.registry import make_method
 from tcbench.report.ablations import table_ablation
 from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.stages import sample
 from tcbench.stages.common import load_adapter, ready_row
 
 from .test_contract import artefacts_for
@@ -165,3 +166,35 @@ def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     refined = ready_row(ablation, "refiners-predictor-lora", adapter)
     assert plain.adapter is adapter and refined.adapter is not adapter
     assert plain.artefacts.alpha_bar == refined.artefacts.alpha_bar
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("shard-*.safetensors")}
+
+
+def test_a_variant_that_changes_nothing_takes_its_rows_samples(tmp_path, suite, monkeypatch):
+    """The same bytes as if it had been sampled, without sampling: trajectories, which ablations do not keep, go."""
+    ablation, row = suite.ablation_suites["cache_ratio"], "cache_ratio-reference4"
+    assert ablation.twin(row) == suite.folder / "samples" / "nfe4-uncached"
+    assert ablation.twin("cache_ratio-r0.7") is None and suite.twin("nfe4-uncached") is None
+    for folder in ("alone", "after"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "alone")
+    sample.sample_rows(ablation, (row,))
+    monkeypatch.chdir(tmp_path / "after")
+    sample.sample_rows(suite, ("nfe4-uncached",))
+    monkeypatch.setattr(sample, "sample_batch", None)
+    sample.sample_rows(ablation, (row,))
+    alone, after = (shards(tmp_path / folder / ablation.folder) for folder in ("alone", "after"))
+    assert len(alone) == 2 and alone == after
+
+
+def test_more_samples_keep_those_that_there_are(tmp_path, suite, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample.sample_rows(suite, ("nfe4-uncached",))
+    before, sampled = shards(suite.folder), []
+    monkeypatch.setattr(sample, "_sample_shard", lambda suite, row, number, *rest: sampled.append(number))
+    monkeypatch.setattr(sample, "_write_manifest", lambda *_, **__: None)
+    sample.sample_rows(load_suite(changed(tmp_path, "samples: 8", "samples: 10")), ("nfe4-uncached",))
+    sample.sample_rows(load_suite(changed(tmp_path, "traced: 4", "traced: 2")), ("nfe4-uncached",))
+    assert sampled == [2, 0] and shards(suite.folder) == before

@@ -84,7 +84,11 @@ def test_what_a_suite_answers(tmp_path: Path) -> None:
     assert suite.trained_rows == ("ours",)
     assert [suite.trained_row(row) for row in suite.rows] == [None, None, "ours", "ours"]
     assert suite.groups == {"uncached": ("plain",), "fora": ("fora",), "tokencache": ("ours",), "no_tokens": ("none",)}
-    assert load_suite(written(tmp_path, changed("jobs", "row"))).groups == {row: (row,) for row in VALID["rows"]}
+    assert suite.scored_together == {"all": tuple(VALID["rows"])}
+    by_nfe = load_suite(written(tmp_path, changed("jobs", "nfe")))
+    assert by_nfe.groups == {"nfe20-untrained": ("plain", "fora"), "nfe20-trained": ("ours", "none")}
+    by_row = load_suite(written(tmp_path, changed("jobs", "row")))
+    assert by_row.groups == by_row.scored_together == {row: (row,) for row in VALID["rows"]}
     assert suite.rows["plain"].paper.model_dump(by_alias=True)["is"] == 222.8
 
 

@@ -32,7 +32,7 @@ def test_digits(digits: Dataset) -> None:
 def test_altered_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     altered = datasets.load_digits()
     altered.images[17, 3, 3] += 1
-    monkeypatch.setattr(data_module, "load_digits", lambda: altered)
+    monkeypatch.setattr(datasets, "load_digits", lambda: altered)
     data_module.handwriting.cache_clear()  # it is checked when first read
     with pytest.raises(UserError, match="reinstall scikit-learn"):
         load_images("digits")

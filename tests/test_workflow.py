@@ -82,7 +82,7 @@ def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(finished):
     finally:
         method.write_text(text)
     jobs = {line.split()[1].rstrip(":") for line in plan.splitlines() if line.startswith(("rule ", "localrule "))}
-    assert jobs == {"sample_fora", "score_fora", "latency", "render_tables", "tables"}
+    assert jobs == {"sample_fora", "score_all", "latency", "render_tables", "tables"}
 
 
 def test_editing_a_stage_does_not_retrain(finished):

@@ -8,8 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from tcbench.errors import UserError
@@ -72,6 +70,8 @@ def load_images(name: DataName, held_out: bool = False) -> Dataset:
 @lru_cache
 def handwriting() -> Dataset:
     """The digits as they come, [1797, 1, 8, 8]; see `load_images`."""
+    from sklearn.datasets import load_digits  # takes two seconds, which what only samples does without
+
     raw = load_digits()
     pixels, labels = raw.images.astype(np.uint8), raw.target.astype(np.uint8)
     found = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
@@ -83,6 +83,8 @@ def handwriting() -> Dataset:
 
 def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split into (train, held out), with the classes in equal proportion; the same split on every machine."""
+    from sklearn.model_selection import train_test_split
+
     train, held = train_test_split(
         np.arange(len(data)), test_size=held_out, stratify=data.labels.numpy(), random_state=seed
     )

@@ -141,6 +141,16 @@ class Adapter(ABC):
         """Called by the engine before it executes a plan; `full`: the plan computes everything."""
         self.blocks = self._by_step[full]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. diffusers' own properties walk through all modules, which shows when asked every step."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(self.model.parameters()).dtype
+
     # --- conditioning
 
     @abstractmethod

@@ -84,7 +84,7 @@ class DiTAdapter(Adapter):
     def condition(self, timestep_R: Tensor, context: Tensor) -> Tensor:
         """Timestep plus label embedding, [R, D]; computed once because all blocks share one embedder."""
         labels = context.repeat(len(timestep_R) // len(context))
-        return self.blocks[0].norm1.emb(timestep_R, labels, hidden_dtype=self.model.dtype)
+        return self.blocks[0].norm1.emb(timestep_R, labels, hidden_dtype=self.dtype)
 
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Tensor) -> Tensor:
         """The model's own forward: [R, out_channels, H, W]."""

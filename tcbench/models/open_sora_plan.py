@@ -132,7 +132,7 @@ class OpenSoraPlanAdapter(TextAdapter):
 
     def __init__(self, model: AllegroTransformer3DModel, spec: OpenSoraPlanSpec) -> None:
         super().__init__(model, spec, open_sora_plan_shape(spec))
-        self.rotary = rotary_positions(spec, model.device)
+        self.rotary = rotary_positions(spec, self.device)
 
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Text) -> Tensor:
         """The model's own forward: [R, out_channels, F, H, W]."""

@@ -147,7 +147,7 @@ class TextAdapter(Adapter):
         Raises:
             UserError: the model learned no null caption and the prompts bring no negative one.
         """
-        prompt, where = prompt.to(self.model.device, self.model.dtype), where_R.to(self.model.device)
+        prompt, where = prompt.to(self.device, self.dtype), where_R.to(self.device)
         if self.spec.null_caption:
             null, mask = self.model.null_caption, prompt.mask_RT
         elif prompt.negative is not None:
@@ -159,7 +159,7 @@ class TextAdapter(Adapter):
 
     def prepare(self, prompt: Text) -> TextContext:
         """Project the captions and make their keys and values for every block."""
-        prompt = prompt.to(self.model.device, self.model.dtype)
+        prompt = prompt.to(self.device, self.dtype)
         text = self.model.caption_projection(prompt.states_RTC)
         bias = ((1 - prompt.mask_RT.to(text.dtype)) * MASKED)[:, None, None]
         keys_values = {block: self._text_keys_values(block, text) for block in self.blocks}
@@ -168,7 +168,7 @@ class TextAdapter(Adapter):
     def condition(self, timestep_R: Tensor, context: TextContext) -> TextCondition:
         """adaLN-single's output, shared by all blocks."""
         modulation, timestep = self.model.adaln_single(
-            timestep_R, self._size(len(timestep_R)), batch_size=len(timestep_R), hidden_dtype=self.model.dtype
+            timestep_R, self._size(len(timestep_R)), batch_size=len(timestep_R), hidden_dtype=self.dtype
         )
         return TextCondition(modulation.unflatten(1, (6, -1)), timestep, context)
 
@@ -232,7 +232,7 @@ class PixArtAdapter(TextAdapter):
     def _size(self, rows: int) -> dict[str, Tensor | None]:
         if not self.spec.sized:
             return super()._size(rows)
-        pixels = torch.full((rows, 2), 8.0 * self.spec.sample_size, device=self.model.device, dtype=self.model.dtype)
+        pixels = torch.full((rows, 2), 8.0 * self.spec.sample_size, device=self.device, dtype=self.dtype)
         return {"resolution": pixels, "aspect_ratio": pixels[:, :1] / pixels[:, 1:]}
 
 

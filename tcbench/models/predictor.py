@@ -32,7 +32,7 @@ class CachePredictor(nn.Module):
         self.head = nn.Linear(shape.width, shape.num_blocks)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.to(adapter.model.device)
+        self.to(adapter.device)
 
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""

@@ -15,6 +15,8 @@ for name, ablation in SUITE.ablation_suites.items():
                 f"{RESULTS}/trained/{{row}}/artefacts.json",
                 row=sorted({ablation.trained_row(row) for row in ablation.own} - {None}),
             ),
+            # what a variant shares with a row of the suite is copied; the shards themselves say whether they still fit
+            twins=[ancient(f"{twin}/row.json") for twin in sorted({ablation.twin(row) for row in ablation.own} - {None})],
             code=source_files("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
@@ -28,5 +30,7 @@ for name, ablation in SUITE.ablation_suites.items():
         threads: 1
         resources:
             gpu=int(SUITE.device == "cuda"),
+        # as in sample.smk
+        priority: sum(ablation.rows[row].nfe for row in ablation.own) * ablation.samples // SUITE.samples
         shell:
             f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

@@ -32,6 +32,7 @@ for group, rows in SUITE.groups.items():
         threads: 1
         resources:
             gpu=int(SUITE.device == "cuda"),
+        priority: sum(SUITE.rows[row].nfe for row in rows)  # the longest first, so that the cores finish together
         shell:
             f"tcbench sample {CONFIG} --rows {{params.rows}} 2> {{log}}"
 

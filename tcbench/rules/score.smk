@@ -33,7 +33,7 @@ def videos_of(rows):
     return expand(f"{RESULTS}/vbench/{{row}}.json", row=scored) if "vbench" in SUITE.metrics else []
 
 
-for group, rows in SUITE.groups.items():
+for group, rows in SUITE.scored_together.items():
 
     rule:
         name:

@@ -32,7 +32,7 @@ rule train:
     threads: 1
     resources:
         gpu=int(SUITE.device == "cuda"),
-    priority: 10
+    priority: 10000  # before any sampling, because sampling waits for it
     shell:
         f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
 

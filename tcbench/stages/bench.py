@@ -161,7 +161,7 @@ def _described(suite: SpeedSuite, part: Part, adapter: Adapter) -> Record:
         "dtype": part.dtype,
         "batch_size": part.batch_size,
         "protocol": suite.protocol.model_dump(),
-        "machine": machine(adapter.model.device),
+        "machine": machine(adapter.device),
     }
 
 
@@ -176,7 +176,7 @@ def time_interleaved(
     Raises:
         UserError: latents became NaN or infinite.
     """
-    device, protocol = adapter.model.device, suite.protocol
+    device, protocol = adapter.device, suite.protocol
     prepared: dict[str, Prepared] = {}
     records: dict[str, Record] = {}
     rounds = protocol.warmup + protocol.repeats + protocol.step_rounds
@@ -240,7 +240,7 @@ def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:
 def _peak_memory(adapter: Adapter) -> Iterator[Callable[[], int | None]]:
     """Peak bytes of one row as if it were alone: the weights and what preparing and running it adds."""
     gc.collect()
-    if adapter.model.device.type != "cuda":
+    if adapter.device.type != "cuda":
         yield lambda: None
         return
     torch.cuda.empty_cache()

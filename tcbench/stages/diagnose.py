@@ -153,7 +153,7 @@ def _observe_trajectories(
     units = [Block(block) for block in range(run.shape.num_blocks)]
     observer = _Observer(units, free)
     engine = Engine(adapter, run, observer)
-    x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
+    x = initial_noise(adapter, settings.seed, index).to(adapter.device)
     prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
     similarity, size, before = [], [], None
     for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):

@@ -42,7 +42,7 @@ def measure_latency(suite: Suite) -> None:
         {
             "protocol": {
                 "device": torch.cuda.get_device_name() if suite.device == "cuda" else "cpu",
-                "dtype": "tf32" if suite.tf32 else str(adapter.model.dtype).removeprefix("torch."),
+                "dtype": "tf32" if suite.tf32 else str(adapter.dtype).removeprefix("torch."),
                 "cfg": True,
                 "threads": torch.get_num_threads(),
                 **protocol.model_dump(),

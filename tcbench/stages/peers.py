@@ -56,7 +56,7 @@ class DiffusersRun:
         self._spec = _dit(adapter).spec
         self.nfe, self._settings = nfe, settings
         self._sampler = ReferenceDDIM(nfe, settings.spacing)
-        device, dtype = adapter.model.device, adapter.model.dtype
+        device, dtype = adapter.device, adapter.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
         label = sample_labels(sample_index, self._spec.num_classes).to(device)
         self._rows = torch.cat([label, torch.full_like(label, self._spec.num_classes)])
@@ -109,7 +109,7 @@ class MatrixProducts:
         self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
         self._blocks, self._heads = adapter.blocks, adapter.spec.num_heads
         rows = 2 * len(sample_index)
-        like = {"device": adapter.model.device, "dtype": adapter.model.dtype}
+        like = {"device": adapter.device, "dtype": adapter.dtype}
         self._x = torch.randn(rows, shape.num_tokens, shape.width, **like)  # type: ignore[call-overload]
 
     @torch.inference_mode()

@@ -61,12 +61,12 @@ def profile_parts(
         with precision(part.dtype):
             adapter = random_adapter(suite, part, device_of(suite))
             replay = prepare_row(suite, part, row, adapter, path)
-            steps = profile_steps(replay, adapter.shape, adapter.model.device)
+            steps = profile_steps(replay, adapter.shape, adapter.device)
         record = {
             **{key: getattr(part, key) for key in ("model", "dtype", "batch_size", "nfe")},
             "row": row,
             "path": path,
-            "machine": machine(adapter.model.device),
+            "machine": machine(adapter.device),
             "steps": steps,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         }

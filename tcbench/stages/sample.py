@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.config import PROMPT_SETS, Suite
@@ -31,11 +32,14 @@ from tcbench.stages.common import (
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads."""
-    folder = artefacts_folder(suite, row)
+    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads.
+
+    How many they are and how many are traced is not among it: a shard's tensors show that.
+    """
+    folder, settings = artefacts_folder(suite, row), suite.row_settings(row)
     return digest(
         {
-            "settings": suite.row_settings(row),
+            "settings": {key: value for key, value in settings.items() if key not in ("samples", "traced")},
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(suite, row),
@@ -63,7 +67,11 @@ def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
     adapter = captions = decode = None
     for row in rows:
         started, fingerprint = time.time(), row_fingerprint(suite, row)
-        missing = [number for number in range(len(shards(suite))) if not _is_done(suite, row, number, fingerprint)]
+        missing = [
+            number
+            for number in range(len(shards(suite)))
+            if not (_is_done(suite, row, number, fingerprint) or _take_over(suite, row, number, fingerprint))
+        ]
         if missing:
             decode = decode or load_decoder(suite)
             adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
@@ -74,8 +82,34 @@ def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
 
 
 def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
-    path = shard_path(suite, row, number)
-    return path.exists() and read_tensors(path)[1].get("fingerprint") == fingerprint
+    held = _held(suite, number, shard_path(suite, row, number), fingerprint)
+    return held is not None and held[0]["x0"].shape[1] == _traced(suite, number)
+
+
+def _take_over(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
+    """Copy a shard of the row that this one begins like (`Suite.twin`), if it is there, with the traces wanted here."""
+    twin, path, traced = suite.twin(row), shard_path(suite, row, number), _traced(suite, number)
+    held = twin and _held(suite, number, twin / path.name, fingerprint)
+    if not held or held[0]["x0"].shape[1] < traced:
+        return False
+    tensors, metadata = held
+    write_tensors(path, tensors | {name: tensors[name][:, :traced] for name in ("x0", "xt")}, metadata)
+    return True
+
+
+def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata of a file, if it holds this shard."""
+    if path.exists():
+        tensors, metadata = read_tensors(path)
+        if metadata.get("fingerprint") == fingerprint and tensors["index"].tolist() == list(shards(suite)[number]):
+            return tensors, metadata
+    return None
+
+
+def _traced(suite: Suite, number: int) -> int:
+    """How many samples of a shard keep their trajectory."""
+    indices = shards(suite)[number]
+    return len(range(indices.start, min(indices.stop, suite.traced)))
 
 
 def _sample_shard(
@@ -85,7 +119,7 @@ def _sample_shard(
     fingerprint: str,
     ready: ReadyRow,
     captions: Captions | PromptedCaptions | None,
-    decode: Callable[[torch.Tensor], torch.Tensor],
+    decode: Callable[[Tensor], Tensor],
 ) -> None:
     indices, settings = shards(suite)[number], sampler_settings(suite, row)
     batches = []

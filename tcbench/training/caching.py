@@ -80,7 +80,7 @@ class Pairs:
 
     def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
         """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
-        device = self.adapter.model.device
+        device = self.adapter.device
         chosen = torch.randint(len(self.data), (len(step_R),), generator=self.generator)
         x0, label = self.data.images[chosen], self.data.labels[chosen]
         dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
@@ -255,7 +255,7 @@ def _collect_scores(
     index = CALIBRATION_INDEX + torch.arange(stage.samples)
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts)
     collector = _ScoreCollector(stage)
-    x = initial_noise(adapter, settings.seed, index).to(adapter.model.device)
+    x = initial_noise(adapter, settings.seed, index).to(adapter.device)
     steps = denoise(adapter, Engine(adapter, run, collector), sampler, settings, x, prompts(index).to(x.device))
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
@@ -308,7 +308,7 @@ def _train_refiners(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
+        if iteration % max(1, stage.iterations // 20) == 0 or iteration == stage.iterations - 1:
             history["loss"].append(loss.item())
             lora.disable_adapter_layers()
             with torch.no_grad():

@@ -58,7 +58,7 @@ class RouterTrainer:
 
     def __init__(self, pairs: "Pairs", stage: TrainRouter, logits: Tensor) -> None:
         self.pairs, self.stage = pairs, stage
-        device = pairs.adapter.model.device
+        device = pairs.adapter.device
         self.rows = [nn.Parameter(row.to(device, copy=True)) for row in logits]
         self.optimiser = torch.optim.AdamW(self.rows, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
 
