@@ -173,7 +173,7 @@ def test_a_damaged_shard_is_named_not_scored(finished, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-100])
     result = run(copy, "tcbench", "score", SMOKE, "--rows", "nfe4-fora", check=False)
     assert result.returncode == 2
-    assert "shard-00001.safetensors: truncated or not a safetensors file" in result.stderr
+    assert "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample`" in result.stderr
     assert "Traceback" not in result.stderr
 
 
