@@ -7,7 +7,7 @@ uniformly, for every sample, block and P-step. It needs no predictor, so at equa
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit, top_tokens
+from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit, top_tokens_by_block
 
 
 class RandomTokens(Method):
@@ -40,4 +40,5 @@ class RandomTokens(Method):
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in free], ALL, keys=self.keys)
         count = round((1 - self.cache_ratio) * shape.num_tokens)
-        return Plan({Block(block): Decision(top_tokens(look.uniform(block), count), keys=self.keys) for block in free})
+        chosen = top_tokens_by_block(look.uniform()[:, : len(free)], [count] * len(free))
+        return Plan({Block(block): Decision(chosen[block], keys=self.keys) for block in free})

@@ -29,8 +29,8 @@ class _ShapeLook:
         self.ledger.charge(name, CachePredictor.macs(self.run.shape))
         return self._empty(self.run.shape.num_blocks, self.run.shape.num_tokens)
 
-    def uniform(self, block: int) -> Tensor:
-        return self._empty(self.run.shape.num_tokens)
+    def uniform(self) -> Tensor:
+        return self._empty(self.run.shape.num_blocks, self.run.shape.num_tokens)
 
     def attention_received(self, block: int) -> Tensor:
         return self._empty(self.run.shape.num_tokens)

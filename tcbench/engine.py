@@ -83,10 +83,11 @@ class _Look:
         self.engine.charge(name, scorer.macs(self.run.shape))
         return scorer(self.engine.blocks, self.x_RND, self.condition)
 
-    def uniform(self, block: int) -> Tensor:
+    def uniform(self) -> Tensor:
         run = self.run
-        numbers = noise.uniform(run.seed, run.sample_index, run.shape.num_tokens, self.step, block)
-        return numbers.repeat(run.rows_per_sample, 1)
+        blocks = torch.arange(run.shape.num_blocks, device=run.sample_index.device)
+        numbers = noise.uniform(run.seed, run.sample_index[:, None], run.shape.num_tokens, self.step, blocks)
+        return numbers.repeat(run.rows_per_sample, 1, 1)
 
     def attention_received(self, block: int) -> Tensor:
         return self.engine.cache.attention_received(block)

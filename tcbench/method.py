@@ -141,8 +141,8 @@ class Look(Protocol):
     def scores(self, name: str) -> "Tensor":
         """The named scorer's importance of every token in every block, in (0, 1), [R, L, N]; charged to its name."""
 
-    def uniform(self, block: int) -> "Tensor":
-        """Uniform numbers [R, N] keyed by (seed, sample index, step, block), equal for both halves of a guided pair."""
+    def uniform(self) -> "Tensor":
+        """Uniform numbers [R, L, N] by (seed, sample index, step, block), equal in both halves of a guided pair."""
 
     def attention_received(self, block: int) -> "Tensor":
         """The attention each token received, sum_i mean_heads softmax(QK^T)_ij, [R, N], when `block` was last observed.

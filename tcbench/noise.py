@@ -22,11 +22,11 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
-def _key(seed: int, index_n: Tensor, *purpose: int) -> Tensor:
-    """One well-mixed int64 per sample for this purpose."""
+def _key(seed: int, index_n: Tensor, *purpose: int | Tensor) -> Tensor:
+    """One well-mixed int64 per sample for this purpose, or for each of several: numbers broadcast with the indices."""
     key = _mix(index_n + _mix(torch.full_like(index_n, seed) + _GAMMA))
     for number in purpose:
-        key = _mix(key + torch.full_like(key, number + 1) * _GAMMA)  # in int64, which wraps around
+        key = _mix(key + (torch.as_tensor(number) + 1) * _GAMMA)  # in int64, which wraps around
     return key
 
 
@@ -39,8 +39,11 @@ def gaussian(seed: int, index_n: Tensor, shape: tuple[int, ...], *purpose: int) 
     return torch.from_numpy(np.stack([stream.standard_normal(shape, np.float32) for stream in streams]))
 
 
-def uniform(seed: int, index_n: Tensor, count: int, *purpose: int) -> Tensor:
-    """Uniform numbers in [0, 1), [n, count], computed without a loop or a host synchronisation on index_n's device."""
+def uniform(seed: int, index_n: Tensor, count: int, *purpose: int | Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), [n, count], computed without a loop or a host synchronisation on index_n's device.
+
+    With indices [n, 1] and a purpose [m], [n, m, count]: the numbers of m purposes at once.
+    """
     counter = torch.arange(1, count + 1, device=index_n.device) * _GAMMA
-    bits = _mix(_key(seed, index_n, *purpose).unsqueeze(1) + counter)
+    bits = _mix(_key(seed, index_n, *purpose).unsqueeze(-1) + counter)
     return ((bits >> 40) & 0xFFFFFF).float() / (1 << 24)
