@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
-    sub.add_argument("--files", action="store_true", help="also look for every file that does not ship; 1 if any lacks")
+    sub.add_argument(
+        *("--files", "--dry-run"),
+        action="store_true",
+        help="also look for every file that a run would need and that does not ship; 1 if any lacks",
+    )
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
