@@ -1,8 +1,7 @@
 """`Blocks` with fused kernels: the same plans and caches, fewer passes over memory, nothing done twice.
 
 For models whose blocks are self-attention and an MLP under adaLN, with attention over a text between them or not. What
-differs from `PlainBlocks`, and why, each
-measured in docs/speed.md:
+differs from `PlainBlocks`, and why, each measured in docs/speed.md:
 
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and prompt alone.
 - Patches are embedded by a product, which leaves them in the stream's order, instead of by a convolution.
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcbench.cache import Cache
+from tcbench.groups import Groups
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import Linear, SelfAttention
 from tcbench.kernels.chosen import Path
@@ -51,7 +51,7 @@ class _Layers:
 
     first: Mapping[str, Linear]
     last: Mapping[str, Linear]
-    groups: tuple[int, int] | None
+    groups: Groups | None
 
 
 _layers: WeakKeyDictionary[nn.Module, _Layers] = WeakKeyDictionary()

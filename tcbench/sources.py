@@ -12,7 +12,8 @@ from tcbench.registry import method_file
 PACKAGE = Path(__file__).resolve().parent
 
 _MODEL = [
-    f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")
+    "groups.py",
+    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")),
 ]
 _ENGINE = [
     *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),

@@ -7,8 +7,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from tcbench.groups import group_of, join_groups, split_groups
 from tcbench.kernels import Chosen, context, rows, stream
-from tcbench.kernels.attention import SelfAttention, join, split
+from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
@@ -163,11 +164,13 @@ def test_attention_of_chosen_tokens_in_groups(used: int, groups: tuple[int, int]
 
 @pytest.mark.parametrize("groups", GROUPS)
 def test_tokens_of_a_group_are_side_by_side(groups: tuple[int, int]) -> None:
-    count, stride = groups
     places = torch.arange(R * N).view(R, N, 1)
-    parted = split(places, groups)[:, :, 0]
-    assert (parted % N // stride % count == torch.arange(count).repeat(R)[:, None]).all()
-    assert torch.equal(join(split(places, groups), groups), places)
+    parted = split_groups(places, groups, 1)[:, :, 0]
+    assert (group_of(parted % N, groups) == torch.arange(groups[0]).repeat(R)[:, None]).all()
+    assert torch.equal(join_groups(split_groups(places, groups, 1), groups, 1), places)
+    by_head = random(R, H, N, 2)
+    assert torch.equal(join_groups(split_groups(by_head, groups, 2), groups, 2), by_head)
+    assert torch.equal(split_groups(by_head, groups, 2)[:, 1], split_groups(by_head[:, 1], groups, 1))
 
 
 @pytest.mark.parametrize("used", [None, 0, 5, N])

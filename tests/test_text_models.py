@@ -16,10 +16,11 @@ from tcbench.data import Dataset
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
 from tcbench.files import read_tensors
+from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
 from tcbench.method import Macs
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.open_sora_plan import OpenSoraPlanSpec, attend_in_groups, group_of
+from tcbench.models.open_sora_plan import OpenSoraPlanSpec, attend_in_groups, groups_of
 from tcbench.models.pixart import PixArtSpec, from_reference_layout
 from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer, shape_of
 from tcbench.models.specs import make_adapter as adapt
@@ -66,7 +67,7 @@ def test_skiparse_groups_by_hand(block: int) -> None:
     """'(g k) -> k g' with k = 4 in even blocks, '(n m k) -> m (n k)' with m = k = 4 in odd ones."""
     tokens = torch.arange(64)
     groups = tokens.view(16, 4).T if block == 2 else tokens.view(4, 4, 4).transpose(0, 1).flatten(1)
-    assert [group_of(group, block).unique().tolist() for group in groups] == [[0], [1], [2], [3]]
+    assert [group_of(group, groups_of(block)).unique().tolist() for group in groups] == [[0], [1], [2], [3]]
     queries, keys, values = torch.randn(3, 2, 4, 64, 24, dtype=torch.float64, generator=torch.Generator()).unbind()
     mixed = attend_in_groups(queries, keys, values, block)
     for group in groups:
@@ -244,7 +245,7 @@ def test_attention_received_inside_groups(model: str, block: int) -> None:
     received = adapter.attention_received(adapter.blocks[block], queries, keys)
     scores = queries.double() @ keys.double().transpose(2, 3) / 24**0.5
     if block:
-        groups = group_of(torch.arange(64), block)
+        groups = group_of(torch.arange(64), groups_of(block))
         scores = scores.masked_fill(groups[:, None] != groups, -torch.inf)
     assert torch.allclose(received.double(), scores.softmax(3).mean(1).sum(1), atol=1e-5)
 
@@ -409,6 +410,14 @@ def test_one_forward_by_the_papers_count(name: str, giga_macs: float, fvcore: fl
     digits = len(str(fvcore).partition(".")[2])
     assert round((macs.matmul + macs.repeated) / 1e9, digits) == giga_macs
     assert round(macs.paper_rule / 1e9, digits) == fvcore
+
+
+def test_the_text_is_paid_once_where_refiners_act_on_p_steps_alone() -> None:
+    """Neither the refined nor the plain blocks make keys and values of the text again at their steps."""
+    plain, refined = (make_adapter("tiny-pixart") for _ in range(2))
+    refined.on_full_steps(plain)
+    context = refined.prepare(refined.guided(make_prompt(refined, 2)))
+    assert context.keys_values.keys() == {*refined.blocks, *plain.blocks}
 
 
 def test_the_text_is_paid_once_by_us_and_at_every_step_by_the_paper() -> None:

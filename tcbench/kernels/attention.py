@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tcbench.groups import Groups, join_groups, split_groups
 from tcbench.kernels import rows
 from tcbench.kernels.chosen import Chosen, Path
 from tcbench.kernels.context import group_attention
@@ -51,19 +52,19 @@ class SelfAttention:
             turn(stacked, self.rotary, self.heads, out_RNC, chosen, path=self.path)
 
     def everyone(
-        self, stacked_RNC: Tensor, groups: tuple[int, int] | None, observed: bool = False
+        self, stacked_RNC: Tensor, groups: Groups | None, observed: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of all tokens, [R, N, D], from stacked queries, keys and values.
 
         Returns:
             that and, if `observed`, the attention that each token received: column sums of the head-mean map, [R, N].
         """
-        stacked = stacked_RNC if groups is None else split(stacked_RNC, groups)
+        stacked = stacked_RNC if groups is None else split_groups(stacked_RNC, groups, 1)
         queries, keys, values = stacked.chunk(3, dim=2)
         mixed, received = self._mix(queries, keys, values, observed)
         if groups is None:
             return mixed, received
-        return join(mixed, groups), received if received is None else join(received[:, :, None], groups)[:, :, 0]
+        return join_groups(mixed, groups, 1), received if received is None else join_groups(received, groups, 1)
 
     def _mix(
         self, queries_RND: Tensor, keys_RND: Tensor, values_RND: Tensor, observed: bool
@@ -83,7 +84,7 @@ class SelfAttention:
         queries_RND: Tensor,
         keys_RND: Tensor,
         values_RND: Tensor,
-        groups: tuple[int, int] | None,
+        groups: Groups | None,
         chosen: Chosen,
         among_chosen: bool,
     ) -> Tensor:
@@ -92,15 +93,3 @@ class SelfAttention:
         if groups is None:
             return rows.attention(*qkv, self.heads, chosen, among_chosen, path=self.path)
         return group_attention(*qkv, self.heads, groups, chosen, among_chosen, path=self.path)
-
-
-def split(x_RNC: Tensor, groups: tuple[int, int]) -> Tensor:
-    """All tokens by group: [R * count, N / count, C]."""
-    count, stride = groups
-    return x_RNC.unflatten(1, (-1, count, stride)).movedim(2, 1).flatten(2, 3).flatten(0, 1)
-
-
-def join(x: Tensor, groups: tuple[int, int]) -> Tensor:
-    """The inverse of `split`: [R, N, C]."""
-    count, stride = groups
-    return x.unflatten(0, (-1, count)).unflatten(2, (-1, stride)).movedim(1, 2).flatten(1, 3)

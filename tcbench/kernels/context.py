@@ -1,14 +1,15 @@
 """Attention over a context of any length: a text with a bias, or the tokens of the own group.
 
-For all tokens or for a few of each row, their number known to the device alone.
+For a few tokens of each row, their number known to the device alone; over a text also for all of them.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tcbench.groups import Groups, group_of
 from tcbench.kernels.chosen import Chosen, Path
-from tcbench.kernels.rows import LOG2_E, _precision, _split
+from tcbench.kernels.rows import LOG2_E, precision, split_channels
 
 try:
     import triton
@@ -51,7 +52,7 @@ def group_attention(
     keys_RND: Tensor,
     values_RND: Tensor,
     heads: int,
-    groups: tuple[int, int],
+    groups: Groups,
     chosen: Chosen,
     among_chosen: bool = False,
     path: Path = "triton",
@@ -60,27 +61,26 @@ def group_attention(
 
     Args:
         queries_RND, keys_RND, values_RND: [R, N, D], any stride between tokens, heads side by side in D.
-        groups: (count, stride): token n is in group n // stride % count.
+        groups: see `tcbench.groups`.
         among_chosen: keys and values of the chosen tokens only.
     """
-    count, stride = groups
     out = queries_RND.new_empty(chosen.capacity, queries_RND.shape[2])
     queries, keys, values = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries_RND, keys_RND, values_RND))
     if path == "torch":
         index = chosen.index_RK[:, : int(chosen.used)]
         places = index[:, None, :, None].expand(-1, heads, -1, queries.shape[3])
-        asking = asked = index // stride % count
+        asking = asked = group_of(index, groups)
         if among_chosen:
             keys, values = keys.gather(2, places), values.gather(2, places)
         else:
-            asked = (torch.arange(chosen.tokens, device=index.device) // stride % count).expand(len(index), -1)
+            asked = group_of(torch.arange(chosen.tokens, device=index.device), groups).expand(len(index), -1)
         mask = (asking[:, :, None] == asked[:, None])[:, None]
         mixed = F.scaled_dot_product_attention(queries.gather(2, places), keys, values, mask)
         mixed = mixed.transpose(1, 2).flatten(2).flatten(0, 1)
         out[: len(mixed)] = mixed
         return out
     token = queries_RND.stride(1)
-    _launch(queries_RND, token, keys, values, out, chosen, GROUPS=count, STRIDE=stride, AMONG=among_chosen)
+    _launch(queries_RND, token, keys, values, out, chosen, GROUPS=groups[0], STRIDE=groups[1], AMONG=among_chosen)
     return out
 
 
@@ -96,7 +96,7 @@ def _launch(
 ) -> None:
     rows, heads, context, head_dim = keys_RHTd.shape
     capacity = chosen.index_RK.shape[1]
-    main, rest = _split(head_dim)
+    main, rest = split_channels(head_dim)
     tile = (16, 32) if queries.element_size() == 4 else (64, 64)
     _attention_kernel[(rows * heads, triton.cdiv(capacity, tile[0]))](
         queries,
@@ -124,7 +124,7 @@ def _launch(
         BLOCK_Q=tile[0],
         BLOCK_K=tile[1],
         LOG2_E=LOG2_E,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         num_warps=4,
     )
 
@@ -152,7 +152,7 @@ def text_entropy(
         out_RN.view(-1)[chosen.flat() if chosen else slice(None)] = entropy
         return
     tokens = chosen.index_RK.shape[1] if chosen else queries.shape[1]
-    main, rest = _split(head_dim)
+    main, rest = split_channels(head_dim)
     block_q = 16  # a map of all the text is held at once
     _text_entropy_kernel[(rows, triton.cdiv(tokens, block_q))](
         queries,
@@ -174,7 +174,7 @@ def text_entropy(
         BLOCK_T=max(16, triton.next_power_of_2(text)),
         MAIN=main,
         REST=rest,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         num_warps=4,
         num_stages=3 if queries.element_size() < 4 and text <= 128 else 1,
     )

@@ -105,7 +105,7 @@ def attention(
     else:
         out, capacity = queries_RND.new_empty(chosen.capacity, width), chosen.index_RK.shape[1]
     tile = _attention_tile(tokens if chosen is None else chosen.expected, queries_RND.element_size())
-    main, rest = _split(head_dim)
+    main, rest = split_channels(head_dim)
     keys, values = keys_RND.flatten(0, 1), values_RND.flatten(0, 1)
     _attention_kernel[(rows * heads, triton.cdiv(capacity, tile["BLOCK_Q"]))](
         queries_RND,
@@ -128,7 +128,7 @@ def attention(
         MAIN=main,
         REST=rest,
         AMONG=among_chosen,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         **tile,
     )
     return out
@@ -173,7 +173,7 @@ def attention_received(
         score = _scores(queries_RND, keys_RND, heads) * LOG2_E
         return (score - log_sums_RHN[..., None]).exp2().mean(dim=1).sum(dim=1)
     tile = _received_tile(queries_RND.element_size())
-    main, rest = _split(head_dim)
+    main, rest = split_channels(head_dim)
     received = torch.empty(rows, heads, tokens, device=queries_RND.device, dtype=torch.float32)
     queries = queries_RND.flatten(0, 1)
     _received_kernel[(rows * heads, triton.cdiv(tokens, tile["BLOCK_K"]))](
@@ -189,7 +189,7 @@ def attention_received(
         HEAD_DIM=head_dim,
         MAIN=main,
         REST=rest,
-        PRECISION=_precision(),
+        PRECISION=precision(),
         **tile,
     )
     return received.mean(dim=1)
@@ -213,7 +213,7 @@ def _product(a: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen) -> Tensor:
     return F.linear(a[:count].float(), weight.float(), bias.float())
 
 
-def _precision() -> str:
+def precision() -> str:
     """How float32 products are taken, which is torch's own setting; bfloat16 ones do not ask."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
@@ -250,7 +250,7 @@ def _launch(
         channels,
         SCATTER=flags.get("SCATTER", False),
         GELU=flags.get("GELU", False),
-        PRECISION=_precision(),
+        PRECISION=precision(),
         **tile,
     )
 
@@ -260,7 +260,7 @@ def _descriptor(matrix: Tensor, rows: int, columns: int) -> "TensorDescriptor":
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
 
 
-def _split(channels: int) -> tuple[int, int]:
+def split_channels(channels: int) -> tuple[int, int]:
     """Channels as two powers of two, because products take nothing else: 72 is 64 + 16, half of it unused."""
     main = max(16, 1 << (channels.bit_length() - 1))
     rest = channels - main

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from tcbench.groups import Groups
 from tcbench.method import ModelShape
 
 MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
@@ -211,8 +212,8 @@ class Adapter(ABC):
     def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
         """The LayerNorm before a modulated branch."""
 
-    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
-        """(count, stride) if a token n of this block attends to its own group, n // stride % count; else to all."""
+    def groups(self, block: TransformerBlock) -> Groups | None:
+        """The groups (`tcbench.groups`) that tokens of this block attend among; None where to all."""
         return None
 
     def copy_of_block(self, number: int) -> TransformerBlock:

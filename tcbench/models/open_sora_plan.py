@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_allegro import AllegroTransformer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tcbench.groups import Groups, group_of, join_groups, split_groups
 from tcbench.method import ModelShape
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
 from tcbench.models.pixart import TextAdapter, TextSpec, add_null_caption, initial_value, text_shape
@@ -66,26 +67,9 @@ def open_sora_plan_shape(spec: OpenSoraPlanSpec) -> ModelShape:
     return text_shape(spec, spec.grid, frames=spec.sample_frames, sparse_blocks=sparse, attention_groups=GROUPS)
 
 
-def stride_of(block: int) -> int:
-    """How many neighbours a sparse block puts into the same group: token n is in group n // stride % GROUPS."""
-    return GROUPS if block % 2 else 1
-
-
-def group_of(places: Tensor, block: int) -> Tensor:
-    """Which of the attention groups of a sparse block the tokens at some places belong to."""
-    return places // stride_of(block) % GROUPS
-
-
-def _split(x: Tensor, block: int) -> Tensor:
-    """[R, heads, N, head_dim] of all tokens by group: [R * GROUPS, heads, N / GROUPS, head_dim]."""
-    x = x.unflatten(2, (-1, GROUPS, stride_of(block)))  # token = (n * GROUPS + group) * stride + k
-    return x.movedim(3, 1).flatten(3, 4).flatten(0, 1)
-
-
-def _join(x: Tensor, block: int) -> Tensor:
-    """The inverse of `_split`."""
-    x = x.unflatten(0, (-1, GROUPS)).unflatten(3, (-1, stride_of(block)))
-    return x.movedim(1, 3).flatten(2, 4)
+def groups_of(block: int) -> Groups:
+    """A sparse block's groups: every fourth token, or every fourth run of four."""
+    return GROUPS, GROUPS if block % 2 else 1
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -120,8 +104,8 @@ def attend_in_groups(queries: Tensor, keys: Tensor, values: Tensor, block: int |
     """Attention of all tokens, [R, heads, N, head_dim], inside the groups of a sparse block; None: in one group."""
     if block is None:
         return F.scaled_dot_product_attention(queries, keys, values)
-    queries, keys, values = (_split(x, block) for x in (queries, keys, values))
-    return _join(F.scaled_dot_product_attention(queries, keys, values), block)
+    queries, keys, values = (split_groups(x, groups_of(block), 2) for x in (queries, keys, values))
+    return join_groups(F.scaled_dot_product_attention(queries, keys, values), groups_of(block), 2)
 
 
 class OpenSoraPlanAdapter(TextAdapter):
@@ -149,10 +133,10 @@ class OpenSoraPlanAdapter(TextAdapter):
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
 
-    def groups(self, block: TransformerBlock) -> tuple[int, int] | None:
+    def groups(self, block: TransformerBlock) -> Groups | None:
         """(count, stride) of a sparse block's groups."""
         number = block.attn1.processor.block
-        return None if number is None else (GROUPS, stride_of(number))
+        return None if number is None else groups_of(number)
 
     def queries(self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None) -> Tensor:
         """Self-attention's queries of some tokens, turned to their positions."""
@@ -180,8 +164,8 @@ class OpenSoraPlanAdapter(TextAdapter):
             mixed = attend_in_groups(queries, keys, values, sparse)
         else:
             everyone = torch.arange(self.shape.num_tokens, device=queries.device)[None]
-            asking = group_of(everyone if index_RK is None else index_RK, sparse)
-            asked = group_of(everyone if context_RC is None else context_RC, sparse)
+            asking = group_of(everyone if index_RK is None else index_RK, groups_of(sparse))
+            asked = group_of(everyone if context_RC is None else context_RC, groups_of(sparse))
             mask = (asking[:, :, None] == asked[:, None])[:, None]
             mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
         return block.attn1.to_out[0](mixed.transpose(1, 2).flatten(2))
@@ -191,9 +175,9 @@ class OpenSoraPlanAdapter(TextAdapter):
         sparse = block.attn1.processor.block
         if sparse is None:
             return super().attention_received(block, queries, keys)
-        queries, keys = _split(queries, sparse), _split(keys, sparse)
+        queries, keys = (split_groups(x, groups_of(sparse), 2) for x in (queries, keys))
         received = torch.stack([weights_RQN.sum(dim=1) for weights_RQN in attention_maps(queries, keys)]).sum(dim=0)
-        return _join(received[:, None, :, None], sparse)[:, 0, :, 0]
+        return join_groups(received, groups_of(sparse), 1)
 
     def final_layer(self, h_RND: Tensor) -> Tensor:
         """The final linear layer and un-patching: [R, out_channels, F, H, W]."""

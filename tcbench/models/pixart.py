@@ -162,7 +162,9 @@ class TextAdapter(Adapter):
         prompt = prompt.to(self.device, self.dtype)
         text = self.model.caption_projection(prompt.states_RTC)
         bias = ((1 - prompt.mask_RT.to(text.dtype)) * MASKED)[:, None, None]
-        keys_values = {block: self._text_keys_values(block, text) for block in self.blocks}
+        keys_values = {}
+        for block, on_full_steps in zip(*self._by_step, strict=True):  # LoRA leaves keys and values of the text alone
+            keys_values[block] = keys_values[on_full_steps] = self._text_keys_values(block, text)
         return TextContext(text, bias, keys_values)
 
     def condition(self, timestep_R: Tensor, context: TextContext) -> TextCondition:
