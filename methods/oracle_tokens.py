@@ -20,7 +20,7 @@ from tcbench.plan import (
     Plan,
     Tokens,
     allocate_evenly,
-    allocate_tokens,
+    best_tokens,
     every_unit,
     top_tokens_by_block,
 )
@@ -85,8 +85,10 @@ class _Oracle:
             return every_unit([Block(block) for block in range(free)], ALL, keys=method.keys)
         change_RLN = (update_RLND - self.held_RLND).square().sum(-1)
         budget = round((1 - method.cache_ratio) * free * shape.num_tokens)
-        counts = allocate_tokens(change_RLN, budget) if method.allocation == "batch" else allocate_evenly(free, budget)
-        chosen = top_tokens_by_block(change_RLN, counts)
+        if method.allocation == "batch":
+            chosen = best_tokens(change_RLN, budget)
+        else:
+            chosen = top_tokens_by_block(change_RLN, allocate_evenly(free, budget))
         self.held_RLND = torch.stack(
             [
                 _refreshed(held, update, tokens)

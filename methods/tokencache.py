@@ -34,7 +34,7 @@ from tcbench.plan import (
     Keys,
     Plan,
     allocate_evenly,
-    allocate_tokens,
+    best_tokens,
     every_unit,
     top_tokens_by_block,
 )
@@ -124,13 +124,11 @@ class TokenCache(Method):
             alpha_RLN = alpha_RLN.unflatten(0, (2, -1)).mean(0).repeat(2, 1, 1)
         pool = free if self.budget_pool == "free" else shape.num_blocks
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
-        counts = allocate_tokens(alpha_RLN, budget) if self.allocation == "batch" else allocate_evenly(free, budget)
-        return Plan(
-            {
-                Block(block): Decision(tokens, keys=self.keys)
-                for block, tokens in enumerate(top_tokens_by_block(alpha_RLN, counts))
-            }
-        )
+        if self.allocation == "batch":
+            chosen = best_tokens(alpha_RLN, budget)
+        else:
+            chosen = top_tokens_by_block(alpha_RLN, allocate_evenly(free, budget))
+        return Plan({Block(block): Decision(tokens, keys=self.keys) for block, tokens in enumerate(chosen)})
 
     def training(self, run: Run) -> tuple[Stage, ...]:
         """The predictor first; then, with it frozen, the refiners on hard masks (Sec. IV-B)."""

@@ -10,7 +10,7 @@ A plan is executed unit by unit through `Blocks`: `PlainBlocks` calls the model'
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -261,6 +261,8 @@ class Engine:
 
 class PlainBlocks:
     """`Blocks` by the model's own layers, in the order of its own forward."""
+
+    path: Literal["torch"] = "torch"
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache) -> None:
         self.adapter, self.run, self.cache = adapter, run, cache

@@ -250,13 +250,22 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
 
     Args:
         score_RLN: score of every token in every block.
-        counts: how many per block; as a tensor (int32 [L]) they stay on the device.
+        counts: how many per block; as a tensor (int32 [L]) they stay on the device, and the lower token is the better
+            one of equals.
     """
+    from tcbench.kernels import selection
+
+    if selection.serves(score_RLN):
+        return _first_of_each(selection.rank_tokens(score_RLN), counts)
     if isinstance(counts, Sequence):
-        best_RLK = score_RLN.topk(max(counts), dim=2).indices
-        return [Tokens(best_RLK[:, block, :count]) for block, count in enumerate(counts)]
-    best_RLN = score_RLN.contiguous().argsort(dim=2, descending=True)
-    return [Tokens(best_RLN[:, block], counts[block : block + 1]) for block in range(score_RLN.shape[1])]
+        return _first_of_each(score_RLN.topk(max(counts), dim=2).indices, counts)
+    return _first_of_each(score_RLN.contiguous().argsort(dim=2, descending=True, stable=True), counts)
+
+
+def _first_of_each(index_RLK: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
+    if isinstance(counts, Sequence):
+        return [Tokens(index_RLK[:, block, :count]) for block, count in enumerate(counts)]
+    return [Tokens(index_RLK[:, block], counts[block : block + 1]) for block in range(index_RLK.shape[1])]
 
 
 def score_by_attention(
@@ -347,23 +356,36 @@ def allocate_evenly(blocks: int, budget: int) -> list[int]:
 def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
     """Block-level allocation (Eq. 12): how many tokens each block recomputes, shared by the batch.
 
-    The `budget * R` best scores over rows, blocks and tokens are marked; a block's share of them is its share of the
-    budget, rounded by largest remainder so that the counts sum to exactly `budget`. The counts stay on the device
-    (int32 [L]): nothing waits for them. On meta tensors, where there are no scores, the answer is the uniform
-    allocation: MACs are linear in the counts unless keys are `fresh`, so the total is the same.
+    The `budget * R` best scores over rows, blocks and tokens are marked, among equals those of earlier rows, then of
+    earlier blocks; a block's share of them is its share of the budget, rounded by largest remainder so that the counts
+    sum to exactly `budget`. The counts stay on the device (int32 [L]): nothing waits for them. On meta tensors, where
+    there are no scores, the answer is the uniform allocation: MACs are linear in the counts unless keys are `fresh`, so
+    the total is the same.
 
     Args:
         score_RLN: importance of every token in every block that may be cached.
         budget: tokens to recompute per row, summed over blocks; 0..L*N.
     """
-    import torch
-
-    rows, blocks, tokens = score_RLN.shape
+    rows, blocks, _ = score_RLN.shape
     if score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
-    marked = score_RLN.flatten().topk(budget * rows, sorted=False).indices // tokens % blocks
-    totals = torch.zeros(blocks, dtype=torch.int64, device=marked.device)
-    totals.scatter_add_(0, marked, torch.ones_like(marked))
+    threshold = score_RLN.flatten().topk(max(1, budget * rows), sorted=False).values.min()
+    above_RL, equal_RL = (score_RLN > threshold).sum(2), (score_RLN == threshold).sum(2)
+    before_RL = equal_RL.flatten().cumsum(0).view_as(equal_RL) - equal_RL
+    left_RL = (budget * rows - above_RL.sum() - before_RL).clamp(min=0)
+    totals = (above_RL + equal_RL.minimum(left_RL)).sum(0)
     counts, remainder = totals // rows, totals % rows
     place = remainder.argsort(descending=True, stable=True).argsort()  # of a block in the order of remainders
     return (counts + (place < budget - counts.sum())).int()
+
+
+def best_tokens(score_RLN: "Tensor", budget: int) -> list[Tokens]:
+    """The budget shared out over the blocks (`allocate_tokens`) and spent on the best tokens (`top_tokens_by_block`).
+
+    On a GPU a few kernels choose the same tokens.
+    """
+    from tcbench.kernels import selection
+
+    if selection.serves(score_RLN):
+        return _first_of_each(*selection.best_tokens(score_RLN, budget))
+    return top_tokens_by_block(score_RLN, allocate_tokens(score_RLN, budget))

@@ -87,7 +87,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
     ("module", "allowed"),
     [
         ("errors", set()),
-        ("plan", {"errors"}),
+        ("plan", {"errors", "kernels"}),
         ("files", {"errors"}),
         ("noise", set()),
         ("method", {"errors", "plan"}),
@@ -99,7 +99,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/dit", {"errors", "method", "models"}),
         ("models/pixart", {"errors", "method", "models"}),
         ("models/open_sora_plan", {"groups", "method", "models"}),
-        ("models/predictor", {"ledger", "method", "plan", "models"}),
+        ("models/predictor", {"kernels", "ledger", "method", "plan", "models"}),
         ("fused", {"cache", "groups", "kernels", "method", "models", "plan"}),
         ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "fused", "method", "models"}),

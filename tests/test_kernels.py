@@ -8,9 +8,11 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tcbench.groups import group_of, join_groups, split_groups
-from tcbench.kernels import Chosen, context, rows, stream
+from tcbench.kernels import Chosen, context, rows, selection, stream
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
+from tcbench.kernels.scores import token_scores
+from tcbench.plan import allocate_tokens, best_tokens, top_tokens_by_block
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -202,3 +204,46 @@ def test_attention_received_sums_the_columns_of_the_map(width: int, dtype: torch
         return
     close(received, expected)
     close(received.sum(dim=1), torch.full((R,), float(N), device=DEVICE))
+
+
+@pytest.mark.parametrize("width, blocks", [(D, 5), (72 * H, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_scores_of_tokens(width: int, blocks: int, dtype: torch.dtype) -> None:
+    x = (random(R, N, width) + 3).to(dtype)
+    weight, bias = random(blocks, width) / width**0.5, random(blocks)
+    actual, expected = (token_scores(x, weight, bias, path) for path in ("triton", "torch"))
+    assert actual.shape == (R, blocks, N) and actual.dtype == torch.float32
+    close(actual, expected)
+
+
+SCORES = {
+    "distinct": random(R, 2, N),
+    "some equal": random(R, 2, N).round(),  # with both zeros
+    "all equal": torch.full((R, 2, N), 0.5, device=DEVICE),
+    "tokens first": random(R, N, 2).half().sigmoid().mT,
+}
+
+
+@pytest.mark.parametrize("case", SCORES)
+@pytest.mark.parametrize("budget", [0, 1, N // 3, 2 * N])
+def test_the_best_tokens_of_a_budget(case: str, budget: int) -> None:
+    """Exactly what the plan's own functions say, whichever scores are equal."""
+    score_RLN = SCORES[case]
+    index_RLN, counts = selection.best_tokens(score_RLN, budget)
+    assert torch.equal(counts, allocate_tokens(score_RLN, budget)) and counts.sum() == budget
+    assert torch.equal(index_RLN, score_RLN.contiguous().argsort(dim=2, descending=True, stable=True))
+
+
+def test_the_plan_takes_tokens_from_the_kernels_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    score_RLN = SCORES["distinct"]
+    chosen = {}
+    for runs in (False, True):
+        monkeypatch.setattr(selection, "available", lambda device, runs=runs: runs)
+        assert selection.serves(score_RLN) == runs
+        of_budget, counted = best_tokens(score_RLN, 13), top_tokens_by_block(score_RLN, [3, 5])
+        assert isinstance(of_budget[0].used, Tensor) and counted[1].used is None
+        chosen[runs] = [tokens.index_RK[:, : tokens.count].tolist() for tokens in (*of_budget, *counted)]
+    assert chosen[False] == chosen[True]
+    assert not selection.serves(torch.empty(1, 1, selection.MAX_TOKENS + 1)) and not selection.serves(
+        score_RLN.double()
+    )

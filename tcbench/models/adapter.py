@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,9 @@ class Adapter(ABC):
 
     rotary: tuple[Tensor, Tensor] | None = None
     """(cos, sin) of every token, float32 [N, head_dim], if queries and keys are turned to their positions."""
+
+    path: Literal["torch"] = "torch"
+    """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""
 
     def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
         self.model, self.spec, self.shape = model, spec, shape

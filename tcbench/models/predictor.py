@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcbench.kernels.chosen import Path
+from tcbench.kernels.scores import token_scores
 from tcbench.ledger import block_macs
 from tcbench.method import Macs, ModelShape
 from tcbench.models.adapter import Adapter, TransformerBlock
@@ -12,6 +13,10 @@ from tcbench.models.adapter import Adapter, TransformerBlock
 
 class ComputesBlocks(Protocol):
     """The adapter, or whatever else computes a block of its model."""
+
+    @property
+    def path(self) -> Path:
+        """Whether its kernels compute the head too."""
 
     def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block for all tokens: [R, N, D]."""
@@ -37,7 +42,7 @@ class CachePredictor(nn.Module):
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
         x = compute.block(self.block, x_RND, condition)
-        return self.head(F.layer_norm(x.float(), x.shape[-1:])).sigmoid().transpose(1, 2)
+        return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
 
     @staticmethod
     def macs(shape: ModelShape) -> Macs:
