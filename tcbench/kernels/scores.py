@@ -13,12 +13,14 @@ except ImportError:
     triton = None
 
 EPS = 1e-5
+PRECISION = "ieee"
+"""Of the products, whatever torch's setting: in TF32 close scores would coincide."""
 
 
 def token_scores(x_RND: Tensor, weight_LD: Tensor, bias_L: Tensor, path: Path = "triton") -> Tensor:
     """sigmoid(LayerNorm(x) W^T + b), float32 [R, L, N].
 
-    Float32 whatever the dtype of x, and not in TF32, because close scores must stay distinct.
+    Computed in float32 whatever the dtype of x, because close scores must stay distinct.
 
     Args:
         x_RND: contiguous, any float dtype.
@@ -41,6 +43,7 @@ def token_scores(x_RND: Tensor, weight_LD: Tensor, bias_L: Tensor, path: Path = 
         width,
         EPS,
         BLOCK_L=max(16, triton.next_power_of_2(blocks)),
+        PRECISION=PRECISION,
         **tile,
     )
     return out
@@ -67,6 +70,7 @@ if triton is not None:
         BLOCK_M: tl.constexpr,
         BLOCK_L: tl.constexpr,
         BLOCK_K: tl.constexpr,
+        PRECISION: tl.constexpr,
     ):
         m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         block, column = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_K)
@@ -89,7 +93,7 @@ if triton is not None:
             inside = in_m & in_k[None, :]
             h = tl.where(inside, (tl.load(at + k, inside, other=0.0).to(tl.float32) - mean) * scale, 0.0)
             w = tl.load(weight + block[None, :] * width + k + column[:, None], in_l[None, :] & in_k[:, None], other=0.0)
-            acc = tl.dot(h, w, acc, input_precision="ieee")
+            acc = tl.dot(h, w, acc, input_precision=PRECISION)
         acc += tl.load(bias + block, in_l, other=0.0)[None, :]
         place = (m // tokens * blocks * tokens + m % tokens).to(tl.int64)[:, None] + block[None, :] * tokens
         tl.store(out + place, tl.sigmoid(acc), in_m & in_l[None, :])

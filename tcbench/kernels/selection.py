@@ -1,7 +1,7 @@
 """The best tokens of each row in each block, and a budget shared out over the blocks, in five launches.
 
-`tcbench.plan` says what is computed (`allocate_tokens`, `top_tokens_by_block`) and calls these where they run. They give
-exactly the same, and among equal scores the same tokens, so that nothing else need know.
+`tcbench.plan` says what is computed (`allocate_tokens`, `top_tokens_by_block`) and calls these where they run. They
+give exactly the same, and among equal scores the same tokens, so that nothing else need know.
 
 Each row's scores in each block, a *list*, are sorted by a key that falls with the score (`_falling`) and, among equals,
 rises with the token. The threshold, the key of the last token that the budget of all rows allows, is found digit by
