@@ -24,6 +24,7 @@ from tcbench.plan import (
     Unit,
     allocate_evenly,
     allocate_tokens,
+    best_tokens,
     every_unit,
     reverse_gaps,
     spread_by_scores,
@@ -236,6 +237,19 @@ def test_allocate_tokens_rounds_by_largest_remainder() -> None:
     score_RLN[:1, 0, 1] = 1  # ... block 0 once
     score_RLN[:2, 1, 0] = 1  # ... block 1 twice
     assert allocate_tokens(score_RLN, 2).tolist() == [1, 1]  # shares 4/3 and 2/3
+
+
+def test_allocate_tokens_marks_earlier_rows_and_blocks_among_equal_scores() -> None:
+    score_RLN = torch.zeros(2, 3, 4)
+    assert allocate_tokens(score_RLN, 3).tolist() == [2, 1, 0]  # 6 marks, all in row 0: 4, 2 and 0
+    score_RLN[1, 2] = 1  # 4 marks, and 2 are left for block 0 of row 0
+    assert allocate_tokens(score_RLN, 3).tolist() == [1, 0, 2]
+
+
+def test_best_tokens_are_the_budget_s() -> None:
+    score_RLN = torch.tensor([[[0.1, 0.9, 0.8], [0.2, 0.3, 0.7]], [[0.6, 0.5, 0.9], [0.3, 0.8, 0.8]]])
+    chosen = [tokens.index_RK[:, : tokens.count].tolist() for tokens in best_tokens(score_RLN, 3)]
+    assert chosen == [[[1, 2], [2, 0]], [[2], [1]]]  # 3 marks a block; among equals the lower block and the lower token
 
 
 def test_allocate_tokens_without_values_is_even() -> None:

@@ -1,6 +1,7 @@
 """Fused kernels of the fast path, each beside the plain PyTorch that says what it computes.
 
-Every public function takes `path`: "triton" launches the kernel, "torch" runs the reference. `available` says whether a
+Every public function takes `path`: "triton" launches the kernel, "torch" runs the reference; what those in `selection`
+compute `tcbench.plan` says. `available` says whether a
 device can run the kernels; without one, or without Triton, nothing in the project needs this package. The kernels are
 tested against their references in Triton's interpreter on the CPU (tests/test_kernels.py).
 
