@@ -11,6 +11,7 @@ step is full, depends on the step and the block alone. `tests/test_golden.py` ho
 PixArt-alpha.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +20,18 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit, entropy_of_halves, score_by_attention
+from tcbench.plan import (
+    ALL,
+    NONE,
+    AttentionScore,
+    Decision,
+    Deferred,
+    Plan,
+    Site,
+    Tokens,
+    Unit,
+    choose_by_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +153,11 @@ class ToCa(Method):
         if any(side % self.cell for side in run.shape.grid):
             cells = f"{self.cell}x{self.cell} cells"
             raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
-        return ToCaRun(self, run, self.timetable(run))
+        halves = run.rows_per_sample if "cross" in run.shape.branches else None
+        score = AttentionScore(
+            run.shape.grid, self.soft_fresh_weight, self.interval, self.bonus, self.cell, halves=halves
+        )
+        return ToCaRun(run, self.timetable(run), score, "cross" if halves else "attn")
 
 
 @dataclass
@@ -149,43 +165,44 @@ class ToCaRun:
     """One run's memory of its tokens.
 
     Attributes:
+        observes: the branch whose attention says which tokens matter.
         refreshed: by branch, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
         scores, chosen: by branch, the scores [R, N] by which the last step chose tokens, and their places [R, K].
     """
 
-    method: ToCa
     run: Run
     rows: tuple[Row, ...]
+    score: AttentionScore
+    observes: Literal["attn", "cross"]
     refreshed: "dict[Site, Tensor | int]" = field(default_factory=dict)
     scores: "dict[Site, Tensor]" = field(default_factory=dict)
     chosen: "dict[Site, Tensor]" = field(default_factory=dict)
 
     def plan(self, look: Look) -> Plan:
         """Every branch of a full block; the chosen tokens' cross-attention and MLP of the others."""
-        row, decisions, text = self.rows[look.step], dict[Unit, Decision](), "cross" in self.run.shape.branches
+        row, decisions = self.rows[look.step], dict[Unit, Decision]()
         partial = [
             Site(block, branch)
             for block, full in enumerate(row.full)
             for branch in self.run.shape.branches
             if not full and branch != "attn" and row.count(Site(block, branch))
         ]
+        # a block's cross-attention refreshes the entropies that its MLP's choice reads
+        later = {site for site in partial if site.branch == "mlp" and Site(site.block, "cross") in partial}
         self.scores, self.chosen = {}, {}
-        if partial and not text:
-            self._choose(partial, self._attention_received(look, partial), look.step)
+        if now := [site for site in partial if site not in later]:
+            self._choose(now, look)
         for block, full in enumerate(row.full):
             read = self._is_read_after(look.step, block)
             for branch in self.run.shape.branches:
-                site, observe = (
-                    Site(block, branch),
-                    branch if read and branch == ("cross" if text else "attn") else None,
-                )
+                site, observe = Site(block, branch), self.observes if read and branch == self.observes else None
                 if full:
                     self.refreshed[site] = look.step
                     decisions[site] = Decision(ALL, observe=observe)
                 elif site in self.chosen:
-                    decisions[site] = Decision(Tokens(self.chosen[site]))
-                elif site in partial:
-                    decisions[site] = Decision(self._deferred(look, site), observe=observe)
+                    decisions[site] = Decision(Tokens(self.chosen[site]), observe=observe)
+                elif site in later:
+                    decisions[site] = Decision(self._deferred(look, site))
                 else:
                     decisions[site] = Decision(NONE)
         return Plan(decisions)
@@ -201,45 +218,29 @@ class ToCaRun:
                 return True
         return False
 
-    def _attention_received(self, look: Look, sites: list[Site]) -> "Tensor":
-        """s1 before it is normalised, [R, B, N]."""
-        import torch
-
-        return torch.stack([look.attention_received(site.block) for site in sites], dim=1)
-
     def _deferred(self, look: Look, site: Site) -> Deferred:
-        """The choice by s2 when the branch is reached: a block's cross-attention refreshes what its MLP reads."""
+        """The choice when the branch is reached; it reads no token."""
         import torch
 
-        def choose(x_RND: "Tensor") -> Tokens:
-            if site not in self.chosen:
-                s2_RN = entropy_of_halves(look.attention_entropy(site.block), self.run.rows_per_sample)
-                self._choose([site], s2_RN[:, None], look.step)
-            return Tokens(self.chosen[site].to(x_RND.device))
+        def choose(_: "Callable[[], Tensor]") -> Tokens:
+            self._choose([site], look)
+            return Tokens(self.chosen[site])
 
         like = torch.empty(1, self.rows[look.step].count(site), dtype=torch.int64, device="meta")
         return Deferred(choose, Tokens(like))
 
-    def _choose(self, sites: list[Site], observed_RBN: "Tensor", step: int) -> None:
-        """Choose the tokens to recompute at B sites, scored at all of them at once."""
-        import torch
-
-        zero_RN = torch.zeros_like(observed_RBN[:, 0])
-        refreshed_RBN = torch.stack([zero_RN + self.refreshed[site] for site in sites], dim=1)
-        method, age_RBN = self.method, step - 1 - refreshed_RBN
-        score_RBN = score_by_attention(
-            observed_RBN,
-            age_RBN / method.interval,
-            self.run.shape.grid,
-            method.soft_fresh_weight,
-            method.bonus,
-            method.cell,
+    def _choose(self, sites: list[Site], look: Look) -> None:
+        """Choose the tokens to recompute at some branches, all at once; they are young from here on."""
+        observed = look.attention_received if self.observes == "attn" else look.attention_entropy
+        choices = choose_by_attention(
+            self.score,
+            [observed(site.block) for site in sites],
+            [self.refreshed[site] for site in sites],
+            look.step,
+            [self.rows[look.step].count(site) for site in sites],
         )
-        order_RBN = score_RBN.argsort(dim=2, descending=True)
-        for place, site in enumerate(sites):
-            index_RK = order_RBN[:, place, : self.rows[step].count(site)]
-            self.chosen[site], self.scores[site] = index_RK, score_RBN[:, place]
-            self.refreshed[site] = refreshed_RBN[:, place].scatter(1, index_RK, step)
+        for site, choice in zip(sites, choices, strict=True):
+            self.chosen[site], self.scores[site], self.refreshed[site] = choice
 
 
 @lru_cache

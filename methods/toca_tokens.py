@@ -13,18 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import (
-    ALL,
-    NONE,
-    Block,
-    Decision,
-    Keys,
-    Plan,
-    Tokens,
-    entropy_of_halves,
-    every_unit,
-    score_by_attention,
-)
+from tcbench.plan import ALL, NONE, AttentionScore, Block, Decision, Keys, Plan, Tokens, every_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,8 +108,14 @@ class _Selection:
         method, run = self.method, look.run
         observed_RBN = torch.stack([self._attention(look, unit.block) for unit in self.units], dim=1)
         refreshed_RBN = torch.zeros_like(observed_RBN) + self.refreshed
-        age_RBN = (look.step - 1 - refreshed_RBN) / (run.nfe / method.num_full_steps)  # 0 right after a refresh
-        score_RBN = score_by_attention(observed_RBN, age_RBN, run.shape.grid, method.soft_fresh_weight, method.bonus)
+        score = AttentionScore(
+            run.shape.grid,
+            method.soft_fresh_weight,
+            run.nfe / method.num_full_steps,
+            method.bonus,
+            halves=run.rows_per_sample if self._observed(run) == "cross" else None,
+        )
+        score_RBN = score.of(observed_RBN, look.step - 1 - refreshed_RBN)
         index_RBK = score_RBN.topk(self.count, dim=2, sorted=False).indices
         self.refreshed = refreshed_RBN.scatter(2, index_RBK, look.step)
         return index_RBK
@@ -129,7 +124,5 @@ class _Selection:
         return "cross" if "cross" in run.shape.branches else "attn"
 
     def _attention(self, look: Look, block: int) -> "Tensor":
-        """s1 or s2 before it is normalised, [R, N]."""
-        if self._observed(look.run) == "attn":
-            return look.attention_received(block)
-        return entropy_of_halves(look.attention_entropy(block), look.run.rows_per_sample)
+        """The attention received or the entropy of that over the text, [R, N]."""
+        return look.attention_received(block) if self._observed(look.run) == "attn" else look.attention_entropy(block)

@@ -6,6 +6,7 @@ merges it; here, inside TokenCache's I- and P-steps, its block update is reused,
 similar sources are recomputed. The matching is made anew from every block's input and is charged.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,10 +105,11 @@ class _Chooser:
     destination_C: "Tensor"
     source_M: "Tensor"
 
-    def __call__(self, x_RND: "Tensor") -> Tokens:
+    def __call__(self, stream: Callable[[], "Tensor"]) -> Tokens:
         """The destinations, and the sources whose best cosine similarity to one is lowest."""
         import torch
 
+        x_RND = stream()
         destination_C, source_M = self.destination_C.to(x_RND.device), self.source_M.to(x_RND.device)
         metric = torch.nn.functional.normalize(x_RND, dim=2)
         best_RM = (metric[:, source_M] @ metric[:, destination_C].transpose(1, 2)).amax(2)

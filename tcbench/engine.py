@@ -235,7 +235,7 @@ class Engine:
 
     def _resolve(self, unit: Unit, decision: Decision) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
-        who = decision.who.choose(self.blocks.stream) if isinstance(decision.who, Deferred) else decision.who
+        who = decision.who.choose(lambda: self.blocks.stream) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.index_RK.shape[1] == 0:
             who = NONE
         # which tokens they were need not be kept; how many, if the device knows it, is asked for later

@@ -15,8 +15,8 @@ N tokens, K recomputed tokens, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from itertools import accumulate
 from math import log
 from typing import TYPE_CHECKING, Literal
@@ -130,14 +130,15 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deferred:
-    """A decision taken when the unit is reached, from its input hidden state x_RND (ToMe, first-block cache).
+    """A decision taken when the unit is reached (ToMe, first-block cache).
 
-    `like` is what the decision costs when it is not known beforehand: a `Who` of the same token count where that count
-    is fixed, otherwise the dearest case. `macs` is what taking the decision costs per row (matrix products, as the
-    ledger counts them), charged under `tag`.
+    `choose` is given a function that returns the unit's input hidden state x_RND: what waits to be added to it is added
+    when that is called, and only then. `like` is what the decision costs when it is not known beforehand: a `Who` of
+    the same token count where that count is fixed, otherwise the dearest case. `macs` is what taking the decision costs
+    per row (matrix products, as the ledger counts them), charged under `tag`.
     """
 
-    choose: Callable[["Tensor"], "All | Nothing | Tokens"]
+    choose: Callable[[Callable[[], "Tensor"]], "All | Nothing | Tokens"]
     like: "All | Nothing | Tokens"
     macs: int = 0
     tag: str = "score"
@@ -268,39 +269,98 @@ def _first_of_each(index_RLK: "Tensor", counts: "Sequence[int] | Tensor") -> lis
     return [Tokens(index_RLK[:, block], counts[block : block + 1]) for block in range(index_RLK.shape[1])]
 
 
-def score_by_attention(
-    observed_RBN: "Tensor", age_RBN: "Tensor", grid: tuple[int, int], age_weight: float, bonus: float, cell: int = 2
-) -> "Tensor":
-    """ToCa's score of every token in each of B blocks (arXiv 2410.05317): s1 or s2, + age_weight * s3, then s4.
+@dataclass(frozen=True, slots=True)
+class AttentionScore:
+    """ToCa's score of a token (arXiv 2410.05317): s1 or s2, + age_weight * s3, then s4.
 
-    s1 is the attention received and s2 the entropy of the attention over the text, L2-normalised over the tokens; s3 is
-    the age; s4 gives the best token of each cell of the grid `bonus` times its score on top.
+    s1 is the attention received and s2 one plus the entropy of the attention over the text, L2-normalised over the
+    tokens; s3 is the age; s4 gives the best token of each cell of the grid `bonus` times its score on top.
 
-    Args:
-        observed_RBN: what the block's attention showed when it was last observed.
-        age_RBN: how long ago each token was recomputed, in intervals between full steps.
+    Attributes:
         grid: height and width, multiples of `cell`, of an image's N tokens, or of each frame of a video.
         age_weight: weight of s3.
+        interval: the age, in steps, at which s3 is 1.
         bonus: gain of s4.
         cell: side of the cells.
+        halves: None for s1; for s2 how many rows of a sample share it, 2 in a guided pair. They look at texts of their
+            own, side by side in ToCa's packed map, so that the entropy of the averaged map is the mean of theirs plus
+            log 2.
     """
-    import torch.nn.functional as F
 
-    score = F.normalize(observed_RBN, dim=2) + age_weight * age_RBN
-    cells = score.unflatten(2, (-1, cell, grid[1] // cell, cell)).transpose(3, 4).flatten(4)  # frames one below another
-    best, place = cells.max(dim=4, keepdim=True)
-    cells = cells.scatter_add(4, place, bonus * best)
-    return cells.unflatten(4, (cell, cell)).transpose(3, 4).flatten(2)
+    grid: tuple[int, int]
+    age_weight: float
+    interval: float
+    bonus: float
+    cell: int = 2
+    halves: int | None = None
+
+    def of(self, observed_RBN: "Tensor", age_RBN: "Tensor") -> "Tensor":
+        """The score of every token in each of B blocks, [R, B, N].
+
+        Args:
+            observed_RBN: what the block's attention showed when it was last observed: received or entropy.
+            age_RBN: steps since each token was recomputed, 0 in the step after.
+        """
+        import torch.nn.functional as F
+
+        if self.halves:
+            by_half = observed_RBN.unflatten(0, (self.halves, -1))
+            observed_RBN = (1 + by_half.mean(0, keepdim=True) + log(self.halves)).expand_as(by_half).flatten(0, 1)
+        score = F.normalize(observed_RBN, dim=2) + self.age_weight * (age_RBN / self.interval)
+        side = self.cell
+        cells = score.unflatten(2, (-1, side, self.grid[1] // side, side))  # frames one below another
+        cells = cells.transpose(3, 4).flatten(4)
+        best, place = cells.max(dim=4, keepdim=True)
+        cells = cells.scatter_add(4, place, self.bonus * best)
+        return cells.unflatten(4, (side, side)).transpose(3, 4).flatten(2)
 
 
-def entropy_of_halves(entropy_RN: "Tensor", halves: int) -> "Tensor":
-    """The s2 that the rows of a guided pair share, [R, N]: one plus the entropy of their averaged attention maps.
+def choose_by_attention(
+    score: AttentionScore,
+    observed: "Sequence[Tensor]",
+    refreshed: "Sequence[Tensor | int]",
+    step: int,
+    counts: Sequence[int],
+    path: Literal["triton", "torch"] | None = None,
+) -> "list[tuple[Tensor, Tensor, Tensor]]":
+    """The tokens with the highest scores in each of B blocks, all at once; nothing waits for the device.
 
-    The halves look at texts of their own, side by side in ToCa's packed map, so that the average's entropy is the mean
-    of theirs plus log 2.
+    Args:
+        observed: by block, float32 [R, N], as in `AttentionScore.of`.
+        refreshed: by block, the step at which each token was last recomputed, int32 [R, N]; a number if one for all.
+        step: this step.
+        counts: by block, how many tokens to choose.
+        path: as in `tcbench.kernels`; by default the kernel where it runs.
+
+    Returns:
+        by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
     """
-    by_half = entropy_RN.unflatten(0, (halves, -1))
-    return (1 + by_half.mean(0, keepdim=True) + log(halves)).expand_as(by_half).flatten(0, 1)
+    import torch
+
+    from tcbench.kernels import available, choice
+
+    observed_RBN, last = _by_block(observed), refreshed[0]
+    if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
+        new = partial(torch.full_like, observed[0], dtype=torch.int32)
+        last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
+    if (path or ("triton" if available(observed_RBN.device) else "torch")) == "triton":
+        index_RBK, score_RBN, last = choice.choose_by_attention(
+            observed_RBN, last, step, tuple(counts), **asdict(score)
+        )
+    else:
+        last = torch.zeros_like(observed_RBN, dtype=torch.int32) + last
+        score_RBN = score.of(observed_RBN, step - 1 - last)
+        index_RBK = score_RBN.argsort(dim=2, descending=True, stable=True)
+        for block, count in enumerate(counts):
+            last[:, block].scatter_(1, index_RBK[:, block, :count], step)
+    return [(index_RBK[:, b, :count], score_RBN[:, b], last[:, b]) for b, count in enumerate(counts)]
+
+
+def _by_block(parts_RN: "Sequence[Tensor]") -> "Tensor":
+    """[R, B, N] of B parts; one alone is not copied."""
+    import torch
+
+    return torch.stack(tuple(parts_RN), dim=1) if len(parts_RN) > 1 else parts_RN[0][:, None]
 
 
 def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:

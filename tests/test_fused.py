@@ -158,7 +158,7 @@ CASES: dict[str, Callable[[list[Site]], tuple[Plan, Plan]]] = {  # sites -> plan
     ),
     "decided at the block": lambda sites: (
         every_unit(UNITS, ALL),
-        Plan({unit: Decision(Deferred(lambda x: top_tokens(x[..., 0], 5), NONE)) for unit in UNITS[:3]}),
+        Plan({unit: Decision(Deferred(lambda stream: top_tokens(stream()[..., 0], 5), NONE)) for unit in UNITS[:3]}),
     ),
     "observed": lambda sites: (
         Plan({site: Decision(ALL, observe=site.branch) for site in sites if site.branch != "mlp"}),

@@ -9,7 +9,7 @@ from torch import Tensor
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.method import ModelShape, Run
-from tcbench.plan import ALL, NONE, Plan, Site, Tokens, score_by_attention
+from tcbench.plan import ALL, NONE, AttentionScore, Plan, Site, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
 
@@ -141,7 +141,8 @@ def test_scores_and_ages(options: dict) -> None:
 def test_the_best_of_a_cell_gains_the_bonus() -> None:
     """The released code's result on the ramp i / 16, up to the L2 norm of s1."""
     ramp = torch.arange(16.0) / 16
-    rows = score_by_attention(ramp.expand(2, 1, 16), torch.zeros(2, 1, 16), (4, 4), age_weight=0.0, bonus=0.6)
+    s4 = AttentionScore((4, 4), age_weight=0.0, interval=1, bonus=0.6)
+    rows = s4.of(ramp.expand(2, 1, 16), torch.zeros(2, 1, 16))
     score = rows[0, 0] * ramp.norm()
     assert score[[5, 7, 13, 15]].tolist() == pytest.approx([0.5, 0.7, 1.3, 1.5])
     others = [token for token in range(16) if token not in (5, 7, 13, 15)]

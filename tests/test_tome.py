@@ -32,7 +32,7 @@ def choice(adapter: DiTAdapter, run: Run, method: Method, block: int) -> Deferre
 
 
 def chosen(who: Deferred, x_RND: Tensor) -> list[set[int]]:
-    tokens = who.choose(x_RND)
+    tokens = who.choose(lambda: x_RND)
     assert isinstance(tokens, Tokens)
     rows = [set(row) for row in tokens.index_RK.tolist()]
     assert all(len(row) == tokens.count for row in rows), "a token is named twice"
