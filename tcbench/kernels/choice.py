@@ -132,7 +132,7 @@ if triton is not None:
         best, place = tl.max(score, axis=1, return_indices=True, return_indices_tie_break_left=True)
         score = tl.where(valid & (inner == place[:, None]), score + bonus * best[:, None], score)
 
-        # distinct keys in the order of the scores: a float's bits (those of negative ones run backwards), then the token
+        # distinct keys in the order of the scores: the bits of a float (a negative one has them backwards), the token
         bits = score.to(tl.int32, bitcast=True)
         bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 0x80000000
         key = tl.where(valid, bits * (CELLS * AREA) + (CELLS * AREA - 1 - token), -1)
