@@ -350,7 +350,7 @@ def choose_by_attention(
     else:
         last = torch.zeros_like(observed_RBN, dtype=torch.int32) + last
         score_RBN = score.of(observed_RBN, step - 1 - last)
-        index_RBK = score_RBN.argsort(dim=2, descending=True, stable=True)
+        index_RBK = score_RBN.argsort(dim=2, descending=True)
         for block, count in enumerate(counts):
             last[:, block].scatter_(1, index_RBK[:, block, :count], step)
     return [(index_RBK[:, b, :count], score_RBN[:, b], last[:, b]) for b, count in enumerate(counts)]

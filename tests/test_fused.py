@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcbench import kernels
 from tcbench.engine import Engine, PlainBlocks
 from tcbench.fused import FusedBlocks
 from tcbench.method import Artefacts, Run
@@ -136,10 +137,11 @@ def test_refiners_act_on_p_steps_alone(model: Adapter) -> None:
     ],
     indirect=["model"],
 )
-def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict) -> None:
+def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full step and another through the kernels themselves, whose every part is tested in test_kernels."""
     pytest.importorskip("triton")
     plain, _ = sample(model, name, options, PlainBlocks, nfe=2, samples=1)
+    monkeypatch.setattr(kernels, "available", lambda device: True)  # those that choose tokens, too
     fused, _ = sample(model, name, options, INTERPRETED, nfe=2, samples=1)
     close(fused, plain)
 

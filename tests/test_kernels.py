@@ -14,6 +14,9 @@ from tcbench.kernels.rotary import turn
 from tcbench.kernels.scores import token_scores
 from tcbench.plan import allocate_tokens, best_tokens, top_tokens_by_block
 
+
+from tcbench.plan import AttentionScore, choose_by_attention
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
 
@@ -247,3 +250,43 @@ def test_the_plan_takes_tokens_from_the_kernels_where_they_run(monkeypatch: pyte
     assert not selection.serves(torch.empty(1, 1, selection.MAX_TOKENS + 1)) and not selection.serves(
         score_RLN.double()
     )
+
+
+CHOICES = {  # grid, frames, cell, rows of a sample that choose alike by the text
+    "by attention": ((8, 8), 1, 2, None),
+    "by the text of a pair": ((8, 8), 1, 4, 2),
+    "without guidance": ((8, 8), 1, 4, 1),
+    "sides that are no powers of two": ((6, 12), 1, 3, None),
+    "a video": ((6, 6), 5, 2, 2),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize("recent", ["all at once", "by token", "by block"])
+def test_choice_by_attention_and_age(case: str, recent: str) -> None:
+    """The same tokens, ages and scores, in blocks that choose none, some and all."""
+    grid, frames, cell, halves = CHOICES[case]
+    rows, step, tokens = 4, 7, grid[0] * grid[1] * frames
+    score = AttentionScore(grid, 0.25, 3, 0.4, cell, halves)
+    observed = [random(rows, tokens, seed=seed).abs() for seed in range(4)]
+    some = [random(rows, tokens, seed=seed).argsort(dim=1).int() % step for seed in range(4)]
+    if halves == 2:  # the rows of a pair have chosen alike before
+        some = [ages[: rows // 2].repeat(2, 1) for ages in some]
+    before = {"all at once": [3] * 4, "by token": some, "by block": [3, some[1], 3, 5]}[recent]
+    counts = [5, 0, tokens, tokens // 3]
+    results = [choose_by_attention(score, observed, before, step, counts, path) for path in ("triton", "torch")]
+    for count, (index, scores, after), (expected_index, expected, expected_after) in zip(counts, *results, strict=True):
+        assert index.shape == (rows, count)
+        close(scores, expected)
+        assert torch.equal(index.sort(dim=1).values, expected_index.sort(dim=1).values)
+        assert torch.equal(after, expected_after)
+        assert int((after == step).sum()) == rows * count
+        if halves == 2:
+            assert torch.equal(index[:2], index[2:])
+
+
+def test_of_equal_scores_the_lower_token_is_chosen() -> None:
+    """The first token of every cell, which has its bonus, and the lowest of the others."""
+    score, equal = AttentionScore((4, 4), 0.25, 3, 0.5), torch.ones(2, 16, device=DEVICE)
+    [(index, _, _)] = choose_by_attention(score, [equal], [0], 1, [6], "triton")
+    assert index.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 8, 10]] * 2

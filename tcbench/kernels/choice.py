@@ -18,6 +18,8 @@ except ImportError:
 DIGIT = 2
 """Bits of the threshold that one pass over the keys decides."""
 
+TOKENS_A_WARP = 128
+
 
 def choose_by_attention(
     observed_RBN: Tensor,
@@ -73,7 +75,7 @@ def choose_by_attention(
         AREA=area,
         DIGIT=DIGIT,
         DIGITS=triton.cdiv(key_bits, DIGIT),
-        num_warps=max(1, min(16, cells * area // 128)),
+        num_warps=max(1, min(16, cells * area // TOKENS_A_WARP)),
     )
     return index_RBK, score_RBN, refreshed
 
