@@ -343,7 +343,8 @@ def choose_by_attention(
     if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
         new = partial(torch.full_like, observed[0], dtype=torch.int32)
         last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
-    if (path or ("triton" if available(observed_RBN.device) else "torch")) == "triton":
+    served = available(observed_RBN.device) and observed_RBN.shape[2] <= choice.MAX_TOKENS
+    if (path or ("triton" if served else "torch")) == "triton":
         index_RBK, score_RBN, last = choice.choose_by_attention(
             observed_RBN, last, step, tuple(counts), **asdict(score)
         )

@@ -20,6 +20,9 @@ DIGIT = 2
 
 TOKENS_A_WARP = 128
 
+MAX_TOKENS = 8192
+"""Of a row, which one program holds."""
+
 
 def choose_by_attention(
     observed_RBN: Tensor,
