@@ -330,21 +330,20 @@ def choose_by_attention(
         refreshed: by block, the step at which each token was last recomputed, int32 [R, N]; a number if one for all.
         step: this step.
         counts: by block, how many tokens to choose.
-        path: as in `tcbench.kernels`; by default the kernel where it runs.
+        path: as in `tcbench.kernels`; by default the kernel where it serves.
 
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
     """
     import torch
 
-    from tcbench.kernels import available, choice
+    from tcbench.kernels import choice
 
     observed_RBN, last = _by_block(observed), refreshed[0]
     if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
         new = partial(torch.full_like, observed[0], dtype=torch.int32)
         last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
-    served = available(observed_RBN.device) and observed_RBN.shape[2] <= choice.MAX_TOKENS
-    if (path or ("triton" if served else "torch")) == "triton":
+    if path == "triton" or (path is None and choice.serves(observed_RBN)):
         index_RBK, score_RBN, last = choice.choose_by_attention(
             observed_RBN, last, step, tuple(counts), **asdict(score)
         )

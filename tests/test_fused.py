@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench import kernels
 from tcbench.engine import Engine, PlainBlocks
 from tcbench.fused import FusedBlocks
+from tcbench.kernels import choice
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
@@ -141,7 +141,7 @@ def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict, monk
     """A full step and another through the kernels themselves, whose every part is tested in test_kernels."""
     pytest.importorskip("triton")
     plain, _ = sample(model, name, options, PlainBlocks, nfe=2, samples=1)
-    monkeypatch.setattr(kernels, "available", lambda device: True)  # those that choose tokens, too
+    monkeypatch.setattr(choice, "serves", lambda observed: True)
     fused, _ = sample(model, name, options, INTERPRETED, nfe=2, samples=1)
     close(fused, plain)
 

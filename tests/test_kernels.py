@@ -12,10 +12,7 @@ from tcbench.kernels import Chosen, context, rows, selection, stream
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
 from tcbench.kernels.scores import token_scores
-from tcbench.plan import allocate_tokens, best_tokens, top_tokens_by_block
-
-
-from tcbench.plan import AttentionScore, choose_by_attention
+from tcbench.plan import AttentionScore, allocate_tokens, best_tokens, choose_by_attention, top_tokens_by_block
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5

@@ -9,6 +9,8 @@ from math import log
 import torch
 from torch import Tensor
 
+from tcbench.kernels.chosen import available
+
 try:
     import triton
     import triton.language as tl
@@ -22,6 +24,11 @@ TOKENS_A_WARP = 128
 
 MAX_TOKENS = 8192
 """Of a row, which one program holds."""
+
+
+def serves(observed_RBN: Tensor) -> bool:
+    """Whether the kernel chooses among these tokens where they are."""
+    return available(observed_RBN.device) and observed_RBN.shape[2] <= MAX_TOKENS
 
 
 def choose_by_attention(
