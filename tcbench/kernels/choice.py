@@ -17,10 +17,8 @@ try:
 except ImportError:
     triton = None
 
-DIGIT = 2
-"""Bits of the threshold that one pass over the keys decides."""
-
-TOKENS_A_WARP = 128
+TOKENS_A_WARP = 256
+"""So that counting keys takes no barrier where tokens are few."""
 
 MAX_TOKENS = 8192
 """Of a row, which one program holds."""
@@ -59,7 +57,6 @@ def choose_by_attention(
     index_RBK = torch.empty(rows, blocks, max(counts), dtype=torch.int64, device=observed.device)
     before = refreshed_RBN.contiguous() if isinstance(refreshed_RBN, Tensor) else None
     cells, area = triton.next_power_of_2(tokens // cell**2), triton.next_power_of_2(cell**2)
-    key_bits = 32 + (cells * area).bit_length() - 1
     _choice_kernel[(rows, blocks)](
         observed,
         observed.stride(0),
@@ -83,8 +80,7 @@ def choose_by_attention(
         CELL=cell,
         CELLS=cells,
         AREA=area,
-        DIGIT=DIGIT,
-        DIGITS=triton.cdiv(key_bits, DIGIT),
+        KEY_BITS=32 + (cells * area).bit_length() - 1,
         num_warps=max(1, min(16, cells * area // TOKENS_A_WARP)),
     )
     return index_RBK, score_RBN, refreshed
@@ -122,8 +118,7 @@ if triton is not None:
         CELL: tl.constexpr,
         CELLS: tl.constexpr,
         AREA: tl.constexpr,
-        DIGIT: tl.constexpr,
-        DIGITS: tl.constexpr,
+        KEY_BITS: tl.constexpr,
     ):
         row, block = tl.program_id(0), tl.program_id(1)
         cell, inner = tl.arange(0, CELLS)[:, None], tl.arange(0, AREA)[None, :]  # a row of the tile is a cell
@@ -149,15 +144,14 @@ if triton is not None:
         bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 0x80000000
         key = tl.where(valid, bits * (CELLS * AREA) + (CELLS * AREA - 1 - token), -1)
         key, token, valid = tl.ravel(key), tl.ravel(token), tl.ravel(valid)
-        # the highest threshold that enough keys reach, from its first digit on: `count` of them do
+        # the highest threshold that `count` keys reach, from its first bit on
         count = tl.load(counts + block)
-        threshold = tl.zeros((1,), tl.int64)
-        digits = tl.arange(0, 1 << DIGIT).to(tl.int64)
-        for i in range(DIGITS):
-            place_value = (DIGITS - 1 - i) * DIGIT
-            candidate = threshold + (digits << place_value)
-            reached = tl.sum((key[:, None] >= candidate[None, :]).to(tl.int32), axis=0)
-            threshold += (tl.sum((reached >= count).to(tl.int64), axis=0) - 1) << place_value
+        threshold = tl.full((), 0, tl.int64)
+        bit = tl.full((), 1 << (KEY_BITS - 1), tl.int64)
+        for _ in range(KEY_BITS):
+            reached = tl.sum((key >= threshold + bit).to(tl.int32), axis=0)
+            threshold += tl.where(reached >= count, bit, 0)
+            bit >>= 1
         chosen = valid & (key >= threshold)
         order = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
         tl.store(index + (row * tl.num_programs(1) + block) * capacity + order, token.to(tl.int64), chosen)
