@@ -9,7 +9,7 @@ from torch import Tensor
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.method import ModelShape, Run
-from tcbench.plan import ALL, NONE, AttentionScore, Plan, Site, Tokens
+from tcbench.plan import ALL, NONE, AttentionScore, Deferred, Plan, Site, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
 
@@ -147,6 +147,34 @@ def test_the_best_of_a_cell_gains_the_bonus() -> None:
     assert score[[5, 7, 13, 15]].tolist() == pytest.approx([0.5, 0.7, 1.3, 1.5])
     others = [token for token in range(16) if token not in (5, 7, 13, 15)]
     assert torch.allclose(score[others], ramp[others])
+
+
+def test_only_an_mlp_whose_map_is_refreshed_before_it_waits() -> None:
+    """Everything else is chosen when the step starts; the waiting choice sees the refreshed map, and no token."""
+    shape = ModelShape(num_blocks=2, num_tokens=16, width=8, grid=(4, 4), branches=("attn", "cross", "mlp"))
+    run, entropy = run_of(10, shape), torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
+
+    class TextLook(FakeLook):
+        def attention_entropy(self, block: int) -> Tensor:
+            return entropy
+
+    def stream() -> Tensor:
+        raise AssertionError("ToCa chooses by what was observed")
+
+    look = TextLook(run)
+    options = {"schedule": "pixart", "fresh_ratio": 0.4, "interval": 5, "soft_fresh_weight": 0.0, "bonus": 0.0}
+    state = make_method("toca", options).start(run)
+    state.plan(look)
+    look.step = 1
+    plan = state.plan(look)
+    cross, mlp = (plan.decisions[Site(0, branch)].who for branch in ("cross", "mlp"))
+    assert isinstance(cross, Tokens) and isinstance(mlp, Deferred)
+    best = entropy.argsort(descending=True)[:, : cross.count]
+    assert torch.equal(cross.index_RK, best)
+    entropy.scatter_(1, best, -1.0)
+    chosen = mlp.choose(stream)
+    assert isinstance(chosen, Tokens) and 0 < chosen.count == mlp.like.count
+    assert torch.equal(chosen.index_RK, entropy.argsort(descending=True)[:, : chosen.count])
 
 
 def test_attention_is_observed_only_if_it_is_read() -> None:
