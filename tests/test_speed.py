@@ -318,6 +318,23 @@ def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_pat
         publish(suite, allow_dirty=True)
 
 
+def test_parts_of_several_commits_are_published_and_named(timed, monkeypatch, tmp_path):
+    from tcbench.stages.publish import publish
+
+    suite, folder = timed
+    monkeypatch.chdir(tmp_path)
+    part = next(folder.glob("runs/*.json"))
+    for name, commit in {part.name: "a" * 40, "x.json": "a" * 40, "y.json": "b" * 40}.items():
+        record = read_json(part)
+        record["provenance"]["git"] = {"commit": commit, "dirty": False}
+        write_json(tmp_path / "results" / suite.suite / "runs" / name, record)
+    render_speed(suite, tmp_path / "results" / suite.suite)
+    publish(suite)
+    target = tmp_path / "results" / "reference" / suite.suite
+    assert "Timed at commit aaaaaaaa; at bbbbbbbb: y." in (target / "tables" / "speed.md").read_text()
+    assert [git["commit"][0] for git in read_json(target / "provenance.json")["git"].values()] == ["a", "a", "b"]
+
+
 def test_rows_cost_what_the_papers_cells_do():
     """TokenCache without its predictor, which the paper leaves out; the others with all they compute."""
     suite = load_speed_suite(ROOT / "config" / "speed.yaml")

@@ -1,6 +1,7 @@
 """The speed suite's tables and figure: MACs saved against time saved."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
     if profiles:
         tables["profile"] = profile_table(profiles, suite)
     for name, table in tables.items():
-        table.write(folder / "tables", name)
+        commits = read_commits(folder / ("runs" if name == "speed" else name))
+        tables[name] = replace(table, caption=f"{table.caption} {commits}")
+        tables[name].write(folder / "tables", name)
     save(figure_speed(lines), folder / "figures", "speed")
     return list(tables.values())
 
@@ -121,6 +124,15 @@ def read_machines(folder: Path) -> list[str]:
     """The machines that runs were timed on, in words."""
     machines = [read_json(path)["machine"] for path in sorted((folder / "runs").glob("*.json"))]
     return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in machines))
+
+
+def read_commits(folder: Path) -> str:
+    """The commits at which a folder's parts were timed, in words: a part is compared with itself alone."""
+    parts_of: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        parts_of.setdefault(read_json(path)["provenance"]["git"]["commit"][:8], []).append(path.stem)
+    most, *others = sorted(parts_of, key=lambda commit: -len(parts_of[commit]))
+    return f"Timed at commit {most}" + "".join(f"; at {commit}: {', '.join(parts_of[commit])}" for commit in others) + "."
 
 
 def _setting(record: Record) -> str:

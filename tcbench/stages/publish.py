@@ -56,7 +56,8 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
     """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
 
     Raises:
-        UserError: results of another config, of an uncommitted work tree, or of several commits; or a large file.
+        UserError: results of another config, of an uncommitted work tree, or of several commits, unless they are
+            timings, whose parts are compared within themselves and name their commits; or a large file.
     """
     records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
     for what, (record, digest) in records.items():
@@ -65,7 +66,7 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
     commits = {record["git"]["commit"] for record, _ in records.values()}
-    if len(commits) > 1 and not allow_dirty:
+    if len(commits) > 1 and not allow_dirty and isinstance(suite, Suite):
         raise UserError(
             f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
         )
@@ -80,5 +81,8 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination)
     first, _ = next(iter(records.values()))
-    write_json(target / "provenance.json", {"suite": suite.model_dump(mode="json", by_alias=True), **first})
+    provenance = {"suite": suite.model_dump(mode="json", by_alias=True), **first}
+    if isinstance(suite, SpeedSuite):
+        provenance["git"] = {what: record["git"] for what, (record, _) in records.items()}
+    write_json(target / "provenance.json", provenance)
     return files
