@@ -132,7 +132,8 @@ def read_commits(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         parts_of.setdefault(read_json(path)["provenance"]["git"]["commit"][:8], []).append(path.stem)
     most, *others = sorted(parts_of, key=lambda commit: -len(parts_of[commit]))
-    return f"Timed at commit {most}" + "".join(f"; at {commit}: {', '.join(parts_of[commit])}" for commit in others) + "."
+    rest = "".join(f"; at {commit}: {', '.join(parts_of[commit])}" for commit in others)
+    return f"Timed at commit {most}{rest}."
 
 
 def _setting(record: Record) -> str:
