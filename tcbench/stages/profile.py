@@ -22,7 +22,7 @@ from tcbench.stages.timing import machine
 
 CLASSES = {
     "attention": r"flash|fmha|sdpa|attention|attn",
-    "selection": r"_scores_kernel|_count_kernel|_share_kernel|topk|sort|radix|bincount|histogram|allocat|choice|entropy|received",
+    "selection": r"(scores|count|share|choice)_kernel|topk|sort|radix|bincount|histogram|allocat|entropy|received",
     "gather, scatter": r"gather|scatter|index|take_tokens",
     "norm, modulate, gate": r"norm|modul|gate|adaln",
     "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|addmm|::b?mm$|matmul|linear|splitk",
