@@ -326,7 +326,7 @@ def test_parts_of_several_commits_are_published_and_named(timed, monkeypatch, tm
     part = next(folder.glob("runs/*.json"))
     for name, commit in {part.name: "a" * 40, "x.json": "a" * 40, "y.json": "b" * 40}.items():
         record = read_json(part)
-        record["provenance"]["git"] = {"commit": commit, "dirty": False}
+        record["provenance"] |= {"git": {"commit": commit, "dirty": False}, "config_digest": suite.digest()}
         write_json(tmp_path / "results" / suite.suite / "runs" / name, record)
     render_speed(suite, tmp_path / "results" / suite.suite)
     publish(suite)
