@@ -6,6 +6,7 @@ It begins with the attention that a token received (s1), or with the entropy of 
 there is text, by which the halves of a guided pair choose alike. The attention maps that it reads are charged.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, NONE, AttentionScore, Block, Decision, Keys, Plan, Tokens, every_unit
+from tcbench.plan import ALL, NONE, AttentionScore, Block, Decision, Keys, Plan, Tokens, choose_by_attention, every_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +64,22 @@ class ToCaTokens(Method):
         if any(side % 2 for side in run.shape.grid):
             raise UserError(f"toca_tokens: its 2x2 cells need an even token grid, not {run.shape.grid}")
         free = free_blocks(run.shape, self.refiner_blocks)
-        count = round((1 - self.cache_ratio) * run.shape.num_tokens)
-        return _Selection(self, [Block(block) for block in range(free)], count, self.i_steps(run))
+        text = "cross" in run.shape.branches
+        score = AttentionScore(
+            run.shape.grid,
+            self.soft_fresh_weight,
+            run.nfe / self.num_full_steps,
+            self.bonus,
+            halves=run.rows_per_sample if text else None,
+        )
+        return _Selection(
+            self.keys,
+            [Block(block) for block in range(free)],
+            round((1 - self.cache_ratio) * run.shape.num_tokens),
+            self.i_steps(run),
+            score,
+            "cross" if text else "attn",
+        )
 
 
 @dataclass
@@ -74,55 +89,40 @@ class _Selection:
     Attributes:
         units: the B blocks that may be cached.
         count: tokens that every row recomputes in each of them on a P-step.
-        refreshed: the step at which each token was last recomputed, [R, B, N]; a number if it is one for all.
+        observes: the branch whose attention says which tokens matter.
+        refreshed: by unit, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
     """
 
-    method: ToCaTokens
+    keys: Keys
     units: list[Block]
     count: int
     i_steps: tuple[int, ...]
-    refreshed: "Tensor | int" = 0
+    score: AttentionScore
+    observes: Literal["attn", "cross"]
+    refreshed: "Sequence[Tensor | int]" = ()
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps, with attention observed if the next step reads it; on P-steps the best tokens."""
         if look.step in self.i_steps:
-            self.refreshed = look.step
+            self.refreshed = [look.step] * len(self.units)
             following = look.step + 1
             read = self.count > 0 and following < look.run.nfe and following not in self.i_steps
-            decision = Decision(ALL, keys=self.method.keys, observe=self._observed(look.run) if read else None)
+            decision = Decision(ALL, keys=self.keys, observe=self.observes if read else None)
             return Plan(dict.fromkeys(self.units, decision))
         if not self.count:
             return every_unit(self.units, NONE)
-        index_RBK = self._choose(look)
+        observed = look.attention_received if self.observes == "attn" else look.attention_entropy
+        choices = choose_by_attention(
+            self.score,
+            [observed(unit.block) for unit in self.units],
+            self.refreshed,
+            look.step,
+            [self.count] * len(self.units),
+        )
+        self.refreshed = [refreshed_RN for _, _, refreshed_RN in choices]
         return Plan(
             {
-                unit: Decision(Tokens(index_RK), keys=self.method.keys)
-                for unit, index_RK in zip(self.units, index_RBK.unbind(1), strict=True)
+                unit: Decision(Tokens(index_RK), keys=self.keys)
+                for unit, (index_RK, _, _) in zip(self.units, choices, strict=True)
             }
         )
-
-    def _choose(self, look: Look) -> "Tensor":
-        """The tokens to recompute, [R, B, K]; they are young from here on."""
-        import torch
-
-        method, run = self.method, look.run
-        observed_RBN = torch.stack([self._attention(look, unit.block) for unit in self.units], dim=1)
-        refreshed_RBN = torch.zeros_like(observed_RBN) + self.refreshed
-        score = AttentionScore(
-            run.shape.grid,
-            method.soft_fresh_weight,
-            run.nfe / method.num_full_steps,
-            method.bonus,
-            halves=run.rows_per_sample if self._observed(run) == "cross" else None,
-        )
-        score_RBN = score.of(observed_RBN, look.step - 1 - refreshed_RBN)
-        index_RBK = score_RBN.topk(self.count, dim=2, sorted=False).indices
-        self.refreshed = refreshed_RBN.scatter(2, index_RBK, look.step)
-        return index_RBK
-
-    def _observed(self, run: Run) -> Literal["attn", "cross"]:
-        return "cross" if "cross" in run.shape.branches else "attn"
-
-    def _attention(self, look: Look, block: int) -> "Tensor":
-        """The attention received or the entropy of that over the text, [R, N]."""
-        return look.attention_received(block) if self._observed(look.run) == "attn" else look.attention_entropy(block)

@@ -28,7 +28,7 @@ from tcbench.cache import Cache
 from tcbench.groups import Groups
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import Linear, SelfAttention
-from tcbench.kernels.chosen import Path
+from tcbench.kernels.chosen import Path, on_device
 from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
@@ -242,7 +242,7 @@ class FusedBlocks:
         if index.stride(1) != 1:
             index = index.contiguous()
         if who.used is None:
-            return Chosen(index, _count(index.shape[1], index.device), tokens, index.shape[1])
+            return Chosen(index, on_device((index.shape[1],), index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
 
     def _everyone(self, block: int, branch: str, part: Gated, decision: Decision | None) -> Tensor:
@@ -336,13 +336,3 @@ def _modulate(part: Gated) -> Modulate | None:
 def _gate(part: Gated) -> Tensor | None:
     """A branch's gate as the kernels take it, if it has one."""
     return part.gate.squeeze(1) if isinstance(part.gate, Tensor) else None
-
-
-_counts: dict[tuple[int, torch.device], Tensor] = {}
-
-
-def _count(number: int, device: torch.device) -> Tensor:
-    """A count known on the host, where the kernels read it."""
-    if (number, device) not in _counts:
-        _counts[number, device] = torch.tensor([number], dtype=torch.int32, device=device)
-    return _counts[number, device]

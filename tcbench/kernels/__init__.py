@@ -1,9 +1,9 @@
 """Fused kernels of the fast path, each beside the plain PyTorch that says what it computes.
 
-Every public function takes `path`: "triton" launches the kernel, "torch" runs the reference; what those in `selection`
-compute `tcbench.plan` says. `available` says whether a
-device can run the kernels; without one, or without Triton, nothing in the project needs this package. The kernels are
-tested against their references in Triton's interpreter on the CPU (tests/test_kernels.py).
+Functions take `path`: "triton" launches the kernel, "torch" runs the reference. Those of `selection` and `choice` have
+theirs in `tcbench.plan`, which calls them where they say that they serve. `available` says whether a device can run the
+kernels; without one, or without Triton, nothing in the project needs this package. The kernels are tested against their
+references in Triton's interpreter on the CPU (tests/test_kernels.py).
 
 Shapes: R rows of the transformer's batch, N tokens, D width, H heads, K at most this many recomputed tokens a row,
 M = R * K rows of a compact buffer. The tokens recomputed are `Chosen`; a compact buffer holds them row after row, so

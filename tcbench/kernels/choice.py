@@ -3,13 +3,12 @@
 The plain PyTorch beside it is `tcbench.plan.choose_by_attention`, through which both are called.
 """
 
-from functools import cache
 from math import log
 
 import torch
 from torch import Tensor
 
-from tcbench.kernels.chosen import available
+from tcbench.kernels.chosen import available, on_device
 
 try:
     import triton
@@ -63,7 +62,7 @@ def choose_by_attention(
         observed.stride(1),
         before,
         0 if isinstance(refreshed_RBN, Tensor) else refreshed_RBN,
-        _on_device(counts, observed.device),
+        on_device(counts, observed.device),
         score_RBN,
         refreshed,
         index_RBK,
@@ -84,12 +83,6 @@ def choose_by_attention(
         num_warps=max(1, min(16, cells * area // TOKENS_A_WARP)),
     )
     return index_RBK, score_RBN, refreshed
-
-
-@cache
-def _on_device(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Counts where the kernel reads them; a timetable repeats, and a captured graph cannot copy from the host."""
-    return torch.tensor(counts, dtype=torch.int32, device=device)
 
 
 if triton is not None:

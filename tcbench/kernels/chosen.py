@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -15,6 +16,12 @@ def available(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers that the host knows where kernels read them, int32 [n]; kept: a captured graph cannot copy them."""
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True)
