@@ -67,6 +67,13 @@ def _json(value: Any, indent: str = "\n") -> str:
     return "[" + inner + f",{inner}".join(_json(item, inner) for item in value) + indent + "]"
 
 
+def shortened(value: Any, digits: int) -> Any:
+    """A number, or nested lists of them, to so many significant digits, which is what a picture needs of it."""
+    if isinstance(value, list):
+        return [shortened(item, digits) for item in value]
+    return float(f"{value:.{digits}g}")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; raises UserError naming the file if it is missing or malformed."""
     try:

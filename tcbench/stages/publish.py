@@ -25,6 +25,8 @@ MEASURED = (
     *SPEED_RECORDS,
 )
 SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
+PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
+"""By suite, what README.md and docs/speed.md show."""
 LIMIT_BYTES = 1_000_000
 
 
@@ -56,8 +58,8 @@ def _speed_records(suite: SpeedSuite) -> Records:
 
 def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
     """The files below a folder of results that are published."""
-    picture = "figures/speed.png" if isinstance(suite, SpeedSuite) else f"grids/nfe{suite.figure.nfe}.png"
-    return [path for pattern in (*MEASURED, *SHOWN, picture) for path in sorted(folder.glob(pattern))]
+    pictures = [PICTURES[suite.suite]] if suite.suite in PICTURES else []
+    return [path for pattern in (*MEASURED, *SHOWN, *pictures) for path in sorted(folder.glob(pattern))]
 
 
 def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
