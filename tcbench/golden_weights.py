@@ -45,7 +45,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], seed: int, drawn: R
 
 
 def draw(seed: int, recipe: Recipe) -> dict[str, Tensor]:
-    """The matrices of a recipe as torch.nn.init.xavier_uniform_ draws them, float32."""
+    """The tensors of a recipe as torch.nn.init.xavier_uniform_ draws [rows, everything else] matrices, float32."""
     end = max(how["start"][0] + math.prod(how["shape"]) for how in recipe.values())
     # 24 of every 32 bits, as a fraction
     unit = (np.random.RandomState(seed).randint(2**32, size=end, dtype=np.uint32) & 0xFFFFFF) / 2**24

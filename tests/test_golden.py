@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench import golden
+from tcbench import golden, golden_weights
 from tcbench.cli import main
+from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.golden import Case, Unsupported, case_names, check_case, sample_case
 from tcbench.registry import make_method
@@ -80,6 +81,30 @@ def test_pixart_uncached() -> None:
     for name in ("eps", "final"):
         expected = case.expected[name]  # eps of the last steps alone
         assert (tensors[name][-len(expected) :] - expected).abs().max() <= tolerances[name]
+
+
+# --- weights that are drawn
+
+
+def test_draws_are_pytorchs_own() -> None:
+    torch.manual_seed(5)
+    torch.rand(7)
+    drawn = torch.nn.init.xavier_uniform_(torch.empty(24, 16)).view(24, 4, 2, 2)  # as DiT draws its patches
+    ours = golden_weights.draw(5, {"w": {"shape": [24, 4, 2, 2], "start": [7], "scaled": [3, 2]}})["w"]
+    assert (ours[3:] - drawn[3:]).abs().max() <= 2**-24  # PyTorch rounds once or twice, as the machine has it
+    assert torch.equal(ours[:3] / 2, golden_weights.draw(5, {"w": {"shape": [24, 4, 2, 2], "start": [7]}})["w"][:3])
+
+
+def test_drawn_weights_are_vouched_for(tmp_path: Path) -> None:
+    path, recipe = tmp_path / "weights.safetensors", {"w": {"shape": [8, 4], "start": [0]}}
+    weights = golden_weights.draw(1, recipe) | {"b": torch.ones(8)}
+    golden_weights.write_weights(path, weights, 1, recipe)
+    assert read_tensors(path)[0].keys() == {"b"}
+    read = golden_weights.read_weights(path)
+    assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
+    write_tensors(path, {"b": torch.zeros(8)}, read_tensors(path)[1])
+    with pytest.raises(UserError, match="drawn from seed 1, the weights miss their digest"):
+        golden_weights.read_weights(path)
 
 
 # --- the command, on directories made up from tests/golden
