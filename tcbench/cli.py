@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -18,7 +18,7 @@ from tcbench.config import MODELS, Suite, load_suite, validated
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
-from tcbench.speed_config import is_speed_config, load_speed_suite, parts
+from tcbench.speed_config import SpeedSuite, is_speed_config, load_speed_suite, parts
 
 if TYPE_CHECKING:
     from tcbench.matching import Basis, Match
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
     sub.add_argument("--name", required=True, metavar="ABLATION")
     for name, handler, help in (
-        ("tables", _tables, "render the tables and sample grids"),
+        ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
         ("figures", _figures, "render the figures"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
         ("ablations", _ablations, "render the tables of the ablations"),
@@ -180,11 +180,19 @@ def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
-    """The suite and the folder of its results; published results are read with the config they were made with."""
-    suite = _suite(parsed)
-    if parsed.results and (published := parsed.results / "provenance.json").exists():
-        suite = validated(published, read_json(published)["suite"], Suite)
+    """The suite and the folder of its results."""
+    suite = _published(parsed, _suite(parsed))
     return suite, parsed.results or suite.folder
+
+
+_AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
+
+
+def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
+    """The suite, or where published results are read the one that they were made with."""
+    if parsed.results and (published := parsed.results / "provenance.json").exists():
+        return validated(published, read_json(published)["suite"], type(suite))
+    return suite
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -337,6 +345,10 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
+    if is_speed_config(parsed.config):
+        timed = load_speed_suite(parsed.config)
+        _speed_tables(_published(parsed, timed), parsed.results or timed.folder)
+        return
     suite, folder = _results(parsed)
     render_tables(suite, folder)
     if (folder / "samples").exists():  # published results carry the strips themselves
@@ -344,6 +356,14 @@ def _tables(parsed: argparse.Namespace) -> None:
     render_grids(suite, folder)
     for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def _speed_tables(suite: SpeedSuite, folder: Path) -> None:
+    """Render what was timed, with its figure, and print it."""
+    from tcbench.report.speed import render_speed
+
+    for table in render_speed(suite, folder):
+        print(table.markdown())
 
 
 def _figures(parsed: argparse.Namespace) -> None:
@@ -424,7 +444,6 @@ def _bench(parsed: argparse.Namespace) -> None:
     suite = load_speed_suite(parsed.config)
     folder = parsed.results or suite.folder
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
-    from tcbench.report.speed import render_speed
     from tcbench.stages.bench import bench
     from tcbench.stages.profile import profile_parts
 
@@ -433,8 +452,7 @@ def _bench(parsed: argparse.Namespace) -> None:
         bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
     else:
         profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
-    for table in render_speed(suite, folder):
-        print(table.markdown())
+    _speed_tables(suite, folder)
 
 
 def _macs(parsed: argparse.Namespace) -> None:

@@ -309,6 +309,12 @@ class Suite(_Strict):
         settings = self.rows[row]
         return make_method(settings.method, self.defaults.get(settings.method, {}) | settings.options)
 
+    def shows_steps(self, row: str) -> bool:
+        """Whether Fig. 11 shows what a row's sample looks like on the way: as many steps as the uncached run's."""
+        settings = self.rows[row]
+        shown = settings.nfe == self.figure.nfe and not settings.control and settings.refiners is True
+        return shown and self.method(row).sampled_steps(settings.nfe) == settings.nfe
+
     def reference(self, row: str) -> str:
         """The uncached row at the same NFE and CFG scale, without anybody's refiners."""
         return next(name for name, other in self.rows.items() if _is_reference_for(self.rows[row], other))

@@ -23,11 +23,12 @@ from tcbench import golden_l2c
 from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
+from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTSpec
 from tcbench.models.pixart import PixArtSpec
-from tcbench.models.specs import MODELS, load_transformer, make_adapter
+from tcbench.models.specs import MODELS, fill_transformer, make_adapter
 from tcbench.plan import Branch, Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (
@@ -142,7 +143,8 @@ class Case:
             except (KeyError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{path}: {key}: {reason} missing or wrong; see docs/goldens.md") from error
-        return make_adapter(load_transformer(spec, self.shared("weights.safetensors")), spec)
+        weights = self.shared("weights.safetensors")
+        return make_adapter(fill_transformer(spec, read_weights(weights), weights), spec)
 
 
 def _spec(config: Settings) -> DiTSpec:
@@ -333,13 +335,15 @@ def compare(case: Case, outcome: Outcome) -> dict[str, float]:
     expected = dict(case.expected)
     if "eps" not in expected and "final" not in expected:
         raise UserError(f"{case.directory / case.name}.safetensors: neither eps nor final; nothing to compare with")
+    ours = dict(outcome.tensors)
     if "eps" in expected:
         expected["eps_from_x_in"] = expected["eps"]
+        ours["eps"] = ours["eps"][-len(expected["eps"]) :]  # of all steps, or of the last ones
     full = [
         [[_said(plan, block, branch) == "all" for branch in ("attn", "mlp")] for block in _blocks(outcome)]
         for plan in outcome.executed
     ]
-    return largest_errors(case, {**outcome.tensors, "recomputed": torch.tensor(full)}, expected)
+    return largest_errors(case, {**ours, "recomputed": torch.tensor(full)}, expected)
 
 
 def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:

@@ -14,10 +14,11 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before tcbench.kernels is imported
 
+from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter, DiTSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer
+from tcbench.models.specs import MODELS, build_transformer, fill_transformer
 from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
 
@@ -38,8 +39,9 @@ def tiny() -> DiTAdapter:
 @pytest.fixture(scope="session")
 def golden_model() -> DiTAdapter:
     """The model the reference outputs were made with."""
+    path = GOLDEN / "weights.safetensors"
     spec = MODELS["tiny-dit"]
-    return DiTAdapter(load_transformer(spec, GOLDEN / "weights.safetensors"), spec)
+    return DiTAdapter(fill_transformer(spec, read_weights(path), path), spec)
 
 
 @pytest.fixture(scope="session")

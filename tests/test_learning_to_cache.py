@@ -113,7 +113,7 @@ def test_other_samplers_and_steps(case: Path, settings: dict[str, Any], nfe: int
     generator = torch.Generator().manual_seed(2)
     given = {
         "router_prob": 4 * torch.randn(nfe, GATES, generator=generator),
-        "noise": torch.randn(nfe, 4, 4, 16, 16, generator=generator),
+        "noise": torch.randn(nfe, 2, 4, 16, 16, generator=generator),
     }
     write_json(case / "own.json", read_json(GOLDEN / f"{SAMPLED}.json") | settings)
     write_tensors(case / "own.safetensors", given)
@@ -228,7 +228,7 @@ def test_training_by_hand_on_the_plain_model(case: Path, nfe: int, threshold: fl
 def test_nan_is_no_match(case: Path) -> None:
     eps = read_tensors(case / f"{SAMPLED}.safetensors")[0]["eps"]
     change(case, f"{SAMPLED}.safetensors", eps=eps * math.nan)
-    assert {"eps", "eps_from_x_in"} == missed(case, SAMPLED)
+    assert missed(case, SAMPLED) == {"eps"}
 
 
 def test_impossible_cases_are_refused(case: Path) -> None:

@@ -8,8 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "docs/**/*.md", "results/reference/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 
 
 def tcbench(folder: Path, *arguments: str) -> str:
@@ -31,9 +38,13 @@ def test_the_example_method_is_complete(tmp_path: Path) -> None:
     assert abs(totals["per_sample"] / 11.862e12 - 0.6) < 1e-3
 
 
-def test_files_that_the_readme_points_to_exist() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_methods_that_the_readme_names_exist() -> None:
     for name in re.findall(r"`(methods/)?(\w+)\.py`", README):
         if name[1] != "rear_blocks":
             assert (ROOT / "methods" / f"{name[1]}.py").exists(), name

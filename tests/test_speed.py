@@ -303,7 +303,7 @@ def test_the_workflow_times_renders_and_publishes(tmp_path):
     assert "Nothing to be done" in run(*workflow)
     run("tcbench", "publish", str(suite), "--allow-dirty")
     published = tmp_path / "results" / "reference" / "speed-smoke"
-    assert {path.name for path in published.iterdir()} == {"tables", "figures", "runs", "peers", "provenance.json"}
+    assert {path.name for path in published.iterdir()} == {"tables", "runs", "peers", "provenance.json"}
 
 
 def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_path):

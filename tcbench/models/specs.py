@@ -217,8 +217,20 @@ def load_transformer(
     weights = weights if weights is not None else spec.weights
     if weights is None:
         raise UserError(f"{spec.name}: this model ships without weights; give the path of a checkpoint as `weights`")
-    path, family = locate(weights), FAMILIES[spec.family]
-    state = family.to_diffusers(read_state(path), path)
+    path = locate(weights)
+    return fill_transformer(spec, read_state(path), path, device, dtype)
+
+
+def fill_transformer(
+    spec: ModelSpec,
+    state: dict[str, Tensor],
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A denoiser with weights that were read from `path`, in eval mode; layouts and errors as `load_transformer`."""
+    family = FAMILIES[spec.family]
+    state = family.to_diffusers(state, path)
     model = family.skeleton(spec)
     check_state(state, model, spec.name, path)
     return _fill(model, state, device, dtype)

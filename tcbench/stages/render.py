@@ -51,11 +51,11 @@ def render_verdicts(suite: Suite, folder: Path) -> None:
 
 def render_strips(suite: Suite, folder: Path) -> None:
     """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
-    for row, settings in suite.rows.items():
+    for row in suite.rows:
         strip = folder / "grids" / "strips" / f"{row}.png"
         samples = folder / "samples" / row
         write_strip(strip, [_first_images(samples, suite.figure.columns)])
-        if settings.nfe == suite.figure.nfe and suite.traced:
+        if suite.traced and suite.shows_steps(row):
             manifest = read_json(samples / "row.json")
             shard = load_file(samples / next(iter(manifest["shards"])))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
@@ -114,5 +114,8 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
 
 
 def render_report(suite: Suite, folder: Path) -> None:
-    """Write report.html below `folder`: everything there, in one page that needs nothing else."""
+    """Write report.html below `folder`: everything there, in one page; draws the figures that lack."""
+    lacking = [name for name in figure_names(suite) if not (folder / "figures" / f"{name}.svg").exists()]
+    if lacking:
+        render_figures(suite, folder, lacking)
     write_text(folder / "report.html", report_page(suite, folder))

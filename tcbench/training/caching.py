@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.files import read_json, read_tensors, sha256, shortened, write_json, write_tensors
 from tcbench.method import (
     Artefacts,
     CollectScores,
@@ -263,7 +263,7 @@ def _collect_scores(
     counts, edges = np.histogram(alpha_SRLN.numpy(), bins=50, range=(0, 1))
     return {
         "alpha_bar": alpha_SRLN.mean((1, 2, 3)).tolist(),
-        "per_block": alpha_SRLN.mean((1, 3)).tolist(),
+        "per_block": shortened(alpha_SRLN.mean((1, 3)).tolist(), 6),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "std_over_tokens": alpha_SRLN.std(3).mean().item(),
         "std_over_samples": alpha_SRLN.std(1).mean().item(),
