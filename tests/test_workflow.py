@@ -1,5 +1,6 @@
-"""The real workflow at tiny size, by the wheel in an empty folder: from nothing to tables, twice, after an edit, a move,
-kill -9. This is the one place where the smoke suite is run as a whole.
+"""The real workflow at tiny size, by the wheel in an empty folder: once whole, and after an edit, a move, kill -9.
+
+The smoke suite is run as a whole here and nowhere else.
 """
 
 import json
@@ -180,8 +181,8 @@ def test_a_second_call_does_nothing(scripts, finished):
 
 
 def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, tmp_path):
-    """Neither Snakemake nor a fingerprint remembers where the work lies or where the package does: the copy is seen by the
-    checkout's Snakefile and package, of which the wheel's run knew nothing."""
+    """Neither Snakemake nor a fingerprint remembers where the work or the package lies: the copy of the wheel's work is
+    in the hands of the checkout's Snakefile and package."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     assert "Nothing to be done" in snakemake(copy, "all", "--config", "suite_file=smoke.yaml")
