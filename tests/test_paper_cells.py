@@ -7,7 +7,7 @@ import pytest
 from tcbench.audit.cells import all_cells, fitting_text_tokens, ledger, p_step_share, packed_tmacs, text_tmacs
 from tcbench.audit.paper import decimals, name, table
 from tcbench.ledger import plan_macs
-from tcbench.models.specs import MODELS, shape_of
+from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
 from tcbench.report.audit import Check
 
@@ -121,7 +121,7 @@ def test_explanations_carry_their_numbers() -> None:
 
 def test_dense_open_sora_plan() -> None:
     spec = MODELS["osp-93x256"].model_copy(update={"dense_blocks": tuple(range(32))})
-    macs = plan_macs(Plan(), shape_of(spec))
+    macs = plan_macs(Plan(), spec.shape)
     assert macs.matmul + macs.repeated == pytest.approx(20824e9, rel=1e-4)
 
 

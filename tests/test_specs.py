@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.files import read_tensors, write_tensors
-from tcbench.models.dit import DiTSpec, from_reference_layout
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer
+from tcbench.models.dit import from_reference_layout
+from tcbench.models.networks import build_transformer, load_transformer, save_transformer
+from tcbench.models.specs import MODELS, DiTSpec
 
 TINY = MODELS["tiny-dit"]
 
