@@ -1,5 +1,6 @@
 """Denoiser specs: shapes, initialisation, and checkpoints in and out."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def saved(model: torch.nn.Module, tmp_path: Path) -> Path:
 def test_shapes_without_allocation(name: str, tokens: int, width: int, parameters: int) -> None:
     spec = MODELS[name]
     model = build_transformer(spec, device="meta")
-    assert (spec.num_tokens, spec.width, spec.grid**2) == (tokens, width, tokens)
+    assert (spec.num_tokens, spec.width, math.prod(spec.grid)) == (tokens, width, tokens)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
