@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
@@ -31,6 +32,7 @@ from tcbench.plan import (
     Tokens,
     Unit,
     choose_by_attention,
+    counted,
 )
 
 if TYPE_CHECKING:
@@ -138,15 +140,13 @@ class ToCa(Method):
 
     def renewed_interval(self, counter: int, nfe: int) -> int:
         """The distance of full steps that a full step sets."""
-        import torch
-
         pace = SCHEDULES[self.schedule]
         if self.fresh_ratio and pace.shorten and int(0.2 * nfe) <= counter < int(0.4 * nfe):
             return 2
         slope = pace.distance if self.fresh_ratio else 0.0
         # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
-        divisor = torch.tensor(1 + slope - 2 * slope * counter / nfe, dtype=torch.float32)
-        return int((self.interval / divisor).round())
+        divisor = np.float32(1 + slope - 2 * slope * counter / nfe)
+        return int(np.rint(np.float32(self.interval) * (1 / divisor)))
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
@@ -220,14 +220,12 @@ class ToCaRun:
 
     def _deferred(self, look: Look, site: Site) -> Deferred:
         """The choice when the branch is reached; it reads no token."""
-        import torch
 
         def choose(_: "Callable[[], Tensor]") -> Tokens:
             self._choose([site], look)
             return Tokens(self.chosen[site])
 
-        like = torch.empty(1, self.rows[look.step].count(site), dtype=torch.int64, device="meta")
-        return Deferred(choose, Tokens(like))
+        return Deferred(choose, counted(self.rows[look.step].count(site)))
 
     def _choose(self, sites: list[Site], look: Look) -> None:
         """Choose the tokens to recompute at some branches, all at once; they are young from here on."""
@@ -245,11 +243,9 @@ class ToCaRun:
 
 @lru_cache
 def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tuple[Row, ...]:
-    import torch
-
     def counts(counter: int, fulls: tuple[bool, ...], branch: str) -> tuple[int, ...]:
         ratios = [method.ratio(counter, nfe, block, num_blocks, branch) for block in range(num_blocks)]
-        share = torch.tensor(ratios, dtype=torch.float32).clamp(0, 1)  # truncated in float32, as released
+        share = np.array(ratios, dtype=np.float32).clip(0, 1)  # truncated in float32, as released
         return tuple(num_tokens if full else int(part) for full, part in zip(fulls, share * num_tokens, strict=True))
 
     rows, interval = [], method.interval

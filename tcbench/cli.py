@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from tcbench import __version__
-from tcbench.config import MODELS, Suite, load_suite, validated
+from tcbench.borrowing import check_borrowing
+from tcbench.config import Suite, load_suite, validated
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_text
+from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.speed_config import SpeedSuite, is_speed_config, load_speed_suite, parts
@@ -233,17 +235,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
-    borrowing = [
-        (part, row)
-        for part in (suite, *suite.ablation_suites.values())
-        for row in part.rows
-        if part.trained_row(row) not in (None, row)
-    ]
-    if borrowing:  # only then is it worth the import of torch
-        from tcbench.stages.common import check_training
-
-        for part, row in borrowing:
-            check_training(part, row)
+    check_borrowing(suite)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
         trained = suite.trained_row(row)

@@ -10,22 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.models.specs import MODELS
 from tcbench.places import suite_files
 from tcbench.registry import make_method, method_names
 
-MODELS = (
-    "digits-dit",
-    "scenes-pixart",
-    "moving-osp",
-    "dit-xl-2-256",
-    "dit-xl-2-512",
-    "pixart-256",
-    "pixart-1024",
-    "osp-93x256",
-    "tiny-dit",
-    "tiny-pixart",
-    "tiny-osp",
-)
 Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
@@ -268,7 +256,7 @@ class Suite(_Strict):
     description: str
     differs: str
     stands_for: PaperModel | None = None
-    model: Literal[MODELS]  # type: ignore[valid-type]
+    model: Literal[tuple(MODELS)]  # type: ignore[valid-type]
     weights: str | None = None
     data: Literal[("digits", "scenes", "moving", "imagenet", *PROMPT_SETS)]  # type: ignore[valid-type]
     real: Path | None = None

@@ -26,9 +26,8 @@ from tcbench.files import read_json, read_tensors
 from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
-from tcbench.models.dit import DiTSpec
-from tcbench.models.pixart import PixArtSpec
-from tcbench.models.specs import MODELS, fill_transformer, make_adapter
+from tcbench.models.networks import fill_transformer, make_adapter
+from tcbench.models.specs import MODELS, DiTSpec, PixArtSpec
 from tcbench.plan import Branch, Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (

@@ -57,6 +57,13 @@ def block_macs(shape: ModelShape, block: int, tokens: int | None, keys: Keys = "
     return sum((branch_macs(shape, block, branch, tokens, keys) for branch in shape.branches), shape.modulation)
 
 
+def predictor_macs(shape: ModelShape) -> Macs:
+    """One call of the Cache Predictor: a whole block, keys and values of the text with its own weights, the head."""
+    head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
+    text = Macs(2 * shape.text_tokens * shape.width**2)
+    return block_macs(shape, 0, None) + text + head
+
+
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
     total = shape.outer

@@ -22,6 +22,7 @@ from math import log
 from typing import TYPE_CHECKING, Literal
 
 from tcbench.errors import UserError
+from tcbench.unseen import is_unseen, unseen
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -241,8 +242,15 @@ def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: 
     return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
 
 
+def counted(count: int) -> Tokens:
+    """Some tokens of which only the number is known: what a `Deferred` choice will be like."""
+    return Tokens(unseen(1, count, dtype="int64"))
+
+
 def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     """The `count` highest-scoring tokens of each row."""
+    if is_unseen(score_RN):
+        return Tokens(_ranked(score_RN, count))
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
 
@@ -254,6 +262,8 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
         counts: how many per block; as a tensor (int32 [L]) they stay on the device, and the lower token is the better
             one of equals.
     """
+    if is_unseen(score_RLN):
+        return _first_of_each(_ranked(score_RLN, max(counts)), counts)
     from tcbench.kernels import selection
 
     if selection.serves(score_RLN):
@@ -261,6 +271,13 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
     if isinstance(counts, Sequence):
         return _first_of_each(score_RLN.topk(max(counts), dim=2).indices, counts)
     return _first_of_each(score_RLN.contiguous().argsort(dim=2, descending=True, stable=True), counts)
+
+
+def _ranked(score: "Tensor", count: int) -> "Tensor":
+    """The best `count` tokens by an unseen score."""
+    if count > score.shape[-1]:
+        raise ValueError(f"a method chooses {count} of {score.shape[-1]} tokens")
+    return unseen(*score.shape[:-1], count, dtype="int64")
 
 
 def _first_of_each(index_RLK: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
@@ -335,6 +352,11 @@ def choose_by_attention(
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
     """
+    if any(map(is_unseen, observed)):
+        return [
+            (_ranked(value_RN, count), value_RN, unseen(*value_RN.shape, dtype="int32"))
+            for value_RN, count in zip(observed, counts, strict=True)
+        ]
     import torch
 
     from tcbench.kernels import choice
@@ -388,15 +410,15 @@ def spread_by_scores(alpha_bar: tuple[float, ...], count: int, beta: float) -> t
         count: number of I-steps, the first step included.
         beta: smoothing; the paper uses -2e3 to -8e3.
     """
-    import torch
+    import numpy as np
 
     nfe = len(alpha_bar)
     spread_evenly(count, nfe)  # refuses an impossible count
-    gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
-    cumulative = gamma.softmax(dim=0).cumsum(dim=0)
-    quantiles = torch.arange(1, count, dtype=torch.float64) / count
+    gamma = np.logaddexp.accumulate(beta * np.array(alpha_bar))
+    weights = np.exp(gamma - gamma.max())
+    cumulative = np.cumsum(weights / weights.sum())
     chosen = [0]
-    for step in torch.searchsorted(cumulative, quantiles).tolist():
+    for step in np.searchsorted(cumulative, np.arange(1, count) / count).tolist():
         free = [other for other in range(nfe) if other not in chosen]
         chosen.append(min(free, key=lambda other: (other < step, abs(other - step))))
     return tuple(sorted(chosen))
@@ -418,16 +440,16 @@ def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
 
     The `budget * R` best scores over rows, blocks and tokens are marked, among equals those of earlier rows, then of
     earlier blocks; a block's share of them is its share of the budget, rounded by largest remainder so that the counts
-    sum to exactly `budget`. The counts stay on the device (int32 [L]): nothing waits for them. On meta tensors, where
-    there are no scores, the answer is the uniform allocation: MACs are linear in the counts unless keys are `fresh`, so
-    the total is the same.
+    sum to exactly `budget`. The counts stay on the device (int32 [L]): nothing waits for them. Of unseen scores, or on
+    meta tensors, the answer is the uniform allocation: MACs are linear in the counts unless keys are `fresh`, so the
+    total is the same.
 
     Args:
         score_RLN: importance of every token in every block that may be cached.
         budget: tokens to recompute per row, summed over blocks; 0..L*N.
     """
     rows, blocks, _ = score_RLN.shape
-    if score_RLN.is_meta:
+    if is_unseen(score_RLN) or score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
     threshold = score_RLN.flatten().topk(max(1, budget * rows), sorted=False).values.min()
     above_RL, equal_RL = (score_RLN > threshold).sum(2), (score_RLN == threshold).sum(2)
@@ -444,8 +466,9 @@ def best_tokens(score_RLN: "Tensor", budget: int) -> list[Tokens]:
 
     On a GPU a few kernels choose the same tokens.
     """
-    from tcbench.kernels import selection
+    if not is_unseen(score_RLN):
+        from tcbench.kernels import selection
 
-    if selection.serves(score_RLN):
-        return _first_of_each(*selection.best_tokens(score_RLN, budget))
+        if selection.serves(score_RLN):
+            return _first_of_each(*selection.best_tokens(score_RLN, budget))
     return top_tokens_by_block(score_RLN, allocate_tokens(score_RLN, budget))

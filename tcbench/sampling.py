@@ -6,7 +6,6 @@ All samplers work on variance-preserving latents, x = sqrt(kept) x0 + sqrt(1 - k
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, repeat
 from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -22,10 +21,9 @@ from tcbench.errors import UserError
 from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Prompt
-from tcbench.models.dit import DiTSpec
+from tcbench.models.specs import DiTSpec
+from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
-TRAIN_TIMESTEPS = 1000
-SPACINGS = ("linspace", "leading")
 Solver = Literal["ddim", "dpm", "euler_ancestral"]
 """`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, whose networks predict v."""
 
@@ -33,29 +31,6 @@ Solver = Literal["ddim", "dpm", "euler_ancestral"]
 def training_alphas_cumprod() -> np.ndarray:
     """DiT's noise schedule: linear betas 1e-4..0.02 over 1000 timesteps; cumulative alphas, float64 [1000]."""
     return np.cumprod(1 - np.linspace(1e-4, 0.02, TRAIN_TIMESTEPS))
-
-
-def respaced_timesteps(nfe: int, spacing: str = "linspace") -> tuple[int, ...]:
-    """Timesteps in sampling order, as the reference code respaces them.
-
-    `linspace` is its respacing string "N", which DiT, FORA, ToCa and L2C sample with: round(i * 999 / (N - 1)), the
-    products by repeated addition, which is what rounds a tie like 499.5 up or down.
-    `leading` is "ddimN": 0, k, 2k, ... for the whole stride k that fits exactly N times into 1000.
-
-    Raises:
-        UserError: unknown spacing, a number of steps outside 2..1000, or one that no whole stride gives.
-    """
-    if spacing not in SPACINGS:
-        raise UserError(f"spacing: {spacing!r} is not one of {', '.join(SPACINGS)}")
-    if not 2 <= nfe <= TRAIN_TIMESTEPS:
-        raise UserError(f"nfe: {nfe} sampling steps; give 2 to {TRAIN_TIMESTEPS}")
-    if spacing == "leading":
-        timesteps = range(0, TRAIN_TIMESTEPS, -(-TRAIN_TIMESTEPS // nfe))
-        if len(timesteps) != nfe:
-            raise UserError(f"nfe: no whole stride gives {nfe} leading timesteps; {len(timesteps)} is the next below")
-        return tuple(timesteps)[::-1]
-    strides = repeat((TRAIN_TIMESTEPS - 1) / (nfe - 1), nfe - 1)
-    return tuple(round(timestep) for timestep in accumulate(strides, initial=0.0))[::-1]
 
 
 Prompts = Callable[[Tensor], Prompt]

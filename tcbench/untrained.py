@@ -20,10 +20,11 @@ from tcbench.method import (
     TrainRouter,
     TrainScorer,
 )
-from tcbench.models.adapter import Adapter, ModelSpec, Text
-from tcbench.models.pixart import TextSpec
+from tcbench.models.adapter import Adapter, Text
 from tcbench.models.predictor import CachePredictor
-from tcbench.sampling import Prompts, respaced_timesteps
+from tcbench.models.specs import ModelSpec, TextSpec
+from tcbench.sampling import Prompts
+from tcbench.timesteps import respaced_timesteps
 from tcbench.training.routers import read_router
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits

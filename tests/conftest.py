@@ -17,10 +17,11 @@ if not torch.cuda.is_available():
 from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
-from tcbench.models.dit import DiTAdapter, DiTSpec
-from tcbench.models.specs import MODELS, build_transformer, fill_transformer
-from tcbench.models.specs import make_adapter as adapt
-from tcbench.sampling import respaced_timesteps
+from tcbench.models.dit import DiTAdapter
+from tcbench.models.networks import build_transformer, fill_transformer
+from tcbench.models.networks import make_adapter as adapt
+from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.timesteps import respaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from tcbench.assets import ASSETS, locate
 from tcbench.data import Dataset, load_images, split
 from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_tensors
 from tcbench.models.adapter import Text
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classifier
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.networks import build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
-from tcbench.models.weights import ASSETS, locate
 from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
 from tcbench.training.common import deterministic

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tcbench.borrowing import check_training
 from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.speed_config import is_speed_config
-from tcbench.stages.common import check_training
 
 CONFIGS = [
     path for path in sorted((Path(__file__).parent.parent / "config").glob("*.yaml")) if not is_speed_config(path)

@@ -13,8 +13,8 @@ from tcbench.fused import FusedBlocks
 from tcbench.kernels import choice
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
+from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import make_adapter as adapt
 from tcbench.plan import (
     ALL,
     NONE,

@@ -14,7 +14,8 @@ from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.golden import Case, Unsupported, case_names, check_case, sample_case
 from tcbench.registry import make_method
-from tcbench.sampling import respaced_timesteps, training_alphas_cumprod
+from tcbench.sampling import training_alphas_cumprod
+from tcbench.timesteps import respaced_timesteps
 
 from .conftest import GOLDEN
 

@@ -11,7 +11,7 @@ from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger, attention_macs, block_macs, plan_macs
 from tcbench.method import Macs, ModelShape
-from tcbench.models.specs import MODELS, shape_of
+from tcbench.models.specs import MODELS
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Span, Tokens, every_unit
 from tcbench.registry import make_method
 
@@ -30,7 +30,7 @@ def dit(resolution: int) -> str:
 @pytest.mark.parametrize(("resolution", "nfe", "full"), [(256, 50, 12), (256, 10, 6), (512, 20, 10)])
 def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, full: int) -> None:
     totals = macs_of(dit(resolution), make_method("tokencache", {}), nfe)
-    shape = shape_of(MODELS[dit(resolution)])
+    shape = MODELS[dit(resolution)].shape
     once = block_macs(shape, 0, None).matmul + shape.width * shape.num_blocks * shape.num_tokens
     assert totals["full_steps"] == full
     assert totals["by_tag"]["predictor"] == 2 * (nfe - full) * once
@@ -41,7 +41,7 @@ def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, ful
     ("resolution", "matmul", "paper_rule"), [(256, 118.6214e9, 118.6887e9), (512, 524.5383e9, 524.8073e9)]
 )
 def test_one_forward_of_dit_xl(resolution: int, matmul: float, paper_rule: float) -> None:
-    macs = plan_macs(Plan(), shape_of(MODELS[dit(resolution)]))
+    macs = plan_macs(Plan(), MODELS[dit(resolution)].shape)
     assert macs.matmul == pytest.approx(matmul, abs=5e4)
     assert macs.paper_rule == pytest.approx(paper_rule, abs=5e4)
 

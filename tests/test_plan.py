@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tcbench.errors import UserError
@@ -140,6 +140,19 @@ def test_spread_by_scores_gives_exactly_count_steps(alpha_bar: list[float], beta
     steps = spread_by_scores(tuple(alpha_bar), count, beta)
     assert len(set(steps)) == len(steps) == count
     assert steps[0] == 0 and steps[-1] < len(alpha_bar) and list(steps) == sorted(steps)
+
+
+@given(st.lists(st.floats(0.3, 0.7), min_size=5, max_size=50), st.sampled_from([-8e3, -2e3, 0.0, 500.0]), st.data())
+def test_spread_by_scores_agrees_with_torch(alpha_bar: list[float], beta: float, data: st.DataObject) -> None:
+    """Where no quantile lies on a step's edge, which rounding decides."""
+    count = data.draw(st.integers(2, len(alpha_bar)))
+    gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
+    cumulative = gamma.softmax(dim=0).cumsum(dim=0)
+    quantiles = torch.arange(1, count, dtype=torch.float64) / count
+    assume((cumulative[:, None] - quantiles).abs().min() > 1e-12)
+    places = torch.searchsorted(cumulative, quantiles).tolist()
+    if len({0, *places}) == count:  # no duplicate moved
+        assert spread_by_scores(tuple(alpha_bar), count, beta) == (0, *places)
 
 
 def test_spread_by_scores_is_denser_where_scores_are_low() -> None:

@@ -14,18 +14,17 @@ from tcbench.errors import UserError
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.sampling import (
-    TRAIN_TIMESTEPS,
     AncestralDDPM,
     ReferenceDDIM,
     SamplerSettings,
     Samples,
     guide,
     initial_noise,
-    respaced_timesteps,
     sample_batch,
     sample_labels,
     training_alphas_cumprod,
 )
+from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
 SETTINGS = SamplerSettings(guidance_scale=1.5)
 

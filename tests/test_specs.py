@@ -1,5 +1,6 @@
 """Denoiser specs: shapes, initialisation, and checkpoints in and out."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.files import read_tensors, write_tensors
-from tcbench.models.dit import DiTSpec, from_reference_layout
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer
+from tcbench.models.dit import from_reference_layout
+from tcbench.models.networks import build_transformer, load_transformer, save_transformer
+from tcbench.models.specs import MODELS, DiTSpec
 from tests import official
 
 TINY = MODELS["tiny-dit"]
@@ -48,7 +50,7 @@ def saved(model: torch.nn.Module, tmp_path: Path) -> Path:
 def test_shapes_without_allocation(name: str, tokens: int, width: int, parameters: int) -> None:
     spec = MODELS[name]
     model = build_transformer(spec, device="meta")
-    assert (spec.num_tokens, spec.width, spec.grid**2) == (tokens, width, tokens)
+    assert (spec.num_tokens, spec.width, math.prod(spec.grid)) == (tokens, width, tokens)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 

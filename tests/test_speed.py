@@ -16,7 +16,7 @@ from tcbench.costing import macs_of
 from tcbench.errors import NotRun, UserError
 from tcbench.files import read_json, write_json
 from tcbench.method import Artefacts
-from tcbench.models.specs import MODELS, shape_of
+from tcbench.models.specs import MODELS
 from tcbench.registry import make_method
 from tcbench.replay import Replay
 from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
@@ -339,7 +339,7 @@ def test_rows_cost_what_the_papers_cells_do():
     """TokenCache without its predictor, which the paper leaves out; the others with all they compute."""
     suite = load_speed_suite(ROOT / "config" / "speed.yaml")
     for name in ("dit-xl-2-256", "dit-xl-2-512"):
-        model, shape = suite.models[name], shape_of(MODELS[name])
+        model, shape = suite.models[name], MODELS[name].shape
         for row, settings in model.rows.items():
             share = settings.open_branches
             tables = {} if share is None else {"router": random_router(shape, settings.nfe, share, 0)}

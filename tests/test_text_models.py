@@ -20,10 +20,11 @@ from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
 from tcbench.method import Macs
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.open_sora_plan import OpenSoraPlanSpec, attend_in_groups, groups_of
-from tcbench.models.pixart import PixArtSpec, from_reference_layout
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer, shape_of
-from tcbench.models.specs import make_adapter as adapt
+from tcbench.models.networks import build_transformer, load_transformer, save_transformer
+from tcbench.models.networks import make_adapter as adapt
+from tcbench.models.open_sora_plan import attend_in_groups, groups_of
+from tcbench.models.pixart import from_reference_layout
+from tcbench.models.specs import MODELS, OpenSoraPlanSpec, PixArtSpec
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Tokens, every_unit
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
@@ -123,7 +124,7 @@ def test_sized_models_are_told_the_size() -> None:
     assert torch.equal(adapter.unembed(Engine(adapter, run).hidden(Plan(), 0, x, condition), condition), stock)
     with FlopCounterMode(display=False) as counter:
         adapter.condition(timestep, adapter.prepare(prompt))
-    shape, unsized = shape_of(spec), shape_of(MODELS["tiny-pixart"])
+    shape, unsized = spec.shape, MODELS["tiny-pixart"].shape
     assert shape.outer.matmul - unsized.outer.matmul == 3 * (256 * 32 + 32**2)
     once = shape.once.matmul + 256 * 96 + 96**2 + 6 * 96**2 + 3 * (256 * 32 + 32**2)
     assert counter.get_total_flops() == 2 * 2 * once
@@ -373,7 +374,7 @@ def test_whole_model_by_torchs_counter(name: str) -> None:
     [("pixart-256", 149.0546, 149.1218), ("pixart-1024", 3254.7618, 3255.8376), ("osp-93x256", 17171.18, 17174.86)],
 )
 def test_one_forward_by_the_papers_count(name: str, giga_macs: float, fvcore: float) -> None:
-    macs = plan_macs(Plan(), shape_of(MODELS[name]))
+    macs = plan_macs(Plan(), MODELS[name].shape)
     digits = len(str(fvcore).partition(".")[2])
     assert round((macs.matmul + macs.repeated) / 1e9, digits) == giga_macs
     assert round(macs.paper_rule / 1e9, digits) == fvcore
@@ -388,7 +389,7 @@ def test_the_text_is_paid_once_where_refiners_act_on_p_steps_alone() -> None:
 
 
 def test_the_text_is_paid_once_by_us_and_at_every_step_by_the_paper() -> None:
-    shape = shape_of(MODELS["pixart-256"])
+    shape = MODELS["pixart-256"].shape
     totals = macs_of("pixart-256", make_method("uncached", {}), 20)
     step = plan_macs(Plan(), shape)
     assert shape.once.paper_rule == 0
@@ -414,7 +415,7 @@ def test_the_papers_cells(name: str, nfe: int, paper: float, off: float) -> None
 
 
 def test_a_sparse_block_masks_what_it_recomputes() -> None:
-    shape = shape_of(MODELS["osp-93x256"])
+    shape = MODELS["osp-93x256"].shape
     index = torch.zeros(1, 600, dtype=torch.int64)
     width, tokens = 2304, 6144
     for block, keys in ((1, tokens), (2, tokens // 4)):

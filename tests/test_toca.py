@@ -1,5 +1,6 @@
 """ToCa's timetable, scores and costs by hand; tests/test_golden.py holds whole runs against the released code."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -30,6 +31,24 @@ def counted_down(method, nfe: int) -> tuple[list[int], list[int]]:
 
 
 # --- when
+
+
+@pytest.mark.parametrize("schedule", ["ddim50", "ddpm250", "pixart", "constant"])
+def test_timetables_are_rounded_as_torch_rounds_float32(schedule: str) -> None:
+    """The released code computes them with torch; some shares of tokens lie within rounding of a whole number."""
+    shape, slope = (
+        ModelShape(num_blocks=28, num_tokens=1024, width=8, grid=(32, 32)),
+        -0.2 if schedule == "pixart" else 0.4,
+    )
+    for nfe, interval, share in itertools.product((10, 20, 50), (2, 3, 4, 7), (0.07, 0.3, 0.5)):
+        method = make_method("toca", {"schedule": schedule, "interval": interval, "fresh_ratio": share})
+        for counter in range(int(0.4 * nfe), nfe):
+            divisor = torch.tensor(1 + slope - 2 * slope * counter / nfe, dtype=torch.float32)
+            assert method.renewed_interval(counter, nfe) == int((interval / divisor).round())
+        for step, row in enumerate(method.timetable(run_of(nfe, shape))):
+            ratios = [method.ratio(method.counter(step, nfe), nfe, block, 28) for block in range(28)]
+            counts = (torch.tensor(ratios, dtype=torch.float32).clamp(0, 1) * 1024).int().tolist()
+            assert row.counts == tuple(1024 if full else part for full, part in zip(row.full, counts, strict=True))
 
 
 def test_full_and_mixed_steps_of_the_released_setting() -> None:

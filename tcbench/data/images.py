@@ -5,17 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.data.prompts import coco_captions
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json
+
+if TYPE_CHECKING:  # listing images must not pay for importing torch
+    from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
@@ -44,20 +46,24 @@ class Listing:
         """Identifies the files and their order, by name."""
         return digest([str(path) for path in self.paths])
 
-    def decoded(self, side: int, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def decoded(self, side: int, batch_size: int, start: int = 0, stop: int | None = None) -> "Iterator[Tensor]":
         """Batches of the images from `start` to `stop`, uint8 [n, 3, side, side]: the largest centred square, resized
         with PIL's bicubic kernel, which looks at every pixel when it shrinks.
 
         Raises:
             UserError: a file is no image.
         """
+        import torch
+
         chosen = self.paths[start:stop]
         with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter's lock
             for first in tqdm(range(0, len(chosen), batch_size), "read images", delay=3, leave=False, disable=None):
                 yield torch.stack(list(pool.map(lambda path: _read(path, side), chosen[first : first + batch_size])))
 
 
-def _read(path: Path, side: int) -> Tensor:
+def _read(path: Path, side: int) -> "Tensor":
+    import torch
+
     try:
         with Image.open(path) as image:
             square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
@@ -138,7 +144,9 @@ class Latents:
     def __len__(self) -> int:
         return self._size * (len(self._slices) - 1) + self._slices[-1].get_shape()[0]
 
-    def __getitem__(self, index_n: Tensor) -> Tensor:
+    def __getitem__(self, index_n: "Tensor") -> "Tensor":
         """Latents of some images, float32 [n, C, H, W]."""
+        import torch
+
         places = [divmod(index, self._size) for index in index_n.tolist()]
         return torch.cat([self._slices[shard][place : place + 1] for shard, place in places]).float()

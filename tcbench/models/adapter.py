@@ -18,53 +18,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tcbench.groups import Groups
-from tcbench.method import ModelShape
+from tcbench.models.specs import ModelSpec
 
 MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
 
 TransformerBlock = Any
 """diffusers' blocks, whose sub-modules depend on their arguments and so have no static types."""
-
-
-class ModelSpec(BaseModel, ABC):
-    """The shape of a denoiser, and where its trained weights are; every family adds to it.
-
-    Latents are [B, *latent_shape]. The output has `out_channels`, of which the first `in_channels` are the prediction
-    (eps or v) and the rest, if any, the learned variance.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    family: str
-    num_blocks: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    patch_size: int = Field(default=2, gt=0)
-    in_channels: int = Field(gt=0)
-    out_channels: int = Field(gt=0)
-    guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
-    norm_eps: float = Field(default=1e-6, gt=0)
-    weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.num_heads * self.head_dim
-
-    @property
-    @abstractmethod
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of one sample: (channels, height, width), with frames after the channels for a video."""
-
-    @property
-    @abstractmethod
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +94,8 @@ class Adapter(ABC):
     path: Literal["torch"] = "torch"
     """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""
 
-    def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
-        self.model, self.spec, self.shape = model, spec, shape
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        self.model, self.spec, self.shape = model, spec, spec.shape
         self.blocks: list[TransformerBlock] = list(model.transformer_blocks)
         self._by_step = self.blocks, self.blocks
 
@@ -319,14 +281,12 @@ class Family:
 
     Attributes:
         adapter: (network, spec) -> the adapter.
-        shape: of a spec, without building anything.
         skeleton: the network with its parameters on meta and its buffers computed, in eval mode.
         initial_value: (name, shape, generator, zero_init) -> a parameter's start.
         to_diffusers: (state, path) -> the state dict in the layout that is saved, whichever known layout it came in.
     """
 
     adapter: Callable[[Any, Any], Adapter]
-    shape: Callable[[Any], ModelShape]
     skeleton: Callable[[Any], nn.Module]
     initial_value: Callable[[str, torch.Size, torch.Generator, bool], Tensor]
     to_diffusers: Callable[[dict[str, Tensor], Path], dict[str, Tensor]]

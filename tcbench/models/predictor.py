@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from tcbench.kernels.chosen import Path
 from tcbench.kernels.scores import token_scores
-from tcbench.ledger import block_macs
-from tcbench.method import Macs, ModelShape
+from tcbench.ledger import predictor_macs
 from tcbench.models.adapter import Adapter, TransformerBlock
 
 
@@ -44,9 +43,4 @@ class CachePredictor(nn.Module):
         x = compute.block(self.block, x_RND, condition)
         return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
 
-    @staticmethod
-    def macs(shape: ModelShape) -> Macs:
-        """Per row and call: a whole block, keys and values of the text with its own weights, and the head."""
-        head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
-        text = Macs(2 * shape.text_tokens * shape.width**2)
-        return block_macs(shape, 0, None) + text + head
+    macs = staticmethod(predictor_macs)

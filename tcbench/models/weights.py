@@ -1,4 +1,4 @@
-"""Finding, reading and checking files of weights, the same for every network of the package."""
+"""Reading and checking files of weights, the same for every network of the package."""
 
 import argparse
 import pickle
@@ -9,15 +9,6 @@ from torch import Tensor, nn
 
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
-
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
-
-
-def locate(weights: Path | str) -> Path:
-    """The package's own file of that name under its assets if there is one, else the user's path."""
-    packaged = ASSETS / weights
-    return packaged if packaged.exists() else Path(weights)
-
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -11,8 +11,6 @@ from tqdm import tqdm
 from tcbench.config import Suite
 from tcbench.files import read_json, write_text
 from tcbench.report.collection import ablation_tables, diagnostic_tables, main_tables
-from tcbench.report.figures import save
-from tcbench.report.gallery import Missing, draw
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
@@ -105,6 +103,9 @@ def _tiles(images: np.ndarray) -> np.ndarray:
 
 def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:
     """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data."""
+    from tcbench.report.figures import save  # matplotlib, which tables and the report do without
+    from tcbench.report.gallery import Missing, draw
+
     results = read_results(suite, folder)
     for name in names or figure_names(suite):
         try:

@@ -37,8 +37,8 @@ from tcbench.method import (
     TrainScorer,
 )
 from tcbench.models.adapter import Adapter, Prompt
+from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import make_adapter
 from tcbench.plan import Block, Plan, Unit
 from tcbench.sampling import (
     Chain,
