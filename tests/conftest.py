@@ -21,6 +21,12 @@ from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("test_workflow.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end one core would work on them while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,9 +47,9 @@ def golden_model() -> DiTAdapter:
     return DiTAdapter(load_transformer(spec, GOLDEN / "weights.safetensors"), spec)
 
 
-def make_adapter(model: str, device: str = "cpu") -> Adapter:
-    """A known model with random weights; every layer shows in the output."""
-    spec = MODELS[model]
+def make_adapter(model: str, device: str = "cpu", **changes: int) -> Adapter:
+    """A known model, or one that differs from it in `changes`, with random weights; every layer shows in the output."""
+    spec = MODELS[model].model_copy(update=changes)
     return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
 
 
