@@ -17,8 +17,10 @@ from tcbench import __version__
 from tcbench.config import MODELS, Suite, load_suite, validated
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_text
+from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.speed_config import is_speed_config, load_speed_suite, parts
+from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
     from tcbench.matching import Basis, Match
@@ -31,9 +33,10 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
     try:
+        parsed = _parser().parse_args(arguments)
+        if parsed.methods:
+            add_methods(parsed.methods)
         return parsed.handler(parsed) or 0
     except UserError as error:
         print(f"tcbench: {error}", file=sys.stderr)
@@ -54,13 +57,32 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(handler=handler)
+        sub.add_argument(
+            "--methods",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help=f"look for methods here too, as in ./methods and ${ADDED_METHODS}; may be given again",
+        )
         return sub
 
     def stage(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = command(name, handler, help)
-        sub.add_argument("config", type=Path, help="suite config, e.g. config/digits.yaml")
+        sub.add_argument("config", metavar="SUITE", type=suite_file, help="a suite's name, e.g. digits, or its config")
         return sub
 
+    sub = command("run", _run, "run the workflow from any folder, with results below it; what is finished is kept")
+    sub.add_argument(
+        "suite", nargs="?", metavar="SUITE", help="a name, e.g. digits, or a config (default: the embedded ones)"
+    )
+    sub.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}, or a file (default: {TARGETS[0]})"
+    )
+    sub.add_argument("--cores", default="all", help="a number (default: all)")
+    sub.add_argument("--dry-run", "-n", action="store_true", help="print what would be done")
+    sub.add_argument(
+        "--snakemake", action="append", default=[], metavar="OPTION", help="hand on, e.g. --snakemake=--keep-going"
+    )
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
     sub.add_argument(
@@ -119,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
-    sub.add_argument("--config", type=Path, default=Path("config/speed.yaml"), help="a speed suite (%(default)s)")
+    sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
     sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
     sub.add_argument("--batch-size", action="append", default=[], type=int)
@@ -149,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", choices=MODELS)
     sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
     sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
-    sub.add_argument("--suite", type=Path, metavar="CONFIG", help="suite config, in place of --model and --nfe")
+    sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
     sub.add_argument("--row", help="one of its rows, in place of --method")
     sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
     budget = sub.add_mutually_exclusive_group()
@@ -243,8 +265,12 @@ def _validate(parsed: argparse.Namespace) -> int:
     missing = sum(need.problem is not None for need in found)
     print(f"{parsed.config}: {missing} of {len(found)} missing")
     if not missing:
-        print(f"  run it: snakemake --cores all tables --config suite_file={parsed.config}")
+        print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    return run_workflow(parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -581,7 +607,9 @@ def _audit(parsed: argparse.Namespace) -> None:
 def _methods(parsed: argparse.Namespace) -> None:
     for name in [parsed.name] if parsed.name else method_names():
         cls = method_class(name)
-        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'})")
+        file = method_file(name)
+        where = "" if file.is_relative_to(SHIPPED) else f" {file}"
+        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
         if parsed.name:
             print(f"\n    {cls.__doc__}")
         for option, info in cls.model_fields.items():

@@ -1,6 +1,5 @@
 """Suite configs: one YAML file each, validated as a whole before any job starts. Imports no torch."""
 
-import difflib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -8,9 +7,10 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from tcbench.errors import UserError
+from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.places import suite_files
 from tcbench.registry import make_method, method_names
 
 MODELS = (
@@ -531,8 +531,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        suites = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: no such config; there are: {suites}") from error
+        known = sorted({*(file.name for file in path.parent.glob("*.yaml")), *suite_files()})
+        raise UserError(f"{path}: no such config; {did_you_mean(path.name, known)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -585,8 +585,7 @@ def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
         if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
             schema = _model_in(schema.model_fields[str(part)].annotation) or schema
     known = [info.alias or name for name, info in schema.model_fields.items()]
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-    return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    return f"{path}: {field}: unknown key; {did_you_mean(str(problem['loc'][-1]), known)}"
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -212,7 +212,7 @@ def test_files_that_are_not_configs(tmp_path: Path, text: str, says: str) -> Non
 
 def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
     written(tmp_path, VALID)
-    with pytest.raises(UserError, match=r"mine\.yaml: no such config; there are: mini\.yaml"):
+    with pytest.raises(UserError, match=r"mine\.yaml: no such config; did you mean 'mini\.yaml'"):
         load_suite(tmp_path / "mine.yaml")
 
 

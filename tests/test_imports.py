@@ -104,9 +104,12 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
         ("sampling", {"noise", "engine", "errors", "fused", "method", "models"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
-        ("registry", {"errors", "method"}),
-        ("config", {"errors", "files", "method", "registry"}),
+        ("places", {"errors"}),
+        ("sources", {"files", "places"}),
+        ("registry", {"errors", "method", "places"}),
+        ("config", {"errors", "files", "method", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "registry"}),
+        ("workflow", {"config", "errors", "places", "speed_config"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -139,7 +142,10 @@ def test_the_report_imports_no_torch(path: Path) -> None:
     assert not touched(imports(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
 
 
-@pytest.mark.parametrize("module", ["plan", "method", "registry", "config", "speed_config", "cli", "files", "sources"])
+@pytest.mark.parametrize(
+    "module",
+    ["plan", "method", "places", "registry", "config", "speed_config", "workflow", "cli", "files", "sources"],
+)
 def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
     """Configs are checked and help is printed without it."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
