@@ -24,6 +24,12 @@ from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.timesteps import respaced_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("test_workflow.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end one core would work on them while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -86,9 +92,9 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torc
     return path, official.write_inception(path)
 
 
-def make_adapter(model: str, device: str = "cpu") -> Adapter:
-    """A known model with random weights; every layer shows in the output."""
-    spec = MODELS[model]
+def make_adapter(model: str, device: str = "cpu", **changes: int) -> Adapter:
+    """A known model, or one that differs from it in `changes`, with random weights; every layer shows in the output."""
+    spec = MODELS[model].model_copy(update=changes)
     return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
 
 

@@ -150,10 +150,9 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
 
 
 @over_cases
-@pytest.mark.parametrize("samples", [1, 3])
-def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any], samples: int) -> None:
+def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any]) -> None:
     """On meta tensors, where torch's counter sees attention and a read-back by the host would raise."""
-    adapter, method = adapter_of(model, "meta"), small_method(name, options)
+    adapter, method, samples = adapter_of(model, "meta"), small_method(name, options), 3
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
@@ -225,12 +224,11 @@ def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
 @over_cases
 def test_runs_repeat_and_leave_nothing_behind(model: str, name: str, options: dict[str, Any]) -> None:
     method = small_method(name, options)
-    first = sample_once(model, method, 0, 1)
-    other = sample(model, method, 5, 6)
+    first, other = sample_once(model, method, 0, 1), sample_once(model, method, 9, 2, 0, 1)
     again = sample(model, method, 0, 1)
     assert torch.equal(first.image, again.image), broken("the same batch twice gives the same bits", name)
     assert first.plans == again.plans, broken("the same batch twice gives the same plans", name)
-    assert not torch.equal(first.image, other.image), broken("other samples differ", name)
+    assert not torch.equal(first.image, other.image[:2]), broken("other samples differ", name)
 
 
 @over_cases
@@ -239,7 +237,7 @@ def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[st
     method = small_method(name, options)
     if getattr(method, "allocation", None) == "batch":
         method = method.model_copy(update={"allocation": "uniform"})
-    together, reordered, alone = (sample(model, method, *index).image for index in ([4, 7, 9], [9, 2, 4, 0], [4]))
+    together, reordered, alone = (sample_once(model, method, *index).image for index in ([0, 1], [9, 2, 0, 1], [0]))
     for image, where in ((reordered[2], "another batch"), (alone[0], "a batch of its own")):
         deviation = (image - together[0]).abs().max() / together[0].abs().max()
         assert deviation <= 1e-5, broken(f"a sample is the same in {where}", name)

@@ -1,12 +1,13 @@
 """The embedded suites' own metrics: reading digits, comparing them with captions, and the digits CLIP."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
 
-from tcbench.data import to_uint8
-from tcbench.data.captioned import compose, draw
+from tcbench.data import captioned, to_uint8
+from tcbench.data.captioned import compose
 from tcbench.data.captions import decode
 from tcbench.errors import UserError
 from tcbench.files import sha256, write_tensors
@@ -17,6 +18,8 @@ from tcbench.models.digits_clip import build_digits_clip, load_digits_clip
 from tcbench.models.reader import CLASSES, DigitReader, Reading, load_reader, read_digits, target_map
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, layouts, train_reader
+
+draw = cache(captioned.draw)
 
 
 def tracks(index, frames=5):
@@ -184,7 +187,7 @@ def test_the_shipped_reader_reads_held_out_samples(name, ceiling):
     media, captions = to_uint8(data.images), decode(data.labels)
     align = Alignment(load_reader())
     assert align(media, captions).mean() > ceiling
-    assert align(media, captions[1:] + captions[:1]).mean() < 0.05
+    assert align(media[:100], captions[1:101]).mean() < 0.05
 
 
 def test_the_shipped_clip_prefers_a_scenes_own_caption():

@@ -127,22 +127,27 @@ def test_refiners_act_on_p_steps_alone(model: Adapter) -> None:
     assert torch.equal(*full)
 
 
+FEWER_TOKENS = {"tiny-dit": {"sample_size": 8}, "tiny-pixart": {"sample_size": 8}, "tiny-osp": {"sample_width": 4}}
+
+
 @pytest.mark.parametrize(
-    "model, name, options",
+    "name, method, options",
     [
         ("tiny-dit", "tokencache", ONE_FULL),
         ("tiny-pixart", "tokencache", ONE_FULL),
-        ("tiny-pixart", "toca", TOCA_WITH_TEXT),
+        ("tiny-pixart", "toca", TOCA_WITH_TEXT | {"cell": 2}),
         ("tiny-osp", "tokencache", ONE_FULL),
     ],
-    indirect=["model"],
 )
-def test_the_kernels_sample_alike(model: Adapter, name: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full step and another through the kernels themselves, whose every part is tested in test_kernels."""
+def test_the_kernels_sample_alike(name: str, method: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full step and another through the kernels themselves, whose every part is tested in test_kernels.
+
+    Of few tokens, because many kernels have a program for each, which the interpreter takes milliseconds for."""
     pytest.importorskip("triton")
-    plain, _ = sample(model, name, options, PlainBlocks, nfe=2, samples=1)
+    model = make_adapter(name, DEVICE, **FEWER_TOKENS[name])
+    plain, _ = sample(model, method, options, PlainBlocks, nfe=2, samples=1)
     monkeypatch.setattr(choice, "serves", lambda observed: True)
-    fused, _ = sample(model, name, options, INTERPRETED, nfe=2, samples=1)
+    fused, _ = sample(model, method, options, INTERPRETED, nfe=2, samples=1)
     close(fused, plain)
 
 

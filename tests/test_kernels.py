@@ -258,8 +258,11 @@ CHOICES = {  # grid, frames, cell, rows of a sample that choose alike by the tex
 }
 
 
-@pytest.mark.parametrize("case", CHOICES)
-@pytest.mark.parametrize("recent", ["all at once", "by token", "by block"])
+@pytest.mark.parametrize(
+    ("case", "recent"),
+    [(case, "by block") for case in CHOICES]
+    + [(case, recent) for case in list(CHOICES)[:2] for recent in ("all at once", "by token")],
+)
 def test_choice_by_attention_and_age(case: str, recent: str) -> None:
     """The same tokens, ages and scores, in blocks that choose none, some and all."""
     grid, frames, cell, halves = CHOICES[case]

@@ -17,13 +17,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tcbench.cli import main
 from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
 from tcbench.sources import STAGES, source_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
-OWN_ROW = "  nfe4-halved: {method: halved, nfe: 4}\n"
+OWN_ROW = "  nfe3-halved: {method: halved, nfe: 3}\n"
 OWN_METHOD = """
 from tcbench.method import Look, Method
 from tcbench.plan import ALL, NONE, Plan, Span, every_unit
@@ -126,7 +127,7 @@ def test_everything_is_there_and_whole(finished):
     assert rows.loc["nfe4-uncached", "mac_ratio"] == 1
     assert rows.loc["nfe4-tokencache", "paper_fid"] == 13.99
     assert rows.loc["nfe4-tokencache", "mac_ratio"] > 1
-    assert rows.loc["nfe4-halved", "mac_ratio"] > 1, "the user's own row"
+    assert rows.loc["nfe3-halved", "mac_ratio"] > 1, "the user's own row"
     assert not list(results.rglob("*.tmp"))
     for picture in ("grids/nfe4.png", *(f"figures/{name}.{kind}" for name in PICTURES for kind in ("png", "svg"))):
         assert (results / picture).stat().st_size > 1000
@@ -180,17 +181,17 @@ def test_a_second_call_does_nothing(scripts, finished):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, tmp_path):
+def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, tmp_path, monkeypatch):
     """Neither Snakemake nor a fingerprint remembers where the work or the package lies: the copy of the wheel's work is
     in the hands of the checkout's Snakefile and package."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     assert "Nothing to be done" in snakemake(copy, "all", "--config", "suite_file=smoke.yaml")
-    samples = copy / "results" / "smoke" / "samples" / "nfe4-halved"
+    samples = copy / "results" / "smoke" / "samples" / "nfe3-halved"
     shutil.rmtree(samples)
-    command = [sys.executable, "-m", "tcbench.cli", "sample", "smoke.yaml", "--rows", samples.name]
-    subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    assert shards(samples) and shards(samples) == shards(finished / "results" / "smoke" / "samples" / "nfe4-halved")
+    monkeypatch.chdir(copy)
+    assert main(["sample", "smoke.yaml", "--rows", samples.name]) == 0
+    assert shards(samples) and shards(samples) == shards(finished / "results" / "smoke" / "samples" / "nfe3-halved")
 
 
 @contextmanager
@@ -206,8 +207,8 @@ def edited(file):
 
 def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(wheel, finished):
     for file, job in (
-        (wheel[1] / "tcbench" / "shipped" / "methods" / "fora.py", "sample_fora"),
-        (finished / "methods" / "halved.py", "sample_halved"),
+        (wheel[1] / "tcbench" / "shipped" / "methods" / "fora.py", "sample_nfe4_untrained"),
+        (finished / "methods" / "halved.py", "sample_nfe3_untrained"),
     ):
         with edited(file):
             jobs = plan(wheel[0], finished, "smoke.yaml", "tables")
@@ -259,40 +260,38 @@ def shards(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("shard-*.safetensors")}
 
 
-def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path):
-    suite = tmp_path / "kill.yaml"
+def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
+    suite, killed, whole = (tmp_path / name for name in ("kill.yaml", "killed", "whole"))
     suite.write_text(SMOKE.replace("samples: 8", "samples: 64"))
-    command = ("tcbench", "sample", suite, "--rows", "nfe4-uncached")
-    folders = [tmp_path / "killed", tmp_path / "whole"]
-    for folder in folders:
+    command = ("sample", str(suite), "--rows", "nfe4-uncached")
+    for folder in (killed, whole):
         folder.mkdir()
-    process = subprocess.Popen(
-        [scripts / command[0], *map(str, command[1:])], cwd=folders[0], env=USERS, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([scripts / "tcbench", *command], cwd=killed, env=USERS, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(shards(folders[0])) < 2:
+    while len(shards(killed)) < 2:
         assert time.monotonic() < deadline and process.poll() is None, "no shard to kill after"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    survived = {path: path.stat().st_mtime_ns for path in (folders[0] / "results").rglob("shard-*")}
+    survived = {path: path.stat().st_mtime_ns for path in (killed / "results").rglob("shard-*")}
     assert 2 <= len(survived) < 16, "the run was to be killed in the middle"
-    for folder in folders:
-        run(scripts, folder, *command)
+    run(scripts, killed, "tcbench", *command)
     assert all(path.stat().st_mtime_ns == changed for path, changed in survived.items()), "finished shards were redone"
-    assert len(shards(folders[1])) == 16
-    assert shards(folders[0]) == shards(folders[1])
+    monkeypatch.chdir(whole)
+    assert main(command) == 0
+    assert len(shards(whole)) == 16
+    assert shards(killed) == shards(whole)
 
 
-def test_a_damaged_shard_is_named_not_scored(scripts, finished, tmp_path):
+def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     victim = copy / "results" / "smoke" / "samples" / "nfe4-fora" / "shard-00001.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])
-    result = run(scripts, copy, "tcbench", "score", "smoke.yaml", "--rows", "nfe4-fora", check=False)
-    assert result.returncode == 2
-    assert "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample`" in result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(copy)
+    assert main(["score", "smoke.yaml", "--rows", "nfe4-fora"]) == 2
+    says = "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample`"
+    assert says in capsys.readouterr().err
 
 
 def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
