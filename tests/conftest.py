@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: results must not depend on the machine's cores
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TCBENCH_TEST_THREADS", "1")  # before torch, whatever the cores
 
 from pathlib import Path
 
@@ -19,13 +19,18 @@ from tcbench.models.dit import DiTAdapter, DiTSpec
 from tcbench.models.specs import MODELS, build_transformer, load_transformer
 from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
+from tests import floors
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_sessionfinish():
+    floors.save_errors()
 
 
 @pytest.fixture(scope="session")

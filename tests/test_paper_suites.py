@@ -22,6 +22,7 @@ from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions
 from tcbench.needs import needs
 from tcbench.stages.common import load_captions, load_decoder, load_examples
 from tcbench.stages.sample import sample_rows
+from tests.floors import NETWORK, assert_close
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
 
@@ -177,7 +178,7 @@ def test_captions_are_padded_cut_and_masked(tmp_path: Path, kind: str) -> None:
     assert text.mask_RT.sum(1).tolist() == [3, 4, 2]
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([[8, 1]])).last_hidden_state
-    assert torch.allclose(text.states_RTC[2, :2], alone[0], atol=1e-5)
+    assert_close(text.states_RTC[2, :2], alone[0], NETWORK)
 
 
 def test_other_encoders_are_refused(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_images_are_encoded_and_decoded(tmp_path: Path) -> None:
         posterior = vae.encode(images.float() / 127.5 - 1).latent_dist
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.uint8
     latents = autoencoder.encode(images, noise)
-    assert torch.allclose(latents, 0.5 * (posterior.mean + posterior.std * noise), atol=1e-5)
+    assert_close(latents, 0.5 * (posterior.mean + posterior.std * noise), NETWORK)
 
 
 # --- from prompts to images
