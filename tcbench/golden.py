@@ -46,8 +46,8 @@ Settings = Mapping[str, Any]
 PIXART_NAMES = {"eps_guided": "eps", "timesteps_continuous_model_input": "timesteps"}
 
 MARGIN = 10
-"""Tolerances are this many times the rounding that was seen on the cases of tests/golden, whatever instructions torch and
-its libraries were limited to. Most of it comes from the sines of float32 timesteps."""
+"""Tolerances are this many times the rounding that was seen on the cases of tests/golden, whatever instructions torch
+and its libraries were limited to. Most of it comes from the sines of float32 timesteps."""
 
 _SCORE_ROUNDING = 1.7e-6
 DECIDING_GAP = 2 * MARGIN * _SCORE_ROUNDING  # where the last chosen token scores less above the next, rounding decides

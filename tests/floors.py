@@ -64,7 +64,7 @@ Numbers = Tensor | Sequence[float] | float
 
 def deviation(actual: Numbers, expected: Numbers) -> float:
     """The largest absolute difference as a share of the largest expected value; NaN if a number is one."""
-    one, other = (torch.as_tensor(numbers).detach().cpu().double() for numbers in (actual, expected))
+    one, other = (torch.as_tensor(numbers, dtype=torch.float64).detach().cpu() for numbers in (actual, expected))
     assert one.shape == other.shape, f"shape {list(one.shape)}, expected {list(other.shape)}"
     if not one.numel():
         return 0.0
