@@ -24,7 +24,7 @@ from tcbench.metrics.vbench import DIMENSIONS, table, total
 from tcbench.stages import vbench
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches
-from tests.floors import READING, assert_close
+from tests.floors import READING, RECORDED, assert_close
 from tests.references import flickering, image_reward
 
 HERE = image_reward.HERE
@@ -69,7 +69,7 @@ def test_image_reward_is_the_packages_own(small_image_reward):
     pictures = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in image_reward.pictures()]
     ours = [model(picture, [caption]).item() for picture, caption in zip(pictures, image_reward.CAPTIONS, strict=True)]
     assert len({round(reward, 3) for reward in rewards}) == 3
-    assert_close(ours, rewards, READING)
+    assert_close(ours, rewards, RECORDED)
 
 
 def test_image_reward_says_what_it_lacks(small_image_reward, tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_missing_dimension_makes_its_part_and_the_total_missing():
 def test_temporal_flickering_is_the_packages_own():
     recorded = json.loads((HERE / "flickering.json").read_text(encoding="utf-8"))["temporal_flickering"]
     clips = [torch.from_numpy(clip).permute(3, 0, 1, 2)[None] for clip in flickering.clips()]
-    assert_close([temporal_flickering(clip).item() for clip in clips], recorded, READING)
+    assert_close([temporal_flickering(clip).item() for clip in clips], recorded, RECORDED)
 
 
 def test_videos_are_named_by_the_protocol():
