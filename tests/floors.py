@@ -51,13 +51,11 @@ ANCESTRAL = Floor("ANCESTRAL", 1.2e-5, "diffusers' ancestral steps, which take l
 NETWORK = Floor("NETWORK", 1.2e-6, "a pass of a float32 network: another batch or route, explicit attention in float64")
 TRAJECTORY = Floor("TRAJECTORY", 2e-6, "a whole sampling run in float32: another batch, fused blocks, diffusers' own")
 KERNEL = Floor("KERNEL", 5e-7, "a fused kernel in float32: against the plain operations beside it")
-HALF = Floor("HALF", 1e-3, "float16: a fused kernel against the plain operations beside it, and what is stored in it")
+HALF = Floor("HALF", 5e-4, "float16: a fused kernel against the plain operations beside it, and what is stored in it")
 SCORE = Floor("SCORE", 2e-7, "the scores of tokens in float32: against Python's own floats")
 RECORDED = Floor("RECORDED", 7.2e-7, "a metric of one sample in float32: as its package computed it on another machine")
 READING = Floor("READING", 1e-6, "a metric of one sample in float32: by another route")
-DISTANCE = Floor(
-    "DISTANCE", 1.5e-6, "a metric of a set, from float32 features: torch-fidelity's own, and by hand"
-)
+DISTANCE = Floor("DISTANCE", 1.5e-6, "a metric of a set, from float32 features: torch-fidelity's own, and by hand")
 LOSS = Floor("LOSS", 1e-6, "a mean squared difference of two passes in float32: trained and sampled")
 
 _seen: dict[str, tuple[float, float]] = {}

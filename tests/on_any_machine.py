@@ -48,10 +48,10 @@ def run(setting: str, arguments: Sequence[str], folder: Path) -> tuple[dict[str,
     """(passed, failed and seconds; names of the tests that failed; largest error and what is allowed, by floor)."""
     results, record = folder / "results.xml", folder / "errors"
     record.mkdir()
-    command = [sys.executable, "-m", "pytest", f"--junitxml={results}", *arguments]
+    command = [sys.executable, "-m", "pytest", "--disable-warnings", f"--junitxml={results}", *arguments]
     status = subprocess.run(command, cwd=ROOT, env={**os.environ, **SETTINGS[setting], RECORD: str(record)}).returncode
-    if not results.exists():
-        raise SystemExit(f"on_any_machine: pytest ended with status {status} and no results under {setting!r}")
+    if status not in (0, 1):  # 1: tests failed
+        raise SystemExit(f"on_any_machine: pytest ended with status {status} under {setting!r}")
     suite = ElementTree.parse(results).getroot()[0]
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
