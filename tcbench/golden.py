@@ -44,7 +44,13 @@ from tcbench.training.routers import as_table
 Settings = Mapping[str, Any]
 
 PIXART_NAMES = {"eps_guided": "eps", "timesteps_continuous_model_input": "timesteps"}
-DECIDING_GAP = 1e-5  # where the last chosen token scores less than this above the next, rounding decides
+
+MARGIN = 10
+"""Tolerances are this many times the rounding that was seen on the cases of tests/golden, whatever instructions torch
+and its libraries were limited to. Most of it comes from the sines of float32 timesteps."""
+
+_SCORE_ROUNDING = 1.7e-6
+DECIDING_GAP = 2 * MARGIN * _SCORE_ROUNDING  # where the last chosen token scores less above the next, rounding decides
 
 
 class Unsupported(Exception):
@@ -458,20 +464,24 @@ def _train_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
     return golden_l2c.run_training(Case(directory, name))
 
 
-_TRAJECTORY = {"eps": 3e-5, "eps_from_x_in": 3e-5, "final": 1e-3}
+def _allowed(**rounding: float) -> dict[str, float]:
+    return {quantity: MARGIN * seen for quantity, seen in rounding.items()}
+
+
+_TRAJECTORY = _allowed(eps=1.1e-5, eps_from_x_in=7.3e-6, final=1.7e-4)
 
 KINDS: dict[str, Kind] = {
-    "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, {**_TRAJECTORY, "eps_from_x_in": 1e-5}),
+    "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, _TRAJECTORY),
     "fora": Kind(lambda case: case.repository == "fora", _run_fora, _TRAJECTORY),
     "toca": Kind(
         lambda case: case.repository == "toca" and not case.pixart,
         _run_toca,
-        {**_TRAJECTORY, "fresh_ratio": 1e-6, "score": 5e-6},
+        _TRAJECTORY | _allowed(fresh_ratio=1e-7, score=_SCORE_ROUNDING),
     ),
     "toca_pixart": Kind(
         lambda case: case.repository == "toca" and case.pixart,
         _run_toca,
-        {"timesteps": 1e-4, "eps": 1e-4, "eps_from_x_in": 1e-4, "final": 3e-3, "score": 5e-6},
+        _allowed(timesteps=6.2e-5, eps=5.1e-5, eps_from_x_in=3.4e-5, final=1.2e-3, score=_SCORE_ROUNDING),
     ),
     "l2c": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,
@@ -481,11 +491,7 @@ KINDS: dict[str, Kind] = {
     "l2c_training": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
         _train_learning_to_cache,
-        {
-            **dict.fromkeys(("loss", "data_loss", "gates", "mse_per_sample"), 1e-4),  # relative
-            "gradients": 1e-8,
-            "logits": 1e-5,
-        },
+        _allowed(loss=2.3e-6, data_loss=2.3e-6, gates=1e-7, mse_per_sample=4.1e-6, gradients=4.1e-10, logits=3e-8),
     ),
 }
 """The kinds of cases by name; the first that matches runs a case."""

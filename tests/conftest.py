@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: results must not depend on the machine's cores
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TCBENCH_TEST_THREADS", "1")  # before torch, whatever the cores
 
 import shutil
 from pathlib import Path
@@ -22,6 +22,7 @@ from tcbench.models.networks import build_transformer, fill_transformer
 from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.timesteps import respaced_timesteps
+from tests import floors
 
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_workflow.py", "test_contract.py")
@@ -33,8 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_sessionfinish():
+    floors.save_errors()
 
 
 @pytest.fixture(scope="session")

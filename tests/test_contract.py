@@ -22,6 +22,7 @@ from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Keys, Plan, Site, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import SamplerSettings, Samples, sample_batch
+from tests.floors import TRAJECTORY, deviation
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
@@ -239,8 +240,7 @@ def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[st
         method = method.model_copy(update={"allocation": "uniform"})
     together, reordered, alone = (sample_once(model, method, *index).image for index in ([0, 1], [9, 2, 0, 1], [0]))
     for image, where in ((reordered[2], "another batch"), (alone[0], "a batch of its own")):
-        deviation = (image - together[0]).abs().max() / together[0].abs().max()
-        assert deviation <= 1e-5, broken(f"a sample is the same in {where}", name)
+        assert deviation(image, together[0]) <= TRAJECTORY.allowed, broken(f"a sample is the same in {where}", name)
 
 
 @over_cases

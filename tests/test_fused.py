@@ -33,6 +33,7 @@ from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
 from tcbench.sampling import SamplerSettings, Solver, denoise, initial_noise, start_run
 from tests.conftest import make_adapter, make_prompt
+from tests.floors import TRAJECTORY, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
@@ -62,10 +63,7 @@ def settings_of(adapter: Adapter) -> SamplerSettings:
     return SamplerSettings(1.5, solver=SOLVERS[adapter.spec.name])
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    """Rounding grows with the largest values that are added up, so it is judged beside them."""
-    error = (actual - expected).abs().max().item() / expected.abs().max().item()
-    assert error < 2e-5, f"largest error {error:.1e} of the largest value"
+close = partial(assert_close, floor=TRAJECTORY)
 
 
 def artefacts(adapter: Adapter, nfe: int) -> Artefacts:

@@ -16,6 +16,7 @@ from tcbench.golden import Case, Unsupported, case_names, check_case, sample_cas
 from tcbench.registry import make_method
 from tcbench.sampling import training_alphas_cumprod
 from tcbench.timesteps import respaced_timesteps
+from tests.floors import note
 
 from .conftest import GOLDEN
 
@@ -23,6 +24,9 @@ from .conftest import GOLDEN
 @pytest.mark.parametrize("name", case_names(GOLDEN))
 def test_case(name: str) -> None:
     report = check_case(GOLDEN, name)
+    for quantity, entry in report["quantities"].items():
+        if entry["tolerance"]:
+            note(f"{report['kind']} {quantity}", entry["error"], entry["tolerance"])
     assert report["passed"], report
     compared = set(report["quantities"])
     tokens = {"type", "threshold_in_force", "fresh_count", "fresh_ratio", "fresh_idx", "score"}
@@ -37,12 +41,6 @@ def test_case(name: str) -> None:
     if name == "pixart_full_dpm20":  # every step is full, so nothing is chosen
         expected["toca_pixart"] -= {"fresh_count", "fresh_idx", "score"}
     assert compared == expected[report["kind"]]
-
-
-def test_every_step_alone() -> None:
-    """From the stored inputs, so that errors do not add up; tight enough to see a LayerNorm epsilon."""
-    eps = check_case(GOLDEN, "full_ddim20")["quantities"]["eps_from_x_in"]
-    assert eps["error"] <= eps["tolerance"] == 1e-5
 
 
 def test_respaced_alphas_match_the_reference() -> None:
@@ -158,7 +156,8 @@ def test_command_reports_largest_errors(capsys: pytest.CaptureFixture[str]) -> N
         and list(report["cases"]) == ["fora_ddim20_n3"]
     )
     final = report["cases"]["fora_ddim20_n3"]["quantities"]["final"]
-    assert set(final) == {"error", "tolerance", "passed"} and 0 < final["error"] <= final["tolerance"] == 1e-3
+    assert set(final) == {"error", "tolerance", "passed"}
+    assert 0 < final["error"] <= final["tolerance"] == golden.KINDS["fora"].tolerances["final"]
 
 
 def test_command_finds_a_miss_and_lists_what_it_skips(capsys: pytest.CaptureFixture[str], directory: Path) -> None:

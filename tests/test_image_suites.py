@@ -29,6 +29,7 @@ from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, read_shards, score_rows
 from tcbench.stages.train import train_row
 from tests import official
+from tests.floors import DISTANCE, HALF, READING, assert_close
 
 INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
 ADM = "data/adm/VIRTUAL_imagenet256_labeled.npz"
@@ -123,11 +124,11 @@ def test_coco_from_images_to_the_report(coco: Suite) -> None:
     assert images.shape == (8, 3, 32, 32) and images.dtype == torch.uint8
     pooled = [(side.float() / 255).mean((2, 3)) for side in (images, real)]
     expected = frechet_distance(pooled[0], Gaussian.fit(pooled[1]))
-    assert scores["ours"]["quality"]["fid"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert_close(scores["ours"]["quality"]["fid"]["value"], expected, DISTANCE)
     assert 0 < abs(scores["ours"]["quality"]["clip_score"]["value"]) < 100 and not scores["ours"]["metrics_not_run"]
     difference = (images.float() - samples_of(coco, "plain").float()) / 127.5
     assert difference.any()
-    assert scores["ours"]["quality"]["mae"]["value"] == pytest.approx(difference.abs().mean().item(), rel=1e-5)
+    assert_close(scores["ours"]["quality"]["mae"]["value"], difference.abs().mean(), READING)
     table = (coco.folder / "tables" / "table3.md").read_text(encoding="utf-8")
     assert "floor (not run: needs more than the 8 real images that there are)" in table
     lines, _ = read_strip(coco.folder / "grids" / "strips" / "ours.png")
@@ -139,7 +140,7 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     images = samples_of(imagenet, "l2c").float() / 255
     published = Gaussian(np.full(3, np.float32(0.4), np.float64), np.eye(3) * 0.1)
     quality, pooled = scores["l2c"]["quality"], images.mean((2, 3))
-    assert quality["fid"]["value"] == pytest.approx(frechet_distance(pooled, published), rel=1e-5)
+    assert_close(quality["fid"]["value"], frechet_distance(pooled, published), DISTANCE)
     real = (read_reference_images(Path(ADM)).float() / 255).mean((2, 3))
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
@@ -178,7 +179,7 @@ def test_latents_are_the_images_posteriors(coco: Suite) -> None:
     examples = load_examples(coco, load_captions(coco, held_out=False))
     assert len(examples) == 8
     order = torch.tensor([7, 0, 3, 3])
-    assert torch.allclose(examples.images[order], expected[order], atol=1e-2, rtol=1e-3)
+    assert_close(examples.images[order], expected[order], HALF)
 
 
 def test_captions_of_training_images_are_read_when_drawn(coco: Suite) -> None:

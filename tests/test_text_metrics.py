@@ -27,6 +27,7 @@ from tcbench.stages import vbench
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches
 from tests import official
+from tests.floors import READING, RECORDED, assert_close
 from tests.references import flickering, image_reward
 
 HERE = image_reward.HERE
@@ -58,7 +59,7 @@ def test_image_reward_is_the_packages_own(small_image_reward):
     pictures = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in image_reward.pictures()]
     ours = [model(picture, [caption]).item() for picture, caption in zip(pictures, image_reward.CAPTIONS, strict=True)]
     assert len({round(reward, 3) for reward in rewards}) == 3
-    assert ours == pytest.approx(rewards, abs=1e-6)
+    assert_close(ours, rewards, RECORDED)
 
 
 def test_image_reward_says_what_it_lacks(small_image_reward, tmp_path, monkeypatch):
@@ -106,9 +107,9 @@ def test_clip_score_is_a_hundred_cosines_of_open_clips_embeddings(clip_folder):
         image, text = model.encode_image(pixels), model.encode_text(open_clip.tokenize(captions, context_length=16))
     expected = 100 * torch.cosine_similarity(image, text)
     assert expected.std() > 0.1
-    torch.testing.assert_close(score(images, captions), expected)
+    assert_close(score(images, captions), expected, READING)
     grey = images[:, :1]
-    torch.testing.assert_close(score(grey, captions), score(grey.repeat(1, 3, 1, 1), captions))
+    assert_close(score(grey, captions), score(grey.repeat(1, 3, 1, 1), captions), READING)
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_missing_dimension_makes_its_part_and_the_total_missing():
 def test_temporal_flickering_is_the_packages_own():
     recorded = json.loads((HERE / "flickering.json").read_text(encoding="utf-8"))["temporal_flickering"]
     clips = [torch.from_numpy(clip).permute(3, 0, 1, 2)[None] for clip in flickering.clips()]
-    assert [temporal_flickering(clip).item() for clip in clips] == pytest.approx(recorded, abs=1e-6)
+    assert_close([temporal_flickering(clip).item() for clip in clips], recorded, RECORDED)
 
 
 def test_videos_are_named_by_the_protocol():
