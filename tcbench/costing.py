@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from tcbench.ledger import Ledger, block_macs
-from tcbench.method import Artefacts, ImportRouter, Macs, Method, Run
+from tcbench.method import Artefacts, ImportRouter, Method, Run
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import MODELS, shape_of
 from tcbench.sampling import respaced_timesteps
+from tcbench.shapes import Macs
 from tcbench.training.routers import read_router
 
 
@@ -56,13 +57,14 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     (`plan.allocate_tokens`).
     """
     timesteps = respaced_timesteps(method.sampled_steps(nfe))
-    run = Run(shape_of(MODELS[model]), timesteps, True, torch.arange(1))
+    spec = MODELS[model]
+    run = Run(shape_of(spec), timesteps, spec.guidance(), torch.arange(1))
     if artefacts is None:
         given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
         tables = {stage.name: read_router(stage.path) for stage in given}
         artefacts = Artefacts(alpha_bar=(0.5,) * len(timesteps), tables=tables)
     run = replace(run, artefacts=artefacts)
-    ledger, policy = Ledger(run.rows_per_sample), method.start(run)
+    ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), method.start(run)
     ledger.charge("model", run.shape.once)
     for step in range(run.nfe):
         plan = policy.plan(_ShapeLook(run, step, ledger))

@@ -19,7 +19,9 @@ from tcbench.models.dit import DiTAdapter, DiTSpec
 from tcbench.models.specs import MODELS, build_transformer, load_transformer
 from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
+NO_MACS = Macs()
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -47,10 +49,25 @@ def make_adapter(model: str, device: str = "cpu") -> Adapter:
     return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
 
 
+def make_shape(
+    num_blocks: int, side: int, text_tokens: int = 0, modulation: Macs = NO_MACS, outer: Macs = NO_MACS
+) -> ModelShape:
+    """A DiT 8 channels wide over side x side tokens, or a PixArt-alpha if it reads a text."""
+    parts = [self_attention(8), cross_attention(8, text_tokens), mlp(8, 32)]
+    block = BlockShape(tuple(part for part in parts if text_tokens or part.kind != "cross"), modulation)
+    return ModelShape((block,) * num_blocks, side**2, 8, (side, side), outer=outer)
+
+
 def make_run(adapter: Adapter, nfe: int, index: Tensor, artefacts: Artefacts | None = None) -> Run:
     """A guided run of the samples `index`."""
     timesteps = respaced_timesteps(nfe)
-    return Run(adapter.shape, timesteps, True, index.to(adapter.model.device), artefacts=artefacts or Artefacts())
+    return Run(
+        adapter.shape,
+        timesteps,
+        adapter.spec.guidance(),
+        index.to(adapter.model.device),
+        artefacts=artefacts or Artefacts(),
+    )
 
 
 def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:

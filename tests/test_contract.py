@@ -19,7 +19,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Keys, Plan, Site, Span, Tokens, every_unit
+from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import SamplerSettings, Samples, sample_batch
 
@@ -107,7 +107,7 @@ def everything(adapter: Adapter) -> dict[str, Plan]:
     shape = adapter.shape
     blocks = range(shape.num_blocks)
     units = {
-        "Site": [Site(block, branch) for block in blocks for branch in shape.branches],
+        "Site": shape.sites,
         "Block": [Block(block) for block in blocks],
         "Span": [Span(0, 1), Span(1, shape.num_blocks)],
     }

@@ -12,7 +12,16 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {"tcbench.plan", "tcbench.method", "tcbench.ledger", "tcbench.cache", "tcbench.engine", "tcbench.noise"}
+CORE = {
+    "tcbench.plan",
+    "tcbench.shapes",
+    "tcbench.guidance",
+    "tcbench.method",
+    "tcbench.ledger",
+    "tcbench.cache",
+    "tcbench.engine",
+    "tcbench.noise",
+}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config",
@@ -90,19 +99,21 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("plan", {"errors", "kernels"}),
         ("files", {"errors"}),
         ("noise", set()),
-        ("method", {"errors", "plan"}),
-        ("ledger", {"method", "plan"}),
+        ("shapes", {"plan"}),
+        ("guidance", set()),
+        ("method", {"errors", "guidance", "plan", "shapes"}),
+        ("ledger", {"plan", "shapes"}),
         ("cache", {"plan"}),
         ("stats", {"errors"}),
         ("groups", set()),
-        ("models/adapter", {"groups", "method"}),
-        ("models/dit", {"errors", "method", "models"}),
-        ("models/pixart", {"errors", "method", "models"}),
-        ("models/open_sora_plan", {"groups", "method", "models"}),
-        ("models/predictor", {"kernels", "ledger", "method", "plan", "models"}),
-        ("fused", {"cache", "groups", "kernels", "method", "models", "plan"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
-        ("sampling", {"noise", "engine", "errors", "fused", "method", "models"}),
+        ("models/adapter", {"groups", "guidance", "shapes"}),
+        ("models/dit", {"errors", "models", "shapes"}),
+        ("models/pixart", {"errors", "models", "shapes"}),
+        ("models/open_sora_plan", {"groups", "models", "shapes"}),
+        ("models/predictor", {"kernels", "ledger", "models", "shapes"}),
+        ("fused", {"cache", "kernels", "method", "models", "plan"}),
+        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models", "shapes"}),
+        ("sampling", {"cache", "noise", "engine", "errors", "fused", "method", "models"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("registry", {"errors", "method"}),
         ("config", {"errors", "files", "method", "registry"}),
@@ -119,7 +130,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "method", "ledger", "cache", "engine", "fused", "noise"):
+    for module in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -139,7 +150,9 @@ def test_the_report_imports_no_torch(path: Path) -> None:
     assert not touched(imports(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
 
 
-@pytest.mark.parametrize("module", ["plan", "method", "registry", "config", "speed_config", "cli", "files", "sources"])
+@pytest.mark.parametrize(
+    "module", ["plan", "shapes", "guidance", "method", "registry", "config", "speed_config", "cli", "files", "sources"]
+)
 def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
     """Configs are checked and help is printed without it."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))

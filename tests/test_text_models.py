@@ -38,7 +38,8 @@ over_models = pytest.mark.parametrize("model", TEXT_MODELS)
 
 def embedded(adapter: Adapter, rows: int = 4, step: int = 500) -> tuple[Tensor, object]:
     latent, prompt = model_inputs(adapter, rows)
-    return adapter.embed(latent), adapter.condition(torch.full((rows,), step), adapter.prepare(prompt))
+    context = adapter.prepare(prompt)
+    return adapter.embed(latent, context), adapter.condition(torch.full((rows,), step), context)
 
 
 # --- against stock diffusers
@@ -117,7 +118,8 @@ def test_sized_models_are_told_the_size() -> None:
     stock = adapter.model(
         latent, prompt.states_RTC, timestep, added_cond_kwargs=size, encoder_attention_mask=prompt.mask_RT
     ).sample
-    x, condition = adapter.embed(latent), adapter.condition(timestep, adapter.prepare(prompt))
+    context = adapter.prepare(prompt)
+    x, condition = adapter.embed(latent, context), adapter.condition(timestep, context)
     run = make_run(adapter, 2, torch.arange(1))
     assert torch.equal(adapter.unembed(Engine(adapter, run).hidden(Plan(), 0, x, condition), condition), stock)
     with FlopCounterMode(display=False) as counter:
@@ -258,7 +260,7 @@ def test_attention_received_inside_groups(model: str, block: int) -> None:
 def test_soft_gates_at_0_and_1_are_the_engine(model: str) -> None:
     adapter = make_adapter(model)
     before, after = embedded(adapter, step=600), embedded(adapter, step=500)
-    sites = [Site(block, branch) for block in range(4) for branch in adapter.shape.branches]
+    sites = adapter.shape.sites
     _, cached = uncached_values(adapter, *before, sites)
     open_sites = set(sites[::2])
     gates = {site: torch.tensor(float(site in open_sites)) for site in sites}

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Macs, ModelShape
 from tcbench.models.adapter import Adapter, Family, ModelSpec, Modulation, TransformerBlock
+from tcbench.shapes import BlockShape, Macs, ModelShape, mlp, self_attention
 
 _EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
 
@@ -51,12 +51,12 @@ def dit_shape(spec: DiTSpec) -> ModelShape:
     """The shape of a DiT from its spec alone, without building it."""
     width, tokens = spec.width, spec.num_tokens
     patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
+    block = BlockShape((self_attention(width), mlp(width, 4 * width)), modulation=Macs(6 * width**2))
     return ModelShape(
-        num_blocks=spec.num_blocks,
+        blocks=(block,) * spec.num_blocks,
         num_tokens=tokens,
         width=width,
         grid=(spec.grid, spec.grid),
-        modulation=Macs(6 * width**2),
         outer=Macs(
             # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
             matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
@@ -69,6 +69,7 @@ class DiTAdapter(Adapter):
     """Block-wise access to a DiT; the prompt is class labels, which are the context as they are."""
 
     spec: DiTSpec
+    fuses = True
 
     def __init__(self, model: DiTTransformer2DModel, spec: DiTSpec) -> None:
         super().__init__(model, spec, dit_shape(spec))
@@ -90,18 +91,18 @@ class DiTAdapter(Adapter):
         """The model's own forward: [R, out_channels, H, W]."""
         return self.model(latent, timestep_R, class_labels=prompt).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Tensor) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
     def modulation(self, block: TransformerBlock, condition: Tensor) -> dict[str, Modulation]:
-        """adaLN-Zero's shift, scale and gate by branch."""
+        """adaLN-Zero's shift, scale and gate by part."""
         parts = block.norm1.linear(block.norm1.silu(condition))[:, None].chunk(6, dim=2)
         return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1.norm if branch == "attn" else block.norm3
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1.norm if part == "attn" else block.norm3
 
     def copy_of_block(self, number: int) -> TransformerBlock:
         """A block without the model's embedder, which `condition` has applied."""

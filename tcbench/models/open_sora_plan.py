@@ -21,9 +21,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tcbench.groups import Groups, group_of, join_groups, split_groups
-from tcbench.method import ModelShape
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, TextSpec, add_null_caption, initial_value, text_shape
+from tcbench.models.pixart import TextAdapter, TextContext, TextSpec, add_null_caption, initial_value, text_shape
+from tcbench.shapes import ModelShape
 
 GROUPS = 4  # "sparse_n"
 
@@ -63,8 +63,8 @@ class OpenSoraPlanSpec(TextSpec):
 
 def open_sora_plan_shape(spec: OpenSoraPlanSpec) -> ModelShape:
     """The shape of an Open-Sora-Plan from its spec alone, without building it."""
-    sparse = tuple(block for block in range(spec.num_blocks) if block not in spec.dense_blocks)
-    return text_shape(spec, spec.grid, frames=spec.sample_frames, sparse_blocks=sparse, attention_groups=GROUPS)
+    groups = [1 if block in spec.dense_blocks else GROUPS for block in range(spec.num_blocks)]
+    return text_shape(spec, spec.grid, spec.sample_frames, groups)
 
 
 def groups_of(block: int) -> Groups:
@@ -128,7 +128,7 @@ class OpenSoraPlanAdapter(TextAdapter):
             image_rotary_emb=self.rotary,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches of all frames, [R, N, D]."""
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
@@ -152,6 +152,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     def mix(
         self,
         block: TransformerBlock,
+        h_RKD: Tensor,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,

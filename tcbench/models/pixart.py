@@ -7,10 +7,10 @@ Cross-attention has no norm, no modulation and no gate, and its keys and values 
 made once per run, for every method alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Macs, ModelShape
 from tcbench.models.adapter import (
     Adapter,
     Family,
@@ -30,6 +29,7 @@ from tcbench.models.adapter import (
     TransformerBlock,
 )
 from tcbench.models.dit import unpatchify, xavier_uniform
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
 MASKED = -10000.0  # what diffusers adds to the attention scores of padding
 
@@ -65,33 +65,36 @@ class PixArtSpec(TextSpec):
         return (self.in_channels, self.sample_size, self.sample_size)
 
 
-def text_shape(spec: TextSpec, grid: tuple[int, int], **more: Any) -> ModelShape:
-    """The shape of a model with text; MACs of what PixArt-alpha and Open-Sora-Plan have in common."""
+def text_shape(spec: TextSpec, grid: tuple[int, int], frames: int, groups: Sequence[int]) -> ModelShape:
+    """The shape of a model with text; MACs of what PixArt-alpha and Open-Sora-Plan have in common.
+
+    Args:
+        groups: by block, into how many groups the tokens of its self-attention fall apart.
+    """
     width, tokens, text = spec.width, spec.num_tokens, spec.caption_tokens
     patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
     projection = text * (spec.caption_channels * width + width**2)
+    cross = cross_attention(width, text)
     return ModelShape(
-        num_blocks=spec.num_blocks,
+        blocks=tuple(BlockShape((self_attention(width, count), cross, mlp(width, 4 * width))) for count in groups),
         num_tokens=tokens,
         width=width,
         grid=grid,
-        branches=("attn", "cross", "mlp"),
-        text_tokens=text,
+        frames=frames,
         # caption projection, keys and values of all blocks; the paper's count has them in every step instead
-        once=Macs(once := projection + spec.num_blocks * 2 * text * width**2, repeated=-once),
+        once=Macs(once := projection + spec.num_blocks * cross.text_macs, repeated=-once),
         outer=Macs(
             # patch convolution, timestep MLP from 256 frequencies, adaLN-single, final linear
             matmul=patch_in * width * tokens + 256 * width + width**2 + 6 * width**2 + patch_out * width * tokens,
             norm_elements=width * tokens,
             repeated=projection,
         ),
-        **more,
     )
 
 
 def pixart_shape(spec: PixArtSpec) -> ModelShape:
     """The shape of a PixArt-alpha from its spec alone, without building it."""
-    shape = text_shape(spec, (spec.grid, spec.grid))
+    shape = text_shape(spec, (spec.grid, spec.grid), frames=1, groups=(1,) * spec.num_blocks)
     if not spec.sized:
         return shape
     third = spec.width // 3  # height, width and aspect ratio are embedded in a third of the channels each
@@ -139,6 +142,7 @@ class TextAdapter(Adapter):
     """What PixArt-alpha and Open-Sora-Plan share: captions, adaLN-single, cross-attention, the final layer."""
 
     spec: TextSpec
+    fuses = True
 
     def drop(self, prompt: Text, where_R: Tensor) -> Text:
         """Captions, some of them replaced: by the learned null caption under the caption's own mask, as the reference
@@ -155,7 +159,7 @@ class TextAdapter(Adapter):
         else:
             raise UserError(f"{self.spec.name}: guidance needs a negative prompt; encode one with the prompts")
         states = torch.where(where[:, None, None], null, prompt.states_RTC)
-        return Text(states, torch.where(where[:, None], mask, prompt.mask_RT), prompt.negative)
+        return replace(prompt, states_RTC=states, mask_RT=torch.where(where[:, None], mask, prompt.mask_RT))
 
     def prepare(self, prompt: Text) -> TextContext:
         """Project the captions and make their keys and values for every block."""
@@ -188,9 +192,9 @@ class TextAdapter(Adapter):
             "mlp": Modulation(*parts[3:]),
         }
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1 if branch == "attn" else block.norm2
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1 if part == "attn" else block.norm2
 
     def final_modulation(self, condition: TextCondition) -> tuple[Tensor, Tensor]:
         """(shift, scale) before the final layer."""
@@ -223,7 +227,7 @@ class PixArtAdapter(TextAdapter):
             encoder_attention_mask=prompt.mask_RT,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 

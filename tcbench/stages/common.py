@@ -305,7 +305,8 @@ def check_training(suite: Suite, row: str) -> None:
         return
     method, trained = suite.method(row), suite.method(source)
     timesteps = respaced_timesteps(suite.rows[source].nfe)
-    run = Run(shape_of(MODELS[suite.model]), timesteps, True, torch.arange(0))
+    spec = MODELS[suite.model]
+    run = Run(shape_of(spec), timesteps, spec.guidance(), torch.arange(0))
     if type(method) is type(trained) and method.training(run) != trained.training(run):
         raise UserError(
             f"row {row}: its options change what {source} was trained with; "

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.guidance import Unguided
 from tcbench.method import (
     Artefacts,
     CollectScores,
@@ -42,6 +43,7 @@ from tcbench.models.specs import make_adapter
 from tcbench.plan import Block, Plan, Unit
 from tcbench.sampling import (
     Chain,
+    Passes,
     Prompts,
     SamplerSettings,
     default_prompts,
@@ -91,7 +93,8 @@ class Pairs:
     def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
         """(tokens [R, N, D], condition)."""
         timestep = self.timesteps[step_R].to(x.device)
-        return self.adapter.embed(x), self.adapter.condition(timestep, self.adapter.prepare(label))
+        context = self.adapter.prepare(label)
+        return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
 
     @torch.no_grad()
     def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
@@ -141,7 +144,7 @@ def train(
     artefacts = Artefacts()
     refiners: dict[str, Tensor] = {}
     log: dict[str, Any] = {"seed": seed, "nfe": nfe, "stages": []}
-    run = Run(adapter.shape, sampler.timesteps, False, torch.arange(0))
+    run = Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(0))
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
         pairs = Pairs(adapter, data, sampler, seed + number)
@@ -256,7 +259,7 @@ def _collect_scores(
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts)
     collector = _ScoreCollector(stage)
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
-    steps = denoise(adapter, Engine(adapter, run, collector), sampler, settings, x, prompts(index).to(x.device))
+    steps = denoise(Passes(adapter, run, lambda _: collector), sampler, x, prompts(index).to(x.device))
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
     alpha_SRLN = torch.stack(collector.alphas).double().cpu()
@@ -283,7 +286,7 @@ def _train_refiners(
     lora = add_refiners(adapter, stage.blocks, stage.rank, pairs.generator)
     weights = [parameter for name, parameter in lora.named_parameters() if "lora_" in name]
     optimiser = torch.optim.AdamW(weights, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
-    run = Run(adapter.shape, pairs.sampler.timesteps, False, torch.arange(stage.batch_size), artefacts=artefacts)
+    run = Run(adapter.shape, pairs.sampler.timesteps, Unguided(), torch.arange(stage.batch_size), artefacts=artefacts)
     full = set(method.i_steps(run))
     p_steps = [step for step in range(1, run.nfe) if step not in full]
     history: dict[str, list[float]] = {"loss": [], "loss_without_refiners": []}
