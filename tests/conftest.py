@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: results must not depend on the machine's cores
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,18 @@ if not torch.cuda.is_available():
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter, DiTSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer
+from tcbench.models.specs import FAMILIES, MODELS, build_transformer, load_transformer
 from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import respaced_timesteps
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
+from .families.flux import FLUX, TINY_FLUX, FluxSpec
+from .families.wan import TINY_WAN, WAN
+
 NO_MACS = Macs()
+FAMILIES["wan"], FAMILIES["flux"] = WAN, FLUX  # a family is one file, and a line like this
+MODELS[TINY_WAN.name], MODELS[TINY_FLUX.name] = TINY_WAN, TINY_FLUX
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -77,7 +84,13 @@ def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
         return (torch.arange(rows) % spec.num_classes).to(adapter.model.device)
     states = torch.randn(rows, spec.caption_tokens, spec.caption_channels, generator=generator)
     mask = torch.arange(spec.caption_tokens) < 3 + torch.arange(rows)[:, None] * 4 % (spec.caption_tokens - 2)
-    return Text(states, mask).to(adapter.model.device)
+    text = Text(states, mask)
+    if not spec.null_caption:
+        text = replace(text, negative=Text(torch.randn(1, *states.shape[1:], generator=generator), mask[:1]))
+    if isinstance(spec, FluxSpec):
+        pooled = torch.randn(rows, spec.pooled_channels, generator=generator)
+        text = replace(text, pooled_RC=pooled, guidance_scale=3.5)
+    return text.to(adapter.model.device)
 
 
 def model_inputs(adapter: Adapter, rows: int, seed: int = 0) -> tuple[Tensor, Prompt]:

@@ -12,16 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {
-    "tcbench.plan",
-    "tcbench.shapes",
-    "tcbench.guidance",
-    "tcbench.method",
-    "tcbench.ledger",
-    "tcbench.cache",
-    "tcbench.engine",
-    "tcbench.noise",
-}
+CORE = {f"tcbench.{name}" for name in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "noise")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config",

@@ -18,7 +18,6 @@ from tcbench.errors import UserError
 from tcbench.files import read_tensors
 from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
-from tcbench.method import Macs
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.open_sora_plan import OpenSoraPlanSpec, attend_in_groups, groups_of
 from tcbench.models.pixart import PixArtSpec, from_reference_layout
@@ -27,6 +26,7 @@ from tcbench.models.specs import make_adapter as adapt
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Tokens, every_unit
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.shapes import Macs
 from tcbench.training.caching import load_artefacts, save_artefacts, train
 from tcbench.training.common import uncached_values
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -118,12 +118,8 @@ Prompt = Tensor | Text
 """What the rows of a batch shall show: class labels, int64 [R], or captions."""
 
 
-class Gated(Protocol):
-    """What `Adapter.modulation` says of a part; all but the gate is between the adapter and itself."""
-
-    @property
-    def gate(self) -> Tensor | float:
-        """What the part's output is multiplied by before it joins the residual stream."""
+Gated = Any
+"""What `Adapter.modulation` says of a part: only the adapter, and the fused kernels of its family, read it."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +162,10 @@ class Adapter(ABC):
 
     rotary: tuple[Tensor, Tensor] | None = None
     """(cos, sin) of every token, float32 [N, head_dim], if queries and keys are turned to their positions."""
+
+    # not the keys and values of the text, which a run makes once, with and without refiners
+    refiner_layers: ClassVar[str] = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
+    """Pattern of a block's linear layers that LoRA adapts."""
 
     path: Literal["torch"] = "torch"
     """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""

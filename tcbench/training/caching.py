@@ -7,6 +7,7 @@ The cache the later step sees is filled by the uncached forward at the earlier o
 """
 
 import copy
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -60,8 +61,6 @@ if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importi
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
-# not the keys and values of the text, which a run makes once, with and without refiners
-REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
 
 
 class Pairs:
@@ -326,8 +325,9 @@ def _train_refiners(
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
     """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
-    last = "|".join(str(block) for block in range(adapter.shape.num_blocks - blocks, adapter.shape.num_blocks))
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"transformer_blocks\.({last})\.({REFINER_LAYERS})")
+    names = {module: name for name, module in adapter.model.named_modules()}
+    last = "|".join(re.escape(names[block]) for block in adapter.blocks[adapter.shape.num_blocks - blocks :])
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"({last})\.({adapter.refiner_layers})")
     lora = LoraModel(adapter.model, {"default": config}, "default")
     if generator is not None:
         for name, parameter in lora.named_parameters():
