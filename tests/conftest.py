@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: results must not depend on the machine's cores
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,47 @@ def golden_model() -> DiTAdapter:
     """The model the reference outputs were made with."""
     spec = MODELS["tiny-dit"]
     return DiTAdapter(load_transformer(spec, GOLDEN / "weights.safetensors"), spec)
+
+
+@pytest.fixture(scope="session")
+def official_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the paper suites name, at toy size, but for Inception, which has one size."""
+    from tcbench.config import load_suite
+    from tests import official  # slow to import, and most tests do without
+
+    folder = tmp_path_factory.mktemp("official")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder))
+        for config in official.CONFIGS:
+            suite = load_suite(config)
+            official.write_files(suite, {"inception"} | (official.NOT_HERE if suite.data == "vbench" else set()))
+    return folder
+
+
+@pytest.fixture
+def paper_folder(official_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the official files where the configs name them, and networks of their size."""
+    from tests import official
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    official.shrink(monkeypatch)
+    for shared in (*official_files.glob("checkpoints/*"), official_files / ".cache"):
+        here = tmp_path / shared.relative_to(official_files)
+        here.parent.mkdir(exist_ok=True)
+        here.symlink_to(shared)
+    shutil.copytree(official_files / "data", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """Inception's weights as torch-fidelity publishes them, random, and the network they are of; made once."""
+    from tests import official
+
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    return path, official.write_inception(path)
 
 
 def make_adapter(model: str, device: str = "cpu") -> Adapter:

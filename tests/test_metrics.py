@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
-from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from tcbench.config import READINGS
@@ -171,16 +170,8 @@ def test_features_that_are_not_finite_name_the_sample(digits, monkeypatch):
         digits.extract(random_images(5, 4))
 
 
-def test_inception_gives_the_layers_of_adms_evaluator(tmp_path, monkeypatch):
-    inception = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
-    torch.manual_seed(0)
-    with monkeypatch.context() as patch:  # random weights: its constructor can only download or load
-        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: None)
-        patch.setattr(inception, "load_state_dict", lambda *_: None)
-        random = inception("inception-v3-compat", ["2048"])
-    path = tmp_path / "inception.pth"
-    torch.save(random.state_dict(), path)
-
+def test_inception_gives_the_layers_of_adms_evaluator(inception_file):
+    path, random = inception_file
     extractor = make_extractor("inception-v3-adm", path, digest=sha256(path)[:8])
     seen = []
     extractor.network.network.Mixed_6d.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -29,6 +29,7 @@ from tcbench.sampling import SamplerSettings, sample_batch
 from tcbench.shapes import Macs
 from tcbench.training.caching import load_artefacts, save_artefacts, train
 from tcbench.training.common import uncached_values
+from tests import official
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
@@ -304,49 +305,15 @@ def test_everything_trains(model: str, tmp_path: Path) -> None:
 # --- checkpoints
 
 
-def reference_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of PixArt-alpha's repository, written independently of the loader's tables."""
-    renamed = {}
-    for old, new in {
-        "pos_embed.proj": "x_embedder.proj", "adaln_single.linear": "t_block.1", "proj_out": "final_layer.linear",
-        "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
-        "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
-        "adaln_single.emb.resolution_embedder.linear_1": "csize_embedder.mlp.0",
-        "adaln_single.emb.resolution_embedder.linear_2": "csize_embedder.mlp.2",
-        "adaln_single.emb.aspect_ratio_embedder.linear_1": "ar_embedder.mlp.0",
-        "adaln_single.emb.aspect_ratio_embedder.linear_2": "ar_embedder.mlp.2",
-        "caption_projection.linear_1": "y_embedder.y_proj.fc1", "caption_projection.linear_2": "y_embedder.y_proj.fc2",
-    }.items():  # fmt: skip
-        renamed |= {f"{new}.{kind}": state[f"{old}.{kind}"] for kind in ("weight", "bias")}
-    renamed["final_layer.scale_shift_table"] = state["scale_shift_table"]
-    renamed["y_embedder.y_embedding"] = state["null_caption"]
-    for i in range(4):
-        old, new = f"transformer_blocks.{i}.", f"blocks.{i}."
-        renamed[f"{new}scale_shift_table"] = state[f"{old}scale_shift_table"]
-        for kind in ("weight", "bias"):
-            parts = {name: state[f"{old}{name}.{kind}"] for name in (
-                "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
-                "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")}  # fmt: skip
-            renamed[f"{new}attn.qkv.{kind}"] = torch.cat([parts[f"attn1.to_{name}"] for name in "qkv"])
-            renamed[f"{new}attn.proj.{kind}"] = parts["attn1.to_out.0"]
-            renamed[f"{new}cross_attn.q_linear.{kind}"] = parts["attn2.to_q"]
-            renamed[f"{new}cross_attn.kv_linear.{kind}"] = torch.cat([parts["attn2.to_k"], parts["attn2.to_v"]])
-            renamed[f"{new}cross_attn.proj.{kind}"] = parts["attn2.to_out.0"]
-            renamed[f"{new}mlp.fc1.{kind}"] = parts["ff.net.0.proj"]
-            renamed[f"{new}mlp.fc2.{kind}"] = parts["ff.net.2"]
-    return renamed | {"pos_embed": torch.zeros(1, 64, 96)}
-
-
 def test_pixarts_own_checkpoints_load(tmp_path: Path) -> None:
-    spec = MODELS["tiny-pixart"].model_copy(update={"sized": True})
-    model = build_transformer(spec, zero_init=False)
+    spec = official.SPECS["pixart-1024"]
+    model = official.random_denoiser(spec)
     save_transformer(model, tmp_path / "saved.safetensors")
     state = read_tensors(tmp_path / "saved.safetensors")[0]
-    reference = reference_layout(state)
-    back = from_reference_layout(reference)
+    back = from_reference_layout(official.pixart_layout(model))
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
-    torch.save({"state_dict": reference, "epoch": 3}, tmp_path / "PixArt.pth")
-    for name in ("PixArt.pth", "saved.safetensors"):
+    official.write_pixart(tmp_path / "PixArt-XL-2-1024-MS.pth", model)
+    for name in ("PixArt-XL-2-1024-MS.pth", "saved.safetensors"):
         loaded = load_transformer(spec, tmp_path / name)
         assert all(map(torch.equal, loaded.parameters(), model.parameters()))
     torch.save({key: value for key, value in state.items() if key != "null_caption"}, tmp_path / "converted.bin")
@@ -355,10 +322,10 @@ def test_pixarts_own_checkpoints_load(tmp_path: Path) -> None:
 
 
 def test_diffusers_folders_load(tmp_path: Path) -> None:
-    spec = MODELS["tiny-osp"].model_copy(update={"null_caption": False})
-    model = build_transformer(spec, zero_init=False)
+    spec = official.SPECS["osp-93x256"]
+    model = official.random_denoiser(spec)
     model.save_pretrained(tmp_path / "whole")
-    model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
+    official.write_open_sora_plan(tmp_path / "sharded", model)
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     for name in ("whole", "sharded"):
         loaded = load_transformer(spec, tmp_path / name)

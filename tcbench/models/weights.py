@@ -1,5 +1,6 @@
 """Finding, reading and checking files of weights, the same for every network of the package."""
 
+import argparse
 import pickle
 from pathlib import Path
 
@@ -24,7 +25,8 @@ DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from .pt / .pth / .bin without executing anything in it.
 
-    Of a folder as diffusers saves it: from its safetensors file or shards.
+    Of a folder as diffusers saves it: from its safetensors file or shards. Of a training script's checkpoint: the
+    averaged weights if there are such.
 
     Raises:
         UserError: a file is missing, truncated, of another kind, or holds something else.
@@ -36,7 +38,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if path.suffix not in {".pt", ".pth", ".bin"}:
         raise UserError(f"{path}: unknown kind of checkpoint; give a .safetensors, .pt, .pth or .bin file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training script saves its flags along
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; download the checkpoint or correct the path") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

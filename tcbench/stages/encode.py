@@ -9,6 +9,7 @@ from tqdm import tqdm
 from tcbench import noise
 from tcbench.config import Suite
 from tcbench.files import digest, sha256, write_json, write_tensors
+from tcbench.models.pretrained import weights_files
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
@@ -33,7 +34,7 @@ def encode_images(suite: Suite) -> None:
     shape, side = MODELS[suite.model].latent_shape, image_side(suite)
     settings = {
         "images": listing.digest,
-        "autoencoder": [sha256(path) for path in sorted(suite.latents.folder.glob("*.safetensors"))],
+        "autoencoder": [sha256(path) for path in weights_files(suite.latents.folder)],
         "scale": suite.latents.scale,
         "side": side,
         "seed": suite.training_seed,
