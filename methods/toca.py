@@ -85,7 +85,7 @@ class Row:
 
     def count(self, site: Site) -> int:
         """Tokens that a branch recomputes."""
-        return (self.counts if site.branch == "mlp" else self.cross_counts)[site.block]
+        return (self.counts if site.part == "mlp" else self.cross_counts)[site.block]
 
 
 class ToCa(Method):
@@ -153,7 +153,7 @@ class ToCa(Method):
         if any(side % self.cell for side in run.shape.grid):
             cells = f"{self.cell}x{self.cell} cells"
             raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
-        halves = run.rows_per_sample if "cross" in run.shape.branches else None
+        halves = run.rows_per_sample if "cross" in run.shape.kinds else None
         score = AttentionScore(
             run.shape.grid, self.soft_fresh_weight, self.interval, self.bonus, self.cell, halves=halves
         )
@@ -182,29 +182,27 @@ class ToCaRun:
         """Every branch of a full block; the chosen tokens' cross-attention and MLP of the others."""
         row, decisions = self.rows[look.step], dict[Unit, Decision]()
         partial = [
-            Site(block, branch)
-            for block, full in enumerate(row.full)
-            for branch in self.run.shape.branches
-            if not full and branch != "attn" and row.count(Site(block, branch))
+            site
+            for site in self.run.shape.sites
+            if not row.full[site.block] and site.part in ("cross", "mlp") and row.count(site)
         ]
         # a block's cross-attention refreshes the entropies that its MLP's choice reads
-        later = {site for site in partial if site.branch == "mlp" and Site(site.block, "cross") in partial}
+        later = {site for site in partial if site.part == "mlp" and Site(site.block, "cross") in partial}
         self.scores, self.chosen = {}, {}
         if now := [site for site in partial if site not in later]:
             self._choose(now, look)
-        for block, full in enumerate(row.full):
-            read = self._is_read_after(look.step, block)
-            for branch in self.run.shape.branches:
-                site, observe = Site(block, branch), self.observes if read and branch == self.observes else None
-                if full:
-                    self.refreshed[site] = look.step
-                    decisions[site] = Decision(ALL, observe=observe)
-                elif site in self.chosen:
-                    decisions[site] = Decision(Tokens(self.chosen[site]), observe=observe)
-                elif site in later:
-                    decisions[site] = Decision(self._deferred(look, site))
-                else:
-                    decisions[site] = Decision(NONE)
+        read = [self._is_read_after(look.step, block) for block in range(self.run.shape.num_blocks)]
+        for site in self.run.shape.sites:
+            observe = self.observes if read[site.block] and site.part == self.observes else None
+            if row.full[site.block]:
+                self.refreshed[site] = look.step
+                decisions[site] = Decision(ALL, observe=observe)
+            elif site in self.chosen:
+                decisions[site] = Decision(Tokens(self.chosen[site]), observe=observe)
+            elif site in later:
+                decisions[site] = Decision(self._deferred(look, site))
+            else:
+                decisions[site] = Decision(NONE)
         return Plan(decisions)
 
     def _is_read_after(self, step: int, block: int) -> bool:

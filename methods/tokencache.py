@@ -124,7 +124,7 @@ class TokenCache(Method):
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
         alpha_RLN = look.scores("predictor")[:, :free]
-        if self.guided_halves == "shared" and look.run.guided:
+        if self.guided_halves == "shared" and look.run.rows_per_sample == 2:
             alpha_RLN = on_values(_mean_of_halves, alpha_RLN, shape=alpha_RLN.shape)
         pool = free if self.budget_pool == "free" else shape.num_blocks
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)

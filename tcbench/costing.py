@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tcbench.ledger import Ledger, block_macs, predictor_macs
-from tcbench.method import Artefacts, ImportRouter, Macs, Method, Run, Table
+from tcbench.method import Artefacts, ImportRouter, Method, Run, Table
 from tcbench.models.specs import MODELS
+from tcbench.shapes import Macs
 from tcbench.timesteps import respaced_timesteps
 from tcbench.unseen import unseen
 
@@ -48,7 +49,8 @@ class _ShapeLook:
 
 def run_of_shapes(model: str, steps: int) -> Run:
     """A guided run of one sample, as far as it is known without a model: `steps` sampled steps, nothing trained."""
-    return Run(MODELS[model].shape, respaced_timesteps(steps), True, unseen(1, dtype="int64", values=[0]))
+    spec = MODELS[model]
+    return Run(spec.shape, respaced_timesteps(steps), spec.guidance(), unseen(1, dtype="int64", values=[0]))
 
 
 def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = None) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
         given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
         artefacts = Artefacts(alpha_bar=(0.5,) * run.nfe, tables={stage.name: _router(stage.path) for stage in given})
     run = replace(run, artefacts=artefacts)
-    ledger, policy = Ledger(run.rows_per_sample), method.start(run)
+    ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), method.start(run)
     ledger.charge("model", run.shape.once)
     for step in range(run.nfe):
         plan = policy.plan(_ShapeLook(run, step, ledger))

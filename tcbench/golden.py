@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import golden_l2c
-from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.golden_weights import read_weights
@@ -28,16 +27,15 @@ from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.networks import fill_transformer, make_adapter
 from tcbench.models.specs import MODELS, DiTSpec, PixArtSpec
-from tcbench.plan import Branch, Plan, Site
+from tcbench.plan import Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (
     AncestralDDPM,
+    Passes,
     ReferenceDDIM,
     ReferenceDPMSolver,
     Sampler,
-    SamplerSettings,
     denoise,
-    guide,
 )
 from tcbench.training.routers import as_table
 
@@ -244,25 +242,22 @@ def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) 
     """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
     adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
     sampler = sampler_of(case, len(x))
-    settings = SamplerSettings(case.number("cfg_scale"))
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)), artefacts=artefacts or Artefacts())
+    guidance = adapter.spec.guidance(case.number("cfg_scale"))
+    run = Run(adapter.shape, sampler.timesteps, guidance, torch.arange(len(x)), artefacts=artefacts or Artefacts())
     recorder = _Recorder(method.start(run))
-    engine = Engine(adapter, run, recorder)
-    steps = list(_progress(denoise(adapter, engine, sampler, settings, x, prompt), case, run.nfe))
+    passes = Passes(adapter, run, lambda _: recorder)
+    steps = list(_progress(denoise(passes, sampler, x, prompt), case, run.nfe))
     tensors = {
         "timesteps": torch.tensor(sampler.timesteps),
         "eps": torch.stack([eps for eps, _, _ in steps]),
         "final": steps[-1][2],
     }
     if "x_in" in case.expected:
-        spec, again = adapter.spec, Engine(adapter, run, method.start(run))
-        context = again.prepare(adapter.guided(prompt))
-        outputs = [
-            again(step, seen.repeat(2, 1, 1, 1), context) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
-        ]
-        eps = [guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels) for output in outputs]
+        again = Passes(adapter, run, method.start)
+        again.prepare(prompt)
+        eps = [again(step, seen)[0] for step, seen in enumerate(case.expected["x_in"][: run.nfe])]
         tensors["eps_from_x_in"] = torch.stack(eps)
-    return Outcome(method, run, engine.plans, recorder.scores, recorder.chosen, tensors)
+    return Outcome(method, run, passes.plans, recorder.scores, recorder.chosen, tensors)
 
 
 def _progress(steps: Any, case: Case, total: int) -> Any:
@@ -355,7 +350,7 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
-    branches: list[Branch] = [branch for branch in run.shape.branches if branch != "attn"]
+    branches = [part for part, kind in run.shape.kinds.items() if kind != "mix"]
     partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
     counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
     counters = [method.counter(step, run.nfe) for step in range(run.nfe)]
@@ -374,14 +369,14 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     }
     sites = [(step, Site(block, branch)) for step in range(run.nfe) for block in blocks for branch in branches]
     if "fresh_idx" in expected:
-        wrong = [_other_tokens(of_branches, outcome, step, site, branches.index(site.branch)) for step, site in sites]
+        wrong = [_other_tokens(of_branches, outcome, step, site, branches.index(site.part)) for step, site in sites]
         errors["fresh_idx"] = float(sum(wrong))
     if "score" in expected:
         by_site = [
             largest_errors(
                 case,
                 {"score": outcome.scores[step][site]},
-                {"score": of_branches["score"][step, site.block, branches.index(site.branch)]},
+                {"score": of_branches["score"][step, site.block, branches.index(site.part)]},
             )["score"]
             for step, site in sites
             if site in outcome.scores[step]

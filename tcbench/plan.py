@@ -2,7 +2,7 @@
 
 | part      | values                                                     | meaning                                |
 |-----------|------------------------------------------------------------|----------------------------------------|
-| **where** | `Site(block, branch)`, `Block(block)`, `Span(start, stop)` | the quantity that is cached            |
+| **where** | `Site(block, part)`, `Block(block)`, `Span(start, stop)`   | the quantity that is cached            |
 | **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`   | the tokens that are recomputed         |
 | **how**   | `Hold()`, `Forecast(order)`                                | what stands in for those that are not  |
 
@@ -27,7 +27,6 @@ from tcbench.unseen import is_unseen, unseen
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
 
-Branch = Literal["attn", "cross", "mlp"]
 Keys = Literal["cached", "fresh", "recomputed"]
 """What the recomputed tokens of a block attend to on a P-step (docs/reproduction-notes.md, reading 6).
 
@@ -38,10 +37,10 @@ literal reading of the paper. `recomputed`: keys and values of all tokens from t
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One branch's output *before* its gate: the current step's gate is applied to whatever is reused."""
+    """One part's output *before* its gate: the current step's gate is applied to whatever is reused."""
 
     block: int
-    branch: Branch
+    part: str
 
     @property
     def blocks(self) -> range:
@@ -49,7 +48,7 @@ class Site:
         return range(self.block, self.block + 1)
 
     def __str__(self) -> str:
-        return f"block {self.block} {self.branch}"
+        return f"block {self.block} {self.part}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -189,24 +188,22 @@ class Plan:
 
     Raises:
         ValueError: two units cover the same part of a block; some tokens are recomputed where the rest is forecast
-            (the quotients of a forecast are of whole values); attention is observed where a unit computes none.
+            (the quotients of a forecast are of whole values); attention is observed over a span, which stores none.
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        owner: dict[tuple[int, str], Unit] = {}
+        owner: dict[int, Unit] = {}  # of a block; one of its parts stands for all of them
         for unit, decision in self.decisions.items():
             if isinstance(decision.who, Tokens) and decision.fill.order:
                 raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
-            seen = ("attn", "cross") if isinstance(unit, Block) else (unit.branch,) if isinstance(unit, Site) else ()
-            if decision.observe and decision.observe not in seen:
-                raise ValueError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
+            if decision.observe and isinstance(unit, Span):
+                raise ValueError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
             for block in unit.blocks:
-                for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
-                    other = owner.setdefault((block, branch), unit)
-                    if other is not unit:
-                        raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
+                other = owner.setdefault(block, unit)
+                if other is not unit and not (isinstance(other, Site) and isinstance(unit, Site)):
+                    raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
 
     def at(self, unit: Unit) -> Decision | None:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
@@ -216,10 +213,6 @@ class Plan:
     def full(self) -> bool:
         """Whether everything is computed, and known to be before the step runs."""
         return all(isinstance(decision.who, All) for decision in self.decisions.values())
-
-    def spans(self) -> dict[int, Span]:
-        """The spans by their first block."""
-        return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
 
     def summary(self) -> dict[str, str | int]:
         """JSON-able form: unit -> "all", "none" (held), "forecast N" (order N) or the number of recomputed tokens."""

@@ -14,7 +14,18 @@ _MODEL = [
     *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")),
 ]
 _ENGINE = [
-    *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *(
+        "plan.py",
+        "shapes.py",
+        "guidance.py",
+        "method.py",
+        "ledger.py",
+        "cache.py",
+        "engine.py",
+        "fused.py",
+        "noise.py",
+        "sampling.py",
+    ),
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]

@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TCBENCH_TEST_THREADS", "1")  # before torch, whatever the cores
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,19 @@ from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter
-from tcbench.models.networks import build_transformer, fill_transformer
+from tcbench.models.networks import FAMILIES, build_transformer, fill_transformer
 from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 from tcbench.timesteps import respaced_timesteps
 from tests import floors
+
+from .families.flux import TINY_FLUX, FluxSpec
+from .families.wan import TINY_WAN
+
+NO_MACS = Macs()
+FAMILIES |= {"wan": "tests.families.wan", "flux": "tests.families.flux"}
+MODELS[TINY_WAN.name], MODELS[TINY_FLUX.name] = TINY_WAN, TINY_FLUX
 
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_workflow.py", "test_contract.py")
@@ -103,10 +112,25 @@ def make_adapter(model: str, device: str = "cpu", **changes: int) -> Adapter:
     return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
 
 
+def make_shape(
+    num_blocks: int, side: int, text_tokens: int = 0, modulation: Macs = NO_MACS, outer: Macs = NO_MACS
+) -> ModelShape:
+    """A DiT 8 channels wide over side x side tokens, or a PixArt-alpha if it reads a text."""
+    parts = [self_attention(8), cross_attention(8, text_tokens), mlp(8, 32)]
+    block = BlockShape(tuple(part for part in parts if text_tokens or part.kind != "cross"), modulation)
+    return ModelShape((block,) * num_blocks, side**2, 8, (side, side), outer=outer)
+
+
 def make_run(adapter: Adapter, nfe: int, index: Tensor, artefacts: Artefacts | None = None) -> Run:
     """A guided run of the samples `index`."""
     timesteps = respaced_timesteps(nfe)
-    return Run(adapter.shape, timesteps, True, index.to(adapter.model.device), artefacts=artefacts or Artefacts())
+    return Run(
+        adapter.shape,
+        timesteps,
+        adapter.spec.guidance(),
+        index.to(adapter.model.device),
+        artefacts=artefacts or Artefacts(),
+    )
 
 
 def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
@@ -116,7 +140,13 @@ def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
         return (torch.arange(rows) % spec.num_classes).to(adapter.model.device)
     states = torch.randn(rows, spec.caption_tokens, spec.caption_channels, generator=generator)
     mask = torch.arange(spec.caption_tokens) < 3 + torch.arange(rows)[:, None] * 4 % (spec.caption_tokens - 2)
-    return Text(states, mask).to(adapter.model.device)
+    text = Text(states, mask)
+    if not spec.null_caption:
+        text = replace(text, negative=Text(torch.randn(1, *states.shape[1:], generator=generator), mask[:1]))
+    if isinstance(spec, FluxSpec):
+        pooled = torch.randn(rows, spec.pooled_channels, generator=generator)
+        text = replace(text, pooled_RC=pooled, guidance_scale=3.5)
+    return text.to(adapter.model.device)
 
 
 def model_inputs(adapter: Adapter, rows: int, seed: int = 0) -> tuple[Tensor, Prompt]:

@@ -64,7 +64,7 @@ def blocks_of(adapter: DiTAdapter) -> list[Unit]:
 
 
 def sites_of(adapter: DiTAdapter) -> list[Unit]:
-    return [Site(block, branch) for block in range(adapter.shape.num_blocks) for branch in adapter.shape.branches]
+    return list(adapter.shape.sites)
 
 
 UNITS = pytest.mark.parametrize("units_of", [blocks_of, sites_of], ids=["blocks", "sites"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tcbench.engine import Engine, PlainBlocks
 from tcbench.fused import FusedBlocks
+from tcbench.guidance import GuidedPair
 from tcbench.kernels import choice
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
@@ -31,7 +32,7 @@ from tcbench.plan import (
 )
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
-from tcbench.sampling import SamplerSettings, Solver, denoise, initial_noise, start_run
+from tcbench.sampling import Passes, SamplerSettings, Solver, denoise, initial_noise, start_run
 from tests.conftest import make_adapter, make_prompt
 from tests.floors import TRAJECTORY, assert_close
 
@@ -70,7 +71,7 @@ def artefacts(adapter: Adapter, nfe: int) -> Artefacts:
     predictor = CachePredictor(adapter)
     generator = torch.Generator().manual_seed(3)
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
-    columns = len(adapter.shape.branches) * adapter.shape.num_blocks
+    columns = len(adapter.shape.sites)
     table = tuple(tuple(row) for row in torch.randn(nfe, columns, generator=generator).tolist())
     predictor.to(adapter.model.device)
     return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * nfe, tables={"router": table})
@@ -79,14 +80,14 @@ def artefacts(adapter: Adapter, nfe: int) -> Artefacts:
 @torch.inference_mode()
 def sample(
     adapter: Adapter, name: str, options: dict, blocks, nfe: int = NFE, samples: int = SAMPLES
-) -> tuple[Tensor, Engine]:
+) -> tuple[Tensor, Passes]:
     index, settings = torch.arange(samples), settings_of(adapter)
     method = make_method(name, options)
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts(adapter, nfe))
-    engine = Engine(adapter, run, method.start(run), blocks)
+    passes = Passes(adapter, run, method.start, blocks)
     x = initial_noise(adapter, 0, index).to(DEVICE)
-    *_, (_, _, final) = denoise(adapter, engine, sampler, settings, x, make_prompt(adapter, samples))
-    return final, engine
+    *_, (_, _, final) = denoise(passes, sampler, x, make_prompt(adapter, samples))
+    return final, passes
 
 
 VARIANTS = [
@@ -179,10 +180,10 @@ CASES: dict[str, Callable[[list[Site]], tuple[Plan, Plan]]] = {  # sites -> plan
 @pytest.mark.parametrize("case", CASES)
 @torch.inference_mode()
 def test_every_kind_of_decision_gives_the_same_tokens(model: Adapter, case: str) -> None:
-    full, reused = CASES[case]([Site(block, branch) for block in range(4) for branch in model.shape.branches])
+    full, reused = CASES[case](list(model.shape.sites))
     outputs, observed = [], []
     for blocks in (PlainBlocks, CPU):
-        run = Run(model.shape, (900, 600, 300, 100), True, torch.arange(SAMPLES, device=DEVICE))
+        run = Run(model.shape, (900, 600, 300, 100), GuidedPair(), torch.arange(SAMPLES, device=DEVICE))
         engine = Engine(model, run, blocks=blocks)
         latent = initial_noise(model, 0, torch.arange(2 * SAMPLES)).to(DEVICE)
         context = engine.prepare(model.guided(make_prompt(model, SAMPLES)))

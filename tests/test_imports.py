@@ -12,7 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {"tcbench.plan", "tcbench.method", "tcbench.ledger", "tcbench.cache", "tcbench.engine", "tcbench.noise"}
+CORE = {f"tcbench.{name}" for name in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "noise")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config",
@@ -93,21 +93,23 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("plan", {"errors", "kernels", "unseen"}),
         ("files", {"errors"}),
         ("noise", set()),
-        ("method", {"errors", "plan"}),
-        ("ledger", {"method", "plan"}),
+        ("shapes", {"plan"}),
+        ("guidance", set()),
+        ("method", {"errors", "guidance", "plan", "shapes"}),
+        ("ledger", {"plan", "shapes"}),
         ("cache", {"plan"}),
         ("stats", {"errors"}),
         ("groups", set()),
-        ("models/specs", {"method"}),
-        ("models/adapter", {"groups", "models"}),
+        ("models/specs", {"guidance", "shapes"}),
+        ("models/adapter", {"groups", "models", "shapes"}),
         ("models/dit", {"errors", "models"}),
         ("models/pixart", {"errors", "models"}),
         ("models/open_sora_plan", {"groups", "models"}),
         ("models/networks", {"assets", "errors", "files", "models"}),
-        ("models/predictor", {"kernels", "ledger", "plan", "models"}),
-        ("fused", {"cache", "groups", "kernels", "method", "models", "plan"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
-        ("sampling", {"noise", "engine", "errors", "fused", "method", "models", "timesteps"}),
+        ("models/predictor", {"kernels", "ledger", "models"}),
+        ("fused", {"cache", "kernels", "method", "models", "plan"}),
+        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models", "shapes"}),
+        ("sampling", {"cache", "noise", "engine", "errors", "fused", "method", "models", "timesteps"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("places", {"errors"}),
         ("sources", {"files", "places"}),
@@ -115,7 +117,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("config", {"errors", "files", "method", "models", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
         ("workflow", {"config", "errors", "places", "speed_config"}),
-        ("costing", {"ledger", "method", "models", "timesteps", "training", "unseen"}),
+        ("costing", {"ledger", "method", "models", "shapes", "timesteps", "training", "unseen"}),
         ("borrowing", {"config", "costing", "errors"}),
     ],
 )
@@ -129,7 +131,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "method", "ledger", "cache", "engine", "fused", "noise"):
+    for module in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -156,6 +158,8 @@ LIGHT = [
         "unseen",
         "timesteps",
         "plan",
+        "shapes",
+        "guidance",
         "method",
         "ledger",
         "models/specs",

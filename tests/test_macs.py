@@ -9,15 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tcbench.cli import main
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
-from tcbench.ledger import Ledger, attention_macs, block_macs, plan_macs
-from tcbench.method import Macs, ModelShape
+from tcbench.ledger import Ledger, block_macs, part_macs, plan_macs
 from tcbench.models.specs import MODELS
-from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Span, Tokens, every_unit
+from tcbench.plan import ALL, NONE, Block, Decision, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method
+from tcbench.shapes import Macs
 
-from .conftest import make_adapter, model_inputs
+from .conftest import make_adapter, make_shape, model_inputs
 
-SMALL = ModelShape(num_blocks=3, num_tokens=4, width=8, grid=(2, 2), modulation=Macs(100), outer=Macs(1000, 10))
+SMALL = make_shape(3, 2, modulation=Macs(100), outer=Macs(1000, 10))
 
 
 def dit(resolution: int) -> str:
@@ -75,7 +75,7 @@ def test_whole_model_by_torchs_counter(model: str) -> None:
 )
 def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
     mlp = Macs(2 * 8 * 32 * 2, 2 * 8)
-    assert attention_macs(SMALL, 0, 2, keys) == Macs(attention, norms)
+    assert part_macs(SMALL, SMALL.blocks[0].parts[0], 2, keys) == Macs(attention, norms)
     assert block_macs(SMALL, 0, 2, keys) == Macs(attention, norms) + mlp + Macs(100)
     plan = Plan({Block(1): Decision(Tokens(torch.zeros(1, 2, dtype=torch.int64)), keys=keys)})
     others = block_macs(SMALL, 0, None) * 2
@@ -83,13 +83,12 @@ def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
 
 
 def test_nothing_recomputed() -> None:
-    """A held block or span costs nothing; held branches still cost the modulation that gates them."""
+    """A held block or span costs nothing; held parts still cost the modulation that gates them."""
     everything = 3 * (4 * 4 * 64 + 2 * 16 * 8 + 4 * 2 * 256 + 100)
-    sites = [Site(block, branch) for block in range(3) for branch in SMALL.branches]
     assert plan_macs(Plan(), SMALL).matmul == 1000 + everything
     assert plan_macs(every_unit([Block(0), Span(1, 3)], ALL), SMALL).matmul == 1000 + everything
     assert plan_macs(every_unit([Block(0), Span(1, 3)], NONE), SMALL) == Macs(1000, 10)
-    assert plan_macs(every_unit(sites, NONE), SMALL) == Macs(1000 + 3 * 100, 10)
+    assert plan_macs(every_unit(SMALL.sites, NONE), SMALL) == Macs(1000 + 3 * 100, 10)
 
 
 @pytest.mark.parametrize("rows_per_sample", [1, 2])

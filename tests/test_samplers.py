@@ -9,6 +9,7 @@ from tcbench.errors import UserError
 from tcbench.sampling import (
     Chain,
     EulerAncestral,
+    FlowEuler,
     ReferenceDDIM,
     ReferenceDPMSolver,
     SamplerSettings,
@@ -36,12 +37,13 @@ def chains(nfe: int) -> dict[str, Chain]:
         "ddim": ReferenceDDIM(nfe),
         "dpm": ReferenceDPMSolver(nfe),
         "euler_ancestral": EulerAncestral(nfe, lambda step: torch.zeros(SHAPE)),
+        "flow": FlowEuler(nfe, shift=3.0),
     }
 
 
 def walk(sampler: ReferenceDPMSolver, x: Tensor) -> Tensor:
     for step in range(len(sampler.timesteps)):
-        x, _ = sampler.step(toy(x, sampler.kept[step].item()), step, x)
+        x, _ = sampler.step(toy(x, sampler.signal[step].item() ** 2), step, x)
     return x
 
 
@@ -88,10 +90,10 @@ def test_dpm_converges_at_second_order() -> None:
 def test_dpm_walks_uniformly_and_stops_a_step_before_the_image() -> None:
     sampler = ReferenceDPMSolver(20)
     assert sampler.timesteps == pytest.approx([999 - 49.95 * step for step in range(20)])
-    assert sampler.kept[-1].item() == pytest.approx(1 - 1e-4) and len(sampler.kept) == 21
+    assert sampler.signal[-1].item() ** 2 == pytest.approx(1 - 1e-4) and len(sampler.signal) == 21
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral"])
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral", "flow"])
 def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     """From the right prediction the deterministic step leads from q(x_t | x0) to q(x_s | x0), with the same noise."""
     chain = chains(6)[name]
@@ -99,11 +101,12 @@ def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     x = chain.noised(x0, step, eps)
     output = chain.target(x0, step, eps)
     assert torch.equal(output, eps) == (chain.prediction == "eps")
+    levels = (level[step].view(-1, 1, 1, 1) for level in (chain.signal, chain.sigma))
     assert_close(chain.step_rows(output, step, x), chain.noised(x0, step + 1, eps), SAMPLER)
-    recovered, noise_again = chain.x0_and_eps(output, chain.kept[step].view(-1, 1, 1, 1), x)
+    recovered, noise_again = chain.x0_and_eps(output, *levels, x)
     assert_close(recovered, x0, SAMPLER)
     assert_close(noise_again, eps, SAMPLER)
-    assert len(chain.kept) == 7 and (chain.kept.diff() > 0).all()
+    assert len(chain.signal) == len(chain.sigma) == 7 and (chain.signal.diff() > 0).all()
 
 
 @pytest.mark.parametrize("name", ["dpm", "euler_ancestral"])

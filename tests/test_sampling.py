@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tcbench import noise
 from tcbench.errors import UserError
+from tcbench.guidance import GuidedPair
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.sampling import (
@@ -18,7 +19,6 @@ from tcbench.sampling import (
     ReferenceDDIM,
     SamplerSettings,
     Samples,
-    guide,
     initial_noise,
     sample_batch,
     sample_labels,
@@ -227,11 +227,11 @@ def test_rows_at_different_steps() -> None:
 def test_guidance_leaves_the_fourth_channel_conditional() -> None:
     output = torch.randn(4, 8, 2, 2, generator=torch.Generator().manual_seed(0))
     conditional, unconditional = output.chunk(2)
-    eps = guide(output, 1.5, guided_channels=3, channels=4)
+    eps = GuidedPair(1.5, channels=3).combine([output[:, :4]])
     assert eps.shape == (2, 4, 2, 2)
     assert_close(eps[:, :3], unconditional[:, :3] + 1.5 * (conditional - unconditional)[:, :3], SAMPLER)
     assert torch.equal(eps[:, 3], conditional[:, 3])
-    assert torch.equal(guide(output, 1.0, 3, 4), conditional[:, :4])
+    assert torch.equal(GuidedPair(1.0, channels=3).combine([output[:, :4]]), conditional[:, :4])
 
 
 # --- batches

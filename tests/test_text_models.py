@@ -18,7 +18,6 @@ from tcbench.errors import UserError
 from tcbench.files import read_tensors
 from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
-from tcbench.method import Macs
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, load_transformer, save_transformer
 from tcbench.models.networks import make_adapter as adapt
@@ -28,6 +27,7 @@ from tcbench.models.specs import MODELS, OpenSoraPlanSpec, PixArtSpec
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Tokens, every_unit
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.shapes import Macs
 from tcbench.training.caching import load_artefacts, save_artefacts, train
 from tcbench.training.common import uncached_values
 from tests import official
@@ -41,7 +41,8 @@ over_models = pytest.mark.parametrize("model", TEXT_MODELS)
 
 def embedded(adapter: Adapter, rows: int = 4, step: int = 500) -> tuple[Tensor, object]:
     latent, prompt = model_inputs(adapter, rows)
-    return adapter.embed(latent), adapter.condition(torch.full((rows,), step), adapter.prepare(prompt))
+    context = adapter.prepare(prompt)
+    return adapter.embed(latent, context), adapter.condition(torch.full((rows,), step), context)
 
 
 # --- against stock diffusers
@@ -121,7 +122,8 @@ def test_sized_models_are_told_the_size() -> None:
     stock = adapter.model(
         latent, prompt.states_RTC, timestep, added_cond_kwargs=size, encoder_attention_mask=prompt.mask_RT
     ).sample
-    x, condition = adapter.embed(latent), adapter.condition(timestep, adapter.prepare(prompt))
+    context = adapter.prepare(prompt)
+    x, condition = adapter.embed(latent, context), adapter.condition(timestep, context)
     run = make_run(adapter, 2, torch.arange(1))
     assert torch.equal(adapter.unembed(Engine(adapter, run).hidden(Plan(), 0, x, condition), condition), stock)
     with FlopCounterMode(display=False) as counter:
@@ -262,7 +264,7 @@ def test_attention_received_inside_groups(model: str, block: int) -> None:
 def test_soft_gates_at_0_and_1_are_the_engine(model: str) -> None:
     adapter = make_adapter(model)
     before, after = embedded(adapter, step=600), embedded(adapter, step=500)
-    sites = [Site(block, branch) for block in range(4) for branch in adapter.shape.branches]
+    sites = adapter.shape.sites
     _, cached = uncached_values(adapter, *before, sites)
     open_sites = set(sites[::2])
     gates = {site: torch.tensor(float(site in open_sites)) for site in sites}

@@ -9,17 +9,20 @@ from torch import Tensor
 
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
+from tcbench.guidance import Unguided
 from tcbench.method import ModelShape, Run
 from tcbench.plan import ALL, NONE, AttentionScore, Deferred, Plan, Site, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
 from tests.floors import SCORE, assert_close
 
-SMALL = ModelShape(num_blocks=3, num_tokens=16, width=8, grid=(4, 4))
+from .conftest import make_shape
+
+SMALL = make_shape(3, 4)
 
 
 def run_of(nfe: int, shape: ModelShape = SMALL) -> Run:
-    return Run(shape, tuple(range(nfe))[::-1], False, torch.arange(2))
+    return Run(shape, tuple(range(nfe))[::-1], Unguided(), torch.arange(2))
 
 
 def counted_down(method, nfe: int) -> tuple[list[int], list[int]]:
@@ -81,7 +84,7 @@ def test_without_fresh_tokens_it_is_fora(tiny) -> None:
 
 
 def test_counts_follow_the_schedule() -> None:
-    rows = make_method("toca", {}).timetable(run_of(50, ModelShape(28, 256, 8, (16, 16))))
+    rows = make_method("toca", {}).timetable(run_of(50, make_shape(28, 16)))
     for left, first, last in ((37, 0.006, 0.008), (25, 0.14, 0.21), (1, 0.41, 0.61)):  # ddim50 at R = 0.07
         row = rows[49 - left]
         assert (row.counts[0], row.counts[27]) == pytest.approx((256 * first, 256 * last), abs=2), left
@@ -171,7 +174,7 @@ def test_the_best_of_a_cell_gains_the_bonus() -> None:
 
 def test_only_an_mlp_whose_map_is_refreshed_before_it_waits() -> None:
     """Everything else is chosen when the step starts; the waiting choice sees the refreshed map, and no token."""
-    shape = ModelShape(num_blocks=2, num_tokens=16, width=8, grid=(4, 4), branches=("attn", "cross", "mlp"))
+    shape = make_shape(2, 4, text_tokens=5)
     run, entropy = run_of(10, shape), torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
 
     class TextLook(FakeLook):
@@ -219,7 +222,7 @@ def test_attention_is_observed_only_if_it_is_read() -> None:
 
 def test_an_odd_grid_is_refused() -> None:
     with pytest.raises(UserError, match=r"toca: its 2x2 cells do not tile the token grid \(3, 3\)"):
-        make_method("toca", {}).start(run_of(10, ModelShape(2, 9, 8, (3, 3))))
+        make_method("toca", {}).start(run_of(10, make_shape(2, 3)))
 
 
 # --- costs: of the released counter on DiT-XL/2, which leaves the scores out

@@ -26,6 +26,7 @@ class DiTAdapter(Adapter):
     """Block-wise access to a DiT; the prompt is class labels, which are the context as they are."""
 
     spec: DiTSpec
+    fuses = True
 
     def drop(self, prompt: Tensor, where_R: Tensor) -> Tensor:
         """Labels, the null label where `where_R`."""
@@ -44,18 +45,18 @@ class DiTAdapter(Adapter):
         """The model's own forward: [R, out_channels, H, W]."""
         return self.model(latent, timestep_R, class_labels=prompt).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Tensor) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
     def modulation(self, block: TransformerBlock, condition: Tensor) -> dict[str, Modulation]:
-        """adaLN-Zero's shift, scale and gate by branch."""
+        """adaLN-Zero's shift, scale and gate by part."""
         parts = block.norm1.linear(block.norm1.silu(condition))[:, None].chunk(6, dim=2)
         return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1.norm if branch == "attn" else block.norm3
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1.norm if part == "attn" else block.norm3
 
     def copy_of_block(self, number: int) -> TransformerBlock:
         """A block without the model's embedder, which `condition` has applied."""

@@ -13,10 +13,13 @@ from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
 from tcbench.models.weights import check_state, read_state
 
+FAMILIES = {name: f"tcbench.models.{name}" for name in ("dit", "pixart", "open_sora_plan")}
+"""Where each family's `FAMILY` is; a module is imported when its family is first asked for."""
+
 
 def family_of(spec: ModelSpec) -> Family:
-    """The spec's family: `FAMILY` of `tcbench/models/<family>.py`, imported when it is first asked for."""
-    return import_module(f"tcbench.models.{spec.family}").FAMILY
+    """How the spec's family is built and seen."""
+    return import_module(FAMILIES[spec.family]).FAMILY
 
 
 def make_adapter(model: nn.Module, spec: ModelSpec) -> Adapter:

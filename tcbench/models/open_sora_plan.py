@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tcbench.groups import Groups, group_of, join_groups, split_groups
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, add_null_caption, initial_value
+from tcbench.models.pixart import TextAdapter, TextContext, add_null_caption, initial_value
 from tcbench.models.specs import SPARSE_GROUPS, OpenSoraPlanSpec
 
 
@@ -86,7 +86,7 @@ class OpenSoraPlanAdapter(TextAdapter):
             image_rotary_emb=self.rotary,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches of all frames, [R, N, D]."""
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
@@ -110,6 +110,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     def mix(
         self,
         block: TransformerBlock,
+        h_RKD: Tensor,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,

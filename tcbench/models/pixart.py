@@ -8,7 +8,7 @@ made once per run, for every method alike.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,6 +72,7 @@ class TextAdapter(Adapter):
     """What PixArt-alpha and Open-Sora-Plan share: captions, adaLN-single, cross-attention, the final layer."""
 
     spec: TextSpec
+    fuses = True
 
     def drop(self, prompt: Text, where_R: Tensor) -> Text:
         """Captions, some of them replaced: by the learned null caption under the caption's own mask, as the reference
@@ -88,7 +89,7 @@ class TextAdapter(Adapter):
         else:
             raise UserError(f"{self.spec.name}: guidance needs a negative prompt; encode one with the prompts")
         states = torch.where(where[:, None, None], null, prompt.states_RTC)
-        return Text(states, torch.where(where[:, None], mask, prompt.mask_RT), prompt.negative)
+        return replace(prompt, states_RTC=states, mask_RT=torch.where(where[:, None], mask, prompt.mask_RT))
 
     def prepare(self, prompt: Text) -> TextContext:
         """Project the captions and make their keys and values for every block."""
@@ -121,9 +122,9 @@ class TextAdapter(Adapter):
             "mlp": Modulation(*parts[3:]),
         }
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1 if branch == "attn" else block.norm2
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1 if part == "attn" else block.norm2
 
     def final_modulation(self, condition: TextCondition) -> tuple[Tensor, Tensor]:
         """(shift, scale) before the final layer."""
@@ -153,7 +154,7 @@ class PixArtAdapter(TextAdapter):
             encoder_attention_mask=prompt.mask_RT,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 

@@ -33,6 +33,7 @@ class CachePredictor(nn.Module):
         super().__init__()
         self.block: TransformerBlock = adapter.copy_of_block(0)
         shape = adapter.shape
+        self.joint_text = shape.joint_text
         self.head = nn.Linear(shape.width, shape.num_blocks)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -40,7 +41,7 @@ class CachePredictor(nn.Module):
 
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
-        x = compute.block(self.block, x_RND, condition)
+        x = compute.block(self.block, x_RND, condition)[:, self.joint_text :]
         return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
 
     macs = staticmethod(predictor_macs)

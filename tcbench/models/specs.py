@@ -4,12 +4,14 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tcbench.method import Macs, ModelShape
+from tcbench.guidance import GUIDANCE, Guidance, GuidanceKind
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
 SPARSE_GROUPS = 4  # Open-Sora-Plan's "sparse_n"
 
@@ -32,6 +34,7 @@ class ModelSpec(BaseModel, ABC):
     in_channels: int = Field(gt=0)
     out_channels: int = Field(gt=0)
     guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
+    guidance_kind: ClassVar[GuidanceKind] = "pair"
     norm_eps: float = Field(default=1e-6, gt=0)
     weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
 
@@ -39,6 +42,10 @@ class ModelSpec(BaseModel, ABC):
     def width(self) -> int:
         """Channels of a token."""
         return self.num_heads * self.head_dim
+
+    def guidance(self, scale: float = 1.0) -> Guidance:
+        """How the family guides."""
+        return GUIDANCE[self.guidance_kind](scale, self.guided_channels)
 
     @property
     @abstractmethod
@@ -94,12 +101,12 @@ class DiTSpec(ImageSpec):
         """Blocks of self-attention and MLP, each with a modulation of its own."""
         width, tokens = self.width, self.num_tokens
         patch_in, patch_out = (channels * self.patch_size**2 for channels in (self.in_channels, self.out_channels))
+        block = BlockShape((self_attention(width), mlp(width, 4 * width)), modulation=Macs(6 * width**2))
         return ModelShape(
-            num_blocks=self.num_blocks,
+            blocks=(block,) * self.num_blocks,
             num_tokens=tokens,
             width=width,
             grid=self.grid,
-            modulation=Macs(6 * width**2),
             outer=Macs(
                 # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
                 matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
@@ -115,27 +122,30 @@ class TextSpec(ModelSpec):
     caption_tokens: int = Field(gt=0)
     null_caption: bool = Field(default=True, description="whether a null caption is part of the weights")
 
-    def text_shape(self, **more: Any) -> ModelShape:
-        """The shape of what PixArt-alpha and Open-Sora-Plan have in common; `more` is the family's own."""
+    def text_shape(self, frames: int, groups: Sequence[int]) -> ModelShape:
+        """The shape of what PixArt-alpha and Open-Sora-Plan have in common.
+
+        Args:
+            groups: by block, into how many groups the tokens of its self-attention fall apart.
+        """
         width, tokens, text = self.width, self.num_tokens, self.caption_tokens
         patch_in, patch_out = (channels * self.patch_size**2 for channels in (self.in_channels, self.out_channels))
         projection = text * (self.caption_channels * width + width**2)
+        cross = cross_attention(width, text)
         return ModelShape(
-            num_blocks=self.num_blocks,
+            blocks=tuple(BlockShape((self_attention(width, count), cross, mlp(width, 4 * width))) for count in groups),
             num_tokens=tokens,
             width=width,
             grid=self.grid,
-            branches=("attn", "cross", "mlp"),
-            text_tokens=text,
+            frames=frames,
             # caption projection, keys and values of all blocks; the paper's count has them in every step instead
-            once=Macs(once := projection + self.num_blocks * 2 * text * width**2, repeated=-once),
+            once=Macs(once := projection + self.num_blocks * cross.text_macs, repeated=-once),
             outer=Macs(
                 # patch convolution, timestep MLP from 256 frequencies, adaLN-single, final linear
                 matmul=patch_in * width * tokens + 256 * width + width**2 + 6 * width**2 + patch_out * width * tokens,
                 norm_elements=width * tokens,
                 repeated=projection,
             ),
-            **more,
         )
 
 
@@ -148,7 +158,7 @@ class PixArtSpec(ImageSpec, TextSpec):
     @property
     def shape(self) -> ModelShape:
         """Blocks of self-attention, cross-attention and MLP."""
-        shape = self.text_shape()
+        shape = self.text_shape(frames=1, groups=(1,) * self.num_blocks)
         if not self.sized:
             return shape
         third = self.width // 3  # height, width and aspect ratio are embedded in a third of the channels each
@@ -190,8 +200,8 @@ class OpenSoraPlanSpec(TextSpec):
     @property
     def shape(self) -> ModelShape:
         """Blocks of self-attention, in groups where they are sparse, cross-attention and MLP."""
-        sparse = tuple(block for block in range(self.num_blocks) if block not in self.dense_blocks)
-        return self.text_shape(frames=self.sample_frames, sparse_blocks=sparse, attention_groups=SPARSE_GROUPS)
+        groups = [1 if block in self.dense_blocks else SPARSE_GROUPS for block in range(self.num_blocks)]
+        return self.text_shape(self.sample_frames, groups)
 
 
 def _dit_xl_2(resolution: int) -> DiTSpec:

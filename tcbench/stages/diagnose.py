@@ -25,6 +25,7 @@ from tcbench import noise
 from tcbench.config import Suite
 from tcbench.engine import Engine
 from tcbench.files import shortened, write_json
+from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Run, TrainScorer
 from tcbench.models.adapter import Adapter
 from tcbench.plan import (
@@ -43,7 +44,7 @@ from tcbench.plan import (
     top_tokens_by_block,
 )
 from tcbench.provenance import collect
-from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
+from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, make_sampler, start_run
 from tcbench.stages.common import (
     Captions,
     PromptedCaptions,
@@ -70,7 +71,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
     sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
-    run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
+    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
 
@@ -153,11 +154,12 @@ def _observe_trajectories(
     sampler, run = start_run(adapter, suite.method(row), nfe, settings, index, artefacts)
     units = [Block(block) for block in range(run.shape.num_blocks)]
     observer = _Observer(units, free)
-    engine = Engine(adapter, run, observer)
+    passes = Passes(adapter, run, lambda _: observer)
+    engine = passes.engines[0]
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
     prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
     similarity, size, before = [], [], None
-    for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):
+    for step, _ in enumerate(denoise(passes, sampler, x, prompt)):
         update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])
         size.append(update_LRND[:, 0].norm(dim=-1))  # of the first sample, [L, N]
         if before is not None:
