@@ -41,7 +41,7 @@ def counted_down(method, nfe: int) -> tuple[list[int], list[int]]:
 def test_timetables_are_rounded_as_torch_rounds_float32(schedule: str) -> None:
     """The released code computes them with torch; some shares of tokens lie within rounding of a whole number."""
     shape, slope = (
-        ModelShape(num_blocks=28, num_tokens=1024, width=8, grid=(32, 32)),
+        make_shape(28, 32),
         -0.2 if schedule == "pixart" else 0.4,
     )
     for nfe, interval, share in itertools.product((10, 20, 50), (2, 3, 4, 7), (0.07, 0.3, 0.5)):
