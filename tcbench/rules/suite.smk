@@ -1,5 +1,5 @@
 # One suite, from its config to its tables: this file reads and checks the config and names targets; the rules are beside
-# it, by stage. The Snakefile makes a module of it for every suite.
+# it, by stage. workflow.smk makes a module of it for every suite.
 import os
 import shlex
 
