@@ -12,11 +12,13 @@ from tcbench.registry import method_file
 PACKAGE = Path(__file__).resolve().parent
 
 _MODEL = [
-    "groups.py",
-    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")),
+    *("assets.py", "groups.py"),
+    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "networks", "weights")),
+    "models/predictor.py",
 ]
 _ENGINE = [
     *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *("timesteps.py", "unseen.py"),
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
