@@ -244,8 +244,7 @@ def _validate(parsed: argparse.Namespace) -> int:
         from tcbench.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
 
-        _set_threads()
-        for targeted in targeted_rows(suite, Calibration(suite).basis):
+        for targeted in targeted_rows(suite, Calibration(suite, prepare=_set_threads).basis):
             match = targeted.match
             near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
             if targeted.estimates:
@@ -569,8 +568,7 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
     nfe = suite.rows[row].nfe
     from tcbench.stages.match import Calibration
 
-    _set_threads()
-    basis_of = Calibration(suite, parsed.batches).basis
+    basis_of = Calibration(suite, parsed.batches, _set_threads).basis
 
     def costed(row: str, changes: Sequence[str]) -> "tuple[Method, Basis]":
         method = suite.method(row)

@@ -10,22 +10,13 @@ from tcbench.files import digest, sha256
 from tcbench.places import PACKAGE, method_file
 
 _MODEL = [
-    "groups.py",
-    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")),
+    *("assets.py", "groups.py"),
+    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "networks", "weights")),
+    "models/predictor.py",
 ]
 _ENGINE = [
-    *(
-        "plan.py",
-        "shapes.py",
-        "guidance.py",
-        "method.py",
-        "ledger.py",
-        "cache.py",
-        "engine.py",
-        "fused.py",
-        "noise.py",
-        "sampling.py",
-    ),
+    *("plan.py", "shapes.py", "guidance.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py"),
+    *("noise.py", "sampling.py", "timesteps.py", "unseen.py"),
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]

@@ -152,33 +152,11 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *(
-        "errors",
-        "assets",
-        "unseen",
-        "timesteps",
-        "plan",
-        "shapes",
-        "guidance",
-        "method",
-        "ledger",
-        "models/specs",
-        "costing",
-        "matching",
-        "borrowing",
-    ),
-    *("places", "workflow"),
-    *("registry", "config", "speed_config", "cli", "files", "sources", "needs", "data/__init__", "data/images"),
-    *(
-        "data/prompts",
-        "audit/__init__",
-        "audit/cells",
-        "audit/columns",
-        "audit/paper",
-        "audit/text",
-        "report/audit",
-        "report/render",
-    ),
+    *("places", "workflow", "shapes", "guidance"),
+    *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
+    *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
+    *("data/__init__", "data/images", "data/prompts"),
+    *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
 ]
 
 
