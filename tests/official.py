@@ -40,8 +40,8 @@ from tcbench.config import Suite, load_suite
 from tcbench.data.prompts import read_prompts
 from tcbench.files import write_json
 from tcbench.metrics import image_reward
-from tcbench.models.adapter import ModelSpec
-from tcbench.models.specs import MODELS, build_transformer
+from tcbench.models.networks import build_transformer
+from tcbench.models.specs import MODELS, ModelSpec
 from tests.references import image_reward as reference
 
 SPECS: dict[str, ModelSpec] = {
