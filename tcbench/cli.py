@@ -461,13 +461,14 @@ def _bench(parsed: argparse.Namespace) -> None:
     suite = load_speed_suite(parsed.config)
     folder = parsed.results or suite.folder
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
-    from tcbench.stages.bench import bench
-    from tcbench.stages.profile import profile_parts
-
     _set_threads()
     if parsed.profile is None:
+        from tcbench.stages.bench import bench
+
         bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
     else:
+        from tcbench.stages.profile import profile_parts
+
         profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
     _speed_tables(suite, folder)
 

@@ -1,61 +1,54 @@
-"""Which source files a stage's results depend on: one list for the workflow's rules and for the samples' fingerprints.
+"""Which source files a stage's results depend on, for the workflow's rules and for the samples' fingerprints.
 
-A stage does not list what cannot change its numbers, so that editing a table does not retrain anything.
+Read from the imports, so that none is forgotten: a stage depends on its modules and on all that these import, but not
+on what cannot change a number, so that editing an error message or a table does not retrain anything.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
 from tcbench.files import digest, sha256
-from tcbench.places import PACKAGE, method_file
+from tcbench.imports import closure, module_file, modules_loaded, with_packages
+from tcbench.places import method_file
 
-_MODEL = [
-    *("assets.py", "groups.py"),
-    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "networks", "weights")),
-    "models/predictor.py",
-]
-_ENGINE = [
-    *("plan.py", "shapes.py", "guidance.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py"),
-    *("noise.py", "sampling.py", "timesteps.py", "unseen.py"),
-    *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
-    *_MODEL,
-]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images")]
-_STAGE = [  # artefacts are loaded there
-    *_ENGINE,
-    *(f"training/{name}.py" for name in ("caching", "routers", "common")),
-    "stages/common.py",
-    "models/text.py",
-    "models/pretrained.py",
-    *_DATA,
-]
-_METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
-
-_SCORE = [
-    *_METRICS,
-    "stats.py",
-    *(f"models/{name}.py" for name in ("classifier", "reader", "digits_clip")),
-    *_DATA,
-    *(f"stages/{name}.py" for name in ("score", "readings", "vbench")),
-]
-
-STAGES: dict[str, list[str]] = {
-    "encode": ["data/images.py", "models/pretrained.py", "noise.py", "stages/encode.py"],
-    "train": [*_STAGE, "stages/train.py"],
-    "sample": [*_STAGE, "stages/sample.py"],
-    "score": _SCORE,
-    "ablate": [*_STAGE, "stages/sample.py", *_SCORE],
-    "vbench": [*(f"stages/{name}.py" for name in ("vbench", "vbench_process")), "metrics/vbench.py"],
-    "bench": [*_STAGE, *("replay.py", "untrained.py", "stages/bench.py", "stages/peers.py", "stages/timing.py")],
-    "latency": [*_STAGE, "stages/latency.py"],
-    "diagnose": [*_STAGE, "stages/diagnose.py"],
-    "report": [*(f"report/{path.name}" for path in sorted((PACKAGE / "report").glob("*.py"))), "stages/render.py"],
+STAGES = {
+    "encode": ("tcbench.stages.encode",),
+    "train": ("tcbench.stages.train",),
+    "sample": ("tcbench.stages.sample",),
+    "score": ("tcbench.stages.score",),
+    "ablate": ("tcbench.stages.sample", "tcbench.stages.score"),
+    "vbench": ("tcbench.stages.vbench", "tcbench.stages.vbench_process"),
+    "bench": ("tcbench.stages.bench",),
+    "latency": ("tcbench.stages.latency",),
+    "diagnose": ("tcbench.stages.diagnose",),
+    "report": ("tcbench.stages.render",),
+    "speed": ("tcbench.report.speed",),
 }
+"""The modules that run each stage, whatever imports them."""
+
+CANNOT_CHANGE_NUMBERS = frozenset(
+    {
+        "tcbench",  # its version
+        # what a config says reaches fingerprints and rules as values
+        *("tcbench.config", "tcbench.speed_config"),
+        *("tcbench.borrowing", "tcbench.errors"),  # these refuse
+        *("tcbench.files", "tcbench.imports", "tcbench.places", "tcbench.provenance", "tcbench.registry"),
+        "tcbench.sources",
+    }
+)
+"""What every stage imports and none depends on, nor on what it is imported for by these alone."""
+
+
+def source_modules(stage: str, *methods: str) -> set[str]:
+    """The package's modules that a stage's results depend on, with those that the methods involved import."""
+    vocabulary = {module for name in methods for module in modules_loaded(method_file(name))}
+    return closure(with_packages(STAGES[stage]) | vocabulary, without=CANNOT_CHANGE_NUMBERS)
 
 
 def source_files(stage: str, *methods: str) -> list[Path]:
-    """A stage's sources and the files of the methods involved."""
-    return [PACKAGE / name for name in STAGES[stage]] + [method_file(name) for name in methods]
+    """The files of `source_modules`, by the modules' names, and those of the methods involved."""
+    modules = [module_file(module) for module in sorted(source_modules(stage, *methods))]
+    return [*filter(None, modules), *map(method_file, methods)]
 
 
 @lru_cache

@@ -23,8 +23,9 @@ from tcbench.metrics.precision_recall import inside_real, radii
 from tcbench.models.pretrained import Autoencoder, clean_captions
 from tcbench.report.strips import read_strip
 from tcbench.stages import encode
-from tcbench.stages.common import load_captions, load_decoder, load_examples
+from tcbench.stages.common import load_captions, load_examples
 from tcbench.stages.encode import encode_images
+from tcbench.stages.images import load_decoder
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, read_shards, score_rows
 from tcbench.stages.train import train_row

@@ -2,11 +2,11 @@
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tcbench.imports import imported_names
 from tcbench.registry import method_names
 
 ROOT = Path(__file__).parent.parent
@@ -28,27 +28,6 @@ ABOVE_THE_ENGINE = {
 }
 
 
-def imports(path: Path, run_time_only: bool = False) -> set[str]:
-    """Modules a file imports; `from a import b` gives a.b too, because b may be a module."""
-    found: set[str] = set()
-    for node in statements(ast.parse(path.read_text(encoding="utf-8")), run_time_only):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative imports hide the arrows"
-            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def statements(tree: ast.AST, run_time_only: bool) -> Iterator[ast.AST]:
-    """All nodes, or those outside `if TYPE_CHECKING:`."""
-    for node in ast.iter_child_nodes(tree):
-        if run_time_only and isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from statements(node, run_time_only)
-
-
 def touched(imported: set[str], modules: set[str]) -> set[str]:
     """The `modules` that are imported, themselves or a part of them."""
     return {module for module in modules for name in imported if f"{name}.".startswith(f"{module}.")}
@@ -64,20 +43,9 @@ def files(folder: str) -> list[Path]:
     return found
 
 
-def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
-    """Otherwise the rules below would hold for want of eyes."""
-    path = tmp_path / "case.py"
-    path.write_text(
-        "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    import e\ndef f():\n    import g\n", encoding="utf-8"
-    )
-    assert imports(path) == {"a.b", "c", "c.d", "e", "g"}
-    assert imports(path, run_time_only=True) == {"a.b", "c", "c.d", "g"}
-    assert touched({"tcbench.engine.Engine"}, {"tcbench.engine", "tcbench.eng"}) == {"tcbench.engine"}
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_methods_import_the_vocabulary_only(name: str) -> None:
-    imported = imports(ROOT / "methods" / f"{name}.py")
+    imported = imported_names(ROOT / "methods" / f"{name}.py")
     assert tcbench_modules(imported) <= {"tcbench.method", "tcbench.plan", "tcbench.unseen", "tcbench.errors"}
     outside = {module.split(".")[0] for module in imported} - {"tcbench"}
     assert outside - set(sys.stdlib_module_names) <= {"torch", "numpy", "pydantic"}
@@ -112,7 +80,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("sampling", {"cache", "noise", "engine", "errors", "fused", "method", "models", "timesteps"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("places", {"errors"}),
-        ("sources", {"files", "places"}),
+        ("imports", {"places"}),
+        ("sources", {"files", "imports", "places"}),
         ("registry", {"errors", "method", "places"}),
         ("config", {"errors", "files", "method", "models", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
@@ -122,12 +91,12 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
-    assert tcbench_modules(imports(PACKAGE / f"{module}.py")) <= {f"tcbench.{name}" for name in allowed}
+    assert tcbench_modules(imported_names(PACKAGE / f"{module}.py")) <= {f"tcbench.{name}" for name in allowed}
 
 
 @pytest.mark.parametrize("path", files("models"), ids=lambda path: path.stem)
 def test_models_know_no_engine(path: Path) -> None:
-    assert not touched(imports(path), ABOVE_THE_ENGINE | {"tcbench.engine", "tcbench.cache"})
+    assert not touched(imported_names(path), ABOVE_THE_ENGINE | {"tcbench.engine", "tcbench.cache"})
 
 
 def test_the_engine_names_no_method() -> None:
@@ -142,19 +111,19 @@ def test_the_engine_names_no_method() -> None:
 
 @pytest.mark.parametrize("path", files("metrics"), ids=lambda path: path.stem)
 def test_metrics_know_no_method(path: Path) -> None:
-    assert not touched(imports(path), CORE | (ABOVE_THE_ENGINE - {"tcbench.metrics"}))
+    assert not touched(imported_names(path), CORE | (ABOVE_THE_ENGINE - {"tcbench.metrics"}))
 
 
 @pytest.mark.parametrize("path", [*files("report"), PACKAGE / "stages" / "render.py"], ids=lambda path: path.stem)
 def test_the_report_imports_no_torch(path: Path) -> None:
     forbidden = {"torch", "diffusers", "transformers", "safetensors.torch"} | CORE | {"tcbench.models"}
-    assert not touched(imports(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
+    assert not touched(imported_names(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
 
 
 LIGHT = [
     *("places", "workflow", "shapes", "guidance"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
-    *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
+    *("registry", "config", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
     *("data/__init__", "data/images", "data/prompts"),
     *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
 ]

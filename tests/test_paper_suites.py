@@ -19,7 +19,8 @@ from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
 from tcbench.models.specs import MODELS
 from tcbench.needs import needs
-from tcbench.stages.common import load_adapter, load_captions, load_decoder, load_examples
+from tcbench.stages.common import load_adapter, load_captions, load_examples
+from tcbench.stages.images import load_decoder
 from tcbench.stages.readings import load_scorers
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import score_rows

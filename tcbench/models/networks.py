@@ -13,7 +13,11 @@ from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
 from tcbench.models.weights import check_state, read_state
 
-FAMILIES = {name: f"tcbench.models.{name}" for name in ("dit", "pixart", "open_sora_plan")}
+FAMILIES = {
+    "dit": "tcbench.models.dit",
+    "pixart": "tcbench.models.pixart",
+    "open_sora_plan": "tcbench.models.open_sora_plan",
+}
 """Where each family's `FAMILY` is; a module is imported when its family is first asked for."""
 
 

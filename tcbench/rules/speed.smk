@@ -14,7 +14,7 @@ rule speed:
         expand(f"results/{SPEED.suite}/tables/speed.{{kind}}", kind=["csv", "md", "tex", "html"]),
         expand(f"results/{SPEED.suite}/figures/speed.{{kind}}", kind=["png", "svg"]),
     params:
-        code=[source_digest("bench", *SPEED_METHODS), source_digest("report")],
+        code=[source_digest("bench", *SPEED_METHODS), source_digest("speed")],
         settings=SPEED.model_dump(mode="json"),
     log:
         f"results/{SPEED.suite}/logs/speed.log",

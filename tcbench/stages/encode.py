@@ -13,7 +13,7 @@ from tcbench.models.pretrained import weights_files
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
-from tcbench.stages.common import image_side, list_training_images, load_autoencoder
+from tcbench.stages.images import image_side, list_training_images, load_autoencoder
 
 SHARD = 1024  # images: 8 MB of latents at 256x256
 BATCH = 16

@@ -10,7 +10,7 @@ from tcbench.data import DataName, Dataset, load_images, split
 from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.stages.common import device_of
+from tcbench.stages.images import device_of
 from tcbench.training.base import RECIPES, PretrainRecipe, Target, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
 from tcbench.training.clip import ClipRecipe, train_clip

@@ -21,14 +21,13 @@ from tcbench.stages.common import (
     ReadyRow,
     artefacts_folder,
     files_digests,
-    image_side,
     load_adapter,
     load_captions,
-    load_decoder,
     ready_row,
     sampler_settings,
     weights_digest,
 )
+from tcbench.stages.images import image_side, load_decoder
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:

@@ -28,6 +28,7 @@ from tcbench.metrics import (
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
+from tcbench.stages.images import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
 
 _DECODED = 256  # images decoded at a time
@@ -76,8 +77,6 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
         return Real(Features.none(0))
     if (real := suite.real) is None:
         return Real(extractor.extract(to_uint8(load_images(suite.data).images)))
-    from tcbench.stages.common import image_side  # brings diffusers along, three seconds
-
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
         key = digest([sha256(real), suite.extractor, source_digest("score")])

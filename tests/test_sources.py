@@ -1,0 +1,168 @@
+"""Which source files a stage's numbers depend on: none that it runs is forgotten."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tcbench.imports import closure, imported_names, module_file, modules_loaded
+from tcbench.models.networks import FAMILIES
+from tcbench.registry import method_names
+from tcbench.sources import CANNOT_CHANGE_NUMBERS, STAGES, source_files, source_modules
+from tests import official
+
+ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+
+SHARED = {
+    "suite": "mini",
+    "description": "every kind of training and data",
+    "differs": "a test",
+    "weights": "random",
+    "guidance": {"scale": 1.5, "rule": "any"},
+    "samples": 8,
+    "batch_size": 4,
+    "figure": {"nfe": 3},
+}
+PLAIN = {"method": "uncached", "nfe": 3}
+ROUTER = {"method": "learning_to_cache", "nfe": 3, "options": {"iterations": 1, "batch_size": 2}}
+SUITES = {
+    "digits": {"model": "digits-dit", "data": "digits", "extractor": "digits-cnn", "rows": {"plain": PLAIN}},
+    "images": {
+        "model": "tiny-dit",
+        "data": "imagenet",
+        "training": {"folder": "images"},
+        "latents": {"kind": "sd", "folder": "autoencoder"},
+        "metrics": ["mae"],
+        "tables": {},
+        "rows": {"plain": PLAIN, "router": ROUTER},
+    },
+}
+CAPTIONED = str(TESTS / "captioned_smoke.yaml")
+SPEED = f"--config {TESTS / 'speed_smoke.yaml'} --model tiny-dit --dtype fp32"
+COMMANDS = [
+    ("sample", "sample digits.yaml --rows plain"),
+    ("score", "score digits.yaml --rows plain"),
+    ("encode", "encode images.yaml"),
+    ("train", "train images.yaml --row router"),
+    ("sample", "sample images.yaml --rows plain router"),
+    ("score", "score images.yaml --rows router"),
+    ("train", f"train {CAPTIONED} --row nfe3-tokencache"),
+    ("sample", f"sample {CAPTIONED} --rows nfe3-uncached nfe3-tokencache nfe3-plain"),
+    ("score", f"score {CAPTIONED} --rows nfe3-uncached nfe3-tokencache nfe3-plain"),
+    ("latency", f"latency {CAPTIONED}"),
+    ("report", f"report {CAPTIONED}"),
+    ("bench speed", f"bench {SPEED}"),
+]
+"""Small runs of the stages, in an order in which each finds what it needs."""
+
+RUN = """
+import json, os, sys
+from importlib import import_module
+
+SLOW = "torch diffusers.models.transformers.transformer_2d diffusers.hooks torch_fidelity peft scipy.special pandas"
+apart, commands = json.loads(sys.argv[1])
+for module in [*SLOW.split(), *apart]:  # once, not in each process
+    import_module(module)
+before = set(sys.modules)
+for command in commands:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, command
+        continue
+    from tcbench.cli import main
+    status = main(command.split())
+    loaded = sorted(name for name in set(sys.modules) - before if name.startswith("tcbench."))
+    with open("loaded.txt", "a", encoding="utf-8") as file:
+        file.write(json.dumps(loaded) + "\\n")
+    os._exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
+    """The package's modules that each of `COMMANDS` loads, besides what `CANNOT_CHANGE_NUMBERS` brings along.
+
+    Each runs in a process of its own that begins where those modules, and the command line, are imported.
+    """
+    folder = tmp_path_factory.mktemp("sources")
+    official.write_autoencoder(folder / "autoencoder")
+    official.write_imagenet(folder / "images")
+    for name, suite in SUITES.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(SHARED | suite), encoding="utf-8")
+    arguments = [[*sorted(CANNOT_CHANGE_NUMBERS), "tcbench.cli"], [command for _, command in COMMANDS]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    command = [sys.executable, "-c", RUN, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "loaded.txt").read_text(encoding="utf-8").splitlines()
+    return [set(json.loads(line)) for line in lines]
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=[Path(command).name for _, command in COMMANDS])
+def test_no_module_that_a_stage_loads_is_missing(number: int, loaded: list[set[str]]) -> None:
+    stages, _ = COMMANDS[number]
+    assert loaded[number] - set().union(*map(source_modules, stages.split())) == set()
+    assert loaded[number]
+
+
+def test_the_runs_have_eyes(loaded: list[set[str]]) -> None:
+    """Every stage is run but VBench (it has an environment of its own), `ablate` (two others) and `diagnose` (slow)."""
+    run = {stage for stages, _ in COMMANDS for stage in stages.split()}
+    assert run == STAGES.keys() - {"vbench", "ablate", "diagnose"}
+    assert {"tcbench.models.dit", "tcbench.models.open_sora_plan", "tcbench.training.routers"} <= set().union(*loaded)
+
+
+def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "case.py"
+    path.write_text(
+        "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    import e\nelse:\n    import f\n"
+        "def f():\n    try:\n        import g\n    except ImportError:\n        import h\n"
+        "match 1:\n    case 1:\n        import i\n",
+        encoding="utf-8",
+    )
+    assert imported_names(path) == {"a.b", "c", "c.d", "e", "f", "g", "h", "i"}
+    assert imported_names(path, run_time_only=True) == {"a.b", "c", "c.d", "f", "g", "h", "i"}
+    path.write_text("from . import a", encoding="utf-8")
+    with pytest.raises(ValueError, match="relative"):
+        imported_names(path)
+
+
+def test_names_of_modules_in_strings_count(tmp_path: Path) -> None:
+    path = tmp_path / "case.py"
+    path.write_text("LAZY = ['tcbench.metrics.clip', \"tcbench.data.images:Listing\", 'tcbench.no_module']")
+    packages = {"tcbench", "tcbench.metrics", "tcbench.data"}
+    assert modules_loaded(path) == packages | {"tcbench.metrics.clip", "tcbench.data.images"}
+
+
+def test_a_closure_neither_names_nor_follows_what_it_is_without() -> None:
+    assert "tcbench.config" in closure({"tcbench.stages.render"}, frozenset())
+    assert "tcbench.models.specs" in closure({"tcbench.stages.render"}, frozenset())
+    assert not {"tcbench.config", "tcbench.models.specs"} & closure(
+        {"tcbench.stages.render"}, frozenset({"tcbench.config"})
+    )
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES.values() if name.startswith("tcbench.")])
+def test_families_are_sources_although_they_are_imported_by_name(family: str) -> None:
+    assert family in source_modules("sample")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_methods_file_and_vocabulary_are_sources(name: str) -> None:
+    assert source_modules("sample", name) == source_modules("sample")
+    assert source_files("sample", name)[-1].stem == name
+
+
+def test_named_modules_exist() -> None:
+    assert all(module_file(name) for name in [*CANNOT_CHANGE_NUMBERS, *sum(STAGES.values(), ())])
+    assert set(map(module_file, source_modules("report"))) == set(source_files("report"))
+
+
+def test_a_table_retrains_nothing() -> None:
+    for stage in STAGES.keys() - {"report", "speed"}:
+        assert not [module for module in source_modules(stage) if module.startswith("tcbench.report")]
+    assert not {"tcbench.engine", "tcbench.stages.common"} & (source_modules("score") | source_modules("encode"))
