@@ -16,6 +16,7 @@ import yaml
 from tcbench import __version__
 from tcbench.borrowing import check_borrowing
 from tcbench.config import Suite, load_suite, validated
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_text
 from tcbench.models.specs import MODELS
@@ -192,20 +193,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
-    """The config, or that of its ablation which the rows belong to."""
+def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
+    """Rows of the config, or of its ablations."""
     suite = load_suite(parsed.config)
-    for row in rows:
-        try:
-            holding = suite.holding(row)
-        except KeyError:
-            raise UserError(f"{parsed.config}: no row {row!r}; rows: {', '.join(suite.rows)}") from None
-    return holding if rows else suite
+    try:
+        return [suite.find(name) for name in names]
+    except KeyError as error:
+        raise UserError(f"{parsed.config}: no row {error}; rows: {', '.join(suite.rows)}") from None
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
     """The suite and the folder of its results."""
-    suite = _published(parsed, _suite(parsed))
+    suite = _published(parsed, load_suite(parsed.config))
     return suite, parsed.results or suite.folder
 
 
@@ -234,12 +233,12 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _validate(parsed: argparse.Namespace) -> int:
-    suite = _suite(parsed)
+    suite = load_suite(parsed.config)
     check_borrowing(suite)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
-    for row, settings in suite.rows.items():
-        trained = suite.trained_row(row)
-        print(f"  {row}: {settings.method}, NFE {settings.nfe}" + (f", trained as {trained}" if trained else ""))
+    for entry in suite.entries:
+        trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
+        print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
     if parsed.macs:
         from tcbench.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
@@ -275,7 +274,7 @@ def _run(parsed: argparse.Namespace) -> int:
 def _pretrain(parsed: argparse.Namespace) -> None:
     from tcbench.stages.pretrain import pretrain
 
-    pretrain(_suite(parsed), parsed.what, parsed.out, _options(parsed.set))
+    pretrain(load_suite(parsed.config), parsed.what, parsed.out, _options(parsed.set))
 
 
 def _set_threads() -> None:
@@ -290,17 +289,17 @@ def _set_threads() -> None:
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed, parsed.row)
-    if suite.trained_row(parsed.row) != parsed.row:
-        raise UserError(f"row {parsed.row}: trains nothing; rows that do: {', '.join(suite.trained_rows)}")
+    (entry,) = _entries(parsed, [parsed.row])
+    if not entry.trains:
+        raise UserError(f"row {entry.name}: trains nothing; rows that do: {', '.join(entry.suite.trained_rows)}")
     from tcbench.stages.train import train_row
 
     _set_threads()
-    train_row(suite, parsed.row)
+    train_row(entry)
 
 
 def _encode(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed)
+    suite = load_suite(parsed.config)
     from tcbench.stages.encode import encode_images
 
     _set_threads()
@@ -308,33 +307,33 @@ def _encode(parsed: argparse.Namespace) -> None:
 
 
 def _sample(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed, *parsed.rows)
+    entries = _entries(parsed, parsed.rows)
     from tcbench.stages.sample import sample_rows
 
     _set_threads()
-    sample_rows(suite, tuple(parsed.rows))
+    sample_rows(entries)
 
 
 def _score(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed, *parsed.rows)
+    entries = _entries(parsed, parsed.rows)
     from tcbench.stages.score import score_rows
 
     _set_threads()
-    score_rows(suite, tuple(parsed.rows))
+    score_rows(entries)
 
 
 def _vbench(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed, *(parsed.rows or ()))
+    entries = _entries(parsed, parsed.rows or ())
     from tcbench.stages.vbench import build_environment, score_videos
 
     if parsed.build_env:
-        build_environment(suite)
-    for row in parsed.rows or ():
-        score_videos(suite, row)
+        build_environment(load_suite(parsed.config))
+    for entry in entries:
+        score_videos(entry)
 
 
 def _floor(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed)
+    suite = load_suite(parsed.config)
     from tcbench.stages.score import measure_floor
 
     _set_threads()
@@ -342,7 +341,7 @@ def _floor(parsed: argparse.Namespace) -> None:
 
 
 def _latency(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed)
+    suite = load_suite(parsed.config)
     from tcbench.stages.latency import measure_latency
 
     _set_threads()
@@ -350,13 +349,14 @@ def _latency(parsed: argparse.Namespace) -> None:
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed, parsed.row)
-    if parsed.row not in suite.predictor_rows:
-        raise UserError(f"row {parsed.row}: has no predictor; rows that do: {', '.join(suite.predictor_rows)}")
+    (entry,) = _entries(parsed, [parsed.row])
+    predictor_rows = entry.suite.predictor_rows
+    if entry.name not in predictor_rows:
+        raise UserError(f"row {entry.name}: has no predictor; rows that do: {', '.join(predictor_rows)}")
     from tcbench.stages.diagnose import diagnose_row
 
     _set_threads()
-    diagnose_row(suite, parsed.row)
+    diagnose_row(entry)
 
 
 def _tables(parsed: argparse.Namespace) -> None:
@@ -395,7 +395,7 @@ def _figures(parsed: argparse.Namespace) -> None:
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
-    suite = _suite(parsed)
+    suite = load_suite(parsed.config)
     if parsed.name not in suite.ablation_suites:
         raise UserError(
             f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}"
@@ -405,8 +405,8 @@ def _ablate(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     ablation = suite.ablation_suites[parsed.name]
-    sample_rows(ablation, ablation.own)
-    score_rows(ablation, ablation.own)
+    sample_rows(ablation.entries)
+    score_rows(ablation.entries)
 
 
 def _ablations(parsed: argparse.Namespace) -> None:
@@ -452,7 +452,7 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
 def _publish(parsed: argparse.Namespace) -> None:
     from tcbench.stages.publish import publish
 
-    suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else _suite(parsed)
+    suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else load_suite(parsed.config)
     files = publish(suite, parsed.allow_dirty)
     print(f"published {len(files)} files to results/reference/{suite.suite}/")
 
@@ -565,28 +565,29 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
     if parsed.model or parsed.method or parsed.nfe:
         raise UserError("--suite: a row has its own model, method and NFE; give --row alone")
     suite = load_suite(parsed.suite)
-    row = _row(suite, "--row", parsed.row)
-    nfe = suite.rows[row].nfe
+    entry = _entry(suite, "--row", parsed.row)
     from tcbench.stages.match import Calibration
 
     basis_of = Calibration(suite, parsed.batches, _set_threads).basis
 
-    def costed(row: str, changes: Sequence[str]) -> "tuple[Method, Basis]":
-        method = suite.method(row)
-        return make_method(method.name, method.model_dump() | _options(changes)), basis_of(row)
+    def costed(entry: Entry, changes: Sequence[str]) -> "tuple[Method, Basis]":
+        method = entry.method
+        return make_method(method.name, method.model_dump() | _options(changes)), basis_of(entry)
 
     if parsed.macs is not None:
-        return suite.model, nfe, costed(row, parsed.set), None
-    target = _row(suite, "--like", parsed.like or suite.rows[row].target)
-    if suite.rows[target].nfe != nfe:
-        raise UserError(f"--like: {target} has NFE {suite.rows[target].nfe}, {row} has {nfe}; give a row with the same")
-    return suite.model, nfe, costed(row, parsed.set), costed(target, parsed.like_set)
+        return suite.model, entry.nfe, costed(entry, parsed.set), None
+    target = _entry(suite, "--like", parsed.like or entry.row.target)
+    if target.nfe != entry.nfe:
+        raise UserError(
+            f"--like: {target.name} has NFE {target.nfe}, {entry.name} has {entry.nfe}; give a row with the same"
+        )
+    return suite.model, entry.nfe, costed(entry, parsed.set), costed(target, parsed.like_set)
 
 
-def _row(suite: Suite, option: str, row: str | None) -> str:
+def _entry(suite: Suite, option: str, row: str | None) -> Entry:
     if row not in suite.rows:
         raise UserError(f"{option}: suite {suite.suite} has no row {row!r}; rows: {', '.join(suite.rows)}")
-    return str(row)
+    return suite[str(row)]
 
 
 def _spread(batches: Sequence[int]) -> str:

@@ -7,12 +7,13 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from tcbench.entry import Entry
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
 from tcbench.places import suite_files
-from tcbench.registry import make_method, method_names
+from tcbench.registry import method_names
 
 Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
@@ -73,6 +74,11 @@ class Row(_Strict):
     paper: PaperCell | None = None
     guidance_scale: float | None = Field(None, ge=0)
     refiners: bool | Literal["p-steps"] = True
+
+    def is_reference_for(self, row: "Row") -> bool:
+        """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""
+        plain = self.method == "uncached" and self.artefacts_from is None
+        return plain and (self.nfe, self.guidance_scale) == (row.nfe, row.guidance_scale)
 
 
 class Ablation(_Strict):
@@ -292,43 +298,37 @@ class Suite(_Strict):
     latents: Latents | None = None
     files: dict[str, File] = {}
 
-    def method(self, row: str) -> Method:
-        """The method of a row, with its options."""
-        settings = self.rows[row]
-        return make_method(settings.method, self.defaults.get(settings.method, {}) | settings.options)
+    def __getitem__(self, name: str) -> Entry:
+        """A row, bound to this suite.
 
-    def shows_steps(self, row: str) -> bool:
-        """Whether Fig. 11 shows what a row's sample looks like on the way: as many steps as the uncached run's."""
-        settings = self.rows[row]
-        shown = settings.nfe == self.figure.nfe and not settings.control and settings.refiners is True
-        return shown and self.method(row).sampled_steps(settings.nfe) == settings.nfe
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if name not in self.rows:
+            raise KeyError(name)
+        return Entry(self, name)
 
-    def reference(self, row: str) -> str:
-        """The uncached row at the same NFE and CFG scale, without anybody's refiners."""
-        return next(name for name, other in self.rows.items() if _is_reference_for(self.rows[row], other))
-
-    def trained_row(self, row: str) -> str | None:
-        """The row whose artefacts this row samples with, if it needs any."""
-        if source := self.rows[row].artefacts_from:
-            return source
-        return row if self.method(row).trains else None
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The rows that are sampled and scored, in order."""
+        return tuple(self[name] for name in self.rows)
 
     @cached_property
     def trained_rows(self) -> tuple[str, ...]:
         """Rows that are trained, in order."""
-        return tuple(row for row in self.rows if self.trained_row(row) == row)
+        return tuple(name for name in self.rows if self[name].trains)
 
     @cached_property
     def predictor_rows(self) -> tuple[str, ...]:
         """Rows that train a scorer of tokens, in order."""
-        return tuple(row for row in self.trained_rows if self.method(row).predicts)
+        return tuple(name for name in self.trained_rows if self[name].method.predicts)
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job that samples."""
         groups: dict[str, tuple[str, ...]] = {}
         for row, settings in self.rows.items():
-            need = "trained" if self.trained_row(row) else "untrained"
+            need = "trained" if self[row].trained_as else "untrained"
             names = {"two": need, "nfe": f"nfe{settings.nfe}-{need}", "method": settings.method, "row": row}
             groups[names[self.jobs]] = (*groups.get(names[self.jobs], ()), row)
         return groups
@@ -339,9 +339,14 @@ class Suite(_Strict):
         return self.groups if self.jobs == "row" else {"all": tuple(self.rows)}
 
     @property
-    def folder(self) -> Path:
-        """Where this suite's results go, relative to the working directory."""
+    def root(self) -> Path:
+        """Where this suite's results go, and what ablations share, relative to the working directory."""
         return Path("results") / self.suite
+
+    @property
+    def folder(self) -> Path:
+        """Where samples and scores go: `root`, or below it for an ablation."""
+        return self.root
 
     @property
     def group_size(self) -> int:
@@ -352,82 +357,26 @@ class Suite(_Strict):
     @property
     def latents_index(self) -> Path:
         """What `tcbench encode` says of the training images' latents; ablations share it."""
-        return Path("results") / self.suite / "latents.json"
-
-    def trained_folder(self, row: str) -> Path:
-        """Where what is trained for a row goes; ablations share it."""
-        return Path("results") / self.suite / "trained" / row
-
-    def twin(self, row: str) -> Path | None:
-        """The folder of another row's samples that begin with this row's, because their settings are the same."""
-        return None
-
-    def guidance_scale(self, row: str) -> float:
-        """A row's CFG scale."""
-        scale = self.rows[row].guidance_scale
-        return self.guidance.scale if scale is None else scale
+        return self.root / "latents.json"
 
     @cached_property
     def ablation_suites(self) -> dict[str, "AblationSuite"]:
         """The ablations as suites of their own, by name."""
         return {name: _expand(self, name, ablation) for name, ablation in self.ablations.items()}
 
-    def holding(self, row: str) -> "Suite":
-        """This suite, or the ablation of it that the row belongs to.
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """Rows of another suite with samples to copy, by the digest of their settings."""
+        return {}
+
+    def find(self, name: str) -> Entry:
+        """A row of this suite, or of an ablation of it.
 
         Raises:
             KeyError: neither has it.
         """
-        if row in self.rows:
-            return self
-        for suite in self.ablation_suites.values():
-            if row in suite.own:
-                return suite
-        raise KeyError(row)
-
-    def row_settings(self, row: str) -> dict[str, Any]:
-        """Everything in the config that the samples of a row depend on."""
-        shared = self.model_dump(
-            include={
-                "model",
-                "weights",
-                "data",
-                "guidance",
-                "spacing",
-                "solver",
-                "tf32",
-                "prompts",
-                "text_encoder",
-                "latents",
-                "seed",
-                "batch_size",
-                "samples",
-                "traced",
-            },
-            mode="json",
-        )
-        settings = self.rows[row]
-        return shared | {
-            "method": settings.method,
-            "version": self.method(row).version,
-            "nfe": settings.nfe,
-            "guidance_scale": self.guidance_scale(row),
-            "refiners": settings.refiners,
-            "options": self.method(row).model_dump(mode="json"),
-            "training": self.training_settings(source) if (source := self.trained_row(row)) else None,
-        }
-
-    def training_settings(self, row: str) -> dict[str, Any]:
-        """Everything in the config that what is trained for a row depends on."""
-        shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed", "tf32"},
-            mode="json",
-        )
-        method = self.method(row)
-        if self.training:  # read by a text encoder, seen through an autoencoder
-            shared |= self.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
-        return shared | {"method": method.name, "version": method.version, "nfe": self.rows[row].nfe,
-                         "options": method.model_dump(mode="json")}  # fmt: skip
+        holding = (ablation for ablation in self.ablation_suites.values() if name in ablation.own)
+        return self[name] if name in self.rows else next(holding, self)[name]
 
     def digest(self) -> str:
         """Identifies the whole config."""
@@ -448,30 +397,22 @@ class AblationSuite(Suite):
     @property
     def folder(self) -> Path:
         """Below the suite's folder."""
-        return Path("results") / self.suite / "ablations" / self.ablation
+        return self.root / "ablations" / self.ablation
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Those of `own`."""
+        return tuple(self[name] for name in self.own)
 
     @cached_property
-    def _suite_rows(self) -> dict[str, str]:
-        """The rows of the suite itself, by the digest of their settings."""
-        return {digest(self.row_settings(row)): row for row in self.rows if row not in self.own}
-
-    def twin(self, row: str) -> Path | None:
-        """A variant that changes nothing, or a reference, is a row of the suite with fewer samples."""
-        twin = self._suite_rows.get(digest(self.row_settings(row)))
-        return Path("results") / self.suite / "samples" / twin if twin else None
+    def twins(self) -> dict[str, str]:
+        """The rows of the suite itself: a variant that changes nothing, or a reference, is one with fewer samples."""
+        return {digest(self[name].sample_settings): name for name in self.rows if name not in self.own}
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The rows of the ablation's table: all but the references that no variant is."""
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
-
-
-def _is_reference_for(row: Row, other: Row) -> bool:
-    return (
-        other.method == "uncached"
-        and other.artefacts_from is None
-        and (other.nfe, other.guidance_scale) == (row.nfe, row.guidance_scale)
-    )
 
 
 def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
@@ -484,7 +425,7 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
         if "method" in change:
             row |= {"options": {}, "artefacts_from": None}
         else:
-            row["artefacts_from"] = suite.trained_row(base)
+            row["artefacts_from"] = source.name if (source := suite[base].trained_as) else None
         change["options"] = row["options"] | change.get("options", {})
         for scale in ablation.guidance_scales or (None,):
             settings = row | {"label": key} | change | ({} if scale is None else {"guidance_scale": scale})
@@ -492,7 +433,7 @@ def _expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
     for variant in variants.values():
-        if not any(_is_reference_for(variant, other) for other in [*variants.values(), *references.values()]):
+        if not any(other.is_reference_for(variant) for other in [*variants.values(), *references.values()]):
             at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
             references[f"{name}-reference{variant.nfe}{at}"] = Row(
                 method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
@@ -596,7 +537,7 @@ def _check_rows(path: Path, suite: Suite) -> None:
     methods: dict[str, Method] = {}
     for name in suite.rows:  # first of all, because a row may refer to a later one
         try:
-            methods[name] = suite.method(name)
+            methods[name] = suite[name].method
         except UserError as error:
             raise UserError(f"{path}: rows.{name}: {error}") from error
     for name, row in suite.rows.items():
@@ -612,12 +553,12 @@ def _check_rows(path: Path, suite: Suite) -> None:
         if full and full > steps:
             raise UserError(f"{field}.options.num_full_steps: {full} full steps of {steps}; give {steps} or fewer")
         source = row.artefacts_from
-        if source and (source not in suite.rows or suite.trained_row(source) != source):
+        if source and (source not in suite.rows or not suite[source].trains):
             raise UserError(f"{field}.artefacts_from: {source!r} is not a row that is trained")
         if source and suite.rows[source].nfe != row.nfe:
             raise UserError(f"{field}.artefacts_from: {source!r} was trained for another nfe")
         schedule = getattr(method, "schedule", None)
-        if schedule in ("adaptive", "reversed") and not suite.trained_row(name):  # method.Schedule, from alpha-bar
+        if schedule in ("adaptive", "reversed") and not suite[name].trained_as:  # method.Schedule, from alpha-bar
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)

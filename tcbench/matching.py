@@ -14,6 +14,7 @@ from typing import Any
 
 from tcbench.config import Suite
 from tcbench.costing import macs_of
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method
@@ -205,7 +206,7 @@ class TargetedRow:
         return self.macs / self.match.target_macs - 1
 
 
-def targeted_rows(suite: Suite, basis_of: Callable[[str], Basis] = lambda row: SHAPES) -> Iterator[TargetedRow]:
+def targeted_rows(suite: Suite, basis_of: Callable[[Entry], Basis] = lambda entry: SHAPES) -> Iterator[TargetedRow]:
     """Every row with a `target`, costed.
 
     Args:
@@ -217,27 +218,29 @@ def targeted_rows(suite: Suite, basis_of: Callable[[str], Basis] = lambda row: S
             are an estimate, by more than its error.
     """
     basis_of, targets = cache(basis_of), dict[str, tuple[int, ...]]()
-    for name, row in suite.rows.items():
-        if row.target is None:
+    entries = {entry.name: entry for entry in suite.entries}
+    for entry in entries.values():
+        if entry.row.target is None:
             continue
-        method, target, basis = suite.method(name), suite.method(row.target), basis_of(name)
-        if row.target not in targets:
-            targets[row.target] = basis_of(row.target).macs(suite.model, target, row.nfe)
-        match = solve(suite.model, method, row.nfe, mean(targets[row.target]), basis=basis)
-        reasons = basis.estimate(method), basis_of(row.target).estimate(target)
+        target = entries[entry.row.target]
+        method, basis = entry.method, basis_of(entry)
+        if target.name not in targets:
+            targets[target.name] = basis_of(target).macs(suite.model, target.method, entry.nfe)
+        match = solve(suite.model, method, entry.nfe, mean(targets[target.name]), basis=basis)
+        reasons = basis.estimate(method), basis_of(target).estimate(target.method)
         written = TargetedRow(
-            row=name,
-            target=row.target,
-            macs=mean(basis.macs(suite.model, method, row.nfe)),
+            row=entry.name,
+            target=target.name,
+            macs=mean(basis.macs(suite.model, method, entry.nfe)),
             match=match,
-            target_batches=targets[row.target],
+            target_batches=targets[target.name],
             estimates=tuple(reason for reason in reasons if reason),
         )
-        exact = not any(each.macs_depend_on(Artefacts()) for each in (method, target))
+        exact = not any(each.macs_depend_on(Artefacts()) for each in (method, target.method))
         doubt = ESTIMATE_ERROR if written.estimates else 0 if exact else TOLERANCE
         if abs(written.off_target) > abs(match.off_target) + doubt:
             raise UserError(
-                f"rows.{name}.options.{method.knob}: {getattr(method, str(method.knob))} is {written.off_target:+.1%} "
-                f"off {row.target}; {match.setting} is nearest ({match.off_target:+.1%})"
+                f"rows.{entry.name}.options.{method.knob}: {getattr(method, str(method.knob))} is "
+                f"{written.off_target:+.1%} off {target.name}; {match.setting} is nearest ({match.off_target:+.1%})"
             )
         yield written

@@ -30,7 +30,7 @@ CANNOT_CHANGE_NUMBERS = frozenset(
     {
         "tcbench",  # its version
         # what a config says reaches fingerprints and rules as values
-        *("tcbench.config", "tcbench.speed_config"),
+        *("tcbench.config", "tcbench.entry", "tcbench.speed_config"),
         *("tcbench.borrowing", "tcbench.errors"),  # these refuse
         *("tcbench.files", "tcbench.imports", "tcbench.places", "tcbench.provenance", "tcbench.registry"),
         "tcbench.sources",

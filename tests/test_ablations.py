@@ -39,29 +39,29 @@ def test_variants_share_what_was_trained_for_their_base(suite):
     ablation = suite.ablation_suites["cache_ratio"]
     assert ablation.own == ("cache_ratio-reference4", "cache_ratio-r0.9", "cache_ratio-r0.7")
     assert ablation.variants == ("cache_ratio-r0.9", "cache_ratio-r0.7")
-    assert ablation.method("cache_ratio-r0.7") == suite.method("nfe4-tokencache").model_copy(
+    assert ablation["cache_ratio-r0.7"].method == suite["nfe4-tokencache"].method.model_copy(
         update={"cache_ratio": 0.7}
     )
-    assert ablation.trained_row("cache_ratio-r0.7") == "nfe4-tokencache"
-    assert ablation.trained_folder("nfe4-tokencache") == suite.folder / "trained" / "nfe4-tokencache"
+    assert ablation["cache_ratio-r0.7"].trained_as.name == "nfe4-tokencache"
+    assert ablation["nfe4-tokencache"].trained == suite.folder / "trained" / "nfe4-tokencache"
     assert ablation.folder == suite.folder / "ablations" / "cache_ratio"
-    assert suite.holding("cache_ratio-r0.7") is ablation and suite.holding("nfe4-fora") is suite
+    assert suite.find("cache_ratio-r0.7").suite is ablation and suite.find("nfe4-fora").suite is suite
 
 
 def test_a_sweep_repeats_variants_and_compares_them_at_their_own_scale(suite):
     ablation = suite.ablation_suites["guidance"]
     assert ablation.own[:2] == ("guidance-uncached-cfg1", "guidance-uncached-cfg2")
-    assert ablation.reference("guidance-tokencache-cfg2") == "guidance-uncached-cfg2"
-    assert ablation.guidance_scale("guidance-tokencache-cfg2") == 2
-    assert suite.guidance_scale("nfe4-tokencache") == 1.5
+    assert ablation["guidance-tokencache-cfg2"].reference.name == "guidance-uncached-cfg2"
+    assert ablation["guidance-tokencache-cfg2"].guidance_scale == 2
+    assert suite["nfe4-tokencache"].guidance_scale == 1.5
 
 
 def test_another_method_inherits_neither_options_nor_artefacts(suite):
     ablation = suite.ablation_suites["refiners"]
     row = ablation.rows["refiners-uncached-lora"]
     assert (row.method, row.options, row.artefacts_from) == ("uncached", {}, "nfe4-tokencache")
-    assert ablation.reference("refiners-uncached-lora") == "refiners-reference4"  # refined, so it is no reference
-    assert ablation.trained_row("refiners-retrained") == "refiners-retrained"
+    assert ablation["refiners-uncached-lora"].reference.name == "refiners-reference4"  # refined, so it is no reference
+    assert ablation["refiners-retrained"].trained_as.name == "refiners-retrained"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_borrowed_artefacts_of_other_training_are_refused(tmp_path, monkeypatch)
     path = changed(tmp_path, "r0.7: {options: {cache_ratio: 0.7}}", "r0.7: {options: {refiner_blocks: 3}}")
     suite = load_suite(path).ablation_suites["cache_ratio"]
     with pytest.raises(UserError, match="change what nfe4-tokencache was trained with; set `artefacts_from: null`"):
-        ready_row(suite, "cache_ratio-r0.7", load_adapter(suite))
+        ready_row(suite["cache_ratio-r0.7"], load_adapter(suite))
 
 
 def test_the_table_compares_with_the_first_variant():
@@ -157,10 +157,10 @@ def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from tcbench.stages.train import train_row
 
-    train_row(suite, "nfe4-tokencache")
+    train_row(suite["nfe4-tokencache"])
     ablation, adapter = suite.ablation_suites["refiners"], load_adapter(suite)
-    plain = ready_row(ablation, "refiners-predictor-plain", adapter)
-    refined = ready_row(ablation, "refiners-predictor-lora", adapter)
+    plain = ready_row(ablation["refiners-predictor-plain"], adapter)
+    refined = ready_row(ablation["refiners-predictor-lora"], adapter)
     assert plain.adapter is adapter and refined.adapter is not adapter
     assert plain.artefacts.alpha_bar == refined.artefacts.alpha_bar
 
@@ -172,26 +172,26 @@ def shards(folder):
 def test_a_variant_that_changes_nothing_takes_its_rows_samples(tmp_path, suite, monkeypatch):
     """The same bytes as if it had been sampled, without sampling: trajectories, which ablations do not keep, go."""
     ablation, row = suite.ablation_suites["cache_ratio"], "cache_ratio-reference4"
-    assert ablation.twin(row) == suite.folder / "samples" / "nfe4-uncached"
-    assert ablation.twin("cache_ratio-r0.7") is None and suite.twin("nfe4-uncached") is None
+    assert ablation[row].twin == suite.folder / "samples" / "nfe4-uncached"
+    assert ablation["cache_ratio-r0.7"].twin is None and suite["nfe4-uncached"].twin is None
     for folder in ("alone", "after"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "alone")
-    sample.sample_rows(ablation, (row,))
+    sample.sample_rows([ablation[row]])
     monkeypatch.chdir(tmp_path / "after")
-    sample.sample_rows(suite, ("nfe4-uncached",))
+    sample.sample_rows([suite["nfe4-uncached"]])
     monkeypatch.setattr(sample, "sample_batch", None)
-    sample.sample_rows(ablation, (row,))
+    sample.sample_rows([ablation[row]])
     alone, after = (shards(tmp_path / folder / ablation.folder) for folder in ("alone", "after"))
     assert len(alone) == 2 and alone == after
 
 
 def test_more_samples_keep_those_that_there_are(tmp_path, suite, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sample.sample_rows(suite, ("nfe4-uncached",))
+    sample.sample_rows([suite["nfe4-uncached"]])
     before, sampled = shards(suite.folder), []
-    monkeypatch.setattr(sample, "_sample_shard", lambda suite, row, number, *rest: sampled.append(number))
+    monkeypatch.setattr(sample, "_sample_shard", lambda entry, number, *rest: sampled.append(number))
     monkeypatch.setattr(sample, "_write_manifest", lambda *_, **__: None)
-    sample.sample_rows(load_suite(changed(tmp_path, "samples: 8", "samples: 10")), ("nfe4-uncached",))
-    sample.sample_rows(load_suite(changed(tmp_path, "traced: 4", "traced: 2")), ("nfe4-uncached",))
+    sample.sample_rows([load_suite(changed(tmp_path, "samples: 8", "samples: 10"))["nfe4-uncached"]])
+    sample.sample_rows([load_suite(changed(tmp_path, "traced: 4", "traced: 2"))["nfe4-uncached"]])
     assert sampled == [2, 0] and shards(suite.folder) == before

@@ -33,16 +33,16 @@ def finished(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captioned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train_row(suite, "nfe3-tokencache")
-        sample_rows(suite, tuple(suite.rows))
+        train_row(suite["nfe3-tokencache"])
+        sample_rows(suite.entries)
         measure_latency(suite)
-        diagnose_row(suite, "nfe3-tokencache")
+        diagnose_row(suite["nfe3-tokencache"])
     return folder
 
 
 def test_samples_are_of_held_out_captions(suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
-    manifest, tensors = read_images(suite, "nfe3-uncached")
+    manifest, tensors = read_images(suite["nfe3-uncached"])
     assert tensors["image"].shape == (4, 1, 5, 16, 16)
     assert torch.equal(tensors["label"], captions("moving", torch.arange(4), held_out=True))
     assert all(is_held_out(caption) for caption in decode(tensors["label"]))
@@ -65,7 +65,7 @@ def test_rows_without_refiners_share_the_predictor_alone(
     suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)
-    (with_lora, first), (without, second) = (read_images(suite, row) for row in ("nfe3-tokencache", "nfe3-plain"))
+    (with_lora, first), (without, second) = (read_images(suite[row]) for row in ("nfe3-tokencache", "nfe3-plain"))
     assert with_lora["i_steps"] == without["i_steps"]
     assert with_lora["macs"] == without["macs"]
     assert not torch.equal(first["image"], second["image"])
@@ -76,9 +76,9 @@ def test_an_ablation_samples_what_the_suite_has_not(
 ) -> None:
     monkeypatch.chdir(finished)
     ablation = suite.ablation_suites["cache_ratio"]
-    sample_rows(ablation, ablation.own)
-    own, other = (read_images(ablation, row)[1]["image"] for row in ("cache_ratio-r0.9", "cache_ratio-r0.5"))
-    assert torch.equal(own, read_images(suite, "nfe3-tokencache")[1]["image"])
+    sample_rows(ablation.entries)
+    own, other = (read_images(ablation[row])[1]["image"] for row in ("cache_ratio-r0.9", "cache_ratio-r0.5"))
+    assert torch.equal(own, read_images(suite["nfe3-tokencache"])[1]["image"])
     assert not torch.equal(own, other)
 
 

@@ -68,21 +68,21 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_shipped_configs_are_valid(path: Path) -> None:
     suite = load_suite(path)
     assert suite.suite == path.stem
-    for row in suite.rows:
-        assert suite.rows[suite.reference(row)].method == "uncached"
-        assert suite.rows[suite.reference(row)].nfe == suite.rows[row].nfe
-        assert suite.row_settings(row)["options"] == suite.method(row).model_dump(mode="json")
+    for entry in suite.entries:
+        assert entry.reference.row.method == "uncached"
+        assert entry.reference.nfe == entry.nfe
+        assert entry.sample_settings["options"] == entry.method.model_dump(mode="json")
 
 
 def test_what_a_suite_answers(tmp_path: Path) -> None:
     suite = load_suite(written(tmp_path, VALID))
-    assert suite.method("ours").model_dump(include={"refiner_blocks", "num_full_steps", "cache_ratio"}) == {
+    assert suite["ours"].method.model_dump(include={"refiner_blocks", "num_full_steps", "cache_ratio"}) == {
         "refiner_blocks": 2,  # the suite's default
         "num_full_steps": 9,  # the row's own
         "cache_ratio": 0.9,  # the method's
     }
     assert suite.trained_rows == ("ours",)
-    assert [suite.trained_row(row) for row in suite.rows] == [None, None, "ours", "ours"]
+    assert [entry.trained_as and entry.trained_as.name for entry in suite.entries] == [None, None, "ours", "ours"]
     assert suite.groups == {"uncached": ("plain",), "fora": ("fora",), "tokencache": ("ours",), "no_tokens": ("none",)}
     assert suite.scored_together == {"all": tuple(VALID["rows"])}
     by_nfe = load_suite(written(tmp_path, changed("jobs", "nfe")))
@@ -105,7 +105,9 @@ def test_rows_depend_on_what_changes_their_samples(tmp_path: Path) -> None:
         ("metrics", ["fid"], set()),
     ):
         after = load_suite(written(tmp_path, changed(path, value)))
-        assert {row for row in VALID["rows"] if after.row_settings(row) != before.row_settings(row)} == changes, path
+        assert {row for row in VALID["rows"] if after[row].sample_settings != before[row].sample_settings} == changes, (
+            path
+        )
         assert after.digest() != before.digest(), path
 
 
@@ -237,4 +239,4 @@ def test_rows_that_borrow_artefacts_leave_their_training_as_it_was(path: Path) -
     suite = load_suite(path)
     for part in (suite, *suite.ablation_suites.values()):
         for row in part.rows:
-            check_training(part, row)
+            check_training(part[row])

@@ -99,9 +99,9 @@ def run(suite: Suite, *more: str) -> dict[str, Any]:
     """Every stage from images to tables, and more commands; the scores by row."""
     encode_images(suite)
     for row in suite.trained_rows:
-        train_row(suite, row)
-    sample_rows(suite, tuple(suite.rows))
-    score_rows(suite, tuple(suite.rows))
+        train_row(suite[row])
+    sample_rows(suite.entries)
+    score_rows(suite.entries)
     measure_floor(suite)
     for row in suite.predictor_rows:
         assert main(["diagnose", "mini.yaml", "--row", row]) == 0
@@ -111,7 +111,7 @@ def run(suite: Suite, *more: str) -> dict[str, Any]:
 
 
 def samples_of(suite: Suite, row: str) -> Tensor:
-    return torch.cat([shard["image"] for shard in read_shards(suite, row)])
+    return torch.cat([shard["image"] for shard in read_shards(suite[row])])
 
 
 # --- through the stages
@@ -145,7 +145,7 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     real = (read_reference_images(Path(ADM)).float() / 255).mean((2, 3))
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
-    labels = torch.cat([shard["label"] for shard in read_shards(imagenet, "plain")])
+    labels = torch.cat([shard["label"] for shard in read_shards(imagenet["plain"])])
     assert labels.tolist() == list(range(8))
 
 
@@ -158,8 +158,8 @@ def test_inception_and_adms_batch_as_they_are_published(
     official.write_adm(Path(ADM), count=4, pooled=2048, spatial=2023)
     rows = {"plain": {"method": "uncached", "nfe": 2}}
     suite = official.small_suite("paper-dit-256", samples=4, metrics=["is", "precision"], rows=rows, figure={"nfe": 2})
-    sample_rows(suite, ("plain",))
-    score_rows(suite, ("plain",))
+    sample_rows(suite.entries)
+    score_rows(suite.entries)
     assert read_json(suite.folder / "scores" / "plain.json")["quality"].keys() == {"is", "precision"}
     features = read_tensors(suite.folder / "real-features.safetensors")[0]
     pooled, spatial = read_moments(Path(ADM))

@@ -83,11 +83,12 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("imports", {"places"}),
         ("sources", {"files", "imports", "places"}),
         ("registry", {"errors", "method", "places"}),
-        ("config", {"errors", "files", "method", "models", "places", "registry"}),
+        ("entry", {"config", "files", "method", "registry"}),
+        ("config", {"entry", "errors", "files", "method", "models", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
         ("workflow", {"config", "errors", "places", "speed_config"}),
         ("costing", {"ledger", "method", "models", "shapes", "timesteps", "training", "unseen"}),
-        ("borrowing", {"config", "costing", "errors"}),
+        ("borrowing", {"config", "costing", "entry", "errors"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -123,7 +124,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 LIGHT = [
     *("places", "workflow", "shapes", "guidance"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
-    *("registry", "config", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
+    *("registry", "config", "entry", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
     *("data/__init__", "data/images", "data/prompts"),
     *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
 ]

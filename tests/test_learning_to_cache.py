@@ -420,17 +420,17 @@ def test_a_changed_router_file_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     config = changed("rows/router", {"method": "learning_to_cache", "nfe": 20, "options": {"router": "router.pt"}})
     suite = load_suite(written(tmp_path, config))
-    assert suite.method("router").files() == ("router.pt",) and suite.method("ours").files() == ()
+    assert suite["router"].method.files() == ("router.pt",) and suite["ours"].method.files() == ()
     adapter, fingerprints = load_adapter(suite), []
     for seed in (0, 1):
         checkpoint(tmp_path / "router.pt", torch.randn(20, 28, generator=torch.Generator().manual_seed(seed)))
         if seed:
-            fingerprints.append(row_fingerprint(suite, "router"))  # of the new file with the old artefacts
+            fingerprints.append(row_fingerprint(suite["router"]))  # of the new file with the old artefacts
             with pytest.raises(UserError, match=r"router\.pt: is not the file that router was trained from; train"):
-                ready_row(suite, "router", adapter)
-        train_row(suite, "router")
-        assert ready_row(suite, "router", adapter).artefacts.tables["router"] == read_router("router.pt")
-        fingerprints.append(row_fingerprint(suite, "router"))
+                ready_row(suite["router"], adapter)
+        train_row(suite["router"])
+        assert ready_row(suite["router"], adapter).artefacts.tables["router"] == read_router("router.pt")
+        fingerprints.append(row_fingerprint(suite["router"]))
     assert len(set(fingerprints)) == 3
 
 

@@ -218,7 +218,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for row in ("ours", "router"):
-            train_row(suite, row)
+            train_row(suite[row])
     return folder
 
 
@@ -230,39 +230,39 @@ def suite(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 def test_what_macs_are_counted_from(suite: Suite) -> None:
     basis_of = Calibration(suite).basis
-    assert basis_of("fora") == basis_of("untrained") == SHAPES
-    assert "floor" in str(basis_of("untrained").estimate(suite.method("untrained")))
-    router = basis_of("router")
-    assert router.measure is None and router.estimate(suite.method("router")) is None
+    assert basis_of(suite["fora"]) == basis_of(suite["untrained"]) == SHAPES
+    assert "floor" in str(basis_of(suite["untrained"]).estimate(suite["untrained"].method))
+    router = basis_of(suite["router"])
+    assert router.measure is None and router.estimate(suite["router"].method) is None
     assert set(router.artefacts.tables) == {"router"}
-    none = basis_of("none")  # its schedule is that of the trained alpha-bar
+    none = basis_of(suite["none"])  # its schedule is that of the trained alpha-bar
     assert none.measure is None and len(none.artefacts.alpha_bar) == 20
 
 
 def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None:
-    method, basis = suite.method("ours"), Calibration(suite, batches=3).basis("ours")
+    method, basis = suite["ours"].method, Calibration(suite, batches=3).basis(suite["ours"])
     measured = basis.macs(suite.model, method, 20)
-    ready = ready_row(suite, "ours", load_adapter(suite))
+    ready = ready_row(suite["ours"], load_adapter(suite))
     start = CALIBRATION_INDEX + 2 * suite.batch_size
     third = sample_batch(
-        ready.adapter, method, 20, sampler_settings(suite, "ours"), torch.arange(start, start + 4), ready.artefacts
+        ready.adapter, method, 20, sampler_settings(suite["ours"]), torch.arange(start, start + 4), ready.artefacts
     )
     assert len(measured) == 3 and measured[2] == third.macs["per_sample"]
 
 
 def test_training_with_other_settings_does_not_count(suite: Suite) -> None:
     changed_suite = suite.model_copy(update={"training_seed": 1})
-    assert Calibration(changed_suite).basis("router") == SHAPES
+    assert Calibration(changed_suite).basis(suite["router"]) == SHAPES
 
 
 def test_match_of_a_row(suite: Suite, capsys) -> None:
     command = ["match", "--suite", "mini.yaml", "--row", "router", "--batches", "1"]
     assert main([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    artefacts = Calibration(suite).basis("router").artefacts
+    artefacts = Calibration(suite).basis(suite["router"]).artefacts
     assert (
         record["macs"]
-        == macs_of(suite.model, with_knob(suite.method("router"), record["setting"]), 20, artefacts)["per_sample"]
+        == macs_of(suite.model, with_knob(suite["router"].method, record["setting"]), 20, artefacts)["per_sample"]
     )
     assert len(record["target_macs_per_batch"]) == 1 and record["target_estimate"] is record["estimate"] is None
     assert main([*command[:-1], "2"]) == 0
@@ -291,10 +291,10 @@ def test_a_row_settled_by_training_may_miss_by_the_tolerance(suite: Suite) -> No
     basis_of = Calibration(suite, batches=1).basis
     nearest = solve(
         suite.model,
-        suite.method("router"),
+        suite["router"].method,
         20,
-        mean(basis_of("ours").macs(suite.model, suite.method("ours"), 20)),
-        basis=basis_of("router"),
+        mean(basis_of(suite["ours"]).macs(suite.model, suite["ours"].method, 20)),
+        basis=basis_of(suite["router"]),
     )
 
     def at(threshold: float) -> Suite:
@@ -360,7 +360,7 @@ def test_targets_that_make_no_sense(tmp_path: Path, config: dict, says: str) -> 
 
 def test_a_target_changes_no_sample(tmp_path: Path) -> None:
     before, after = (load_suite(written(tmp_path, config)) for config in (VALID, targeting(fora="ours")))
-    assert all(before.row_settings(row) == after.row_settings(row) for row in VALID["rows"])
+    assert all(before[row].sample_settings == after[row].sample_settings for row in VALID["rows"])
 
 
 # --- targets in Table II

@@ -55,7 +55,7 @@ def test_settings_cost_what_the_paper_says(path: Path) -> None:
     off = 0.045 if suite.model == "pixart-256" else 0.003
     for name, row in suite.rows.items():
         if row.method in ("uncached", "fewer_steps") and row.paper:
-            tmacs = macs_of(suite.model, suite.method(name), row.nfe)["paper_rule"] / 1e12
+            tmacs = macs_of(suite.model, suite[name].method, row.nfe)["paper_rule"] / 1e12
             assert tmacs == pytest.approx(row.paper.tmacs, rel=off, abs=0.01)  # the paper cuts digits off
 
 
@@ -272,7 +272,7 @@ def suite(paper_folder: Path) -> Suite:
 
 
 def test_prompts_become_images_and_scores(suite: Suite) -> None:
-    sample_rows(suite, ("plain",))
+    sample_rows(suite.entries)
     manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
     prompts = read_prompts("partiprompts")
     assert manifest["captions"] == [prompts[0]] * 3 + [prompts[1]]
@@ -284,7 +284,7 @@ def test_prompts_become_images_and_scores(suite: Suite) -> None:
     assert torch.equal(
         captions(torch.tensor([2])).states_RTC, captions.encoder([f"high quality {prompts[0]}"]).states_RTC
     )
-    score_rows(suite, ("plain",))
+    score_rows(suite.entries)
     quality, scorers = read_json(suite.folder / "scores" / "plain.json")["quality"], load_scorers(suite)
     images = torch.cat([part["image"] for part in parts])
     for name in ("clip_score", "image_reward"):
@@ -302,7 +302,7 @@ def test_prompts_become_videos(paper_folder: Path) -> None:
     """Of Open-Sora-Plan, in latents; the negative prompt stands where the caption is left out."""
     rows = {"plain": {"method": "uncached", "nfe": 3}}
     suite = official.small_suite("paper-osp", samples=6, batch_size=2, shard_batches=1, latents=None, rows=rows)
-    sample_rows(suite, ("plain",))
+    sample_rows(suite.entries)
     manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
     assert manifest["captions"] == ["a dog"] * 5 + ["two cats"]
     captions = load_captions(suite)

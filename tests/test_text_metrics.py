@@ -16,6 +16,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 
 from tcbench.config import METRICS, load_suite
 from tcbench.data.captions import encode
+from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
 from tcbench.files import write_json
 from tcbench.metrics import Features, Real, Samples, score_row
@@ -270,20 +271,20 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     words = encode(["a three moving left slowly"] * 6)
     manifest = {"samples": 6, "shards": {"shard-00000.safetensors": "0" * 64}}
     tensors = {"image": videos, "label": words}
-    readings, not_run = read_samples(suite, "row", manifest, tensors, scorers)
+    readings, not_run = read_samples(Entry(suite, "row"), manifest, tensors, scorers)
     assert set(not_run) == {"image_reward", "vbench"} and not_run["vbench"].startswith("needs `tcbench vbench")
-    again, _ = read_samples(suite, "row", manifest, {"image": videos * 0, "label": words}, scorers)
+    again, _ = read_samples(Entry(suite, "row"), manifest, {"image": videos * 0, "label": words}, scorers)
     assert torch.equal(again["temporal_flickering"], readings["temporal_flickering"])  # kept: the shards are the same
 
     results = {dimension.name: {"score": 0.5, "samples": {"0": 0.5}} for dimension in DIMENSIONS}
     write_json(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
-    readings, not_run = read_samples(suite, "row", manifest, tensors, scorers)
+    readings, not_run = read_samples(Entry(suite, "row"), manifest, tensors, scorers)
     assert readings["vbench"].shape == (6, 16) and "vbench" not in not_run
     results["scene"] = {"not_run": "needs Y"}
     write_json(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
-    assert read_samples(suite, "row", manifest, tensors, scorers)[1]["vbench"] == "needs Y (for scene)"
+    assert read_samples(Entry(suite, "row"), manifest, tensors, scorers)[1]["vbench"] == "needs Y (for scene)"
     with pytest.raises(UserError, match=r"row\.json: is of other samples"):
-        read_samples(suite, "row", manifest | {"shards": {}}, tensors, scorers)
+        read_samples(Entry(suite, "row"), manifest | {"shards": {}}, tensors, scorers)
 
 
 def test_captions_are_the_rows_prompts_or_its_words():

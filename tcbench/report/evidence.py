@@ -73,14 +73,14 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
 
 def chosen_by(suite: Suite, row: Row, option: str, value: Any) -> str:
     """Who set an option of a row: the paper's Table I, a solved budget, the row, the suite, or the method's default."""
-    settings, method = suite.rows[row["row"]], suite.method(row["row"])
-    if settings.target and option == method.knob:
-        return f"solved for the MACs of {settings.target}"
+    entry = suite[row["row"]]
+    if entry.row.target and option == entry.method.knob:
+        return f"solved for the MACs of {entry.row.target}"
     stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else ("", 0)
     published = dict(zip(("num_full_steps", "beta"), PAPER_TABLE_1.get((*stands_for, row["nfe"]), ()), strict=False))
     if option in published and published[option] == value:
         return "the paper, Table I"
-    if option in settings.options:
+    if option in entry.row.options:
         return "the row"
     return "the suite" if option in suite.defaults.get(row["method"], {}) else "the method's default"
 
@@ -102,9 +102,10 @@ def _summary(row: Row, kept_SU: np.ndarray | None) -> str:
 
 def _trained(row: Row, results: Results) -> list[str]:
     """What the row samples with, a line per stage of training."""
-    source = results.suite.trained_row(row["row"])
-    if source is None:
+    trained_as = results.suite[row["row"]].trained_as
+    if trained_as is None:
         return ["nothing"]
+    source = trained_as.name
     if source not in results.training:
         return [f"as {source}, whose log was not stored"]
     lines = [] if source == row["row"] else [f"nothing of its own; it samples with what was trained for {source}:"]

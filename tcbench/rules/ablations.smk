@@ -13,16 +13,16 @@ for name, ablation in SUITE.ablation_suites.items():
         input:
             trained=expand(
                 f"{RESULTS}/trained/{{row}}/artefacts.json",
-                row=sorted({ablation.trained_row(row) for row in ablation.own} - {None}),
+                row=sorted({entry.trained_as.name for entry in ablation.entries if entry.trained_as}),
             ),
             # what a variant shares with a row of the suite is copied; the shards themselves say whether they still fit
-            twins=[ancient(f"{twin}/row.json") for twin in sorted({ablation.twin(row) for row in ablation.own} - {None})],
+            twins=[ancient(f"{twin}/row.json") for twin in sorted({entry.twin for entry in ablation.entries} - {None})],
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
         params:
-            code=source_digest("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
+            code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries})),
             name=name,
-            settings=[ablation.metrics, ablation.extractor, *(ablation.row_settings(row) for row in ablation.own)],
+            settings=[ablation.metrics, ablation.extractor, *(entry.sample_settings for entry in ablation.entries)],
         log:
             f"{RESULTS}/logs/ablate-{name}.log",
         benchmark:
@@ -31,6 +31,6 @@ for name, ablation in SUITE.ablation_suites.items():
         resources:
             gpu=int(SUITE.device == "cuda"),
         # as in sample.smk
-        priority: sum(ablation.rows[row].nfe for row in ablation.own) * ablation.samples // SUITE.samples
+        priority: sum(entry.nfe for entry in ablation.entries) * ablation.samples // SUITE.samples
         shell:
             f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

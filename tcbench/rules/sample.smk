@@ -3,8 +3,8 @@
 
 
 def trained_for(group):
-    sources = {SUITE.trained_row(row) for row in SUITE.groups[group]} - {None}
-    return [f"{RESULTS}/trained/{row}/artefacts.json" for row in sorted(sources)]
+    sources = {SUITE[row].trained_as for row in SUITE.groups[group]} - {None}
+    return sorted({f"{source.trained}/artefacts.json" for source in sources})
 
 
 def methods_of(group):
@@ -24,7 +24,7 @@ for group, rows in SUITE.groups.items():
         params:
             code=source_digest("sample", *methods_of(group)),
             rows=rows,
-            settings=[SUITE.row_settings(row) for row in rows],
+            settings=[SUITE[row].sample_settings for row in rows],
         log:
             f"{RESULTS}/logs/sample-{group}.log",
         benchmark:
@@ -44,7 +44,7 @@ rule latency:
         f"{RESULTS}/latency.json",
     params:
         code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()})),
-        settings=[[SUITE.row_settings(row) for row in SUITE.rows], SUITE.latency.model_dump()],
+        settings=[[entry.sample_settings for entry in SUITE.entries], SUITE.latency.model_dump()],
     log:
         f"{RESULTS}/logs/latency.log",
     # All cores, so that nothing else runs beside a measurement; torch itself stays at one thread (tcbench.cli).

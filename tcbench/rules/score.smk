@@ -29,7 +29,7 @@ rule vbench:
 
 
 def videos_of(rows):
-    scored = dict.fromkeys([*rows, *(SUITE.reference(row) for row in rows)])
+    scored = dict.fromkeys([*rows, *(SUITE[row].reference.name for row in rows)])
     return expand(f"{RESULTS}/vbench/{{row}}.json", row=scored) if "vbench" in SUITE.metrics else []
 
 
@@ -41,7 +41,7 @@ for group, rows in SUITE.scored_together.items():
         input:
             samples=expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
             references=expand(
-                f"{RESULTS}/samples/{{row}}/row.json", row=sorted({SUITE.reference(row) for row in rows})
+                f"{RESULTS}/samples/{{row}}/row.json", row=sorted({SUITE[row].reference.name for row in rows})
             ),
             videos=videos_of(rows),
         output:

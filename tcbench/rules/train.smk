@@ -18,12 +18,12 @@ rule encode:
 rule train:
     input:
         latents=[SUITE.latents_index] if SUITE.training else [],
-        files=lambda w: SUITE.holding(w.row).method(w.row).files(),
+        files=lambda w: SUITE.find(w.row).method.files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
-        code=lambda w: source_digest("train", SUITE.holding(w.row).rows[w.row].method),
-        settings=lambda w: SUITE.holding(w.row).training_settings(w.row),
+        code=lambda w: source_digest("train", SUITE.find(w.row).row.method),
+        settings=lambda w: SUITE.find(w.row).training_settings,
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
     benchmark:
@@ -44,7 +44,7 @@ rule diagnose:
         f"{RESULTS}/diagnostics/{{row}}.json",
     params:
         code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method),
-        settings=lambda w: [SUITE.training_settings(w.row), SUITE.diagnostics_pairs],
+        settings=lambda w: [SUITE[w.row].training_settings, SUITE.diagnostics_pairs],
     log:
         f"{RESULTS}/logs/diagnose-{{row}}.log",
     threads: 1

@@ -16,6 +16,7 @@ from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
 from tcbench.data.images import Latents
 from tcbench.data.prompts import read_prompts
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method
@@ -40,9 +41,10 @@ class ReadyRow:
     artefacts: Artefacts
 
 
-def sampler_settings(suite: Suite, row: str) -> SamplerSettings:
+def sampler_settings(entry: Entry) -> SamplerSettings:
     """What all rows share, and the row's CFG scale."""
-    return SamplerSettings(suite.guidance_scale(row), suite.seed, suite.spacing, suite.solver)
+    suite = entry.suite
+    return SamplerSettings(entry.guidance_scale, suite.seed, suite.spacing, suite.solver)
 
 
 def load_adapter(suite: Suite) -> Adapter:
@@ -187,36 +189,30 @@ def weights_digest(model: str, weights: str | None) -> str:
     return "+".join(sha256(file) for file in files if file.exists())
 
 
-def artefacts_folder(suite: Suite, row: str) -> Path | None:
-    """Where the artefacts that a row samples with are."""
-    source = suite.trained_row(row)
-    return suite.trained_folder(source) if source else None
-
-
-def files_digests(suite: Suite, row: str) -> dict[str, str]:
+def files_digests(entry: Entry) -> dict[str, str]:
     """Digests of the files that training read for a row (an imported router), as far as they are still there."""
-    source = suite.trained_row(row)
-    files = suite.method(source).files() if source else ()
+    source = entry.trained_as
+    files = source.method.files() if source else ()
     return {name: sha256(Path(name)) for name in files if Path(name).exists()}
 
 
-def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
+def ready_row(entry: Entry, adapter: Adapter) -> ReadyRow:
     """Load what a row needs; `adapter` is the plain model and stays untouched.
 
     Raises:
         UserError: an artefact is missing or damaged, a file that it was made from has changed since, or the artefacts
             come from a row of the same method that was trained with other options.
     """
-    folder = artefacts_folder(suite, row)
+    folder = entry.artefacts
     if folder is None:
-        return ReadyRow(suite.method(row), suite.rows[row].nfe, adapter, Artefacts())
-    check_training(suite, row)
+        return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
+    check_training(entry)
     read = read_json(folder / "artefacts.json").get("read", {})
-    for name, digest in files_digests(suite, row).items():
+    for name, digest in files_digests(entry).items():
         if read.get(name) != digest:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
-    refiners = suite.rows[row].refiners
+    refiners = entry.row.refiners
     if refiners == "p-steps" and refined is not adapter:
         refined.on_full_steps(adapter)
-    return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if refiners else adapter, artefacts)
+    return ReadyRow(entry.method, entry.nfe, refined if refiners else adapter, artefacts)

@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import noise
-from tcbench.config import Suite
 from tcbench.engine import Engine
+from tcbench.entry import Entry
 from tcbench.files import shortened, write_json
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Run, TrainScorer
@@ -48,7 +48,6 @@ from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, ma
 from tcbench.stages.common import (
     Captions,
     PromptedCaptions,
-    artefacts_folder,
     load_adapter,
     load_captions,
     load_examples,
@@ -62,15 +61,14 @@ RATIOS = (0.9, 0.7, 0.5)
 
 
 @torch.inference_mode()
-def diagnose_row(suite: Suite, row: str) -> None:
+def diagnose_row(entry: Entry) -> None:
     """Write results/<suite>/diagnostics/<row>.json for a trained row."""
-    started = time.time()
-    folder = artefacts_folder(suite, row)
-    assert folder is not None, f"{row} trains nothing"
+    suite, started = entry.suite, time.time()
+    assert entry.trains, f"{entry.name} trains nothing"
     adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
-    artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
-    shape, method = adapter.shape, suite.method(row)
-    sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
+    artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
+    shape, method = adapter.shape, entry.method
+    sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry), torch.arange(0))
     run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
@@ -97,7 +95,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     cases: list[dict[str, Any]] = [{"selector": "none", **local_error(every_unit(units, NONE), "fresh")}]
     selectors = {"predictor": alpha_RLN, "random": random_RLN, "oracle": change_RLN}
     grid = [(r, keys, name) for r in RATIOS for keys in ("cached", "fresh") for name in selectors]
-    for ratio, keys, name in tqdm(grid, desc=f"diagnose {row}", mininterval=1):
+    for ratio, keys, name in tqdm(grid, desc=f"diagnose {entry.name}", mininterval=1):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
             ("batch", torch.as_tensor(allocate_tokens(selectors[name], budget)).tolist()),
@@ -113,16 +111,16 @@ def diagnose_row(suite: Suite, row: str) -> None:
             cases.append(case | local_error(plan, keys))
     top = change_RLN.flatten(1).sort(descending=True).values
     write_json(
-        suite.folder / "diagnostics" / f"{row}.json",
+        entry.diagnostics,
         {
-            "row": row,
+            "row": entry.name,
             "pairs": len(x),
             "cases": cases,
             "rank_correlation_per_block": _rank_correlation(alpha_RLN, change_RLN),
             "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
-            **_observe_trajectories(suite, row, adapter, captions, artefacts, free),
+            **_observe_trajectories(entry, adapter, captions, artefacts, free),
             "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed + SEED_OFFSET], started),
         },
     )
@@ -141,17 +139,16 @@ class _Observer:
 
 
 def _observe_trajectories(
-    suite: Suite,
-    row: str,
+    entry: Entry,
     adapter: Adapter,
     captions: Captions | PromptedCaptions | None,
     artefacts: Artefacts,
     free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
-    nfe, settings = suite.rows[row].nfe, sampler_settings(suite, row)
+    settings = sampler_settings(entry)
     index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
-    sampler, run = start_run(adapter, suite.method(row), nfe, settings, index, artefacts)
+    sampler, run = start_run(adapter, entry.method, entry.nfe, settings, index, artefacts)
     units = [Block(block) for block in range(run.shape.num_blocks)]
     observer = _Observer(units, free)
     passes = Passes(adapter, run, lambda _: observer)

@@ -22,7 +22,7 @@ def measure_latency(suite: Suite) -> None:
     started = time.time()
     protocol = suite.latency
     adapter, captions = load_adapter(suite), load_captions(suite)
-    rows = {row: ready_row(suite, row, adapter) for row in suite.rows}
+    rows = {entry.name: ready_row(entry, adapter) for entry in suite.entries}
     index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
     rounds = protocol.warmup + protocol.repeats
@@ -31,7 +31,7 @@ def measure_latency(suite: Suite) -> None:
             for row, ready in rows.items():
                 _wait(suite)
                 began = time.perf_counter()
-                settings = sampler_settings(suite, row)
+                settings = sampler_settings(suite[row])
                 sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions)
                 _wait(suite)
                 if number >= protocol.warmup:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from tcbench.config import Suite
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import read_json
 from tcbench.matching import SHAPES, Basis
@@ -47,26 +48,26 @@ class Calibration:
 
         return load_captions(self.suite, held_out=False)
 
-    def basis(self, row: str) -> Basis:
+    def basis(self, entry: Entry) -> Basis:
         """Shapes, if the row trains nothing or was not trained yet with the settings it has; else what was trained,
         and a calibration set if that does not settle the MACs.
 
         Raises:
             UserError: an artefact is damaged.
         """
-        source = self.suite.trained_row(row)
-        if not source or not ((folder := self.suite.trained_folder(source)) / "artefacts.json").exists():
+        source = entry.trained_as
+        if source is None or not (log := source.trained / "artefacts.json").exists():
             return SHAPES
-        if read_json(folder / "artefacts.json")["settings"] != self.suite.training_settings(source):
+        if read_json(log)["settings"] != source.training_settings:
             return SHAPES
         from tcbench.training.caching import load_numbers
 
-        numbers = load_numbers(folder)
-        if not self.suite.method(row).macs_depend_on(numbers):
+        numbers = load_numbers(source.trained)
+        if not entry.method.macs_depend_on(numbers):
             return Basis(numbers)
         from tcbench.stages.common import ready_row
 
-        ready = ready_row(self.suite, row, self.adapter)
+        ready = ready_row(entry, self.adapter)
 
         def measure(method: Method) -> Sequence[int]:
             import torch
@@ -76,10 +77,10 @@ class Calibration:
             from tcbench.stages.common import sampler_settings
             from tcbench.training.caching import CALIBRATION_INDEX
 
-            size, settings = self.suite.batch_size, sampler_settings(self.suite, row)
+            size, settings = self.suite.batch_size, sampler_settings(entry)
             starts = [CALIBRATION_INDEX + batch * size for batch in range(self.batches)]
             macs = []
-            for start in tqdm(starts, desc=f"calibrate {row}", unit="batch", mininterval=1, leave=False):
+            for start in tqdm(starts, desc=f"calibrate {entry.name}", unit="batch", mininterval=1, leave=False):
                 index = torch.arange(start, start + size)
                 sample = sample_batch(
                     ready.adapter, method, ready.nfe, settings, index, ready.artefacts, prompts=self.captions

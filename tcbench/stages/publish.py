@@ -37,12 +37,11 @@ Records = dict[str, tuple[dict[str, Any], str]]
 def _records(suite: Suite) -> Records:
     """Of everything that is published."""
     records = {}
-    scored = [(suite, row) for row in suite.rows]
-    scored += [(ablation, row) for ablation in suite.ablation_suites.values() for row in ablation.own]
-    for holding, row in scored:
-        record = read_json(holding.folder / "scores" / f"{row}.json")["provenance"]
-        records[row] = record, holding.digest()
-        records[f"{row}, samples"] = record["samples"], holding.digest()
+    for part in (suite, *suite.ablation_suites.values()):
+        for entry in part.entries:
+            record = read_json(entry.scores)["provenance"]
+            records[entry.name] = record, part.digest()
+            records[f"{entry.name}, samples"] = record["samples"], part.digest()
     for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
         records[str(path)] = read_json(path)["provenance"], suite.digest()
     return records

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from tcbench.config import Suite
 from tcbench.data import to_uint8
 from tcbench.data.captions import decode
+from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
 from tcbench.files import digest, read_tensors, write_tensors
 from tcbench.metrics.readings import Scorer, temporal_flickering
@@ -61,7 +62,7 @@ def _load(suite: Suite, name: str) -> Scorer | None:
 
 
 def read_samples(
-    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: Scorers
+    entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: Scorers
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(readings by metric, why there is none by metric) of a row; kept on disk because references are read often.
 
@@ -70,10 +71,10 @@ def read_samples(
     """
     not_run = {name: str(reason) for name, reason in scorers.items() if isinstance(reason, NotRun)}
     ready = {name: scorer for name, scorer in scorers.items() if not isinstance(scorer, NotRun)}
-    readings = _kept(suite, row, manifest, tensors, ready) if ready else {}
-    if "vbench" in suite.metrics:
+    readings = _kept(entry, manifest, tensors, ready) if ready else {}
+    if "vbench" in entry.suite.metrics:
         try:
-            results = vbench.readings(suite, row, manifest["shards"])
+            results = vbench.readings(entry, manifest["shards"])
             readings["vbench"] = torch.from_numpy(table(results, manifest["samples"]))
         except NotRun as reason:
             not_run["vbench"] = str(reason)
@@ -81,17 +82,16 @@ def read_samples(
 
 
 def _kept(
-    suite: Suite, row: str, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
+    entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
 ) -> dict[str, Tensor]:
-    path = suite.folder / "readings" / f"{row}.safetensors"
-    settings = suite.model_dump(include={"clip", "image_reward"}, mode="json")
+    path, settings = entry.readings, entry.suite.model_dump(include={"clip", "image_reward"}, mode="json")
     key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score")])
     if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
         return stored[0]
-    media, captions = to_uint8(tensors["image"]), captions_of(row, manifest, tensors)
+    media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)
     readings = {}
     for name, scorer in scorers.items():
-        starts = tqdm(range(0, len(media), _BATCH), desc=f"{row} {name}", delay=2, leave=False, disable=None)
+        starts = tqdm(range(0, len(media), _BATCH), desc=f"{entry.name} {name}", delay=2, leave=False, disable=None)
         parts = [scorer(media[start : start + _BATCH], captions[start : start + _BATCH]) for start in starts]
         readings[name] = torch.cat(parts)
     write_tensors(path, readings, {"key": key})

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from tcbench.config import Suite
+from tcbench.entry import Entry
 from tcbench.files import read_json, write_text
 from tcbench.report.collection import ablation_tables, diagnostic_tables, main_tables
 from tcbench.report.grids import grid, save_grid
@@ -49,31 +50,31 @@ def render_verdicts(suite: Suite, folder: Path) -> None:
 
 def render_strips(suite: Suite, folder: Path) -> None:
     """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
-    for row in suite.rows:
-        strip = folder / "grids" / "strips" / f"{row}.png"
-        samples = folder / "samples" / row
+    for entry in suite.entries:
+        strip = folder / "grids" / "strips" / f"{entry.name}.png"
+        samples = folder / "samples" / entry.name
         write_strip(strip, [_first_images(samples, suite.figure.columns)])
-        if suite.traced and suite.shows_steps(row):
+        if suite.traced and entry.shows_steps:
             manifest = read_json(samples / "row.json")
             shard = load_file(samples / next(iter(manifest["shards"])))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
             lines = [_tiles(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
             labels = [str(manifest["timesteps"][int(step)]) for step in steps]
-            write_strip(strip.with_stem(f"{row}-steps"), lines, labels)
+            write_strip(strip.with_stem(f"{entry.name}-steps"), lines, labels)
 
 
 def render_grids(suite: Suite, folder: Path) -> None:
     """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`."""
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
-        rows = [name for name, row in suite.rows.items() if row.nfe == nfe]
-        first = [read_strip(folder / "grids" / "strips" / f"{row}.png")[0][0] for row in rows]
-        labels = [(suite.rows[row].label or type(suite.method(row)).label) + _knob(suite, row) for row in rows]
+        entries = [entry for entry in suite.entries if entry.nfe == nfe]
+        first = [read_strip(folder / "grids" / "strips" / f"{entry.name}.png")[0][0] for entry in entries]
+        labels = [entry.label + _knob(entry) for entry in entries]
         save_grid(grid(first, labels), folder / "grids" / f"nfe{nfe}.png")
 
 
-def _knob(suite: Suite, row: str) -> str:
+def _knob(entry: Entry) -> str:
     """The method's budget in words, where it is set."""
-    method = suite.method(row)
+    method = entry.method
     if not method.knob or not (value := getattr(method, method.knob)):
         return ""
     return f" ({method.knob.removeprefix('num_').replace('_', ' ')} {value})"

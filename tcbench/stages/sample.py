@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data.prompts import read_prompts
+from tcbench.entry import Entry
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.provenance import collect
 from tcbench.sampling import make_sampler, sample_batch
@@ -19,7 +20,6 @@ from tcbench.stages.common import (
     Captions,
     PromptedCaptions,
     ReadyRow,
-    artefacts_folder,
     files_digests,
     load_adapter,
     load_captions,
@@ -30,19 +30,19 @@ from tcbench.stages.common import (
 from tcbench.stages.images import image_side, load_decoder
 
 
-def row_fingerprint(suite: Suite, row: str) -> str:
+def row_fingerprint(entry: Entry) -> str:
     """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
-    folder, settings = artefacts_folder(suite, row), suite.row_settings(row)
+    suite, folder, settings = entry.suite, entry.artefacts, entry.sample_settings
     return digest(
         {
             "settings": {key: value for key, value in settings.items() if key not in ("samples", "traced")},
             "weights": weights_digest(suite.model, suite.weights),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
-            "read": files_digests(suite, row),
-            "code": source_digest("sample", suite.rows[row].method),
+            "read": files_digests(entry),
+            "code": source_digest("sample", entry.row.method),
             "torch": torch.__version__,
             "device": suite.device,
             "threads": torch.get_num_threads(),
@@ -56,39 +56,38 @@ def shards(suite: Suite) -> list[range]:
     return [range(start, min(start + size, suite.samples)) for start in range(0, suite.samples, size)]
 
 
-def shard_path(suite: Suite, row: str, number: int) -> Path:
-    """File of a row's shard."""
-    return suite.folder / "samples" / row / f"shard-{number:05d}.safetensors"
+def sample_rows(entries: Iterable[Entry]) -> None:
+    """Write every shard that is not there yet, and each row's row.json, which lists them.
 
-
-def sample_rows(suite: Suite, rows: tuple[str, ...]) -> None:
-    """Write every shard of the rows that is not there yet, and each row's row.json, which lists them."""
+    Args:
+        entries: rows of one suite or its ablations, which share a model.
+    """
     adapter = captions = decode = None
-    for row in rows:
-        started, fingerprint = time.time(), row_fingerprint(suite, row)
+    for entry in entries:
+        suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
         missing = [
             number
             for number in range(len(shards(suite)))
-            if not (_is_done(suite, row, number, fingerprint) or _take_over(suite, row, number, fingerprint))
+            if not (_is_done(entry, number, fingerprint) or _take_over(entry, number, fingerprint))
         ]
         if missing:
             decode = decode or load_decoder(suite)
             adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
-            ready = ready_row(suite, row, adapter)
-            for number in tqdm(missing, desc=f"sample {row}", unit="shard", mininterval=1):
-                _sample_shard(suite, row, number, fingerprint, ready, captions, decode)
-        _write_manifest(suite, row, started, resumed=len(missing) < len(shards(suite)))
+            ready = ready_row(entry, adapter)
+            for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
+                _sample_shard(entry, number, fingerprint, ready, captions, decode)
+        _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
 
 
-def _is_done(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
-    held = _held(suite, number, shard_path(suite, row, number), fingerprint)
-    return held is not None and held[0]["x0"].shape[1] == _traced(suite, number)
+def _is_done(entry: Entry, number: int, fingerprint: str) -> bool:
+    held = _held(entry.suite, number, entry.shard(number), fingerprint)
+    return held is not None and held[0]["x0"].shape[1] == _traced(entry.suite, number)
 
 
-def _take_over(suite: Suite, row: str, number: int, fingerprint: str) -> bool:
-    """Copy a shard of the row that this one begins like (`Suite.twin`), if it is there, with the traces wanted here."""
-    twin, path, traced = suite.twin(row), shard_path(suite, row, number), _traced(suite, number)
-    held = twin and _held(suite, number, twin / path.name, fingerprint)
+def _take_over(entry: Entry, number: int, fingerprint: str) -> bool:
+    """Copy a shard of the row that this one begins like (`Entry.twin`), if it is there, with the traces wanted here."""
+    twin, path, traced = entry.twin, entry.shard(number), _traced(entry.suite, number)
+    held = twin and _held(entry.suite, number, twin / path.name, fingerprint)
     if not held or held[0]["x0"].shape[1] < traced:
         return False
     tensors, metadata = held
@@ -112,15 +111,15 @@ def _traced(suite: Suite, number: int) -> int:
 
 
 def _sample_shard(
-    suite: Suite,
-    row: str,
+    entry: Entry,
     number: int,
     fingerprint: str,
     ready: ReadyRow,
     captions: Captions | PromptedCaptions | None,
     decode: Callable[[Tensor], Tensor],
 ) -> None:
-    indices, settings = shards(suite)[number], sampler_settings(suite, row)
+    suite, settings = entry.suite, sampler_settings(entry)
+    indices = shards(suite)[number]
     batches = []
     for start in range(indices.start, indices.stop, suite.batch_size):
         index = torch.arange(start, min(start + suite.batch_size, indices.stop))
@@ -139,7 +138,7 @@ def _sample_shard(
         ).timesteps,
     }
     write_tensors(
-        shard_path(suite, row, number),
+        entry.shard(number),
         {
             "image": decode(torch.cat([batch.image for batch in batches])),
             "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
@@ -151,21 +150,20 @@ def _sample_shard(
     )
 
 
-def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> None:
+def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
     """What later stages need to know of a row without opening its shards."""
-    records, digests = [], {}
+    suite, records, digests = entry.suite, [], {}
     for number in range(len(shards(suite))):
-        path = shard_path(suite, row, number)
+        path = entry.shard(number)
         records.append(json.loads(read_tensors(path)[1]["record"]))
         digests[path.name] = sha256(path)
     macs = [batch for record in records for batch in record["macs"]]
-    method = suite.method(row)
     write_json(
-        shard_path(suite, row, 0).with_name("row.json"),
+        entry.manifest,
         {
-            "row": row,
-            "settings": suite.row_settings(row),
-            "sampled_steps": method.sampled_steps(suite.rows[row].nfe),
+            "row": entry.name,
+            "settings": entry.sample_settings,
+            "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
             "resolution": image_side(suite),
             "samples": suite.samples,

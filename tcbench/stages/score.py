@@ -1,7 +1,7 @@
 """Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tcbench import stats
 from tcbench.config import READINGS, Suite
 from tcbench.data import load_images, to_uint8
 from tcbench.data.images import list_images
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
 from tcbench.metrics import (
@@ -34,13 +35,18 @@ from tcbench.stages.readings import Scorers, load_scorers, read_samples
 _DECODED = 256  # images decoded at a time
 
 
-def score_rows(suite: Suite, rows: tuple[str, ...]) -> None:
-    """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows."""
+def score_rows(entries: Sequence[Entry]) -> None:
+    """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows.
+
+    Args:
+        entries: rows of one suite or its ablations, which share extractor, scorers and real images.
+    """
+    suite = entries[0].suite
     extractor = load_extractor(suite)
     real, scorers = load_real(suite, extractor), load_scorers(suite)
-    for row in rows:
+    for entry in entries:
         started = time.time()
-        write_json(suite.folder / "scores" / f"{row}.json", _score(suite, row, extractor, scorers, real, started))
+        write_json(entry.scores, _score(entry, extractor, scorers, real, started))
 
 
 def measure_floor(suite: Suite) -> None:
@@ -95,77 +101,75 @@ def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
     return features
 
 
-def read_shards(suite: Suite, row: str) -> Iterator[dict[str, Tensor]]:
+def read_shards(entry: Entry) -> Iterator[dict[str, Tensor]]:
     """A row's tensors, shard by shard.
 
     Raises:
         UserError: a shard is missing or is not the one the manifest lists.
     """
-    folder = suite.folder / "samples" / row
-    for name, expected in read_json(folder / "row.json")["shards"].items():
-        if sha256(folder / name) != expected:
+    for name, expected in read_json(entry.manifest)["shards"].items():
+        path = entry.samples / name
+        if sha256(path) != expected:
             raise UserError(
-                f"{folder / name}: is not the shard that row.json lists; run `tcbench sample` for {row} again"
+                f"{path}: is not the shard that row.json lists; run `tcbench sample` for {entry.name} again"
             )
-        yield read_tensors(folder / name)[0]
+        yield read_tensors(path)[0]
 
 
-def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(a row's manifest, its tensors over all shards; no images where no metric looks at pixels, for lack of memory).
 
     Raises:
         UserError: as `read_shards`.
     """
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
-    if any(name in READINGS or "images" in METRICS[name].needs for name in suite.metrics):
+    if any(name in READINGS or "images" in METRICS[name].needs for name in entry.suite.metrics):
         along["image"] = 0
-    parts = [{key: part[key] for key in along} for part in read_shards(suite, row)]
+    parts = [{key: part[key] for key in along} for part in read_shards(entry)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
-    return read_json(suite.folder / "samples" / row / "row.json"), tensors
+    return read_json(entry.manifest), tensors
 
 
-def _score(
-    suite: Suite, row: str, extractor: Extractor | None, scorers: Scorers, real: Real, started: float
-) -> dict[str, Any]:
-    manifest, tensors = read_images(suite, row)
-    samples = _samples(suite, row, manifest, tensors, extractor, scorers)
-    reference, uncached, trajectory = suite.reference(row), None, None
-    if row != reference:
-        other_manifest, other = read_images(suite, reference)
-        uncached = _samples(suite, reference, other_manifest, other, extractor, scorers)
+def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> dict[str, Any]:
+    manifest, tensors = read_images(entry)
+    samples = _samples(entry, manifest, tensors, extractor, scorers)
+    reference, uncached, trajectory = entry.reference, None, None
+    if entry.name != reference.name:
+        other_manifest, other = read_images(reference)
+        uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
-    settings, method = suite.rows[row], suite.method(row)
+    suite, row = entry.suite, entry.row
     groups = stats.batches(manifest["samples"], suite.group_size)
     return {
-        "row": row,
+        "row": entry.name,
         "suite": suite.suite,
-        "method": settings.method,
-        "label": settings.label or type(method).label,
-        "nfe": settings.nfe,
+        "method": row.method,
+        "label": entry.label,
+        "nfe": entry.nfe,
         "sampled_steps": manifest["sampled_steps"],
         "resolution": manifest["resolution"],
         "model": suite.model,
-        "settings": method.model_dump(mode="json"),
+        "settings": entry.method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
         "plans": plans_digest(manifest["plan_of_first_batch"]),
-        "reference": reference,
+        "reference": reference.name,
         "samples": manifest["samples"],
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
-        "control": settings.control,
-        "refiners": settings.refiners,
-        "target": settings.target,
+        "control": row.control,
+        "refiners": row.refiners,
+        "target": row.target,
         "extractor": suite.extractor,
         "metrics_not_run": dict(samples.not_run),
         **score_row(samples, uncached, real, groups, suite.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
-        "guidance_scale": suite.guidance_scale(row),
+        "guidance_scale": entry.guidance_scale,
         "tokens": manifest["tokens"],
         "plan": _plan(manifest["plan_of_first_batch"]),
         "trajectory": trajectory,
-        "paper": settings.paper.model_dump(by_alias=True, exclude_none=True) if settings.paper else None,
+        "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
         | {"samples": manifest["provenance"]},
     }
@@ -178,8 +182,7 @@ def plans_digest(plans: list[dict[str, str | int]]) -> str | None:
 
 
 def _samples(
-    suite: Suite,
-    row: str,
+    entry: Entry,
     manifest: dict[str, Any],
     tensors: dict[str, Tensor],
     extractor: Extractor | None,
@@ -188,11 +191,10 @@ def _samples(
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
     features = Features.none(manifest["samples"])
     if extractor is not None:
-        path = suite.folder / "features" / f"{row}.safetensors"
-        key = digest([manifest["shards"], suite.extractor, source_digest("score")])
-        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(suite, row))
-        features = _kept(path, key, lambda: Features.joined(parts))
-    read, not_run = read_samples(suite, row, manifest, tensors, scorers)
+        key = digest([manifest["shards"], entry.suite.extractor, source_digest("score")])
+        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry))
+        features = _kept(entry.features, key, lambda: Features.joined(parts))
+    read, not_run = read_samples(entry, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
 
 

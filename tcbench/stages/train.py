@@ -2,10 +2,9 @@
 
 import time
 
-from tcbench.config import Suite
+from tcbench.entry import Entry
 from tcbench.provenance import collect
 from tcbench.stages.common import (
-    artefacts_folder,
     files_digests,
     load_adapter,
     load_captions,
@@ -15,21 +14,20 @@ from tcbench.stages.common import (
 from tcbench.training.caching import save_artefacts, train
 
 
-def train_row(suite: Suite, row: str) -> None:
+def train_row(entry: Entry) -> None:
     """Write results/<suite>/trained/<row>/; its artefacts.json, written last, vouches for the other files."""
-    started = time.time()
-    folder = artefacts_folder(suite, row)
-    assert folder is not None, f"{row} trains nothing"
+    suite, started = entry.suite, time.time()
+    assert entry.trains, f"{entry.name} trains nothing"
     adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
     artefacts, refiners, log = train(
         adapter,
-        suite.method(row),
-        suite.rows[row].nfe,
-        sampler_settings(suite, row),
+        entry.method,
+        entry.nfe,
+        sampler_settings(entry),
         load_examples(suite, captions),
         suite.training_seed,
         captions,
     )
-    log |= {"row": row, "settings": suite.training_settings(row), "read": files_digests(suite, row)}
+    log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
     log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
-    save_artefacts(folder, artefacts, refiners, log)
+    save_artefacts(entry.trained, artefacts, refiners, log)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tcbench.assets import ASSETS
 from tcbench.config import Suite
+from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
 from tcbench.files import atomic, read_json, write_json, write_text
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
@@ -43,7 +44,7 @@ def build_environment(suite: Suite) -> None:
     write_text(folder / "requirements.txt", REQUIREMENTS.read_text(encoding="utf-8"))  # marks it whole
 
 
-def score_videos(suite: Suite, row: str) -> None:
+def score_videos(entry: Entry) -> None:
     """Write results/<suite>/vbench/<row>.json: every dimension's score and that of each sample, or why it was not run.
 
     Samples of one prompt are its videos 0, 1, ... in the protocol's naming, `{prompt}-{i}.mp4`.
@@ -51,18 +52,17 @@ def score_videos(suite: Suite, row: str) -> None:
     Raises:
         UserError: the row has no prompts, or the process breaks down.
     """
-    started = time.time()
-    samples = suite.folder / "samples" / row
-    manifest = read_json(samples / "row.json")
-    names = video_names(manifest.get("captions") or [], f"{samples / 'row.json'}")
+    suite, started = entry.suite, time.time()
+    manifest = read_json(entry.manifest)
+    names = video_names(manifest.get("captions") or [], f"{entry.manifest}")
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
     if runnable := [name for name, reason in reasons.items() if not reason]:
         with tempfile.TemporaryDirectory() as scratch:
             task = {
-                "shards": [str(samples / name) for name in manifest["shards"]],
+                "shards": [str(entry.samples / name) for name in manifest["shards"]],
                 "names": names,
-                "videos": str(suite.folder / "videos" / row),
+                "videos": str(entry.videos),
                 "fps": suite.vbench.fps,
                 "dimensions": runnable,
                 "device": suite.device,
@@ -71,9 +71,9 @@ def score_videos(suite: Suite, row: str) -> None:
             }
             dimensions |= _by_sample(_process(suite, task), names)
     write_json(
-        suite.folder / "vbench" / f"{row}.json",
+        entry.vbench,
         {
-            "row": row,
+            "row": entry.name,
             "dimensions": {dimension.name: dimensions[dimension.name] for dimension in DIMENSIONS},
             "video": {"fps": suite.vbench.fps, "codec": "libx264, crf 10"},
             "shards": manifest["shards"],
@@ -111,19 +111,19 @@ def why_not(suite: Suite, dimension: Dimension) -> str | None:
     return None
 
 
-def readings(suite: Suite, row: str, shards: dict[str, str]) -> dict[str, dict[str, float]]:
+def readings(entry: Entry, shards: dict[str, str]) -> dict[str, dict[str, float]]:
     """Dimension -> sample number -> score, of a row whose sixteen dimensions were all run on these shards.
 
     Raises:
         NotRun: a dimension was not run.
         UserError: the results are of other samples.
     """
-    path = suite.folder / "vbench" / f"{row}.json"
+    path = entry.vbench
     if not path.exists():
-        raise NotRun(f"needs `tcbench vbench CONFIG --rows {row}`")
+        raise NotRun(f"needs `tcbench vbench CONFIG --rows {entry.name}`")
     record = read_json(path)
     if record["shards"] != shards:
-        raise UserError(f"{path}: is of other samples; delete it and run `tcbench vbench` for {row} again")
+        raise UserError(f"{path}: is of other samples; delete it and run `tcbench vbench` for {entry.name} again")
     absent = {name: result["not_run"] for name, result in record["dimensions"].items() if "not_run" in result}
     if absent:
         name, reason = next(iter(absent.items()))
