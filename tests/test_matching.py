@@ -15,6 +15,7 @@ from tcbench import matching
 from tcbench.cli import main
 from tcbench.config import Suite, load_suite
 from tcbench.costing import macs_of
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.matching import SHAPES, Basis, knob_settings, mean, solve, targeted_rows, with_knob
 from tcbench.method import Artefacts, Method
@@ -252,7 +253,7 @@ def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None
 
 def test_training_with_other_settings_does_not_count(suite: Suite) -> None:
     changed_suite = suite.model_copy(update={"training_seed": 1})
-    assert Calibration(changed_suite).basis(suite["router"]) == SHAPES
+    assert Calibration(changed_suite).basis(changed_suite["router"]) == SHAPES
 
 
 def test_match_of_a_row(suite: Suite, capsys) -> None:
@@ -305,11 +306,14 @@ def test_a_row_settled_by_training_may_miss_by_the_tolerance(suite: Suite) -> No
         }
         return suite.model_copy(update={"rows": rows})
 
+    def trained(entry: Entry) -> Basis:
+        return basis_of(suite[entry.name])
+
     assert nearest.reachable
-    for row in targeted_rows(at(nearest.setting), basis_of):
+    for row in targeted_rows(at(nearest.setting), trained):
         assert (row.row, row.target, row.estimates) == ("router", "ours", ()) and abs(row.off_target) <= 0.01
     with pytest.raises(UserError, match=r"rows\.router\.options\.threshold: 0\.99 is -"):
-        list(targeted_rows(at(0.99), basis_of))
+        list(targeted_rows(at(0.99), trained))
 
 
 # --- targets in a config
