@@ -19,6 +19,7 @@ from torch import Tensor
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
+from tcbench.executed import Executed, PlanRecord
 from tcbench.ledger import Ledger, block_macs
 from tcbench.method import Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
@@ -132,7 +133,7 @@ class Engine:
         self.cache = Cache()
         self.blocks = (blocks or PlainBlocks)(adapter, run, self.cache)
         self._ledger = Ledger(run.rows_per_sample)
-        self._plans: list[dict[str, str | int]] = []
+        self._plans: list[dict[str, Executed]] = []
         self._unsettled: list[tuple[Plan, Plan]] = []  # planned and executed
         self._executed: dict[Unit, Decision] = {}
 
@@ -143,10 +144,10 @@ class Engine:
         return self._ledger
 
     @property
-    def plans(self) -> list[dict[str, str | int]]:
-        """The plans executed so far, in sampling order, as JSON-able summaries; waits like `ledger`."""
+    def plans(self) -> PlanRecord:
+        """The plans executed so far; waits like `ledger`."""
         self._settle()
-        return self._plans
+        return PlanRecord(tuple(self._plans))
 
     def charge(self, name: str, macs_per_row: Macs) -> None:
         """Charge what a method looks at, a call of a scorer for one."""
@@ -253,7 +254,7 @@ class Engine:
             )
             self._ledger.charge_plan(settled, self.run.shape)
             self._ledger.charge_choices(planned)
-            self._plans.append(settled.summary())
+            self._plans.append(settled.executed())
         self._unsettled.clear()
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tcbench import golden_l2c
 from tcbench.errors import UserError
+from tcbench.executed import ALL, PlanRecord
 from tcbench.files import read_json, read_tensors
 from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Look, Method, Policy, Run
@@ -223,7 +224,7 @@ class Outcome:
 
     Attributes:
         method, run: what was run.
-        executed: plans as summaries, in sampling order.
+        executed: what was computed.
         scores, chosen: by step and branch, the scores [R, N] by which tokens were chosen, and their places [R, K].
         tensors: timesteps [S], eps [S, n, C, H, W], final [n, C, H, W] and, if the case stores the latents that its
             network saw, eps_from_x_in like eps.
@@ -231,7 +232,7 @@ class Outcome:
 
     method: Method
     run: Run
-    executed: list[dict[str, str | int]]
+    executed: PlanRecord
     scores: list[dict[Site, Tensor]]
     chosen: list[dict[Site, Tensor]]
     tensors: dict[str, Tensor]
@@ -340,8 +341,11 @@ def compare(case: Case, outcome: Outcome) -> dict[str, float]:
         expected["eps_from_x_in"] = expected["eps"]
         ours["eps"] = ours["eps"][-len(expected["eps"]) :]  # of all steps, or of the last ones
     full = [
-        [[_said(plan, block, branch) == "all" for branch in ("attn", "mlp")] for block in _blocks(outcome)]
-        for plan in outcome.executed
+        [
+            [outcome.executed.at(step, Site(block, part)) == ALL for part in ("attn", "mlp")]
+            for block in _blocks(outcome)
+        ]
+        for step in range(outcome.run.nfe)
     ]
     return largest_errors(case, {**ours, "recomputed": torch.tensor(full)}, expected)
 
@@ -351,11 +355,14 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
     branches = [part for part, kind in run.shape.kinds.items() if kind != "mix"]
-    partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
-    counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
+    done = [
+        [[outcome.executed.at(step, Site(block, branch)) for branch in ("attn", *branches)] for block in blocks]
+        for step in range(run.nfe)
+    ]
+    partial = [[attn != ALL for attn, *_ in of] for of in done]
     counters = [method.counter(step, run.nfe) for step in range(run.nfe)]
     ratios = [[method.ratio(counter, run.nfe, block, len(blocks)) for block in blocks] for counter in counters]
-    fresh = torch.tensor([[[count if isinstance(count, int) else 0 for count in row] for row in of] for of in counts])
+    fresh = torch.tensor([[[each.count for each in row] for _, *row in of] for of in done])
     ours = {
         "type": torch.tensor(partial),
         "fresh_count": fresh if case.pixart else fresh[:, :, 0],
@@ -398,11 +405,6 @@ def _other_tokens(expected: Mapping[str, Tensor], outcome: Outcome, step: int, s
 
 def _blocks(outcome: Outcome) -> range:
     return range(outcome.run.shape.num_blocks)
-
-
-def _said(plan: Mapping[str, str | int], block: int, branch: Any) -> str | int:
-    """ "all", "none" or the number of tokens; what a plan does not mention is computed in full."""
-    return plan.get(str(Site(block, branch)), "all")
 
 
 # --- the kinds

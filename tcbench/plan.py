@@ -22,6 +22,7 @@ from math import log
 from typing import TYPE_CHECKING, Literal
 
 from tcbench.errors import UserError
+from tcbench.executed import Executed
 from tcbench.unseen import is_unseen, unseen
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
@@ -214,20 +215,30 @@ class Plan:
         """Whether everything is computed, and known to be before the step runs."""
         return all(isinstance(decision.who, All) for decision in self.decisions.values())
 
-    def summary(self) -> dict[str, str | int]:
-        """JSON-able form: unit -> "all", "none" (held), "forecast N" (order N) or the number of recomputed tokens."""
-        return {str(unit): _said(decision) for unit, decision in self.decisions.items()}
+    def executed(self) -> dict[str, Executed]:
+        """What a step that ran it did, by unit; of a plan in which nothing is left to decide."""
+        return {str(unit): _executed(decision) for unit, decision in self.decisions.items()}
 
     def __str__(self) -> str:
         if not self.decisions:
             return "everything computed, nothing cached"
-        return ", ".join(f"{unit}: {value}" for unit, value in self.summary().items())
+        return ", ".join(f"{unit}: {_said(decision)}" for unit, decision in self.decisions.items())
 
 
-def _said(decision: Decision) -> str | int:
-    if isinstance(decision.who, Tokens):
-        return decision.who.count
-    return f"forecast {decision.fill.order}" if decision.who is NONE and decision.fill.order else str(decision.who)
+def _executed(decision: Decision) -> Executed:
+    match decision.who:
+        case Tokens() as tokens:
+            return Executed("some", tokens.count)
+        case All():
+            return Executed("all")
+        case Deferred():
+            raise TypeError("a deferred decision was not executed; settle the plan first")
+        case _:
+            return Executed("none", order=decision.fill.order)
+
+
+def _said(decision: Decision) -> str:
+    return str(decision.who if isinstance(decision.who, Deferred) else _executed(decision))
 
 
 def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:

@@ -21,6 +21,7 @@ from tcbench import noise
 from tcbench.cache import Cache
 from tcbench.engine import Blocks, Engine, PlainBlocks
 from tcbench.errors import UserError
+from tcbench.executed import PlanRecord
 from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
@@ -303,8 +304,7 @@ class Samples:
         label: classes [n]; sample indices where prompts are captions.
         x0, xt: predicted clean image and next latent at every step, [S, n, C, ...], for the first `traced` samples.
         macs: the ledger's totals per sample.
-        plans: executed plans in sampling order.
-        i_steps: the steps at which everything was computed.
+        plans: what was computed.
         cache_bytes: features held at the end of the run.
     """
 
@@ -313,8 +313,7 @@ class Samples:
     x0: Tensor
     xt: Tensor
     macs: dict[str, int | dict[str, int]]
-    plans: list[dict[str, str | int]]
-    i_steps: tuple[int, ...]
+    plans: PlanRecord
     cache_bytes: int
 
 
@@ -424,14 +423,12 @@ class Passes:
         return sum((engine.ledger for engine in self.engines[1:]), self.engines[0].ledger).totals()
 
     @property
-    def plans(self) -> list[dict[str, str | int]]:
+    def plans(self) -> PlanRecord:
         """The plans executed so far; where a later pass had another one, with its units beside the first's."""
         first, *later = (engine.plans for engine in self.engines)
-        together = [dict(plan) for plan in first]
+        together = first
         for number, plans in enumerate(later, start=2):
-            for plan, other, mine in zip(together, plans, first, strict=True):
-                if other != mine:
-                    plan.update({f"pass {number}: {unit}": who for unit, who in other.items()})
+            together = together.beside(plans, f"pass {number}", unless=first)
         return together
 
     @property
@@ -491,7 +488,6 @@ def sample_batch(
         x0=torch.stack(x0s).float().cpu(),
         xt=torch.stack(xts).float().cpu(),
         macs=passes.macs,
-        plans=(plans := passes.plans),
-        i_steps=tuple(step for step, plan in enumerate(plans) if set(plan.values()) <= {"all"}),
+        plans=passes.plans,
         cache_bytes=passes.cache_bytes,
     )

@@ -211,8 +211,8 @@ def test_refiners_of_p_steps_leave_i_steps_alone(adapter, trained: Trained, save
         sample_batch(model, trained.method, NFE, SETTINGS, torch.arange(3), artefacts, traced=3)
         for model in (refined, confined, adapter)
     )
-    first_p_step = next(step for step in range(NFE) if step not in both.i_steps)
-    assert own.i_steps == both.i_steps
+    first_p_step = next(step for step in range(NFE) if step not in both.plans.i_steps)
+    assert own.plans.i_steps == both.plans.i_steps
     assert torch.equal(own.xt[:first_p_step], none.xt[:first_p_step])
     assert not torch.equal(own.xt[0], both.xt[0])
     assert not torch.equal(own.xt[first_p_step], none.xt[first_p_step])

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tcbench.engine import Engine
 from tcbench.errors import UserError
+from tcbench.executed import PlanRecord
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
@@ -217,15 +218,18 @@ def on_meta(plan: Plan) -> Plan:
 @over_cases
 def test_i_steps_are_the_full_plans(model: str, name: str, options: dict[str, Any]) -> None:
     samples = sample_once(model, small_method(name, options), 0, 1)
-    full = tuple(step for step, plan in enumerate(samples.plans) if all(value == "all" for value in plan.values()))
+    plans = samples.plans.to_json()
+    full = tuple(step for step, plan in enumerate(plans) if all(value == "all" for value in plan.values()))
     assert full and full[0] == 0, broken("the first step is full", name)
-    assert samples.i_steps == full, broken("i_steps are the steps whose plans compute everything", name)
+    assert samples.plans.i_steps == full, broken("i_steps are the steps whose plans compute everything", name)
 
 
 @over_cases
 def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
     plans = sample_once(model, small_method(name, options), 0, 1).plans
-    assert json.loads(json.dumps(plans)) == plans, broken("plans round-trip through JSON", name)
+    assert PlanRecord.from_json(json.loads(json.dumps(plans.to_json()))) == plans, broken(
+        "plans round-trip through JSON", name
+    )
 
 
 # --- determinism and independence

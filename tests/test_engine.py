@@ -190,7 +190,7 @@ def test_choosing_no_token_is_none(tiny, run, steps, units_of: Callable) -> None
         engine = Engine(tiny, run)
         engine.hidden(every_unit(units, ALL), 0, *steps[0])
         outputs.append(engine.hidden(every_unit(units, who), 1, *steps[1]))
-        assert set(engine.plans[1].values()) == {"none"}
+        assert set(engine.plans.to_json()[1].values()) == {"none"}
     assert torch.equal(*outputs)
 
 
@@ -244,7 +244,7 @@ def test_a_held_span_adds_its_stored_residual(tiny, run, steps) -> None:
     x, condition = steps[1]
     expected = dense(dense(x, condition, 0) + residual, condition, 3)
     close(engine.hidden(Plan({span: Decision(NONE)}), 1, x, condition), expected)
-    assert engine.plans == [{"blocks 1-2": "all"}, {"blocks 1-2": "none"}]
+    assert engine.plans.to_json() == [{"blocks 1-2": "all"}, {"blocks 1-2": "none"}]
 
 
 def test_forecast_is_taylorseers() -> None:
@@ -317,7 +317,7 @@ def test_deferred_spans_are_charged_by_what_was_executed(tiny, run, steps) -> No
         before = engine.ledger.totals()["per_sample"]
         engine.hidden(plan, step, *steps[at])
         spent.append(engine.ledger.totals()["per_sample"] - before)
-    assert [list(executed.values()) for executed in engine.plans] == [["all"], ["none"], ["all"]]
+    assert [list(executed.values()) for executed in engine.plans.to_json()] == [["all"], ["none"], ["all"]]
     every, skipped = (2 * plan_macs(Plan({span: Decision(who)}), run.shape).matmul for who in (ALL, NONE))
     assert spent == [every, skipped, every] and skipped < every / 3
 

@@ -46,7 +46,7 @@ def test_the_evidence_of_a_row() -> None:
     ]
     uncached, steps, _, ours = rows
     steps["row"] = "nfe20-steps12"
-    uncached["plan"], ours["plan"] = {}, {"block 0": "all 16", "block 1": "all none"}
+    uncached["plan"], ours["plan"] = {}, {"block 0": "all 16", "block 1": "all forecast 2"}
     ours["refiners"] = False
     steps["macs"] = steps["macs"] | {"per_sample": ours["macs"]["per_sample"] + 1}
     predictor = {"kind": "TrainScorer", "iterations": 160, "batch_size": 16, "wall_s": 44.1, "cache_loss": [2.0, 0.5]}

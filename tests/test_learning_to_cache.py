@@ -16,6 +16,7 @@ from tcbench.costing import macs_of
 from tcbench.data import Dataset
 from tcbench.engine import Engine
 from tcbench.errors import UserError
+from tcbench.executed import PlanRecord
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.golden import Case, check_case, sample_case
 from tcbench.method import Artefacts, Run, Table, TrainRouter
@@ -122,7 +123,8 @@ def test_other_samplers_and_steps(case: Path, settings: dict[str, Any], nfe: int
     outcome = sample_case(Case(case, "own"), method, router)
     write_tensors(case / "own.safetensors", given | outcome.tensors)
     assert missed(case, "own") == set()
-    assert len(outcome.executed) == nfe and 0 < sum(value == "none" for value in outcome.executed[-1].values()) < GATES
+    assert len(outcome.executed.steps) == nfe
+    assert 0 < sum(value == "none" for value in outcome.executed.to_json()[-1].values()) < GATES
     change(case, "own.safetensors", router_prob=given["router_prob"].roll(2, dims=0))  # another step's row
     assert {"eps", "final"} <= missed(case, "own")
     if "sampler" in settings:
@@ -261,7 +263,8 @@ def test_steps_are_paired_from_the_end(adapter: DiTAdapter, nfe: int, full: tupl
         ]
         assert sample[0].plans == sample[1].plans and torch.equal(sample[0].image, sample[1].image)
         assert plans_digest(sample[0].plans) == plans_digest(sample[1].plans) is not None
-        assert plans_digest([{"block 0": "all", "block 1": 3}]) is None  # which three tokens is not said
+        three = PlanRecord.from_json([{"block 0": "all", "block 1": 3}])
+        assert plans_digest(three) is None  # which three tokens is not said
 
 
 @pytest.mark.parametrize(("threshold", "opened"), [(0.0, 7), (0.1, 6), (0.5, 4), (0.6, 2), (1.0, 0)])
@@ -292,7 +295,7 @@ def test_rows_are_numbered_from_the_last_step(adapter: DiTAdapter) -> None:
     plans = sample_batch(
         adapter, make_method("learning_to_cache", {}), NFE, SETTINGS, torch.arange(2), run.artefacts
     ).plans
-    assert [set(plan.values()) for plan in plans] == [{"all"}, {"none"}, {"all"}, {"all"}, {"all"}, {"none"}]
+    assert [set(plan.values()) for plan in plans.to_json()] == [{"all"}, {"none"}, {"all"}, {"all"}, {"all"}, {"none"}]
 
 
 @pytest.mark.parametrize("router", [router_with(8, [OPEN] * GATES), router_with(NFE, [OPEN] * 56)])
@@ -328,7 +331,7 @@ def test_hard_gates_train_on_what_is_sampled(adapter: DiTAdapter, data: Dataset)
         eps = engine(2, x, label)[:, :4]
         later, _ = trainer.pairs.sampler.step(eps, 2, x)
         error_R = (engine(3, later, label) - uncached(3, later, label)).square().flatten(1).mean(1)
-    assert 0 < sum(value == "none" for value in engine.plans[1].values()) < GATES
+    assert 0 < sum(value == "none" for value in engine.plans.to_json()[1].values()) < GATES
     assert_close(loss.mse_R, error_R, LOSS)
     assert trainer.rows[2].grad.abs().min() > 0
     assert_close(loss.gates, logits[2].sigmoid().sum(), LOSS)  # the price stays soft

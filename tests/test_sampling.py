@@ -258,7 +258,7 @@ def test_what_a_batch_returns(tiny) -> None:
     assert samples.label.tolist() == [8, 9, 0]
     assert samples.x0.shape == samples.xt.shape == (5, 2, 4, 16, 16)
     assert torch.equal(samples.xt[-1], samples.image[:2]) and torch.equal(samples.x0[-1], samples.image[:2])
-    assert samples.i_steps == (0, 2) and len(samples.plans) == 5
+    assert samples.plans.i_steps == (0, 2) and len(samples.plans.steps) == 5
     # rows x tokens x width x float32, times update, keys and values of three blocks
     assert samples.cache_bytes == 6 * 64 * 96 * 4 * 3 * 3
     assert sampled(tiny, 8, 9, 10).x0.shape == (5, 0, 4, 16, 16)

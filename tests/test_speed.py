@@ -69,7 +69,7 @@ def test_a_replay_is_what_is_sampled_and_repeats_itself(tiny, name):
     assert len(replay.step_macs) == replay.nfe == method.sampled_steps(6)
     assert sum(replay.step_macs) == samples.macs["per_sample"]
     full = {step for step, computed in enumerate(is_full(replay, tiny.shape)) if computed}
-    assert full == set(samples.i_steps)
+    assert full == set(samples.plans.i_steps)
 
 
 def test_steps_follow_each_other(tiny):

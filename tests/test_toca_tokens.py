@@ -156,7 +156,7 @@ def test_maps_are_charged(tiny) -> None:
         tiny, make_method("toca_tokens", options), 6, SamplerSettings(guidance_scale=1.5), torch.arange(2)
     )
     assert samples.macs["by_tag"]["score"] == 2 * 3 * 2 * 64**2 * 96
-    assert samples.plans[1] == {"block 0": 13, "block 1": 13, "block 2": 13}
+    assert samples.plans.to_json()[1] == {"block 0": 13, "block 1": 13, "block 2": 13}
     totals = macs_of("tiny-dit", make_method("toca_tokens", options), 6)
     assert {key: totals[key] for key in samples.macs} == samples.macs
     random = macs_of("tiny-dit", make_method("random_tokens", options), 6)

@@ -109,7 +109,7 @@ def test_the_matching_is_charged(tiny) -> None:
     assert samples.macs["by_tag"]["score"] == 2 * 3 * (NFE - 2) * (64 - 4) * 4 * 96
     totals = macs_of("tiny-dit", method, NFE)
     assert {key: totals[key] for key in samples.macs} == samples.macs
-    assert samples.plans[P_STEP] == {"block 0": 13, "block 1": 13, "block 2": 13}
+    assert samples.plans.to_json()[P_STEP] == {"block 0": 13, "block 1": 13, "block 2": 13}
 
 
 def test_matching_a_block_of_dit_xl() -> None:

@@ -204,6 +204,8 @@ def test_minimum_detectable_difference_grows_with_the_spread():
 def test_kept_shares_reads_the_executed_plan():
     row = {"tokens": 64, "plan": {"block 0": "all 16 none", "block 1": "all none 64"}}
     assert kept_shares(row).tolist() == [[1, 1], [0.25, 0], [0, 1]]
+    row["plan"]["block 1"] = "all forecast 2 forecast 1"  # what is extrapolated is not recomputed
+    assert kept_shares(row).tolist() == [[1, 1], [0.25, 0], [0, 0]]
 
 
 def test_tables_say_what_the_suite_cannot_show(results):

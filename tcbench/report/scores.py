@@ -14,6 +14,7 @@ import numpy as np
 
 from tcbench.config import Suite
 from tcbench.errors import UserError
+from tcbench.executed import PlanRecord
 from tcbench.files import read_json
 
 Row = dict[str, Any]
@@ -179,8 +180,4 @@ def read_results(suite: Suite, folder: Path) -> Results:
 
 def kept_shares(row: Row) -> np.ndarray:
     """Share of tokens that every step recomputed in every unit of a row's plan, [S, units]."""
-
-    def share(word: str) -> float:
-        return int(word) / row["tokens"] if word.isdecimal() else {"all": 1.0, "none": 0.0}[word]
-
-    return np.array([[share(word) for word in line.split()] for line in row["plan"].values()]).T
+    return PlanRecord.from_lines(row["plan"]).kept_shares(row["tokens"])

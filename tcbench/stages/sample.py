@@ -129,8 +129,8 @@ def _sample_shard(
         )
     record = {
         "macs": [batch.macs for batch in batches],
-        "plans": [batch.plans for batch in batches],
-        "i_steps": batches[0].i_steps,
+        "plans": [batch.plans.to_json() for batch in batches],
+        "i_steps": batches[0].plans.i_steps,
         "cache_bytes": max(batch.cache_bytes for batch in batches),
         "tokens": ready.adapter.shape.num_tokens,
         "timesteps": make_sampler(

@@ -14,6 +14,7 @@ from tcbench.data import load_images, to_uint8
 from tcbench.data.images import list_images
 from tcbench.entry import Entry
 from tcbench.errors import UserError
+from tcbench.executed import PlanRecord
 from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
 from tcbench.metrics import (
     METRICS,
@@ -138,7 +139,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         other_manifest, other = read_images(reference)
         uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
-    suite, row = entry.suite, entry.row
+    suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
     groups = stats.batches(manifest["samples"], suite.group_size)
     return {
         "row": entry.name,
@@ -151,7 +152,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "model": suite.model,
         "settings": entry.method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
-        "plans": plans_digest(manifest["plan_of_first_batch"]),
+        "plans": plans_digest(plan),
         "reference": reference.name,
         "samples": manifest["samples"],
         "groups": len(groups),
@@ -167,7 +168,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "cache_bytes": manifest["cache_bytes"],
         "guidance_scale": entry.guidance_scale,
         "tokens": manifest["tokens"],
-        "plan": _plan(manifest["plan_of_first_batch"]),
+        "plan": plan.to_lines(),
         "trajectory": trajectory,
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
@@ -175,10 +176,9 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
     }
 
 
-def plans_digest(plans: list[dict[str, str | int]]) -> str | None:
+def plans_digest(plan: PlanRecord) -> str | None:
     """Identifies what a run computed and reused, by whole units; None if it chose tokens, which plans only count."""
-    whole = all(isinstance(decision, str) for plan in plans for decision in plan.values())
-    return digest(plans) if whole else None
+    return digest(plan.to_json()) if plan.by_whole_units else None
 
 
 def _samples(
@@ -196,15 +196,6 @@ def _samples(
         features = _kept(entry.features, key, lambda: Features.joined(parts))
     read, not_run = read_samples(entry, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
-
-
-def _plan(steps: list[dict[str, str | int]]) -> dict[str, str]:
-    """By unit, what every step of the first batch recomputed: "all", "none" or a number of tokens per row.
-
-    A unit that a step does not mention is computed in full.
-    """
-    units = dict.fromkeys(unit for step in steps for unit in step)
-    return {unit: " ".join(str(step.get(unit, "all")) for step in steps) for unit in units}
 
 
 def _trajectory(

@@ -1,0 +1,116 @@
+"""The record of what a run computed: by step and unit of its plans. Imports no torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+_WORDS = re.compile(r"forecast \d+|\S+")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a step did in a unit.
+
+    Attributes:
+        who: whether all tokens were computed, none, or some that were chosen.
+        count: how many of each row, if some.
+        order: of the forecast in the place of what was not computed, if none was; 0: the held value stood there.
+    """
+
+    who: Literal["all", "none", "some"]
+    count: int = 0
+    order: int = 0
+
+    def share(self, tokens: int) -> float:
+        """The computed share of so many tokens."""
+        return {"all": 1.0, "none": 0.0}.get(self.who, self.count / tokens)
+
+    def to_json(self) -> str | int:
+        """ "all", "none", "forecast N" (order N) or the number of tokens."""
+        if self.who == "some":
+            return self.count
+        return f"forecast {self.order}" if self.order else self.who
+
+    @classmethod
+    def from_json(cls, said: str | int) -> "Executed":
+        """The inverse of `to_json`, for numbers in digits too.
+
+        Raises:
+            ValueError: it says nothing of the kind.
+        """
+        word = str(said)
+        if word in ("all", "none"):
+            return ALL if word == "all" else cls("none")
+        if word.startswith("forecast "):
+            return cls("none", order=int(word.removeprefix("forecast ")))
+        return cls("some", int(word))
+
+    def __str__(self) -> str:
+        return str(self.to_json())
+
+
+ALL = Executed("all")
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """What a run computed.
+
+    Attributes:
+        steps: in sampling order, what was done by unit; a unit that is not mentioned was computed in full.
+    """
+
+    steps: tuple[Mapping[str, Executed], ...]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """All units, in the order in which they are first mentioned."""
+        return tuple(dict.fromkeys(unit for step in self.steps for unit in step))
+
+    def at(self, step: int, unit: object) -> Executed:
+        """What a step did in a unit, which is named by its string."""
+        return self.steps[step].get(str(unit), ALL)
+
+    @property
+    def i_steps(self) -> tuple[int, ...]:
+        """The steps at which everything was computed."""
+        return tuple(number for number, step in enumerate(self.steps) if set(step.values()) <= {ALL})
+
+    @property
+    def by_whole_units(self) -> bool:
+        """Whether no tokens were chosen, so that the record says all that was computed and reused."""
+        return all(done.who != "some" for step in self.steps for done in step.values())
+
+    def kept_shares(self, tokens: int) -> np.ndarray:
+        """The share of `tokens` that every step computed in every unit, [S, units]."""
+        return np.array([[self.at(step, unit).share(tokens) for unit in self.units] for step in range(len(self.steps))])
+
+    def beside(self, other: "PlanRecord", name: str, unless: "PlanRecord") -> "PlanRecord":
+        """This record with another one's units beside its own, by `name`, at the steps where that is not `unless`."""
+        steps = []
+        for mine, theirs, same in zip(self.steps, other.steps, unless.steps, strict=True):
+            named = {f"{name}: {unit}": done for unit, done in theirs.items()}
+            steps.append(mine if theirs == same else {**mine, **named})
+        return PlanRecord(tuple(steps))
+
+    def to_json(self) -> list[dict[str, str | int]]:
+        """Steps as they are, for what reads them again."""
+        return [{unit: done.to_json() for unit, done in step.items()} for step in self.steps]
+
+    @classmethod
+    def from_json(cls, steps: Sequence[Mapping[str, str | int]]) -> "PlanRecord":
+        """The inverse of `to_json`."""
+        return cls(tuple({unit: Executed.from_json(said) for unit, said in step.items()} for step in steps))
+
+    def to_lines(self) -> dict[str, str]:
+        """By unit, what every step did in it: a line of words, the form of score files."""
+        return {unit: " ".join(str(self.at(step, unit)) for step in range(len(self.steps))) for unit in self.units}
+
+    @classmethod
+    def from_lines(cls, lines: Mapping[str, str]) -> "PlanRecord":
+        """The inverse of `to_lines`, where every unit is mentioned at every step; of no unit it knows no step."""
+        words = {unit: [Executed.from_json(word) for word in _WORDS.findall(line)] for unit, line in lines.items()}
+        return cls(tuple(dict(zip(words, step, strict=True)) for step in zip(*words.values(), strict=True)))
