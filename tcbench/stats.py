@@ -73,12 +73,6 @@ class Interval:
         """
         return float(stdtrit(self.dof, 1 - alpha / 2) + stdtrit(self.dof, power)) * self.se
 
-    @classmethod
-    def from_ends(cls, value: float, low: float, high: float, groups: int, confidence: float = 0.95) -> "Interval":
-        """The interval over so many groups that was stored as its ends."""
-        half = float(stdtrit(groups - 1, (1 + confidence) / 2))
-        return cls(value, low, high, (high - low) / 2 / half, groups - 1)
-
 
 @dataclass(frozen=True)
 class Replicates:

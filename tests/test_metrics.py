@@ -339,6 +339,7 @@ def test_a_row_is_scored_with_intervals_and_paired_differences(row):
     for name, cell in score["paired"].items():
         theirs = METRICS[name].compute(uncached, Reference(real))
         assert cell["difference"] == pytest.approx(score["quality"][name]["value"] - theirs)
+        assert cell["se"] > 0
         assert cell["distinguishable"] == (cell["low"] > 0 or cell["high"] < 0)
     width = {kind: score[kind]["fid"]["high"] - score[kind]["fid"]["low"] for kind in ("quality", "paired")}
     assert width["paired"] < width["quality"]  # the shared noise cancels
@@ -347,7 +348,7 @@ def test_a_row_is_scored_with_intervals_and_paired_differences(row):
 def test_a_row_against_itself_differs_by_exactly_zero(row):
     samples, _, real = row
     score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
-    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "distinguishable": False}
+    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "distinguishable": False}
     assert all(cell == zero for cell in score["paired"].values())
     assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "deleted": [0.0] * 8}
 

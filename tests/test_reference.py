@@ -14,10 +14,12 @@ from PIL import Image
 from tcbench.config import Suite
 from tcbench.files import read_json
 from tcbench.report.names import figure_names
+from tcbench.report.scores import paired_interval
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
 from tcbench.speed_config import SpeedSuite
 from tcbench.stages import publish, render
+from tcbench.stats import Replicates
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
@@ -34,6 +36,24 @@ def measured(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rendered = shutil.ignore_patterns("tables", "figures", "report.html", "nfe[0-9].png", "nfe[0-9][0-9].png")
     shutil.copytree(committed, copy, ignore=rendered)
     return copy
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_paired_intervals_are_those_of_the_stored_replicates(suite):
+    """So that the standard error, which scoring stores, is the jackknife's own in every committed file."""
+    seen = 0
+    for path in (REFERENCE / suite).glob("**/scores/*.json"):
+        row = read_json(path)
+        for metric in row.get("paired") or {}:
+            rows = row, read_json(path.with_stem(row["reference"]))
+            ours, theirs = (
+                Replicates(quality["value"], np.array(quality["deleted"]), np.array(each["group_sizes"]))
+                for each in rows
+                for quality in [each["quality"][metric]]
+            )
+            assert paired_interval(row, metric) == (ours - theirs).interval(), (path.name, metric)
+            seen += 1
+    assert seen
 
 
 @pytest.fixture(scope="module", params=SUITES)

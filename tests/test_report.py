@@ -67,6 +67,7 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
                 "difference": difference,
                 "low": difference - 0.5,
                 "high": difference + 0.5,
+                "se": 0.5 / 2.3646,  # over 8 groups
                 "distinguishable": abs(difference) > 0.5,
             }
         }
@@ -236,8 +237,8 @@ def test_cells(table):
 
 
 def test_higher_is_better_for_inception_score(rows):
-    rows[2]["paired"]["is"] = {"difference": 1.0, "low": 0.9, "high": 1.1, "distinguishable": True}
-    rows[3]["paired"]["is"] = {"difference": -1.0, "low": -1.1, "high": -0.9, "distinguishable": True}
+    rows[2]["paired"]["is"] = {"difference": 1.0, "low": 0.9, "high": 1.1, "se": 0.04, "distinguishable": True}
+    rows[3]["paired"]["is"] = {"difference": -1.0, "low": -1.1, "high": -0.9, "se": 0.04, "distinguishable": True}
     table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
     assert line_of(table, "nfe50-fora")[1]["IS"].endswith(" better")
     assert line_of(table, "nfe50-toca")[1]["IS"].endswith(" worse")

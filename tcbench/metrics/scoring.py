@@ -237,7 +237,7 @@ def score_row(
 
     Returns:
         {"quality": {metric: {"value", "low", "high", "se", "deleted"}},  (deleted: without each group)
-         "paired": {metric: {"difference", "low", "high", "distinguishable"}}} in floats and bools.
+         "paired": {metric: {"difference", "low", "high", "se", "distinguishable"}}} in floats and bools.
         "paired" is this row less the reference with the same groups left out of both; metrics that already
         compare with the reference are only in "quality"; one that could not be run (`samples.not_run`) is in neither.
 
@@ -276,6 +276,7 @@ def _difference(row: Replicates, reference: Replicates) -> dict[str, Any]:
         "difference": interval.value,
         "low": interval.low,
         "high": interval.high,
+        "se": interval.se,
         "distinguishable": interval.distinguishable,
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.report.scores import Row, quality_of
+from tcbench.report.scores import Row, paired_interval, quality_of
 from tcbench.stats import Interval, Replicates, holm, welch
 
 LEVEL = 0.05
@@ -68,8 +68,7 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     Paired by what scoring stored against the row's own reference, or by the jackknife's replicates where both rows hold
     them for the same batches; otherwise the two are taken as independent, which errs on wide.
     """
-    if other["row"] == row["reference"] != row["row"] and (stored := (row.get("paired") or {}).get(metric)):
-        interval = Interval.from_ends(stored["difference"], stored["low"], stored["high"], row["groups"])
+    if other["row"] == row["reference"] != row["row"] and (interval := paired_interval(row, metric)):
         return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
     ours, theirs = quality_of(row, metric), quality_of(other, metric)
     if ours is None or theirs is None:

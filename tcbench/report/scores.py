@@ -16,6 +16,7 @@ from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.executed import PlanRecord
 from tcbench.files import read_json
+from tcbench.stats import Interval
 
 Row = dict[str, Any]
 
@@ -67,6 +68,14 @@ def quality_of(row: Row, metric: str) -> dict[str, Any] | None:
     """A row's number with its interval in a metric; None if the row or the metric was not run."""
     quality = row.get("quality", {}).get(metric)
     return quality if quality and "value" in quality else None
+
+
+def paired_interval(row: Row, metric: str) -> Interval | None:
+    """A row less its uncached reference in a metric, at equal noise; None if that was not scored."""
+    paired = (row.get("paired") or {}).get(metric)
+    if paired is None:
+        return None
+    return Interval(paired["difference"], paired["low"], paired["high"], paired["se"], row["groups"] - 1)
 
 
 def is_reference(row: Row) -> bool:

@@ -10,8 +10,7 @@ from tcbench.errors import UserError
 from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
 from tcbench.report.compare import LEVEL, NOT_TESTED, SIGNS
 from tcbench.report.render import Table
-from tcbench.report.scores import Results, Row, reference_of
-from tcbench.stats import Interval
+from tcbench.report.scores import Results, Row, paired_interval, reference_of
 
 
 def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
@@ -78,10 +77,10 @@ def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value."""
     sizes: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for metric, paired in (row.get("paired") or {}).items():
+        for metric in row.get("paired") or {}:
             base = reference_of(row, rows)["quality"].get(metric, {}).get("value")
-            interval = Interval.from_ends(paired["difference"], paired["low"], paired["high"], row["groups"])
-            if base and interval.se:
+            interval = paired_interval(row, metric)
+            if base and interval and interval.se:
                 sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base)))
     return {
         metric: (float(np.median([size for size, _ in found])), float(np.median([size / base for size, base in found])))
