@@ -59,6 +59,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("unseen", set()),
         ("timesteps", {"errors"}),
         ("executed", set()),
+        ("score", set()),
         ("plan", {"errors", "executed", "kernels", "unseen"}),
         ("files", {"errors"}),
         ("noise", set()),

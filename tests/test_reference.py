@@ -17,6 +17,7 @@ from tcbench.report.names import figure_names
 from tcbench.report.scores import paired_interval
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
+from tcbench.score import Score
 from tcbench.speed_config import SpeedSuite
 from tcbench.stages import publish, render
 from tcbench.stats import Replicates
@@ -39,11 +40,12 @@ def measured(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_paired_intervals_are_those_of_the_stored_replicates(suite):
+def test_scores_are_whole_and_paired_intervals_those_of_the_stored_replicates(suite):
     """So that the standard error, which scoring stores, is the jackknife's own in every committed file."""
     seen = 0
     for path in (REFERENCE / suite).glob("**/scores/*.json"):
         row = read_json(path)
+        assert path.stem == "floor" or row.keys() == Score.__required_keys__, path.name
         for metric in row.get("paired") or {}:
             rows = row, read_json(path.with_stem(row["reference"]))
             ours, theirs = (

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tcbench.metrics.accuracy import correct
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.metrics.inception_score import inception_score
+from tcbench.score import Measured, Paired, Quality
 from tcbench.stats import Indices, Replicates, Statistic, replicate
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ METRICS: dict[str, Metric] = {
 
 def score_row(
     samples: Samples, uncached: Samples | None, real: Real, groups: Sequence[Indices], metrics: Sequence[str]
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> Measured:
     """Score one row with 95 % delete-one-group jackknife intervals (`tcbench.stats`).
 
     Args:
@@ -236,8 +237,7 @@ def score_row(
         metrics: names in `METRICS`.
 
     Returns:
-        {"quality": {metric: {"value", "low", "high", "se", "deleted"}},  (deleted: without each group)
-         "paired": {metric: {"difference", "low", "high", "se", "distinguishable"}}} in floats and bools.
+        Quality and paired differences by metric.
         "paired" is this row less the reference with the same groups left out of both; metrics that already
         compare with the reference are only in "quality"; one that could not be run (`samples.not_run`) is in neither.
 
@@ -252,7 +252,8 @@ def score_row(
     if uncached is not None:
         _check_paired(samples, uncached)
     reference = Reference(real, uncached)
-    quality, paired = {}, {}
+    quality: dict[str, Quality] = {}
+    paired: dict[str, Paired] = {}
     for metric in tqdm([METRICS[name] for name in metrics], desc="metrics", delay=2, leave=False, disable=None):
         if metric.name in samples.not_run or (uncached is None and "uncached" in metric.needs):
             continue
@@ -270,7 +271,7 @@ def score_row(
     return {"quality": quality, "paired": paired}
 
 
-def _difference(row: Replicates, reference: Replicates) -> dict[str, Any]:
+def _difference(row: Replicates, reference: Replicates) -> Paired:
     interval = (row - reference).interval()
     return {
         "difference": interval.value,

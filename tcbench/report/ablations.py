@@ -1,6 +1,7 @@
 """The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +11,7 @@ from tcbench.report.compare import SIGNS, Comparison, compare
 from tcbench.report.render import Table
 from tcbench.report.scores import Row, mac_ratio, quality_of
 from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
+from tcbench.score import Quality
 
 PRINTED = (
     *(*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment"),
@@ -51,7 +53,8 @@ def table_ablation(
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
             quality, mark = quality_of(row, metric), found.get((row["row"], metric))
-            record |= {f"{metric}{end}": (quality or {}).get(key) for end, key in _ENDS}
+            numbers: dict[str, Any] = {**quality} if quality else {}
+            record |= {f"{metric}{end}": numbers.get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
             name = SIGNS[metric][0]
             cell[name] = _text(quality, mark)
@@ -110,7 +113,7 @@ def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]
     }
 
 
-def _text(quality: dict[str, float] | None, mark: Comparison | None) -> str:
+def _text(quality: Quality | None, mark: Comparison | None) -> str:
     if quality is None:
         return NO_CELL
     return marked(interval_text(quality["value"], quality["low"], quality["high"]), mark)

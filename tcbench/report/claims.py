@@ -336,10 +336,11 @@ def _smallest_deviation(results: Results) -> list[Finding]:
         decided, told = [], []
         for row in _tokencache(results):
             rival = next((r for r in results.rows if (r["method"], r["nfe"]) == ("toca", row["nfe"])), None)
-            if not rival or not row.get("trajectory") or not rival.get("trajectory"):
+            paths = [path for each in (row, rival) if each and (path := each.get("trajectory"))]
+            if not rival or len(paths) < 2:
                 continue
             count = results.suite.traced
-            (ours, se), (theirs, other_se) = (_mean_over_steps(r["trajectory"], key, count) for r in (row, rival))
+            (ours, se), (theirs, other_se) = (_mean_over_steps(each, key, count) for each in paths)
             interval = welch(ours, se, theirs, other_se, count - 1)
             decided.append(Comparison(row["row"], rival["row"], "mae", interval, False, interval.p_value))
             told.append(f"NFE {row['nfe']}: {ours:.4f} against {theirs:.4f}")

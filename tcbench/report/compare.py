@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from tcbench.report.scores import Row, paired_interval, quality_of
+from tcbench.score import Quality
 from tcbench.stats import Interval, Replicates, holm, welch
 
 LEVEL = 0.05
@@ -83,7 +83,7 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     return Comparison(row["row"], other["row"], metric, interval, paired, interval.p_value)
 
 
-def _replicates(quality: dict[str, Any], sizes: np.ndarray) -> Replicates:
+def _replicates(quality: Quality, sizes: np.ndarray) -> Replicates:
     return Replicates(quality["value"], np.array(quality["deleted"]), sizes)
 
 

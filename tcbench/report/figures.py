@@ -1,7 +1,7 @@
 """Figures of a suite: quality against cost, deviation per step (Fig. 10), gate statistics (Fig. 8)."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ LOOK: dict[Any, Any] = {
 }
 
 
-def styles(rows: Sequence[Row]) -> dict[str, Style]:
+def styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
     """A style per row id, the same in every figure drawn from the same suite.
 
     At each resolution and NFE the first label of a method takes the method's style; other labels (variants, unknown
@@ -164,7 +164,7 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
         strict=True,
     ):
         for position, row in enumerate(drawn):
-            path = row["trajectory"]
+            path = row["trajectory"] or {}
             mean, std = np.array(path[f"{key}_mae_mean"]), np.array(path[f"{key}_mae_std"])
             style = style_of[row["row"]]
             (handles[name_of(row)],) = panel.plot(
@@ -241,7 +241,7 @@ def _with_intervals(panel: Any, x: Sequence[float], rows: Sequence[Row], metric:
 
 
 @rc_context(LOOK)
-def figure_alpha(statistics: dict[str, Any], i_steps: dict[str, Sequence[int]]) -> Figure:
+def figure_alpha(statistics: dict[str, Any], i_steps: Mapping[str, Sequence[int]]) -> Figure:
     """Statistics of TokenCache's gate alpha, a column of panels per NFE (the paper's Fig. 8).
 
     Args:

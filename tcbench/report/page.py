@@ -110,7 +110,7 @@ def _shaded(kept_SU: np.ndarray) -> np.ndarray:
 
 def _provenance(results: Results) -> dict[str, str]:
     """Where the numbers come from: one value per field, or all there are."""
-    records = [row["provenance"] for row in results.rows if row.get("provenance")]
+    records: list[Any] = [row["provenance"] for row in results.rows if row.get("provenance")]
     records += [record["samples"] for record in records if "samples" in record]
 
     def several(*keys: str) -> str:

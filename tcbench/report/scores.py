@@ -1,11 +1,10 @@
 """Score files and all else that reports are made from: reading, checking, and the ratio that tables and figures share.
 
-A score file is plain JSON, one per row of a suite: what was run (`method`, `nfe`, `settings`), its quality
-with intervals, its paired differences to the uncached row, its MACs and the paper's numbers for the same cell.
+A score file is plain JSON, one per row of a suite (`tcbench.score`).
 A row that could not be run carries `"not_run": "<why>"` instead of `quality` and `macs`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.executed import PlanRecord
 from tcbench.files import read_json
+from tcbench.score import Quality, Score
 from tcbench.stats import Interval
 
-Row = dict[str, Any]
+Row = Score
 
 IDENTITY = (
     "row",
@@ -54,7 +54,7 @@ def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
     return rows
 
 
-def name_of(row: Row) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
     """What tables and legends call the row."""
     return row["label"] + (" (control)" if row["control"] else "")
 
@@ -64,7 +64,7 @@ def label_of(row: Row) -> str:
     return name_of(row) + (f", {row['sampled_steps']} steps" if row["sampled_steps"] != row["nfe"] else "")
 
 
-def quality_of(row: Row, metric: str) -> dict[str, Any] | None:
+def quality_of(row: Row, metric: str) -> Quality | None:
     """A row's number with its interval in a metric; None if the row or the metric was not run."""
     quality = row.get("quality", {}).get(metric)
     return quality if quality and "value" in quality else None
@@ -78,7 +78,7 @@ def paired_interval(row: Row, metric: str) -> Interval | None:
     return Interval(paired["difference"], paired["low"], paired["high"], paired["se"], row["groups"] - 1)
 
 
-def is_reference(row: Row) -> bool:
+def is_reference(row: Mapping[str, Any]) -> bool:
     """Whether the row is the uncached run that others at its NFE are compared with."""
     return row["reference"] in (None, row["row"])
 

@@ -1,7 +1,7 @@
 """The paper's tables, our number and its interval beside the paper's number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,7 +62,7 @@ def _title(name: str, suite: str, differs: str) -> str:
     return f"{name} on suite `{suite}`" + (f" ({differs})" if differs else "")
 
 
-def _several(rows: Sequence[Row], field: str) -> str:
+def _several(rows: Sequence[Mapping[str, Any]], field: str) -> str:
     """The distinct values of a field over the rows that were run, as "8" or "8 or 16"."""
     return " or ".join(str(value) for value in sorted({row[field] for row in rows if not row.get("not_run")}))
 
@@ -96,11 +96,12 @@ def _record(
     paper, reference_paper = row.get("paper") or {}, reference.get("paper") or {}
     macs = row.get("macs", {})
 
-    record = {name: row[name] for name in IDENTITY}
-    record |= {name: row.get(name) for name in ("not_run", "samples", "groups")}
+    every: dict[str, Any] = dict(row)
+    record = {name: every[name] for name in IDENTITY}
+    record |= {name: every.get(name) for name in ("not_run", "samples", "groups")}
     for metric in metrics:
-        quality = row.get("quality", {}).get(metric, {})
-        paired = (row.get("paired") or {}).get(metric, {})
+        quality = every.get("quality", {}).get(metric, {})
+        paired = (every.get("paired") or {}).get(metric, {})
         record |= {
             metric: quality.get("value"),
             f"{metric}_low": quality.get("low"),
@@ -116,8 +117,8 @@ def _record(
     record |= {f"paper_{metric}": paper.get(metric) for metric in papers}
     record |= {
         "macs_per_sample": macs.get("per_sample"),
-        "macs_per_sample_low": min(row.get("macs_spread") or [None]),
-        "macs_per_sample_high": max(row.get("macs_spread") or [None]),
+        "macs_per_sample_low": min(every.get("macs_spread") or [None]),
+        "macs_per_sample_high": max(every.get("macs_spread") or [None]),
         "macs_without_overheads": macs.get("per_sample_without_overheads"),
         "macs_paper_rule": macs.get("paper_rule"),
         "target": row.get("target"),
@@ -209,8 +210,8 @@ def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
     """NFE and labels of rows whose plans coincide, as Learning-to-Cache's and FORA's do if a router opens nothing."""
     groups: dict[tuple[int, str], list[str]] = {}
     for row in rows:
-        if row.get("plans"):
-            groups.setdefault((row["nfe"], row["plans"]), []).append(name_of(row))
+        if plans := row.get("plans"):
+            groups.setdefault((row["nfe"], plans), []).append(name_of(row))
     return [(nfe, labels) for (nfe, _), labels in groups.items() if len(labels) > 1]
 
 

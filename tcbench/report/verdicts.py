@@ -10,7 +10,7 @@ from tcbench.errors import UserError
 from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
 from tcbench.report.compare import LEVEL, NOT_TESTED, SIGNS
 from tcbench.report.render import Table
-from tcbench.report.scores import Results, Row, paired_interval, reference_of
+from tcbench.report.scores import Results, Row, paired_interval, quality_of, reference_of
 
 
 def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
@@ -78,10 +78,9 @@ def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     sizes: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for metric in row.get("paired") or {}:
-            base = reference_of(row, rows)["quality"].get(metric, {}).get("value")
-            interval = paired_interval(row, metric)
-            if base and interval and interval.se:
-                sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base)))
+            base, interval = quality_of(reference_of(row, rows), metric), paired_interval(row, metric)
+            if base and base["value"] and interval and interval.se:
+                sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base["value"])))
     return {
         metric: (float(np.median([size for size, _ in found])), float(np.median([size / base for size, base in found])))
         for metric, found in sizes.items()

@@ -29,6 +29,7 @@ from tcbench.metrics import (
 )
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.provenance import collect
+from tcbench.score import Score
 from tcbench.sources import source_digest
 from tcbench.stages.images import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
@@ -131,7 +132,7 @@ def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return read_json(entry.manifest), tensors
 
 
-def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> dict[str, Any]:
+def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> Score:
     manifest, tensors = read_images(entry)
     samples = _samples(entry, manifest, tensors, extractor, scorers)
     reference, uncached, trajectory = entry.reference, None, None
