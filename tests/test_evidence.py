@@ -35,7 +35,7 @@ def test_every_golden_case_proves_a_method() -> None:
 def test_who_chose_an_option(row: str, option: str, value: object, chooser: str) -> None:
     suite = load_suite(CONFIG)
     assert suite[row].method.model_dump(mode="json")[option] == value
-    assert chosen_by(suite, {"row": row, "method": suite.rows[row].method, "nfe": 20}, option, value) == chooser
+    assert chosen_by(suite[row], option, value) == chooser
 
 
 def test_the_evidence_of_a_row() -> None:

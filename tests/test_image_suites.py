@@ -14,6 +14,7 @@ from tcbench import noise
 from tcbench.cli import main
 from tcbench.config import Suite
 from tcbench.data.images import Latents, list_images
+from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, sha256, write_json
 from tcbench.metrics import extractors
@@ -110,8 +111,8 @@ def run(suite: Suite, *more: str) -> dict[str, Any]:
     return {row: read_json(suite.folder / "scores" / f"{row}.json") for row in suite.rows}
 
 
-def samples_of(suite: Suite, row: str) -> Tensor:
-    return torch.cat([shard["image"] for shard in read_shards(suite[row])])
+def samples_of(entry: Entry) -> Tensor:
+    return torch.cat([shard["image"] for shard in read_shards(entry)])
 
 
 # --- through the stages
@@ -121,13 +122,13 @@ def test_coco_from_images_to_the_report(coco: Suite) -> None:
     scores = run(coco, "figures", "verdicts", "report")
     assert scores["ours"]["groups"] == 4 and scores["ours"]["resolution"] == 32
     real = torch.cat(list(list_images(Path("data/coco/val2017")).decoded(32, 3)))
-    images = samples_of(coco, "ours")
+    images = samples_of(coco["ours"])
     assert images.shape == (8, 3, 32, 32) and images.dtype == torch.uint8
     pooled = [(side.float() / 255).mean((2, 3)) for side in (images, real)]
     expected = frechet_distance(pooled[0], Gaussian.fit(pooled[1]))
     assert_close(scores["ours"]["quality"]["fid"]["value"], expected, DISTANCE)
     assert 0 < abs(scores["ours"]["quality"]["clip_score"]["value"]) < 100 and not scores["ours"]["metrics_not_run"]
-    difference = (images.float() - samples_of(coco, "plain").float()) / 127.5
+    difference = (images.float() - samples_of(coco["plain"]).float()) / 127.5
     assert difference.any()
     assert_close(scores["ours"]["quality"]["mae"]["value"], difference.abs().mean(), READING)
     table = (coco.folder / "tables" / "table3.md").read_text(encoding="utf-8")
@@ -138,7 +139,7 @@ def test_coco_from_images_to_the_report(coco: Suite) -> None:
 
 def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     scores = run(imagenet)
-    images = samples_of(imagenet, "l2c").float() / 255
+    images = samples_of(imagenet["l2c"]).float() / 255
     published = Gaussian(np.full(3, np.float32(0.4), np.float64), np.eye(3) * 0.1)
     quality, pooled = scores["l2c"]["quality"], images.mean((2, 3))
     assert_close(quality["fid"]["value"], frechet_distance(pooled, published), DISTANCE)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.config import Suite
+from tcbench.entry import Entry
 from tcbench.registry import method_class
 from tcbench.report.claims import MATCHED
 from tcbench.report.compare import SIGNS, compare, decide_together
@@ -63,7 +63,8 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
         "latency": f"{timing['median_s']:.3g} s per batch" if timing else "not timed",
         "cache": f"{row['cache_bytes'] / 1e6:.3g} MB",
         "settings": [
-            (option, value, chosen_by(results.suite, row, option, value)) for option, value in row["settings"].items()
+            (option, value, chosen_by(results.suite[row["row"]], option, value))
+            for option, value in row["settings"].items()
         ],
         "trained": _trained(row, results),
         "fewer_steps": _against_fewer_steps(row, results),
@@ -71,18 +72,18 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
     }
 
 
-def chosen_by(suite: Suite, row: Row, option: str, value: Any) -> str:
+def chosen_by(entry: Entry, option: str, value: Any) -> str:
     """Who set an option of a row: the paper's Table I, a solved budget, the row, the suite, or the method's default."""
-    entry = suite[row["row"]]
+    suite = entry.suite
     if entry.row.target and option == entry.method.knob:
         return f"solved for the MACs of {entry.row.target}"
     stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else ("", 0)
-    published = dict(zip(("num_full_steps", "beta"), PAPER_TABLE_1.get((*stands_for, row["nfe"]), ()), strict=False))
+    published = dict(zip(("num_full_steps", "beta"), PAPER_TABLE_1.get((*stands_for, entry.nfe), ()), strict=False))
     if option in published and published[option] == value:
         return "the paper, Table I"
     if option in entry.row.options:
         return "the row"
-    return "the suite" if option in suite.defaults.get(row["method"], {}) else "the method's default"
+    return "the suite" if option in suite.defaults.get(entry.row.method, {}) else "the method's default"
 
 
 def _summary(row: Row, kept_SU: np.ndarray | None) -> str:
