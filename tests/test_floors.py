@@ -22,10 +22,10 @@ def double(adapter: Adapter) -> Adapter:
 
 
 @torch.inference_mode()
-def output_of(adapter: Adapter, timestep: float = 300) -> Tensor:
+def output_of(adapter: Adapter) -> Tensor:
     latent, prompt = model_inputs(adapter, 2)
     prompt = prompt.to(adapter.device, adapter.dtype) if isinstance(prompt, Text) else prompt
-    return adapter.plain(latent.to(adapter.dtype), torch.full((2,), timestep), prompt)
+    return adapter.plain(latent.to(adapter.dtype), torch.full((2,), 300), prompt)
 
 
 @torch.inference_mode()
