@@ -482,8 +482,6 @@ def _macs(parsed: argparse.Namespace) -> None:
         print(json.dumps(totals, indent=1))
         return
     print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: MACs of one sample, both halves of the guided pair")
-    if why := method.macs_depend_on(Artefacts()):
-        print(f"  an estimate: {why}")
     bounds = {"at least": totals["least_per_sample"]} if "least_per_sample" in totals else {}
     lines = {
         **bounds,
@@ -495,6 +493,8 @@ def _macs(parsed: argparse.Namespace) -> None:
     letter, unit = ("T", 1e12) if totals["per_sample"] >= 1e11 else ("G", 1e9)
     for what, macs in lines.items():
         print(f"  {what:<22}{macs / unit:12.4f} {letter}")
+    if why := method.macs_depend_on(Artefacts()):
+        print(f"  an estimate: {why}")
 
 
 def _golden(parsed: argparse.Namespace) -> int:
