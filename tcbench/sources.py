@@ -16,7 +16,7 @@ _MODEL = [
 ]
 _ENGINE = [
     *("plan.py", "shapes.py", "guidance.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py"),
-    *("noise.py", "sampling.py", "timesteps.py", "unseen.py"),
+    *("noise.py", "sampling.py", "timesteps.py", "unseen.py", "observations.py"),
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]

@@ -95,7 +95,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("noise", set()),
         ("shapes", {"plan"}),
         ("guidance", set()),
-        ("method", {"errors", "guidance", "plan", "shapes"}),
+        ("method", {"errors", "guidance", "plan", "shapes", "unseen"}),
+        ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
         ("ledger", {"plan", "shapes"}),
         ("cache", {"plan"}),
         ("stats", {"errors"}),
@@ -108,7 +109,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/networks", {"assets", "errors", "files", "models"}),
         ("models/predictor", {"kernels", "ledger", "models"}),
         ("fused", {"cache", "kernels", "method", "models", "plan"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models", "shapes"}),
+        ("engine", {"cache", "ledger", "method", "models", "observations", "plan", "shapes"}),
         ("sampling", {"cache", "noise", "engine", "errors", "fused", "method", "models", "timesteps"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("places", {"errors"}),
@@ -117,7 +118,10 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("config", {"errors", "files", "method", "models", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
         ("workflow", {"config", "errors", "places", "speed_config"}),
-        ("costing", {"ledger", "method", "models", "shapes", "timesteps", "training", "unseen"}),
+        (
+            "costing",
+            {"ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "training", "unseen"},
+        ),
         ("borrowing", {"config", "costing", "errors"}),
     ],
 )
@@ -152,7 +156,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *("places", "workflow", "shapes", "guidance"),
+    *("places", "workflow", "shapes", "guidance", "observations"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
     *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
     *("data/__init__", "data/images", "data/prompts"),

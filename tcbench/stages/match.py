@@ -48,13 +48,16 @@ class Calibration:
         return load_captions(self.suite, held_out=False)
 
     def basis(self, row: str) -> Basis:
-        """Shapes, if the row trains nothing or was not trained yet with the settings it has; else what was trained,
-        and a calibration set if that does not settle the MACs.
+        """Shapes, if they settle the MACs or the row was not trained yet with the settings it has.
+
+        Else what was trained, and a calibration set if that does not settle them either.
 
         Raises:
             UserError: an artefact is damaged.
         """
         source = self.suite.trained_row(row)
+        if not source and self.suite.method(row).decides == "host":
+            return self._measured(row)
         if not source or not ((folder := self.suite.trained_folder(source)) / "artefacts.json").exists():
             return SHAPES
         if read_json(folder / "artefacts.json")["settings"] != self.suite.training_settings(source):
@@ -64,6 +67,10 @@ class Calibration:
         numbers = load_numbers(folder)
         if not self.suite.method(row).macs_depend_on(numbers):
             return Basis(numbers)
+        return self._measured(row)
+
+    def _measured(self, row: str) -> Basis:
+        """MACs of a calibration set that runs through the engine."""
         from tcbench.stages.common import ready_row
 
         ready = ready_row(self.suite, row, self.adapter)
