@@ -193,7 +193,11 @@ class Prompts(_Strict):
 
 
 class Latents(_Strict):
-    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE.
+
+    Attributes:
+        scale: what latents are multiplied by for the denoiser; WF-VAE's own config.json says it.
+    """
 
     kind: Literal["sd", "wf"]
     folder: Path
@@ -656,6 +660,8 @@ def _check_images(path: Path, suite: Suite) -> None:
         raise UserError(f"{path}: extractor_weights: those of inception-v3-adm do not ship; name their file")
     if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
         raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.latents and suite.latents.kind == "wf" and "scale" in suite.latents.model_fields_set:
+        raise UserError(f"{path}: latents.scale: WF-VAE's own config.json says it; remove it here")
     if suite.training and suite.latents is None:
         raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
 

@@ -27,6 +27,7 @@ _STAGE = [  # artefacts are loaded there
     "stages/common.py",
     "models/text.py",
     "models/pretrained.py",
+    "models/wf_vae.py",
     *_DATA,
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
@@ -40,7 +41,7 @@ _SCORE = [
 ]
 
 STAGES: dict[str, list[str]] = {
-    "encode": ["data/images.py", "models/pretrained.py", "noise.py", "stages/encode.py"],
+    "encode": ["data/images.py", "models/pretrained.py", "models/wf_vae.py", "noise.py", "stages/encode.py"],
     "train": [*_STAGE, "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
     "score": _SCORE,

@@ -82,6 +82,7 @@ class Autoencoder:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder}: no autoencoder there ({reason}); download its whole folder") from error
         self.vae, self.scale = vae.eval().to(device), scale
+        self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()

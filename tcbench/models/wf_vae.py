@@ -1,12 +1,12 @@
 """WF-VAE (Li et al. 2024), the video autoencoder of Open-Sora-Plan v1.3: 4k + 1 frames to k + 1 latent frames and back.
 
 A main path of residual blocks, and beside it Haar wavelets: what is low in frequency takes a short way ("energy flow").
-Everything is causal in time but one upsampling of the decoder, which looks at the next latent frame. So a video may pass
-in slices that bound the memory: every layer keeps the few frames that the next slice needs (`Slice`), and slices give
-the same video as the whole at once. With group norm, whose statistics are the whole video's, there is one slice.
+Everything is causal in time but one upsampling of the decoder, which looks at the next latent frame. So a video may
+pass in slices that bound the memory: every layer keeps the few frames that the next slice needs (`Slice`), and slices
+give the same video as the whole at once. With group norm, whose statistics are the whole video's, there is one slice.
 
-Videos and latents are [B, C, T, H, W] outside. Inside, activations are [B, T, H, W, C]: layer norm and attention work on
-the last axis, and it is the layout of cuDNN's convolutions in 16 bit.
+Videos and latents are [B, C, T, H, W] outside. Inside, activations are [B, T, H, W, C]: layer norm and attention work
+on the last axis, and it is the layout of cuDNN's convolutions in 16 bit.
 """
 
 import re
@@ -322,9 +322,7 @@ class Chain(nn.ModuleList):
 
 def _middle(channels_in: int, channels: int, channels_out: int, norm: Norm, attention: bool) -> Chain:
     between = [Attention(channels, norm)] if attention else []
-    return Chain(
-        [ResidualBlock(channels_in, channels, norm), *between, ResidualBlock(channels, channels_out, norm)]
-    )
+    return Chain([ResidualBlock(channels_in, channels, norm), *between, ResidualBlock(channels, channels_out, norm)])
 
 
 class Encoder(nn.Module):
@@ -443,8 +441,8 @@ class WFVAE(nn.Module):
         frames, *sides = video.shape[2:]
         if frames % TIME != 1 or any(side % SPACE for side in sides):
             raise UserError(
-                f"a video of {frames} frames of {sides[0]}x{sides[1]}; WF-VAE encodes {TIME}k + 1 frames whose sides are "
-                f"multiples of {SPACE}"
+                f"a video of {frames} frames of {sides[0]}x{sides[1]}; WF-VAE encodes {TIME}k + 1 frames, and sides "
+                f"that are multiples of {SPACE}"
             )
         x, parts = video.movedim(1, -1).contiguous(), []
         for where, part in _slices((frames - 1) // TIME + 1, self._step(at_once)):

@@ -28,6 +28,7 @@ from tcbench.training.caching import load_artefacts
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
+    from tcbench.models.wf_vae import VideoAutoencoder
 
 EMBEDDED = get_args(DataName)
 
@@ -172,6 +173,10 @@ def image_side(suite: Suite) -> int:
     side = MODELS[suite.model].latent_shape[-1]
     if suite.latents is None:
         return side
+    if suite.latents.kind == "wf":
+        from tcbench.models.wf_vae import SPACE
+
+        return side * SPACE
     return side * 2 ** (len(read_json(suite.latents.folder / "config.json")["block_out_channels"]) - 1)
 
 
@@ -186,28 +191,34 @@ def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
     return load_autoencoder(suite).decode
 
 
-def load_autoencoder(suite: Suite) -> "Autoencoder":
+def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
     """The autoencoder of `latents`.
 
     Raises:
-        UserError: it is not there, not the model's, or not one that this package runs.
+        UserError: it is not there, or not the model's.
     """
     from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
+    from tcbench.models.wf_vae import VideoAutoencoder
 
     if suite.latents is None:
         raise UserError(f"suite {suite.suite}: latents: names no autoencoder; give its folder")
-    if suite.latents.kind == "wf":
+    folder, spec, device = suite.latents.folder, MODELS[suite.model], device_of(suite)
+    kind = "wf" if len(spec.latent_shape) == 4 else "sd"
+    if suite.latents.kind != kind:
+        raise UserError(f"suite {suite.suite}: latents.kind: {spec.name} was trained with kind {kind!r}; write that")
+    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, suite.latents.scale, device)
+    if autoencoder.channels != spec.in_channels:
         raise UserError(
-            f"suite {suite.suite}: latents.kind: WF-VAE is part of Open-Sora-Plan's own code and not run here; "
-            "remove `latents` to sample latents, which no metric of videos reads"
-        )
-    autoencoder, spec = Autoencoder(suite.latents.folder, suite.latents.scale, device_of(suite)), MODELS[suite.model]
-    if (channels := autoencoder.vae.config.latent_channels) != spec.in_channels:
-        raise UserError(
-            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; "
+            f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "
             "give the autoencoder that the model was trained with"
         )
     return autoencoder
+
+
+def autoencoder_digests(suite: Suite) -> dict[str, str]:
+    """Identifies what the autoencoder's folder holds, by content; empty where the model works on pixels."""
+    files = sorted(suite.latents.folder.glob("*")) if suite.latents else []
+    return {file.name: sha256(file) for file in files if file.suffix in (".json", ".safetensors", ".bin", ".ckpt")}
 
 
 def list_training_images(suite: Suite) -> Listing:

@@ -8,11 +8,11 @@ from tqdm import tqdm
 
 from tcbench import noise
 from tcbench.config import Suite
-from tcbench.files import digest, sha256, write_json, write_tensors
+from tcbench.files import digest, write_json, write_tensors
 from tcbench.models.specs import MODELS
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
-from tcbench.stages.common import image_side, list_training_images, load_autoencoder
+from tcbench.stages.common import autoencoder_digests, image_side, list_training_images, load_autoencoder
 
 SHARD = 1024  # images: 8 MB of latents at 256x256
 BATCH = 16
@@ -33,7 +33,7 @@ def encode_images(suite: Suite) -> None:
     shape, side = MODELS[suite.model].latent_shape, image_side(suite)
     settings = {
         "images": listing.digest,
-        "autoencoder": [sha256(path) for path in sorted(suite.latents.folder.glob("*.safetensors"))],
+        "autoencoder": autoencoder_digests(suite),
         "scale": suite.latents.scale,
         "side": side,
         "seed": suite.training_seed,
