@@ -21,7 +21,8 @@ from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions
 from tcbench.needs import needs
 from tcbench.stages.common import load_captions, load_decoder, load_examples
-from tcbench.stages.sample import sample_rows
+from tcbench.stages.sample import row_fingerprint, sample_rows
+from tests.test_wf_vae import save_wf_vae
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
 
@@ -247,7 +248,43 @@ def test_prompts_alone_train_nothing(config: Path) -> None:
         load_examples(suite, load_captions(suite))
 
 
-def test_what_cannot_be_decoded_is_said() -> None:
-    suite = load_suite(next(path for path in CONFIGS if path.stem == "paper-osp"))
-    with pytest.raises(UserError, match=r"paper-osp: latents.kind: WF-VAE is part of Open-Sora-Plan's own code"):
-        load_decoder(suite.model_copy(update={"device": "cpu"}))
+@pytest.fixture
+def videos(config: Path) -> Path:
+    """A small Open-Sora-Plan with everything random, and its video autoencoder."""
+    save_text_encoder(config.parent / "mt5", "mt5")
+    save_wf_vae(config.parent / "wf", latent_dim=4, scale=(0.18215,) * 4, shift=(0.0,) * 4)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings |= {
+        "model": "tiny-osp", "text_encoder": "mt5", "latents": {"kind": "wf", "folder": "wf"},
+        "solver": "euler_ancestral", "prompts": settings["prompts"] | {"negative": "a cat"},
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return config
+
+
+def test_prompts_become_videos(videos: Path) -> None:
+    suite = load_suite(videos)
+    sample_rows(suite, ("plain",))
+    manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
+    tensors, _ = read_tensors(suite.folder / "samples" / "plain" / "shard-00000.safetensors")
+    assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
+    assert manifest["resolution"] == 64 and tensors["xt"].shape == (3, 2, 4, 2, 16, 8)
+    assert torch.equal(tensors["image"], load_decoder(suite)(tensors["xt"][-1]))
+    before = row_fingerprint(suite, "plain")
+    save_wf_vae(videos.parent / "wf", latent_dim=4, scale=(0.2,) * 4, shift=(0.0,) * 4)
+    assert row_fingerprint(suite, "plain") != before
+
+
+def test_what_cannot_be_decoded_is_said(videos: Path) -> None:
+    suite = load_suite(videos)
+    other = suite.model_copy(update={"latents": suite.latents.model_copy(update={"kind": "sd"})})
+    with pytest.raises(UserError, match=r"latents.kind: tiny-osp was trained with kind 'wf'; write that"):
+        load_decoder(other)
+    save_wf_vae(videos.parent / "wf")
+    with pytest.raises(UserError, match="wf: latents of 8 channels, and tiny-osp denoises 4"):
+        load_decoder(suite)
+    settings = yaml.safe_load(videos.read_text(encoding="utf-8"))
+    settings["latents"]["scale"] = 0.5
+    videos.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(UserError, match=r"latents.scale: WF-VAE's own config.json says it; remove it here"):
+        load_suite(videos)

@@ -490,28 +490,28 @@ def read_config(path: Path) -> WFVAEConfig:
         raise UserError(f"{path}: {field}; get it again") from error
 
 
-def weights_in(saved: Any, path: Path) -> dict[str, Tensor]:
-    """The network's tensors in what the reference's loader accepts: averaged weights, its trainer's file, or weights.
+SAVED_UNDER = (("ema_state_dict",), ("state_dict", "gen_model"), ("state_dict",), ())
+"""Where the reference's loader looks for weights: averaged ones, its trainer's, other trainers', the file itself."""
 
-    The wavelets' filters, which some files hold, are constants here.
+
+def weights_in(saved: Any, path: Path) -> dict[str, Tensor]:
+    """The network's tensors in what was read from `path`; the wavelets' filters in some files are constants here.
 
     Raises:
-        UserError: `path`, where it was read from, holds something else.
+        UserError: there is something else.
     """
-    state = saved
-    if isinstance(saved, Mapping):
-        averaged, trained = saved.get("ema_state_dict"), saved.get("state_dict", saved)
-        if averaged:
-            state = {name.replace("module.", ""): tensor for name, tensor in averaged.items()}
-        else:
-            state = trained.get("gen_model", trained) if isinstance(trained, Mapping) else trained
+    state = next((found for keys in SAVED_UNDER if (found := _inside(saved, keys))), None)
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: not a checkpoint of WF-VAE; give the merged.ckpt of Open-Sora-Plan v1.3's vae")
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if isinstance(tensor, Tensor) and re.match(r"(en|de)coder\.(?!(inverse_)?wavelet_trans?form_)", name)
-    }
+    tensors = {name.replace("module.", ""): value for name, value in state.items() if isinstance(value, Tensor)}
+    ours = re.compile(r"(en|de)coder\.(?!(inverse_)?wavelet_trans?form_)")
+    return {name: tensor for name, tensor in tensors.items() if ours.match(name)}
+
+
+def _inside(saved: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        saved = saved.get(key) if isinstance(saved, Mapping) else None
+    return saved
 
 
 def build_wf_vae(
