@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions
 from tcbench.needs import needs
 from tcbench.stages.common import load_captions, load_decoder, load_examples
+from tcbench.stages.render import _first_images
 from tcbench.stages.sample import row_fingerprint, sample_rows
 from tests.test_wf_vae import save_wf_vae
 
@@ -270,6 +272,10 @@ def test_prompts_become_videos(videos: Path) -> None:
     assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
     assert manifest["resolution"] == 64 and tensors["xt"].shape == (3, 2, 4, 2, 16, 8)
     assert torch.equal(tensors["image"], load_decoder(suite)(tensors["xt"][-1]))
+    shown = _first_images(suite.folder / "samples" / "plain", 3)
+    assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
+        shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()
+    )
     before = row_fingerprint(suite, "plain")
     save_wf_vae(videos.parent / "wf", latent_dim=4, scale=(0.2,) * 4, shift=(0.0,) * 4)
     assert row_fingerprint(suite, "plain") != before
