@@ -232,8 +232,9 @@ def test_videos_of_bytes(tmp_path: Path) -> None:
     assert autoencoder.channels == 4 and videos.shape == (2, 3, 5, 16, 24) and videos.dtype == torch.uint8
     one_by_one = [to_bytes(vae.decode(z / scale + shift)) for z in noise.split(1)]
     assert torch.equal(videos, torch.cat(one_by_one))
-    latents = autoencoder.encode(videos, noise)
-    mean, log_variance = vae.encode(videos.float() / 127.5 - 1)
+    pixels = videos.float() / 127.5 - 1
+    latents = autoencoder.encode(pixels, noise)
+    mean, log_variance = vae.encode(pixels)
     assert torch.allclose(latents, (mean + (log_variance / 2).exp() * noise - shift) * scale, atol=1e-5)
     noise[1, 0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="holds NaN"):

@@ -576,12 +576,12 @@ class VideoAutoencoder:
         """Scaled latents drawn from the posterior, float32 [n, C, t, h, w] on the CPU.
 
         Args:
-            videos: uint8 [n, 3, T, H, W].
+            videos: [n, 3, T, H, W] in [-1, 1].
             noise: standard normal, of the latents' shape.
         """
         latents = []
         for video, draw in zip(videos.split(1), noise.split(1), strict=True):
-            pixels = (video.to(self.device).float() / 127.5 - 1).to(self.dtype)
+            pixels = video.to(self.device, self.dtype)
             mean, log_variance = (part.float() for part in self.vae.encode(pixels, _at_once(noise)))
             z = mean + torch.exp(log_variance / 2) * draw.to(self.device)
             latents.append(((z - self.shift) * self.scale).cpu())

@@ -12,8 +12,9 @@ from torch import Tensor
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
-from tcbench.data.images import Latents, Listing, list_images
+from tcbench.data.images import Latents, Listing
 from tcbench.data.prompts import read_prompts
+from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method, Run
@@ -118,7 +119,7 @@ class PromptedCaptions:
         spec, device = MODELS[suite.model], device_of(suite)
         if not isinstance(spec, TextSpec) or suite.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
-        self.settings = suite.prompts
+        self.settings, self.held_out = suite.prompts, held_out
         if held_out or not suite.training:
             self.prompts = read_prompts(suite.data, suite.prompts.file)
         else:
@@ -136,11 +137,12 @@ class PromptedCaptions:
         """Prompts for the denoiser."""
         from tcbench.models.pretrained import clean_captions
 
-        if self.settings.clean:
+        if self.settings.clean is True or (self.settings.clean == "training" and not self.held_out):
             prompts = clean_captions(prompts)
         elif self.settings.lowercase:
             prompts = [prompt.lower() for prompt in prompts]
-        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+        template = self.settings.template if self.held_out else "{}"
+        return replace(self.encoder([template.format(x) for x in prompts]), negative=self.negative)
 
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""
@@ -221,8 +223,8 @@ def autoencoder_digests(suite: Suite) -> dict[str, str]:
     return {file.name: sha256(file) for file in files if file.suffix in (".json", ".safetensors", ".bin", ".ckpt")}
 
 
-def list_training_images(suite: Suite) -> Listing:
-    """The images that methods are trained on.
+def list_training_images(suite: Suite) -> Listing | VideoListing:
+    """The images or videos that methods are trained on.
 
     Raises:
         UserError: there are none, or they do not show what the suite's model is conditioned on.
@@ -230,7 +232,7 @@ def list_training_images(suite: Suite) -> Listing:
     spec, training = MODELS[suite.model], suite.training
     if training is None:
         raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
-    listing = list_images(training.folder, training.captions)
+    listing = list_media(training.folder, training.captions, training.frames_per_second)
     if isinstance(spec, TextSpec) and not listing.captions:
         raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:
@@ -252,10 +254,12 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
     listing, index = list_training_images(suite), read_json(suite.latents_index)
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
-    if index["settings"]["images"] != listing.digest or len(latents) != len(listing):
+    left_out = index["left_out"]
+    if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
         raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
     if isinstance(captions, PromptedCaptions):
-        return Dataset(latents, Unread(listing.captions, captions.read))
+        shown = [caption for number, caption in enumerate(listing.captions) if str(number) not in left_out]
+        return Dataset(latents, Unread(shown, captions.read))
     return Dataset(latents, torch.tensor(listing.classes))
 
 
