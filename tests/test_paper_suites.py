@@ -39,7 +39,7 @@ def test_every_outside_file_is_described(path: Path) -> None:
     assert suite.latents is not None
     outside = [suite.weights, suite.text_encoder, suite.latents.folder, suite.prompts.file, suite.real]
     outside += [suite.extractor_weights, *(suite.training or Images(folder=suite.latents.folder)).model_dump().values()]
-    assert {str(file) for file in outside if file} <= described
+    assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
     reads = {"text_encoder", "prompts"} if suite.data != "imagenet" else set()
     assert {need.name for need in needs(suite)} >= {"denoiser", "autoencoder"} | reads
     wanted = {"clip_score": "clip", "image_reward": "image_reward", "vbench": "vbench", "fid": "inception"}

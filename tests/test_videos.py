@@ -105,23 +105,30 @@ def test_clips_start_where_they_are_drawn(tmp_path: Path) -> None:
     videos = VideoListing((clip,), 16)
     first, last = (videos.read(0, 5, (16, 32), place) for place in (0.0, 0.999))
     assert first.shape == (3, 5, 16, 32) and first.dtype == torch.float32
-    assert shown(first) == [2, 3, 5, 6, 8] and shown(last) == [18, 20, 21, 23, 24]
+    assert shown(first) == [2, 3, 5, 6, 8] and shown(last) == [20, 21, 23, 24, 26]
     assert shown(VideoListing((clip,), 24.05).read(0, 5, (16, 32), 0.0)) == [2, 3, 4, 5, 6]
     assert first[:, :, :, :15].max() < -0.98  # the left half is black
 
 
 def test_annotations_of_both_versions(tmp_path: Path) -> None:
     write_video(tmp_path / "one.mp4", 12)
+    write_video(tmp_path / "fast.mp4", 12, rate=48)
     videos = listing(
         tmp_path,
-        {"path": "one.mp4", "cap": ["First.", "Second."], "num_frames": 12, "fps": 48, "resolution": {"height": 64}},
+        {
+            "path": "fast.mp4",
+            "cap": ["First.", "Second."],
+            "num_frames": 12,
+            "fps": 48.02,
+            "resolution": {"height": 64},
+        },
         {"path": "one.mp4", "cap": "Cut.", "num_frames": 6, "cut": [3, 9], "crop": [64, 128, 0, 32]},
         {"path": "one.mp4", "cap": []},
         {"path": "one.mp4", "cap": "Whole."},
         rate=24,
     )
     assert videos.captions == ("First.", "Cut.", "Whole.")
-    assert shown(videos.read(0, 5, (16, 32), 0.0)) == [0, 2, 4, 6, 8]  # a rate of the annotation counts
+    assert shown(videos.read(0, 5, (16, 32), 0.0)) == [0, 2, 4, 6, 8]
     cut = videos.read(1, 5, (16, 32), 0.0)
     assert shown(cut) == [3, 4, 5, 6, 7] and cut[0, 0, 8, 0] > -0.9  # the black half is a margin
     assert shown(videos.read(2, 5, (16, 32), 0.999)) == [6, 7, 8, 9, 10]
@@ -137,16 +144,19 @@ def test_turned_videos_are_shown_upright(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", 6)
+    write_video(tmp_path / "steady.mp4", 12)
     write_video(tmp_path / "uneven.mp4", 10, times=[0, 1, 2, 3, 8, 9, 10, 11, 12, 13])
-    write_video(tmp_path / "whole.mp4", 60)
-    (tmp_path / "cut off.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:3000])
+    write_video(tmp_path / "whole.mp4", 40)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut off.mp4").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.mp4").write_text("no video")
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(b"\0\0" * 800)
     for name, entry, says in (
         ("short.mp4", {}, "4 frames at 16 a second, and 5 are needed"),
-        ("uneven.mp4", {}, "its frame rate varies"),
+        ("uneven.mp4", {}, "its frames do not keep to 17.1429 a second"),
+        ("steady.mp4", {"fps": 30}, "its frames do not keep to 30 a second"),
         ("cut off.mp4", {}, "not a readable video"),
         ("text.mp4", {}, "not a readable video"),
         ("sound.wav", {}, "holds no video"),

@@ -14,7 +14,7 @@ from tcbench.data.images import Listing, list_images
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json
 
-UNEVEN = 1.5  # a gap between frames, in usual ones, from which a video has no steady frame rate
+UNSTEADY = 0.05, 0.5  # by how much frames may be off the video's frame rate on average, and one by itself
 
 
 @dataclass(frozen=True)
@@ -158,22 +158,22 @@ def _read(clip: Clip, wanted_rate: float, frames: int, size: tuple[int, int], pl
                 raise UserError(f"{clip.path}: holds no video; get it again")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            rate, stop = clip.rate or stream.average_rate, clip.stop or stream.frames
+            rate, stop = float(clip.rate or stream.average_rate or 0), clip.stop or stream.frames
             if not rate or not stop:
                 raise UserError(f"{clip.path}: does not say its frame rate and length; write fps and num_frames for it")
-            available = frame_numbers(float(rate), wanted_rate, clip.start, stop - clip.start)
+            available = frame_numbers(rate, wanted_rate, clip.start, stop - clip.start)
             if len(available) < frames:
                 raise UserError(
                     f"{clip.path}: {len(available)} frames at {wanted_rate:g} a second, and {frames} are needed"
                 )
             first = int(place * max(1, len(available) - frames))
             numbers = available[first : first + frames]
-            return _pick(clip, container.decode(stream), numbers, size)
+            return _pick(clip, rate, container.decode(stream), numbers, size)
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{clip.path}: not a readable video ({error.strerror}); get it again") from error
 
 
-def _pick(clip: Clip, decoded: Iterable[Any], numbers: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _pick(clip: Clip, rate: float, decoded: Iterable[Any], numbers: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Frames by number, float32 [3, T, *size]; frames are counted, because times say little in some files."""
     pictures, times, count = {}, [], 0
     wanted, last = set(numbers.tolist()), int(numbers[-1])
@@ -187,9 +187,9 @@ def _pick(clip: Clip, decoded: Iterable[Any], numbers: np.ndarray, size: tuple[i
             break
     if len(pictures) < len(wanted):
         raise UserError(f"{clip.path}: ends after {count} frames, and number {last} is needed; get it again")
-    gaps = np.diff(times)
-    if not gaps.max(initial=0) <= UNEVEN * np.median(gaps):
-        raise UserError(f"{clip.path}: its frame rate varies; convert it to a steady one")
+    off = np.diff(times) * rate - 1
+    if len(off) and not (abs(off.mean()) <= UNSTEADY[0] and abs(off).max() <= UNSTEADY[1]):
+        raise UserError(f"{clip.path}: its frames do not keep to {rate:g} a second; convert it to a steady frame rate")
     return torch.stack([pictures[number] for number in numbers.tolist()], dim=1)
 
 
