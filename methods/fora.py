@@ -7,7 +7,7 @@ reused and pass through the current step's gates.
 from pydantic import PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Plan, Site, every_unit, spread_evenly
+from tcbench.plan import ALL, NONE, Plan, every_unit, spread_evenly
 
 
 class Fora(Method):
@@ -41,6 +41,4 @@ class Fora(Method):
 
     def plan(self, look: Look) -> Plan:
         """All branches of all blocks: computed and stored, or held."""
-        shape = look.run.shape
-        sites = [Site(block, branch) for block in range(shape.num_blocks) for branch in shape.branches]
-        return every_unit(sites, ALL if look.step in self.i_steps(look.run) else NONE)
+        return every_unit(look.run.shape.sites, ALL if look.step in self.i_steps(look.run) else NONE)

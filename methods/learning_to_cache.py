@@ -49,8 +49,7 @@ class LearningToCache(Method):
         Raises:
             UserError: the router was made for another model or number of steps.
         """
-        shape = run.shape
-        sites = [Site(block, branch) for block in range(shape.num_blocks) for branch in shape.branches]
+        sites = run.shape.sites
         from_the_end = run.nfe - 1 - step
         if step == 0 or from_the_end % 2:
             return dict.fromkeys(sites, True)

@@ -24,6 +24,7 @@ from tcbench.plan import (
     every_unit,
     top_tokens_by_block,
 )
+from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,32 +76,35 @@ class _Oracle:
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the tokens whose held update is furthest from the true one."""
-        import torch
-
         method, shape = self.method, look.run.shape
         free = free_blocks(shape, method.refiner_blocks)
         update_RLND = look.updates()[:, :free]
         if self.held_RLND is None or look.step in method.i_steps(look.run):
             self.held_RLND = update_RLND
             return every_unit([Block(block) for block in range(free)], ALL, keys=method.keys)
-        change_RLN = (update_RLND - self.held_RLND).square().sum(-1)
+        change_RLN = on_values(_squared_distance, update_RLND, self.held_RLND, shape=update_RLND.shape[:3])
         budget = round((1 - method.cache_ratio) * free * shape.num_tokens)
         if method.allocation == "batch":
             chosen = best_tokens(change_RLN, budget)
         else:
             chosen = top_tokens_by_block(change_RLN, allocate_evenly(free, budget))
-        self.held_RLND = torch.stack(
-            [
-                _refreshed(held, update, tokens)
-                for held, update, tokens in zip(self.held_RLND.unbind(1), update_RLND.unbind(1), chosen, strict=True)
-            ],
-            dim=1,
-        )
+        self.held_RLND = on_values(_refreshed, self.held_RLND, update_RLND, chosen, shape=update_RLND.shape)
         return Plan({Block(block): Decision(tokens, keys=method.keys) for block, tokens in enumerate(chosen)})
 
 
-def _refreshed(held_RND: "Tensor", update_RND: "Tensor", tokens: Tokens) -> "Tensor":
-    """The held updates of a block with those of the chosen tokens replaced; waits for nothing."""
+def _squared_distance(update_RLND: "Tensor", held_RLND: "Tensor") -> "Tensor":
+    return (update_RLND - held_RLND).square().sum(-1)
+
+
+def _refreshed(held_RLND: "Tensor", update_RLND: "Tensor", chosen: list[Tokens]) -> "Tensor":
+    """The held updates with those of each block's chosen tokens replaced; waits for nothing."""
+    import torch
+
+    by_block = zip(held_RLND.unbind(1), update_RLND.unbind(1), chosen, strict=True)
+    return torch.stack([_refreshed_block(held, update, tokens) for held, update, tokens in by_block], dim=1)
+
+
+def _refreshed_block(held_RND: "Tensor", update_RND: "Tensor", tokens: Tokens) -> "Tensor":
     import torch
 
     index_RK = tokens.index_RK

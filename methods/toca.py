@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.errors import UserError
@@ -31,6 +32,7 @@ from tcbench.plan import (
     Tokens,
     Unit,
     choose_by_attention,
+    counted,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Row:
 
     def count(self, site: Site) -> int:
         """Tokens that a branch recomputes."""
-        return (self.counts if site.branch == "mlp" else self.cross_counts)[site.block]
+        return (self.counts if site.part == "mlp" else self.cross_counts)[site.block]
 
 
 class ToCa(Method):
@@ -138,22 +140,20 @@ class ToCa(Method):
 
     def renewed_interval(self, counter: int, nfe: int) -> int:
         """The distance of full steps that a full step sets."""
-        import torch
-
         pace = SCHEDULES[self.schedule]
         if self.fresh_ratio and pace.shorten and int(0.2 * nfe) <= counter < int(0.4 * nfe):
             return 2
         slope = pace.distance if self.fresh_ratio else 0.0
         # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
-        divisor = torch.tensor(1 + slope - 2 * slope * counter / nfe, dtype=torch.float32)
-        return int((self.interval / divisor).round())
+        divisor = np.float32(1 + slope - 2 * slope * counter / nfe)
+        return int(np.rint(np.float32(self.interval) * (1 / divisor)))
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
         if any(side % self.cell for side in run.shape.grid):
             cells = f"{self.cell}x{self.cell} cells"
             raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
-        halves = run.rows_per_sample if "cross" in run.shape.branches else None
+        halves = run.rows_per_sample if "cross" in run.shape.kinds else None
         score = AttentionScore(
             run.shape.grid, self.soft_fresh_weight, self.interval, self.bonus, self.cell, halves=halves
         )
@@ -182,29 +182,27 @@ class ToCaRun:
         """Every branch of a full block; the chosen tokens' cross-attention and MLP of the others."""
         row, decisions = self.rows[look.step], dict[Unit, Decision]()
         partial = [
-            Site(block, branch)
-            for block, full in enumerate(row.full)
-            for branch in self.run.shape.branches
-            if not full and branch != "attn" and row.count(Site(block, branch))
+            site
+            for site in self.run.shape.sites
+            if not row.full[site.block] and site.part in ("cross", "mlp") and row.count(site)
         ]
         # a block's cross-attention refreshes the entropies that its MLP's choice reads
-        later = {site for site in partial if site.branch == "mlp" and Site(site.block, "cross") in partial}
+        later = {site for site in partial if site.part == "mlp" and Site(site.block, "cross") in partial}
         self.scores, self.chosen = {}, {}
         if now := [site for site in partial if site not in later]:
             self._choose(now, look)
-        for block, full in enumerate(row.full):
-            read = self._is_read_after(look.step, block)
-            for branch in self.run.shape.branches:
-                site, observe = Site(block, branch), self.observes if read and branch == self.observes else None
-                if full:
-                    self.refreshed[site] = look.step
-                    decisions[site] = Decision(ALL, observe=observe)
-                elif site in self.chosen:
-                    decisions[site] = Decision(Tokens(self.chosen[site]), observe=observe)
-                elif site in later:
-                    decisions[site] = Decision(self._deferred(look, site))
-                else:
-                    decisions[site] = Decision(NONE)
+        read = [self._is_read_after(look.step, block) for block in range(self.run.shape.num_blocks)]
+        for site in self.run.shape.sites:
+            observe = self.observes if read[site.block] and site.part == self.observes else None
+            if row.full[site.block]:
+                self.refreshed[site] = look.step
+                decisions[site] = Decision(ALL, observe=observe)
+            elif site in self.chosen:
+                decisions[site] = Decision(Tokens(self.chosen[site]), observe=observe)
+            elif site in later:
+                decisions[site] = Decision(self._deferred(look, site))
+            else:
+                decisions[site] = Decision(NONE)
         return Plan(decisions)
 
     def _is_read_after(self, step: int, block: int) -> bool:
@@ -220,14 +218,12 @@ class ToCaRun:
 
     def _deferred(self, look: Look, site: Site) -> Deferred:
         """The choice when the branch is reached; it reads no token."""
-        import torch
 
         def choose(_: "Callable[[], Tensor]") -> Tokens:
             self._choose([site], look)
             return Tokens(self.chosen[site])
 
-        like = torch.empty(1, self.rows[look.step].count(site), dtype=torch.int64, device="meta")
-        return Deferred(choose, Tokens(like))
+        return Deferred(choose, counted(self.rows[look.step].count(site)))
 
     def _choose(self, sites: list[Site], look: Look) -> None:
         """Choose the tokens to recompute at some branches, all at once; they are young from here on."""
@@ -245,11 +241,9 @@ class ToCaRun:
 
 @lru_cache
 def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tuple[Row, ...]:
-    import torch
-
     def counts(counter: int, fulls: tuple[bool, ...], branch: str) -> tuple[int, ...]:
         ratios = [method.ratio(counter, nfe, block, num_blocks, branch) for block in range(num_blocks)]
-        share = torch.tensor(ratios, dtype=torch.float32).clamp(0, 1)  # truncated in float32, as released
+        share = np.array(ratios, dtype=np.float32).clip(0, 1)  # truncated in float32, as released
         return tuple(num_tokens if full else int(part) for full, part in zip(fulls, share * num_tokens, strict=True))
 
     rows, interval = [], method.interval

@@ -64,7 +64,7 @@ class ToCaTokens(Method):
         if any(side % 2 for side in run.shape.grid):
             raise UserError(f"toca_tokens: its 2x2 cells need an even token grid, not {run.shape.grid}")
         free = free_blocks(run.shape, self.refiner_blocks)
-        text = "cross" in run.shape.branches
+        text = "cross" in run.shape.kinds
         score = AttentionScore(
             run.shape.grid,
             self.soft_fresh_weight,

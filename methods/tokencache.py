@@ -9,7 +9,7 @@ Where the paper is silent or contradicts itself the reading taken is an option b
 says why.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -38,6 +38,10 @@ from tcbench.plan import (
     every_unit,
     top_tokens_by_block,
 )
+from tcbench.unseen import on_values
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # (tokens, NFE) -> #Full and beta of Table I; 256 tokens are DiT-XL/2 at 256x256, 1024 at 512x512.
 PUBLISHED = {
@@ -120,8 +124,8 @@ class TokenCache(Method):
         if look.step in self.i_steps(look.run):
             return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
         alpha_RLN = look.scores("predictor")[:, :free]
-        if self.guided_halves == "shared" and look.run.guided:
-            alpha_RLN = alpha_RLN.unflatten(0, (2, -1)).mean(0).repeat(2, 1, 1)
+        if self.guided_halves == "shared" and look.run.rows_per_sample == 2:
+            alpha_RLN = on_values(_mean_of_halves, alpha_RLN, shape=alpha_RLN.shape)
         pool = free if self.budget_pool == "free" else shape.num_blocks
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
         if self.allocation == "batch":
@@ -166,3 +170,7 @@ class TokenCache(Method):
         elif self.keys == "recomputed":
             saved += " and its keys and values"
         return f"the batch's scores share out the tokens over blocks: {saved}"
+
+
+def _mean_of_halves(alpha_RLN: "Tensor") -> "Tensor":
+    return alpha_RLN.unflatten(0, (2, -1)).mean(0).repeat(2, 1, 1)

@@ -14,7 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, every_unit
+from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, counted, every_unit
+from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,12 @@ class ToMe(Method):
                 f"{self.cache_ratio:g} leaves {kept}; give a cell within the grid and a cache_ratio of at most "
                 f"{1 - max(cells, 1) / shape.num_tokens:g}"
             )
-        return _Matching(self, kept, cells, destinations_first(run, self.cell))
+        order_SLN = on_values(
+            lambda _: destinations_first(run, self.cell),
+            run.sample_index,
+            shape=(run.nfe, shape.num_blocks, shape.num_tokens),
+        )
+        return _Matching(self, kept, cells, order_SLN)
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,11 @@ class _Matching:
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps a matching in every block that may be cached."""
-        import torch
-
         shape = look.run.shape
         free = range(free_blocks(shape, self.method.refiner_blocks))
         if look.step in self.method.i_steps(look.run):
             return every_unit([Block(block) for block in free], ALL, keys=self.method.keys)
-        like = Tokens(torch.empty(1, self.kept, dtype=torch.int64, device="meta"))
+        like = counted(self.kept)
         macs = (shape.num_tokens - self.cells) * self.cells * shape.width
         decisions: dict[Unit, Decision] = {}
         for block in free:

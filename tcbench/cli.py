@@ -9,16 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from tcbench import __version__
-from tcbench.config import MODELS, Suite, load_suite, validated
+from tcbench.borrowing import check_borrowing
+from tcbench.config import Suite, load_suite, validated
 from tcbench.errors import UserError
 from tcbench.files import read_json, write_text
+from tcbench.models.specs import MODELS
+from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
 from tcbench.registry import make_method, method_class, method_names
-from tcbench.speed_config import is_speed_config, load_speed_suite, parts
+from tcbench.speed_config import SpeedSuite, is_speed_config, load_speed_suite, parts
+from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
     from tcbench.matching import Basis, Match
@@ -31,9 +35,10 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
     try:
+        parsed = _parser().parse_args(arguments)
+        if parsed.methods:
+            add_methods(parsed.methods)
         return parsed.handler(parsed) or 0
     except UserError as error:
         print(f"tcbench: {error}", file=sys.stderr)
@@ -54,13 +59,32 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(handler=handler)
+        sub.add_argument(
+            "--methods",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help=f"look for methods here too, as in ./methods and ${ADDED_METHODS}; may be given again",
+        )
         return sub
 
     def stage(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
         sub = command(name, handler, help)
-        sub.add_argument("config", type=Path, help="suite config, e.g. config/digits.yaml")
+        sub.add_argument("config", metavar="SUITE", type=suite_file, help="a suite's name, e.g. digits, or its config")
         return sub
 
+    sub = command("run", _run, "run the workflow from any folder, with results below it; what is finished is kept")
+    sub.add_argument(
+        "suite", nargs="?", metavar="SUITE", help="a name, e.g. digits, or a config (default: the embedded ones)"
+    )
+    sub.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}, or a file (default: {TARGETS[0]})"
+    )
+    sub.add_argument("--cores", default="all", help="a number (default: all)")
+    sub.add_argument("--dry-run", "-n", action="store_true", help="print what would be done")
+    sub.add_argument(
+        "--snakemake", action="append", default=[], metavar="OPTION", help="hand on, e.g. --snakemake=--keep-going"
+    )
     sub = stage("validate", _validate, "check a suite config and list its rows")
     sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
     sub.add_argument(
@@ -94,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
     sub.add_argument("--name", required=True, metavar="ABLATION")
     for name, handler, help in (
-        ("tables", _tables, "render the tables and sample grids"),
+        ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
         ("figures", _figures, "render the figures"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
         ("ablations", _ablations, "render the tables of the ablations"),
@@ -119,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
-    sub.add_argument("--config", type=Path, default=Path("config/speed.yaml"), help="a speed suite (%(default)s)")
+    sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
     sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
     sub.add_argument("--batch-size", action="append", default=[], type=int)
@@ -149,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", choices=MODELS)
     sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
     sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
-    sub.add_argument("--suite", type=Path, metavar="CONFIG", help="suite config, in place of --model and --nfe")
+    sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
     sub.add_argument("--row", help="one of its rows, in place of --method")
     sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
     budget = sub.add_mutually_exclusive_group()
@@ -180,11 +204,19 @@ def _suite(parsed: argparse.Namespace, *rows: str) -> Suite:
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
-    """The suite and the folder of its results; published results are read with the config they were made with."""
-    suite = _suite(parsed)
-    if parsed.results and (published := parsed.results / "provenance.json").exists():
-        suite = validated(published, read_json(published)["suite"], Suite)
+    """The suite and the folder of its results."""
+    suite = _published(parsed, _suite(parsed))
     return suite, parsed.results or suite.folder
+
+
+_AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
+
+
+def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
+    """The suite, or where published results are read the one that they were made with."""
+    if parsed.results and (published := parsed.results / "provenance.json").exists():
+        return validated(published, read_json(published)["suite"], type(suite))
+    return suite
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -203,17 +235,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = _suite(parsed)
-    borrowing = [
-        (part, row)
-        for part in (suite, *suite.ablation_suites.values())
-        for row in part.rows
-        if part.trained_row(row) not in (None, row)
-    ]
-    if borrowing:  # only then is it worth the import of torch
-        from tcbench.stages.common import check_training
-
-        for part, row in borrowing:
-            check_training(part, row)
+    check_borrowing(suite)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for row, settings in suite.rows.items():
         trained = suite.trained_row(row)
@@ -222,8 +244,7 @@ def _validate(parsed: argparse.Namespace) -> int:
         from tcbench.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
 
-        _set_threads()
-        for targeted in targeted_rows(suite, Calibration(suite).basis):
+        for targeted in targeted_rows(suite, Calibration(suite, prepare=_set_threads).basis):
             match = targeted.match
             near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
             if targeted.estimates:
@@ -243,8 +264,12 @@ def _validate(parsed: argparse.Namespace) -> int:
     missing = sum(need.problem is not None for need in found)
     print(f"{parsed.config}: {missing} of {len(found)} missing")
     if not missing:
-        print(f"  run it: snakemake --cores all tables --config suite_file={parsed.config}")
+        print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    return run_workflow(parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake)
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -337,6 +362,10 @@ def _diagnose(parsed: argparse.Namespace) -> None:
 def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
+    if is_speed_config(parsed.config):
+        timed = load_speed_suite(parsed.config)
+        _speed_tables(_published(parsed, timed), parsed.results or timed.folder)
+        return
     suite, folder = _results(parsed)
     render_tables(suite, folder)
     if (folder / "samples").exists():  # published results carry the strips themselves
@@ -344,6 +373,14 @@ def _tables(parsed: argparse.Namespace) -> None:
     render_grids(suite, folder)
     for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
+
+
+def _speed_tables(suite: SpeedSuite, folder: Path) -> None:
+    """Render what was timed, with its figure, and print it."""
+    from tcbench.report.speed import render_speed
+
+    for table in render_speed(suite, folder):
+        print(table.markdown())
 
 
 def _figures(parsed: argparse.Namespace) -> None:
@@ -424,7 +461,6 @@ def _bench(parsed: argparse.Namespace) -> None:
     suite = load_speed_suite(parsed.config)
     folder = parsed.results or suite.folder
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
-    from tcbench.report.speed import render_speed
     from tcbench.stages.bench import bench
     from tcbench.stages.profile import profile_parts
 
@@ -433,8 +469,7 @@ def _bench(parsed: argparse.Namespace) -> None:
         bench(suite, chosen, folder, parsed.path, not parsed.no_peers)
     else:
         profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
-    for table in render_speed(suite, folder):
-        print(table.markdown())
+    _speed_tables(suite, folder)
 
 
 def _macs(parsed: argparse.Namespace) -> None:
@@ -533,8 +568,7 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
     nfe = suite.rows[row].nfe
     from tcbench.stages.match import Calibration
 
-    _set_threads()
-    basis_of = Calibration(suite, parsed.batches).basis
+    basis_of = Calibration(suite, parsed.batches, _set_threads).basis
 
     def costed(row: str, changes: Sequence[str]) -> "tuple[Method, Basis]":
         method = suite.method(row)
@@ -581,7 +615,9 @@ def _audit(parsed: argparse.Namespace) -> None:
 def _methods(parsed: argparse.Namespace) -> None:
     for name in [parsed.name] if parsed.name else method_names():
         cls = method_class(name)
-        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'})")
+        file = method_file(name)
+        where = "" if file.is_relative_to(SHIPPED) else f" {file}"
+        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
         if parsed.name:
             print(f"\n    {cls.__doc__}")
         for option, info in cls.model_fields.items():

@@ -1,6 +1,5 @@
 """Suite configs: one YAML file each, validated as a whole before any job starts. Imports no torch."""
 
-import difflib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -8,24 +7,13 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-from tcbench.errors import UserError
+from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.models.specs import MODELS
+from tcbench.places import suite_files
 from tcbench.registry import make_method, method_names
 
-MODELS = (
-    "digits-dit",
-    "scenes-pixart",
-    "moving-osp",
-    "dit-xl-2-256",
-    "dit-xl-2-512",
-    "pixart-256",
-    "pixart-1024",
-    "osp-93x256",
-    "tiny-dit",
-    "tiny-pixart",
-    "tiny-osp",
-)
 Config = TypeVar("Config", bound=BaseModel)
 METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
@@ -276,7 +264,7 @@ class Suite(_Strict):
     description: str
     differs: str
     stands_for: PaperModel | None = None
-    model: Literal[MODELS]  # type: ignore[valid-type]
+    model: Literal[tuple(MODELS)]  # type: ignore[valid-type]
     weights: str | None = None
     data: Literal[("digits", "scenes", "moving", "imagenet", *PROMPT_SETS)]  # type: ignore[valid-type]
     real: Path | None = None
@@ -316,6 +304,12 @@ class Suite(_Strict):
         """The method of a row, with its options."""
         settings = self.rows[row]
         return make_method(settings.method, self.defaults.get(settings.method, {}) | settings.options)
+
+    def shows_steps(self, row: str) -> bool:
+        """Whether Fig. 11 shows what a row's sample looks like on the way: as many steps as the uncached run's."""
+        settings = self.rows[row]
+        shown = settings.nfe == self.figure.nfe and not settings.control and settings.refiners is True
+        return shown and self.method(row).sampled_steps(settings.nfe) == settings.nfe
 
     def reference(self, row: str) -> str:
         """The uncached row at the same NFE and CFG scale, without anybody's refiners."""
@@ -539,8 +533,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        suites = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: no such config; there are: {suites}") from error
+        known = sorted({*(file.name for file in path.parent.glob("*.yaml")), *suite_files()})
+        raise UserError(f"{path}: no such config; {did_you_mean(path.name, known)}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -593,8 +587,7 @@ def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
         if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
             schema = _model_in(schema.model_fields[str(part)].annotation) or schema
     known = [info.alias or name for name, info in schema.model_fields.items()]
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-    return f"{path}: {field}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    return f"{path}: {field}: unknown key; {did_you_mean(str(problem['loc'][-1]), known)}"
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

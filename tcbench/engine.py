@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tcbench import noise
 from tcbench.cache import Cache, take_tokens
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger, block_macs
-from tcbench.method import Macs, Policy, Run
+from tcbench.method import Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
-from tcbench.plan import ALL, NONE, All, Block, Branch, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.shapes import Macs
 
 
 class Blocks(Protocol):
     """How the units of a plan are executed on the token stream.
 
-    `whole` and `branch` move the stream through a block or one of its branches; `who` is already resolved. Without a
+    `whole` and `part` move the stream through a block or one of its parts; `who` is already resolved. Without a
     decision all tokens are computed and nothing is stored.
     """
 
@@ -37,7 +39,7 @@ class Blocks(Protocol):
     def condition(self, step: int, context: Any) -> Any:
         """What conditions the rows at a step (`Adapter.condition`)."""
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Any) -> Tensor:
         """Tokens of the latents, [R, N, D] (`Adapter.embed`)."""
 
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
@@ -53,8 +55,8 @@ class Blocks(Protocol):
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
 
-    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
-        """One branch of a block, which is a unit or is left to be computed."""
+    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One part of a block, which is a unit or is left to be computed."""
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block that is not the model's (a predictor's), for all tokens and beside the stream: [R, N, D]."""
@@ -74,7 +76,7 @@ class _Look:
     condition: Any
 
     def latent(self) -> Tensor:
-        return self.x_RND
+        return self.x_RND[:, self.run.shape.joint_text :]
 
     def scores(self, name: str) -> Tensor:
         scorer = self.run.artefacts.scorers.get(name)
@@ -102,7 +104,7 @@ class _Look:
             after = self.engine.blocks.block(module, x, self.condition)
             updates.append(after - x)
             x = after
-        return torch.stack(updates, dim=1)
+        return torch.stack(updates, dim=1)[:, :, shape.joint_text :]
 
 
 class Engine:
@@ -181,7 +183,7 @@ class Engine:
 
     def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
         """(tokens x^0 [R, N, D], condition) at a step."""
-        return self.blocks.embed(latent), self.blocks.condition(step, context)
+        return self.blocks.embed(latent, context), self.blocks.condition(step, context)
 
     def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> Tensor:
         """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
@@ -189,26 +191,26 @@ class Engine:
         return self.blocks.stream
 
     def _execute(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> None:
-        self._check_units(plan)
+        self.run.shape.check(plan)
         self.adapter.begin_step(plan.full)
         self._executed = dict(plan.decisions)
         self.blocks.begin(step, x_RND, condition)
-        spans, block = plan.spans(), 0
-        while block < self.run.shape.num_blocks:
-            if span := spans.get(block):
-                self._span(span, plan.decisions[span], step)
-                block = span.stop
-            else:
-                self._block(block, plan)
-                block += 1
+        for unit, decision in self.run.shape.walk(plan):
+            self._unit(unit, decision, step)
         self._unsettled.append((plan, Plan(self._executed)))
 
-    def _check_units(self, plan: Plan) -> None:
-        shape = self.run.shape
-        for unit in plan.decisions:
-            missing = isinstance(unit, Site) and unit.branch not in shape.branches
-            if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= shape.num_blocks:
-                raise ValueError(f"a plan decides {unit}, which a model of {shape.num_blocks} blocks does not have")
+    def _unit(self, unit: Unit, decision: Decision | None, step: int) -> None:
+        if decision is None:
+            assert isinstance(unit, Site)
+            self.blocks.part(unit, ALL, None)
+            return
+        match unit:
+            case Span():
+                self._span(unit, decision, step)
+            case Block():
+                self.blocks.whole(unit.block, self._resolve(unit, decision), decision)
+            case Site():
+                self.blocks.part(unit, self._resolve(unit, decision), decision)
 
     def _span(self, span: Span, decision: Decision, step: int) -> None:
         match self._resolve(span, decision):
@@ -216,32 +218,28 @@ class Engine:
                 self.blocks.add(self.cache.read(span, decision.fill, step))
             case All():
                 before = self.blocks.stream
-                for block in span.blocks:
-                    self._block(block, Plan())
+                for site in self.run.shape.sites:
+                    if site.block in span.blocks:
+                        self.blocks.part(site, ALL, None)
                 self.cache.store(span, self.blocks.stream - before, step, decision.fill.order)
             case _:
                 raise ValueError(
                     f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead"
                 )
 
-    def _block(self, block: int, plan: Plan) -> None:
-        if decision := plan.at(Block(block)):
-            self.blocks.whole(block, self._resolve(Block(block), decision), decision)
-            return
-        for branch in self.run.shape.branches:
-            site = Site(block, branch)
-            decision = plan.at(site)
-            self.blocks.branch(block, branch, self._resolve(site, decision) if decision else ALL, decision)
-
     def _resolve(self, unit: Unit, decision: Decision) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
-        who = decision.who.choose(lambda: self.blocks.stream) if isinstance(decision.who, Deferred) else decision.who
+        who = decision.who.choose(self._image_stream) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.index_RK.shape[1] == 0:
             who = NONE
         # which tokens they were need not be kept; how many, if the device knows it, is asked for later
         kept = Tokens(who.index_RK.to("meta"), who.used) if isinstance(who, Tokens) else who
         self._executed[unit] = replace(decision, who=kept)
         return who
+
+    def _image_stream(self) -> Tensor:
+        """The tokens that methods choose among, as the stream has them now: [R, N, D]."""
+        return self.blocks.stream[:, self.run.shape.joint_text :]
 
     def _settle(self) -> None:
         for planned, executed in self._unsettled:
@@ -276,9 +274,9 @@ class PlainBlocks:
         timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.device)
         return self.adapter.condition(timestep, context)
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Any) -> Tensor:
         """Tokens of the latents."""
-        return self.adapter.embed(latent)
+        return self.adapter.embed(latent, context)
 
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step."""
@@ -297,10 +295,11 @@ class PlainBlocks:
         if isinstance(who, Nothing):
             self.add(self.cache.read(unit, decision.fill, self.step))
             return
-        index = who.index_RK if isinstance(who, Tokens) else None
+        index = self._places(who)
         before = after = self.stream if index is None else take_tokens(self.stream, index)
-        for branch, part in self._modulation(block).items():
-            after = after + part.gate * self._compute(block, branch, after, part, decision, index)
+        for name, gated in self._modulation(block).items():
+            value = self._compute(Site(block, name), after, gated, decision, index)
+            after = after + self.adapter.gate(gated, value)
         if index is None:
             self.cache.store(unit, after - before, self.step, decision.fill.order)
             self.stream = after
@@ -308,10 +307,10 @@ class PlainBlocks:
             self.cache.refresh(unit, index, after - before)
             self.add(self.cache.read(unit, decision.fill, self.step))
 
-    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
-        """One branch of a block."""
-        part = self._modulation(block)[branch]
-        self.stream = self.stream + part.gate * self._value(Site(block, branch), who, decision, part)
+    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One part of a block."""
+        gated = self._modulation(site.block)[site.part]
+        self.stream = self.stream + self.adapter.gate(gated, self._value(site, who, decision, gated))
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
@@ -326,42 +325,49 @@ class PlainBlocks:
             self._modulated = block, self.adapter.modulation(self.adapter.blocks[block], self._condition)
         return self._modulated[1]
 
-    def _value(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None, part: Gated) -> Tensor:
-        """A branch's output for all tokens, before its gate."""
+    def _places(self, who: All | Tokens) -> Tensor | None:
+        """Where the recomputed tokens are in the stream, [R, K]; None means everywhere. Joint text is among them."""
+        if isinstance(who, All):
+            return None
+        if not (text := self.run.shape.joint_text):
+            return who.index_RK
+        places = torch.arange(text, device=who.index_RK.device).expand(len(who.index_RK), -1)
+        return torch.cat([places, who.index_RK + text], dim=1)
+
+    def _value(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None, gated: Gated) -> Tensor:
+        """A part's output for all tokens, before its gate."""
         if decision is None:
-            return self._compute(site.block, site.branch, self.stream, part, None, None)
+            return self._compute(site, self.stream, gated, None, None)
         match who.settled() if isinstance(who, Tokens) else who:
             case All():
-                value = self._compute(site.block, site.branch, self.stream, part, decision, None)
+                value = self._compute(site, self.stream, gated, decision, None)
                 self.cache.store(site, value, self.step, decision.fill.order)
                 return value
-            case Tokens(index):
-                tokens = take_tokens(self.stream, index)
-                self.cache.refresh(site, index, self._compute(site.block, site.branch, tokens, part, decision, index))
+            case Tokens() as tokens:
+                index = self._places(tokens)
+                assert index is not None
+                value = self._compute(site, take_tokens(self.stream, index), gated, decision, index)
+                self.cache.refresh(site, index, value)
         return self.cache.read(site, decision.fill, self.step)
 
     def _compute(
-        self,
-        block: int,
-        branch: str,
-        x_RKD: Tensor,
-        part: Gated,
-        decision: Decision | None,
-        index_RK: Tensor | None,
+        self, site: Site, x_RKD: Tensor, gated: Gated, decision: Decision | None, index_RK: Tensor | None
     ) -> Tensor:
-        """Compute a branch for the tokens x_RKD (`index_RK` of the stream; None means all of them)."""
-        adapter, module = self.adapter, self.adapter.blocks[block]
-        h = adapter.branch_input(module, branch, x_RKD, part)
-        if branch == "mlp":
-            return adapter.mlp(module, h)
-        if branch == "cross":
+        """Compute a part for the tokens x_RKD (`index_RK` of the stream; None means all of them)."""
+        adapter, block, text = self.adapter, site.block, self.run.shape.joint_text
+        module, kind = adapter.blocks[block], self.run.shape.kind(site)
+        h = adapter.part_input(module, site.part, x_RKD, gated)
+        if kind == "pointwise":
+            return adapter.pointwise(module, h)
+        if kind == "cross":
             queries = adapter.text_queries(module, h)
             if decision and decision.observe == "cross":
-                self.cache.store_entropy(block, adapter.attention_entropy(queries, part), index_RK)
-            return adapter.cross(module, queries, part)
+                self.cache.store_entropy(block, adapter.attention_entropy(queries, gated), index_RK)
+            return adapter.cross(module, queries, gated)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
-            keys, values = adapter.keys_values(module, adapter.branch_input(module, branch, self.stream, part))
+            everything = adapter.part_input(module, site.part, self.stream, gated)
+            keys, values = adapter.keys_values(module, everything)
         else:
             keys, values = adapter.keys_values(module, h, index_RK)
         if policy == "cached":
@@ -371,8 +377,8 @@ class PlainBlocks:
                 keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
         queries = adapter.queries(module, h, index_RK)
         if index_RK is None and decision and decision.observe == "attn":
-            self.cache.store_attention(block, adapter.attention_received(module, queries, keys))
-        return adapter.mix(module, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
+            self.cache.store_attention(block, adapter.attention_received(module, queries, keys)[:, text:])
+        return adapter.mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
 
 
 def soft_hidden(
@@ -392,7 +398,7 @@ def soft_hidden(
     Args:
         x_RND: embedded tokens.
         condition: of timestep and prompt; timesteps may differ between rows.
-        gates: by `Block` or `Site`, broadcastable to [R, N, D].
+        gates: by `Block` or `Site`, broadcastable to [R, N, D]; a joint text's tokens are always computed.
         cached: the stored value of every unit in `gates`, [R, N, D].
         inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
             which is Alg. 1's literal line 13.
@@ -400,15 +406,20 @@ def soft_hidden(
     Returns:
         x-hat^L, [R, N, D].
     """
-    x = x_RND
+    x, text = x_RND, adapter.shape.joint_text
+
+    def blend(unit: Unit, fresh: Tensor) -> Tensor:
+        gate = gates[unit]
+        if text and gate.ndim > 1 and gate.shape[1] > 1:
+            gate = F.pad(gate, (0, 0, text, 0), value=1.0)
+        return torch.lerp(cached[unit], fresh, gate)
+
     for index, module in enumerate(adapter.blocks):
         x = x if inputs is None else inputs[index]
-        modulation, before = adapter.modulation(module, condition), x
-        for branch in adapter.shape.branches:
-            out = adapter.branch(module, branch, x, modulation[branch])
-            if (site := Site(index, branch)) in gates:
-                out = torch.lerp(cached[site], out, gates[site])
-            x = x + modulation[branch].gate * out
+        before = x
+        for name, gated in adapter.modulation(module, condition).items():
+            out = adapter.part(module, name, x, gated)
+            x = x + adapter.gate(gated, blend(site, out) if (site := Site(index, name)) in gates else out)
         if (unit := Block(index)) in gates:
-            x = before + torch.lerp(cached[unit], x - before, gates[unit])
+            x = before + blend(unit, x - before)
     return x

@@ -6,7 +6,7 @@ differs from `PlainBlocks`, and why, each measured in docs/speed.md:
 - Modulation of all steps and blocks is made when the run starts: it depends on timestep and prompt alone.
 - Patches are embedded by a product, which leaves them in the stream's order, instead of by a convolution.
 - Queries, keys and values come from one product; the MLP's activation is applied inside its first product.
-- A residual addition waits until the next branch reads the stream, and is then one pass with its LayerNorm; where only
+- A residual addition waits until the next part reads the stream, and is then one pass with its LayerNorm; where only
   some tokens are read, it goes on waiting for the others.
 - Recomputed tokens go through kernels that gather, multiply and scatter at once (`tcbench.kernels`), and whose number
   of rows is read on the device.
@@ -16,62 +16,27 @@ The stream, the caches and the gates are the model's dtype; sums inside a kernel
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tcbench.cache import Cache
-from tcbench.groups import Groups
 from tcbench.kernels import Chosen, available, rows
-from tcbench.kernels.attention import Linear, SelfAttention
+from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.chosen import Path, on_device
 from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
-from tcbench.models.adapter import Adapter, Gated, Modulation
+from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
 from tcbench.models.pixart import Cross
-from tcbench.plan import All, Block, Branch, Decision, Nothing, Site, Tokens
+from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
     """Whether `FusedBlocks` serves this model where it is."""
-    return available(adapter.device)
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """A block's linear layers as the kernels take them, by branch: the first, and the last one.
-
-    Those of self-attention's queries, keys and values are stacked. `groups` as in `Adapter.groups`.
-    """
-
-    first: Mapping[str, Linear]
-    last: Mapping[str, Linear]
-    groups: Groups | None
-
-
-_layers: WeakKeyDictionary[nn.Module, _Layers] = WeakKeyDictionary()
-
-
-def _layers_of(adapter: Adapter, module: Any) -> _Layers:
-    """Stacked once per block; a block's weights do not change while it samples."""
-    if module not in _layers:
-        attention, text, mlp = module.attn1, module.attn2, module.ff.net
-        parts = (attention.to_q, attention.to_k, attention.to_v)
-        stacked = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-        first, last = {"mlp": mlp[0].proj}, {"attn": attention.to_out[0], "mlp": mlp[2]}
-        if text is not None:
-            first["cross"], last["cross"] = text.to_q, text.to_out[0]
-        _layers[module] = _Layers(
-            first={"attn": stacked} | {branch: (layer.weight, layer.bias) for branch, layer in first.items()},
-            last={branch: (layer.weight, layer.bias) for branch, layer in last.items()},
-            groups=adapter.groups(module),
-        )
-    return _layers[module]
+    return adapter.fuses and available(adapter.device)
 
 
 class FusedBlocks:
@@ -89,7 +54,6 @@ class FusedBlocks:
         self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
         self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
         self._ones = self._ones.expand(self._rows, -1)
-        self._positions = adapter.model.pos_embed.pos_embed
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
@@ -109,13 +73,13 @@ class FusedBlocks:
 
     # --- the stream
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Any) -> Tensor:
         """Patches, with positions if they are added to them, [R, N, D]."""
-        patch, embedding = self.adapter.spec.patch_size, self.adapter.model.pos_embed
+        patch, (layer, positions) = self.adapter.spec.patch_size, self.adapter.patches()
         patches = latent.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [R, C, ..., h, p, w, q]
         patches = patches.transpose(-3, -2).movedim(1, -3).flatten(-3).flatten(1, -2)
-        tokens = F.linear(patches, embedding.proj.weight.flatten(1), embedding.proj.bias)
-        return tokens if self._positions is None else tokens.add_(self._positions)
+        tokens = F.linear(patches, *layer)
+        return tokens if positions is None else tokens.add_(positions)
 
     def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
         """Start a step."""
@@ -137,7 +101,7 @@ class FusedBlocks:
         self._terms.append((value_RND, gate_RD))
 
     def _advance(self, modulate: Modulate | None = None) -> Tensor:
-        """Apply what waits: the stream or, with `modulate`, the next branch's input."""
+        """Apply what waits: the stream or, with `modulate`, the next part's input."""
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
             self._x, self._terms, modulate=modulate, before_RND=before, eps=self._eps, path=self.path
@@ -149,11 +113,11 @@ class FusedBlocks:
             self._update = None
         return self._x if h is None else h
 
-    def _gather(self, part: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
-        """The chosen tokens and their branch's input, compact [M, D]; what waits for other tokens goes on waiting."""
+    def _gather(self, gated: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
+        """The chosen tokens and their part's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
-        return gather(self._x, self._terms, _modulate(part), chosen, eps=self._eps, path=self.path)
+        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps, path=self.path)
 
     # --- units
 
@@ -165,76 +129,77 @@ class FusedBlocks:
                 self.add(self.cache.read(unit, decision.fill, self._step))
             case All():
                 before = None
-                for branch, part in parts.items():
-                    value = self._everyone(block, branch, part, decision)
-                    before = self._x if before is None else before  # the first branch has applied what waited
-                    self.add(value, _gate(part))
+                for part, gated in parts.items():
+                    value = self._everyone(block, part, gated, decision)
+                    before = self._x if before is None else before  # the first part has applied what waited
+                    self.add(value, _gate(gated))
                 assert before is not None
                 self._update = unit, decision, before
             case Tokens():
                 chosen = self._chosen(who)
                 base, h = self._gather(parts["attn"], chosen)
                 tokens = base
-                for branch, part in parts.items():
-                    if branch != "attn":
-                        modulate = _modulate(part)
+                for part, gated in parts.items():
+                    if part != "attn":
+                        modulate = _modulate(gated)
                         h = norm_rows(tokens, modulate, chosen, self._eps, path=self.path) if modulate else tokens
-                    h = self._few(block, branch, h, chosen, part, decision)
-                    gate = self._ones if (gate := _gate(part)) is None else gate
-                    if branch != "mlp":
-                        tokens = rows.linear_residual(h, *layers.last[branch], chosen, gate, tokens, path=self.path)
+                    h = self._few(block, part, h, chosen, gated, decision)
+                    gate = self._ones if (gate := _gate(gated)) is None else gate
+                    if part != "mlp":
+                        tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, path=self.path)
                     else:
                         update = self.cache.read(unit, decision.fill, self._step)
-                        last = layers.last[branch]
+                        last = layers.last[part]
                         rows.linear_update(h, *last, chosen, gate, base, tokens, update, path=self.path)
                         self.add(update)
 
-    def branch(self, block: int, branch: Branch, who: All | Nothing | Tokens, decision: Decision | None) -> None:
-        """One branch of a block."""
-        site, part = Site(block, branch), self._parts(block)[branch]
+    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One part of a block."""
+        block, part = site.block, site.part
+        gated = self._parts(block)[part]
         match who:
             case Nothing():
                 assert decision is not None
                 value = self.cache.read(site, decision.fill, self._step)
             case All():
-                value = self._everyone(block, branch, part, decision)
+                value = self._everyone(block, part, gated, decision)
                 if decision:
                     self.cache.store(site, value, self._step, decision.fill.order)
             case Tokens():
                 assert decision is not None
-                chosen, last = self._chosen(who), self._layers(block).last[branch]
-                _, h = self._gather(part, chosen)
+                chosen, last = self._chosen(who), self._layers(block).last[part]
+                _, h = self._gather(gated, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
-                h = self._few(block, branch, h, chosen, part, decision)
+                h = self._few(block, part, h, chosen, gated, decision)
                 rows.linear_scatter(h, *last, chosen, value, path=self.path)
-        self.add(value, _gate(part))
+        self.add(value, _gate(gated))
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
-        layers, x = _layers_of(self.adapter, module), x_RND.contiguous()
+        layers, x = self.adapter.linear_layers(module), x_RND.contiguous()
         terms: list[Term] = []
-        for branch, part in self.adapter.modulation(module, condition).items():
-            x, _, h = advance(x, terms, modulate=_modulate(part), eps=self._eps, path=self.path)
-            h, _, _ = self._all(layers, branch, x if h is None else h, part)
-            terms = [(F.linear(h, *layers.last[branch]), _gate(part))]
+        for part, gated in self.adapter.modulation(module, condition).items():
+            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps, path=self.path)
+            h, _, _ = self._all(layers, part, x if h is None else h, gated)
+            terms = [(F.linear(h, *layers.last[part]), _gate(gated))]
         return advance(x, terms, eps=self._eps, path=self.path)[0]
 
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
-        shift, scale = (part[self._rows_of(self._step)].squeeze(1) for part in self._final)
+        shift, scale = (whole[self._rows_of(self._step)].squeeze(1) for whole in self._final)
         return self.adapter.final_layer(self._advance((shift, scale)))
 
     # --- layers
 
-    def _layers(self, block: int) -> _Layers:
-        return _layers_of(self.adapter, self.adapter.blocks[block])
+    def _layers(self, block: int) -> LinearLayers:
+        return self.adapter.linear_layers(self.adapter.blocks[block])
 
     def _parts(self, block: int) -> Mapping[str, Gated]:
-        """What the block's branches need at this step."""
+        """What the block's parts need at this step."""
         here = self._rows_of(self._step)
         return {
-            branch: part[here] if isinstance(part, Modulation) else part
-            for branch, part in self._modulations[block].items()
+            part: gated[here] if isinstance(gated, Modulation) else gated
+            for part, gated in self._modulations[block].items()
         }
 
     def _chosen(self, who: Tokens) -> Chosen:
@@ -245,65 +210,65 @@ class FusedBlocks:
             return Chosen(index, on_device((index.shape[1],), index.device), tokens, index.shape[1])
         return Chosen(index, who.used, tokens, max(1, tokens // 8))
 
-    def _everyone(self, block: int, branch: str, part: Gated, decision: Decision | None) -> Tensor:
-        """A branch of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
-        layers, modulate = self._layers(block), _modulate(part)
+    def _everyone(self, block: int, part: str, gated: Gated, decision: Decision | None) -> Tensor:
+        """A part of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
+        layers, modulate = self._layers(block), _modulate(gated)
         h = self._advance(modulate) if modulate else self.stream
-        h, first, seen_RN = self._all(layers, branch, h, part, decision is not None and decision.observe == branch)
-        if decision and decision.keys == "cached" and branch == "attn":
+        h, first, seen_RN = self._all(layers, part, h, gated, decision is not None and decision.observe == part)
+        if decision and decision.keys == "cached" and part == "attn":
             _, keys, values = first.chunk(3, dim=2)
             self._qkv[block] = first
             self.cache.store_keys_values(block, keys, values)
-        if seen_RN is not None and branch == "attn":
+        if seen_RN is not None and part == "attn":
             self.cache.store_attention(block, seen_RN)
         elif seen_RN is not None:
             self.cache.store_entropy(block, seen_RN, None)
-        return F.linear(h, *layers.last[branch])
+        return F.linear(h, *layers.last[part])
 
     def _all(
-        self, layers: _Layers, branch: str, h_RND: Tensor, part: Gated, observed: bool = False
+        self, layers: LinearLayers, part: str, h_RND: Tensor, gated: Gated, observed: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A branch of all tokens from its input up to its last layer.
+        """A part of all tokens from its input up to its last layer.
 
         Returns:
             that, what the first layer gave, and what was observed of its attention, [R, N]
         """
-        if branch == "mlp":
-            h = _widen(h_RND, *layers.first[branch])
+        if part == "mlp":
+            h = _widen(h_RND, *layers.first[part])
             return h, h, None
-        if isinstance(part, Cross):
-            queries, entropy_RN = F.linear(h_RND, *layers.first[branch]), None
+        if isinstance(gated, Cross):
+            queries, entropy_RN = F.linear(h_RND, *layers.first[part]), None
             if observed:
                 entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
-                text_entropy(queries, part.keys, part.bias, entropy_RN, path=self.path)
-            mixed = text_attention(queries, part.keys, part.values, part.bias, path=self.path)
+                text_entropy(queries, gated.keys, gated.bias, entropy_RN, path=self.path)
+            mixed = text_attention(queries, gated.keys, gated.values, gated.bias, path=self.path)
             return mixed, queries, entropy_RN
-        stacked = self._attention.project(h_RND, layers.first[branch])
+        stacked = self._attention.project(h_RND, layers.first[part])
         mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
         return mixed, stacked, received_RN
 
-    def _few(self, block: int, branch: str, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
-        """A branch of the chosen tokens from its input up to its last layer, compact [M, C]."""
-        first = self._layers(block).first[branch]
-        if branch == "attn":
-            return self._few_attending(block, h_MD, chosen, part, decision)
-        if branch == "mlp":
+    def _few(self, block: int, part: str, h_MD: Tensor, chosen: Chosen, gated: Gated, decision: Decision) -> Tensor:
+        """A part of the chosen tokens from its input up to its last layer, compact [M, C]."""
+        first = self._layers(block).first[part]
+        if part == "attn":
+            return self._few_attending(block, h_MD, chosen, gated, decision)
+        if part == "mlp":
             return rows.linear(h_MD, *first, chosen, "gelu", path=self.path)
-        assert isinstance(part, Cross)
+        assert isinstance(gated, Cross)
         queries = rows.linear(h_MD, *first, chosen, path=self.path)
         if decision.observe == "cross":
             stored_RN = self.cache.attention_entropy(block)
-            text_entropy(queries, part.keys, part.bias, stored_RN, chosen, path=self.path)
-        return text_attention(queries, part.keys, part.values, part.bias, chosen, path=self.path)
+            text_entropy(queries, gated.keys, gated.bias, stored_RN, chosen, path=self.path)
+        return text_attention(queries, gated.keys, gated.values, gated.bias, chosen, path=self.path)
 
-    def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, part: Gated, decision: Decision) -> Tensor:
+    def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, gated: Gated, decision: Decision) -> Tensor:
         """Self-attention of the chosen tokens up to its projection, compact [M, D]; keys as decided."""
         attention, layers = self._attention, self._layers(block)
         weight, bias = qkv = layers.first["attn"]
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
             stream = self.stream
-            _, _, everything = advance(stream, [], modulate=_modulate(part), eps=self._eps, path=self.path)
+            _, _, everything = advance(stream, [], modulate=_modulate(gated), eps=self._eps, path=self.path)
             assert everything is not None
             keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)
@@ -328,11 +293,11 @@ def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.linear(h_RND, weight, bias), approximate="tanh")
 
 
-def _modulate(part: Gated) -> Modulate | None:
-    """Shift and scale of a branch's normalised input as the kernels take them, if it has any."""
-    return (part.shift.squeeze(1), part.scale.squeeze(1)) if isinstance(part, Modulation) else None
+def _modulate(gated: Gated) -> Modulate | None:
+    """Shift and scale of a part's normalised input as the kernels take them, if it has any."""
+    return (gated.shift.squeeze(1), gated.scale.squeeze(1)) if isinstance(gated, Modulation) else None
 
 
-def _gate(part: Gated) -> Tensor | None:
-    """A branch's gate as the kernels take it, if it has one."""
-    return part.gate.squeeze(1) if isinstance(part.gate, Tensor) else None
+def _gate(gated: Gated) -> Tensor | None:
+    """A part's gate as the kernels take it, if it has one."""
+    return gated.gate.squeeze(1) if isinstance(gated.gate, Tensor) else None

@@ -21,31 +21,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import golden_l2c, golden_video
-from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
+from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
-from tcbench.models.dit import DiTSpec
-from tcbench.models.pixart import PixArtSpec
-from tcbench.models.specs import MODELS, load_transformer, make_adapter
-from tcbench.plan import Branch, Plan, Site
+from tcbench.models.networks import fill_transformer, make_adapter
+from tcbench.models.specs import MODELS, DiTSpec, PixArtSpec
+from tcbench.plan import Plan, Site
 from tcbench.registry import make_method
 from tcbench.sampling import (
     AncestralDDPM,
+    Passes,
     ReferenceDDIM,
     ReferenceDPMSolver,
     Sampler,
-    SamplerSettings,
     denoise,
-    guide,
 )
 from tcbench.training.routers import as_table
 
 Settings = Mapping[str, Any]
 
 PIXART_NAMES = {"eps_guided": "eps", "timesteps_continuous_model_input": "timesteps"}
-DECIDING_GAP = 1e-5  # where the last chosen token scores less than this above the next, rounding decides
+
+MARGIN = 10
+"""Tolerances are this many times the rounding that was seen on the cases of tests/golden, whatever instructions torch
+and its libraries were limited to. Most of it comes from the sines of float32 timesteps."""
+
+_SCORE_ROUNDING = 1.7e-6
+DECIDING_GAP = 2 * MARGIN * _SCORE_ROUNDING  # where the last chosen token scores less above the next, rounding decides
 
 
 class Unsupported(Exception):
@@ -143,7 +147,8 @@ class Case:
             except (KeyError, TypeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{path}: {key}: {reason} missing or wrong; see docs/goldens.md") from error
-        return make_adapter(load_transformer(spec, self.shared("weights.safetensors")), spec)
+        weights = self.shared("weights.safetensors")
+        return make_adapter(fill_transformer(spec, read_weights(weights), weights), spec)
 
 
 def _spec(config: Settings) -> DiTSpec:
@@ -239,25 +244,22 @@ def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) 
     """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
     adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
     sampler = sampler_of(case, len(x))
-    settings = SamplerSettings(case.number("cfg_scale"))
-    run = Run(adapter.shape, sampler.timesteps, True, torch.arange(len(x)), artefacts=artefacts or Artefacts())
+    guidance = adapter.spec.guidance(case.number("cfg_scale"))
+    run = Run(adapter.shape, sampler.timesteps, guidance, torch.arange(len(x)), artefacts=artefacts or Artefacts())
     recorder = _Recorder(method.start(run))
-    engine = Engine(adapter, run, recorder)
-    steps = list(_progress(denoise(adapter, engine, sampler, settings, x, prompt), case, run.nfe))
+    passes = Passes(adapter, run, lambda _: recorder)
+    steps = list(_progress(denoise(passes, sampler, x, prompt), case, run.nfe))
     tensors = {
         "timesteps": torch.tensor(sampler.timesteps),
         "eps": torch.stack([eps for eps, _, _ in steps]),
         "final": steps[-1][2],
     }
     if "x_in" in case.expected:
-        spec, again = adapter.spec, Engine(adapter, run, method.start(run))
-        context = again.prepare(adapter.guided(prompt))
-        outputs = [
-            again(step, seen.repeat(2, 1, 1, 1), context) for step, seen in enumerate(case.expected["x_in"][: run.nfe])
-        ]
-        eps = [guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels) for output in outputs]
+        again = Passes(adapter, run, method.start)
+        again.prepare(prompt)
+        eps = [again(step, seen)[0] for step, seen in enumerate(case.expected["x_in"][: run.nfe])]
         tensors["eps_from_x_in"] = torch.stack(eps)
-    return Outcome(method, run, engine.plans, recorder.scores, recorder.chosen, tensors)
+    return Outcome(method, run, passes.plans, recorder.scores, recorder.chosen, tensors)
 
 
 def _progress(steps: Any, case: Case, total: int) -> Any:
@@ -335,20 +337,22 @@ def compare(case: Case, outcome: Outcome) -> dict[str, float]:
     expected = dict(case.expected)
     if "eps" not in expected and "final" not in expected:
         raise UserError(f"{case.directory / case.name}.safetensors: neither eps nor final; nothing to compare with")
+    ours = dict(outcome.tensors)
     if "eps" in expected:
         expected["eps_from_x_in"] = expected["eps"]
+        ours["eps"] = ours["eps"][-len(expected["eps"]) :]  # of all steps, or of the last ones
     full = [
         [[_said(plan, block, branch) == "all" for branch in ("attn", "mlp")] for block in _blocks(outcome)]
         for plan in outcome.executed
     ]
-    return largest_errors(case, {**outcome.tensors, "recomputed": torch.tensor(full)}, expected)
+    return largest_errors(case, {**ours, "recomputed": torch.tensor(full)}, expected)
 
 
 def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     """ToCa's decisions: which blocks are partial, under which interval; which tokens they recompute, by which score."""
     expected, run, blocks = case.expected, outcome.run, _blocks(outcome)
     method: Any = outcome.method
-    branches: list[Branch] = [branch for branch in run.shape.branches if branch != "attn"]
+    branches = [part for part, kind in run.shape.kinds.items() if kind != "mix"]
     partial = [[_said(plan, block, "attn") != "all" for block in blocks] for plan in outcome.executed]
     counts = [[[_said(plan, block, branch) for branch in branches] for block in blocks] for plan in outcome.executed]
     counters = [method.counter(step, run.nfe) for step in range(run.nfe)]
@@ -367,14 +371,14 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
     }
     sites = [(step, Site(block, branch)) for step in range(run.nfe) for block in blocks for branch in branches]
     if "fresh_idx" in expected:
-        wrong = [_other_tokens(of_branches, outcome, step, site, branches.index(site.branch)) for step, site in sites]
+        wrong = [_other_tokens(of_branches, outcome, step, site, branches.index(site.part)) for step, site in sites]
         errors["fresh_idx"] = float(sum(wrong))
     if "score" in expected:
         by_site = [
             largest_errors(
                 case,
                 {"score": outcome.scores[step][site]},
-                {"score": of_branches["score"][step, site.block, branches.index(site.branch)]},
+                {"score": of_branches["score"][step, site.block, branches.index(site.part)]},
             )["score"]
             for step, site in sites
             if site in outcome.scores[step]
@@ -461,20 +465,24 @@ def _run_video(run: Callable[[Case], dict[str, float]]) -> Callable[[Path, str],
     return lambda directory, name: run(Case(directory, name))
 
 
-_TRAJECTORY = {"eps": 3e-5, "eps_from_x_in": 3e-5, "final": 1e-3}
+def _allowed(**rounding: float) -> dict[str, float]:
+    return {quantity: MARGIN * seen for quantity, seen in rounding.items()}
+
+
+_TRAJECTORY = _allowed(eps=1.1e-5, eps_from_x_in=7.3e-6, final=1.7e-4)
 
 KINDS: dict[str, Kind] = {
-    "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, {**_TRAJECTORY, "eps_from_x_in": 1e-5}),
+    "uncached": Kind(lambda case: case.repository == "dit", _run_uncached, _TRAJECTORY),
     "fora": Kind(lambda case: case.repository == "fora", _run_fora, _TRAJECTORY),
     "toca": Kind(
         lambda case: case.repository == "toca" and not case.pixart,
         _run_toca,
-        {**_TRAJECTORY, "fresh_ratio": 1e-6, "score": 5e-6},
+        _TRAJECTORY | _allowed(fresh_ratio=1e-7, score=_SCORE_ROUNDING),
     ),
     "toca_pixart": Kind(
         lambda case: case.repository == "toca" and case.pixart,
         _run_toca,
-        {"timesteps": 1e-4, "eps": 1e-4, "eps_from_x_in": 1e-4, "final": 3e-3, "score": 5e-6},
+        _allowed(timesteps=6.2e-5, eps=5.1e-5, eps_from_x_in=3.4e-5, final=1.2e-3, score=_SCORE_ROUNDING),
     ),
     "l2c": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" in case.expected,
@@ -484,11 +492,7 @@ KINDS: dict[str, Kind] = {
     "l2c_training": Kind(
         lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
         _train_learning_to_cache,
-        {
-            **dict.fromkeys(("loss", "data_loss", "gates", "mse_per_sample"), 1e-4),  # relative
-            "gradients": 1e-8,
-            "logits": 1e-5,
-        },
+        _allowed(loss=2.3e-6, data_loss=2.3e-6, gates=1e-7, mse_per_sample=4.1e-6, gradients=4.1e-10, logits=3e-8),
     ),
     "osp": Kind(
         lambda case: case.repository == "open-sora-plan" and "sampler" in case.settings,

@@ -11,8 +11,8 @@ from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.open_sora_plan import GROUPS, OpenSoraPlanSpec
-from tcbench.models.specs import load_transformer, make_adapter
+from tcbench.models.networks import load_transformer, make_adapter
+from tcbench.models.specs import SPARSE_GROUPS, OpenSoraPlanSpec
 from tcbench.models.wf_vae import (
     SPACE_HAAR,
     SPACE_TIME_HAAR,
@@ -26,7 +26,7 @@ from tcbench.models.wf_vae import (
     weights_in,
 )
 from tcbench.registry import make_method
-from tcbench.sampling import EulerAncestral, SamplerSettings, denoise, guide
+from tcbench.sampling import EulerAncestral, Passes, denoise
 
 if TYPE_CHECKING:
     from tcbench.golden import Case
@@ -72,10 +72,11 @@ def run_forward(case: "Case") -> dict[str, float]:
 @torch.inference_mode()
 def run_sampling(case: "Case") -> dict[str, float]:
     """All steps from the noise; every step from what the network was shown, if the case stores it."""
-    expected, adapter, scale = case.expected, _adapter(case), case.number("cfg_scale")
+    expected, adapter = case.expected, _adapter(case)
     sampler = EulerAncestral(int(case.number("steps")), lambda step: expected["noise"][step])
-    engine, prompt = _engine(case, adapter, sampler.timesteps)
-    *_, (_, _, latent) = denoise(adapter, engine, sampler, SamplerSettings(scale), expected["z"], prompt)
+    run, prompt = _run(case, adapter, sampler.timesteps, case.number("cfg_scale"))
+    passes = Passes(adapter, run, make_method("uncached", {}).start)
+    *_, (_, _, latent) = denoise(passes, sampler, expected["z"], prompt)
     errors = {
         "timesteps": max(abs(a - b) for a, b in zip(sampler.timesteps, case.setting("timesteps"), strict=True)),
         "latent_free_running": _largest(latent, expected["latent"]),
@@ -83,9 +84,8 @@ def run_sampling(case: "Case") -> dict[str, float]:
     if "x" not in expected:
         return errors
     outputs = _outputs(case, adapter, sampler.timesteps, expected["x"])
-    channels = adapter.spec.in_channels
     stepped = [
-        sampler.step(guide(output, scale, channels, channels), step, expected["x"][step])[0]
+        sampler.step(run.guidance.combine([output]), step, expected["x"][step])[0]
         for step, output in enumerate(outputs)
     ]
     return errors | {
@@ -100,8 +100,10 @@ def _adapter(case: "Case") -> Adapter:
     captions = _captions(case).states_RTC
     try:
         blocks = config["num_layers"]
-        if not config["sparse1d"] or config["sparse_n"] != GROUPS:
-            raise UserError(f"{path}: sparse_n: only networks that attend to one of {GROUPS} groups are run here")
+        if not config["sparse1d"] or config["sparse_n"] != SPARSE_GROUPS:
+            raise UserError(
+                f"{path}: sparse_n: only networks that attend to one of {SPARSE_GROUPS} groups are run here"
+            )
         spec = OpenSoraPlanSpec(
             name="golden",
             num_blocks=blocks,
@@ -134,10 +136,9 @@ def _captions(case: "Case") -> Text:
         raise UserError(f"{case.directory / 'forward.safetensors'}: no tensor {error}; see docs/goldens.md") from error
 
 
-def _engine(case: "Case", adapter: Adapter, timesteps: tuple[float, ...]) -> tuple[Engine, Text]:
+def _run(case: "Case", adapter: Adapter, timesteps: tuple[float, ...], scale: float = 1.0) -> tuple[Run, Text]:
     prompt = _captions(case)
-    run = Run(adapter.shape, timesteps, True, torch.arange(len(prompt)))
-    return Engine(adapter, run, make_method("uncached", {}).start(run)), prompt
+    return Run(adapter.shape, timesteps, adapter.spec.guidance(scale), torch.arange(len(prompt))), prompt
 
 
 @torch.inference_mode()
@@ -145,9 +146,11 @@ def _outputs(
     case: "Case", adapter: Adapter, timesteps: tuple[float, ...], latents: "list[Tensor] | Tensor"
 ) -> list[Tensor]:
     """The network's output for both halves of the guided batch, at every timestep for its own latents."""
-    engine, prompt = _engine(case, adapter, timesteps)
-    context = engine.prepare(adapter.guided(prompt))
-    return [engine(step, torch.cat([latents[step]] * 2), context) for step in range(len(timesteps))]
+    run, prompt = _run(case, adapter, timesteps)
+    engine = Engine(adapter, run, make_method("uncached", {}).start(run))
+    (rows,) = run.guidance.prompts(adapter, prompt)
+    context = engine.prepare(rows)
+    return [engine(step, run.guidance.latents(latents[step]), context) for step in range(len(timesteps))]
 
 
 # --- the autoencoder

@@ -8,73 +8,63 @@ additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accountin
 
 from collections import defaultdict
 
-from tcbench.method import Macs, ModelShape
-from tcbench.plan import ALL, All, Block, Decision, Deferred, Keys, Nothing, Plan, Site, Tokens
+from tcbench.plan import ALL, All, Decision, Deferred, Keys, Nothing, Plan, Site, Tokens
+from tcbench.shapes import Macs, ModelShape, PartShape
 
 
-def attention_macs(shape: ModelShape, block: int, queries: int | None, keys: Keys = "fresh") -> Macs:
-    """Self-attention of `queries` tokens: projections, both products, output projection.
+def part_macs(shape: ModelShape, part: PartShape, tokens: int | None, keys: Keys = "fresh") -> Macs:
+    """One part of a block computed for `tokens` of the image's tokens (None: all, in one piece); nothing for none.
 
-    None: all of them, in one piece, which a sparse block does group by group; some are masked and pay for all keys.
+    All in one piece attend inside their groups; some are masked and pay for all keys. Text tokens of a joint stream are
+    computed beside any other.
     """
-    width, tokens = shape.width, shape.num_tokens
-    if queries is None:
-        return Macs(4 * width**2 * tokens + 2 * tokens * (tokens // shape.groups(block)) * width, width * tokens)
-    projected = tokens if keys == "recomputed" else queries  # tokens whose key and value are computed
-    context = queries if keys == "fresh" else tokens
-    return Macs(
-        matmul=2 * width**2 * queries + 2 * width**2 * projected + 2 * queries * context * width,
-        norm_elements=width * (queries + (projected if keys == "recomputed" else 0)),
-    )
-
-
-def mlp_macs(shape: ModelShape, tokens: int) -> Macs:
-    """The two linear layers of the MLP on `tokens` tokens."""
-    return Macs(2 * shape.mlp_ratio * shape.width**2 * tokens, shape.width * tokens)
-
-
-def cross_macs(shape: ModelShape, tokens: int) -> Macs:
-    """Cross-attention of `tokens` tokens over the text, whose keys and values a run makes once (`ModelShape.once`)."""
-    width, text = shape.width, shape.text_tokens
-    # the paper's costs are in proportion to tokens (Eq. 7)
-    repeated = 2 * text * width**2 * tokens // shape.num_tokens
-    return Macs(2 * width**2 * tokens + 2 * tokens * text * width, repeated=repeated)
-
-
-def branch_macs(shape: ModelShape, block: int, branch: str, tokens: int | None, keys: Keys = "fresh") -> Macs:
-    """One branch computed for `tokens` tokens (None: all of them, in one piece); nothing if there are none."""
     if tokens == 0:
         return Macs()
-    if branch == "attn":
-        return attention_macs(shape, block, tokens, keys)
-    return (cross_macs if branch == "cross" else mlp_macs)(shape, shape.num_tokens if tokens is None else tokens)
+    whole = shape.stream_tokens
+    queries = whole if tokens is None else shape.joint_text + tokens
+    total = part.per_token * queries
+    if part.kind == "cross":
+        # of the text, the paper's count repeats in proportion to tokens (Eq. 7) what a run makes once
+        repeated = part.text_macs * queries // whole
+        return total + Macs(2 * queries * part.text_tokens * part.attended, repeated=repeated)
+    if part.kind == "pointwise":
+        return total
+    if tokens is None:
+        return total + part.per_key * whole + Macs(2 * whole * (whole // part.groups) * part.attended)
+    projected = whole if keys == "recomputed" else queries  # tokens whose key and value are computed
+    normed_again = projected if keys == "recomputed" else 0
+    context = queries if keys == "fresh" else whole
+    products = Macs(2 * queries * context * part.attended, part.per_token.norm_elements * normed_again)
+    return total + part.per_key * projected + products
 
 
 def block_macs(shape: ModelShape, block: int, tokens: int | None, keys: Keys = "fresh") -> Macs:
     """A whole block computed for `tokens` tokens (None: all), modulation included; nothing if there are none."""
     if tokens == 0:
         return Macs()
-    return sum((branch_macs(shape, block, branch, tokens, keys) for branch in shape.branches), shape.modulation)
+    parts = shape.blocks[block].parts
+    return sum((part_macs(shape, part, tokens, keys) for part in parts), shape.blocks[block].modulation)
+
+
+def predictor_macs(shape: ModelShape) -> Macs:
+    """One call of the Cache Predictor: a whole block, keys and values of the text with its own weights, the head."""
+    head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
+    text = Macs(sum(part.text_macs for part in shape.blocks[0].parts))
+    return block_macs(shape, 0, None) + text + head
 
 
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
-    total = shape.outer
-    spans, block = plan.spans(), 0
-    while block < shape.num_blocks:
-        if span := spans.get(block):
-            count, _ = _tokens(plan.at(span))
-            total += sum((block_macs(shape, inner, count) for inner in span.blocks), Macs())
-            block = span.stop
-            continue
-        if whole := plan.at(Block(block)):
-            total += block_macs(shape, block, *_tokens(whole))
+    total, gated = shape.outer, set[int]()
+    for unit, decision in shape.walk(plan):
+        count, keys = _tokens(decision)
+        if isinstance(unit, Site):
+            total += part_macs(shape, shape.part(unit), count, keys)
+            gated.add(unit.block)
         else:
-            total += shape.modulation  # gates are applied at the current step whatever is reused
-            for branch in shape.branches:
-                total += branch_macs(shape, block, branch, *_tokens(plan.at(Site(block, branch))))
-        block += 1
-    return total
+            total += sum((block_macs(shape, block, count, keys) for block in unit.blocks), Macs())
+    # gates of parts are applied at the current step whatever is reused
+    return sum((shape.blocks[block].modulation for block in gated), total)
 
 
 def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
@@ -82,12 +72,15 @@ def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
     products = 0
     for unit, decision in plan.decisions.items():
         count, _ = _tokens(decision)
-        tokens = shape.num_tokens if count is None else count
-        if decision.observe == "cross":
-            products += tokens * shape.text_tokens
-        elif decision.observe == "attn" and count is None:
-            products += tokens * (tokens // shape.groups(unit.blocks.start))
-    return Macs(products * shape.width)
+        if not decision.observe or count == 0:
+            continue
+        tokens = shape.stream_tokens if count is None else shape.joint_text + count
+        for part in [shape.part(unit)] if isinstance(unit, Site) else shape.blocks[unit.blocks.start].parts:
+            if decision.observe == "cross" and part.kind == "cross":
+                products += tokens * part.text_tokens * part.attended
+            elif decision.observe == "attn" and part.kind == "mix" and count is None:
+                products += tokens * (tokens // part.groups) * part.attended
+    return Macs(products)
 
 
 def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
@@ -113,6 +106,13 @@ class Ledger:
     def __init__(self, rows_per_sample: int) -> None:
         self.rows_per_sample = rows_per_sample
         self.by_tag: dict[str, Macs] = defaultdict(Macs)
+
+    def __add__(self, other: "Ledger") -> "Ledger":
+        """Of two passes of the same samples together."""
+        both = Ledger(self.rows_per_sample)
+        for tag in [*self.by_tag, *other.by_tag]:
+            both.by_tag[tag] = self.by_tag.get(tag, Macs()) + other.by_tag.get(tag, Macs())
+        return both
 
     def charge(self, tag: str, macs_per_row: Macs) -> None:
         """Add the work of one step, given per row of the transformer's batch."""

@@ -1,7 +1,8 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
-A method lives in one file of `methods/` and imports only this module, `tcbench.plan` and torch. It never touches a
-model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be observed).
+A method lives in one file of `methods/` and imports only this module, `tcbench.plan`, `tcbench.unseen`, numpy and,
+inside the functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before
+sampling starts) and, at each step, a `Look` (what may be observed).
 """
 
 from collections.abc import Mapping
@@ -11,72 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from tcbench.errors import UserError
-from tcbench.plan import Branch, Plan, reverse_gaps, spread_by_scores, spread_evenly
+from tcbench.guidance import Guidance
+from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
+from tcbench.shapes import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Macs:
-    """An amount of work: multiply-accumulates of matrix products, and elements that went through a LayerNorm.
-
-    The ledger's own rule counts `matmul` alone. `paper_rule` is the count that fits the paper's cells: 4 more per
-    LayerNorm element (fvcore's convention; docs/reproduction-notes.md, "MACs"), and `repeated`: matrix products on the
-    text alone, which are the same at every step. A run here makes them once; the paper's count has them in every step.
-    """
-
-    matmul: int = 0
-    norm_elements: int = 0
-    repeated: int = 0
-
-    def __add__(self, other: "Macs") -> "Macs":
-        return Macs(
-            self.matmul + other.matmul, self.norm_elements + other.norm_elements, self.repeated + other.repeated
-        )
-
-    def __mul__(self, times: int) -> "Macs":
-        return Macs(self.matmul * times, self.norm_elements * times, self.repeated * times)
-
-    @property
-    def paper_rule(self) -> int:
-        """Matrix products plus 4 per LayerNorm element plus what is repeated."""
-        return self.matmul + 4 * self.norm_elements + self.repeated
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A transformer's shape, all that costing and planning need to know of it.
-
-    Attributes:
-        num_tokens: of one sample, ordered frame, row, column.
-        grid: rows and columns of a frame's tokens.
-        frames: of a video; an image is one.
-        branches: of a block, in the order they run.
-        text_tokens: what cross-attention attends to.
-        sparse_blocks: blocks whose tokens attend to one of `attention_groups` equal groups of tokens, not to all.
-        modulation: per block and row, whatever the number of tokens (adaLN's linear layer).
-        outer: per row and step: embedding, timestep MLP, final layer.
-        once: per row and run: what depends on the text alone.
-    """
-
-    num_blocks: int
-    num_tokens: int
-    width: int
-    grid: tuple[int, int]
-    frames: int = 1
-    branches: tuple[Branch, ...] = ("attn", "mlp")
-    mlp_ratio: int = 4
-    text_tokens: int = 0
-    sparse_blocks: tuple[int, ...] = ()
-    attention_groups: int = 1
-    modulation: Macs = Macs()
-    outer: Macs = Macs()
-    once: Macs = Macs()
-
-    def groups(self, block: int) -> int:
-        """Into how many groups a block's self-attention of all tokens falls apart."""
-        return self.attention_groups if block in self.sparse_blocks else 1
 
 
 Table = tuple[tuple[float, ...], ...]
@@ -105,7 +46,7 @@ class Run:
     Attributes:
         shape: the model's shape.
         timesteps: the scheduler's timesteps in sampling order; their number is the NFE.
-        guided: whether every sample has a conditional and an unconditional row ([cond; uncond]).
+        guidance: how many rows a sample has, and what they are.
         sample_index: global indices of the samples, int64 [n]; with `seed` they key all randomness.
         seed: the run's seed.
         artefacts: what was trained for the method.
@@ -113,7 +54,7 @@ class Run:
 
     shape: ModelShape
     timesteps: tuple[float, ...]
-    guided: bool
+    guidance: Guidance
     sample_index: "Tensor"
     seed: int = 0
     artefacts: Artefacts = Artefacts()
@@ -125,8 +66,8 @@ class Run:
 
     @property
     def rows_per_sample(self) -> int:
-        """2 under classifier-free guidance, else 1."""
-        return 2 if self.guided else 1
+        """Rows of the transformer's batch: 2 if a guided pair shares it ([cond; uncond]), else 1."""
+        return self.guidance.rows_per_sample
 
 
 class Look(Protocol):

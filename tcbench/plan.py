@@ -2,7 +2,7 @@
 
 | part      | values                                                     | meaning                                |
 |-----------|------------------------------------------------------------|----------------------------------------|
-| **where** | `Site(block, branch)`, `Block(block)`, `Span(start, stop)` | the quantity that is cached            |
+| **where** | `Site(block, part)`, `Block(block)`, `Span(start, stop)`   | the quantity that is cached            |
 | **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`   | the tokens that are recomputed         |
 | **how**   | `Hold()`, `Forecast(order)`                                | what stands in for those that are not  |
 
@@ -22,11 +22,11 @@ from math import log
 from typing import TYPE_CHECKING, Literal
 
 from tcbench.errors import UserError
+from tcbench.unseen import is_unseen, unseen
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
 
-Branch = Literal["attn", "cross", "mlp"]
 Keys = Literal["cached", "fresh", "recomputed"]
 """What the recomputed tokens of a block attend to on a P-step (docs/reproduction-notes.md, reading 6).
 
@@ -37,10 +37,10 @@ literal reading of the paper. `recomputed`: keys and values of all tokens from t
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One branch's output *before* its gate: the current step's gate is applied to whatever is reused."""
+    """One part's output *before* its gate: the current step's gate is applied to whatever is reused."""
 
     block: int
-    branch: Branch
+    part: str
 
     @property
     def blocks(self) -> range:
@@ -48,7 +48,7 @@ class Site:
         return range(self.block, self.block + 1)
 
     def __str__(self) -> str:
-        return f"block {self.block} {self.branch}"
+        return f"block {self.block} {self.part}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -188,24 +188,22 @@ class Plan:
 
     Raises:
         ValueError: two units cover the same part of a block; some tokens are recomputed where the rest is forecast
-            (the quotients of a forecast are of whole values); attention is observed where a unit computes none.
+            (the quotients of a forecast are of whole values); attention is observed over a span, which stores none.
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        owner: dict[tuple[int, str], Unit] = {}
+        owner: dict[int, Unit] = {}  # of a block; one of its parts stands for all of them
         for unit, decision in self.decisions.items():
             if isinstance(decision.who, Tokens) and decision.fill.order:
                 raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
-            seen = ("attn", "cross") if isinstance(unit, Block) else (unit.branch,) if isinstance(unit, Site) else ()
-            if decision.observe and decision.observe not in seen:
-                raise ValueError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
+            if decision.observe and isinstance(unit, Span):
+                raise ValueError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
             for block in unit.blocks:
-                for branch in (unit.branch,) if isinstance(unit, Site) else ("attn", "cross", "mlp"):
-                    other = owner.setdefault((block, branch), unit)
-                    if other is not unit:
-                        raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
+                other = owner.setdefault(block, unit)
+                if other is not unit and not (isinstance(other, Site) and isinstance(unit, Site)):
+                    raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
 
     def at(self, unit: Unit) -> Decision | None:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
@@ -215,10 +213,6 @@ class Plan:
     def full(self) -> bool:
         """Whether everything is computed, and known to be before the step runs."""
         return all(isinstance(decision.who, All) for decision in self.decisions.values())
-
-    def spans(self) -> dict[int, Span]:
-        """The spans by their first block."""
-        return {unit.start: unit for unit in self.decisions if isinstance(unit, Span)}
 
     def summary(self) -> dict[str, str | int]:
         """JSON-able form: unit -> "all", "none" (held), "forecast N" (order N) or the number of recomputed tokens."""
@@ -241,8 +235,15 @@ def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: 
     return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
 
 
+def counted(count: int) -> Tokens:
+    """Some tokens of which only the number is known: what a `Deferred` choice will be like."""
+    return Tokens(unseen(1, count, dtype="int64"))
+
+
 def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
     """The `count` highest-scoring tokens of each row."""
+    if is_unseen(score_RN):
+        return Tokens(_ranked(score_RN, count))
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
 
 
@@ -254,6 +255,8 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
         counts: how many per block; as a tensor (int32 [L]) they stay on the device, and the lower token is the better
             one of equals.
     """
+    if is_unseen(score_RLN):
+        return _first_of_each(_ranked(score_RLN, max(counts)), counts)
     from tcbench.kernels import selection
 
     if selection.serves(score_RLN):
@@ -261,6 +264,13 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
     if isinstance(counts, Sequence):
         return _first_of_each(score_RLN.topk(max(counts), dim=2).indices, counts)
     return _first_of_each(score_RLN.contiguous().argsort(dim=2, descending=True, stable=True), counts)
+
+
+def _ranked(score: "Tensor", count: int) -> "Tensor":
+    """The best `count` tokens by an unseen score."""
+    if count > score.shape[-1]:
+        raise ValueError(f"a method chooses {count} of {score.shape[-1]} tokens")
+    return unseen(*score.shape[:-1], count, dtype="int64")
 
 
 def _first_of_each(index_RLK: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
@@ -335,6 +345,11 @@ def choose_by_attention(
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
     """
+    if any(map(is_unseen, observed)):
+        return [
+            (_ranked(value_RN, count), value_RN, unseen(*value_RN.shape, dtype="int32"))
+            for value_RN, count in zip(observed, counts, strict=True)
+        ]
     import torch
 
     from tcbench.kernels import choice
@@ -388,15 +403,15 @@ def spread_by_scores(alpha_bar: tuple[float, ...], count: int, beta: float) -> t
         count: number of I-steps, the first step included.
         beta: smoothing; the paper uses -2e3 to -8e3.
     """
-    import torch
+    import numpy as np
 
     nfe = len(alpha_bar)
     spread_evenly(count, nfe)  # refuses an impossible count
-    gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
-    cumulative = gamma.softmax(dim=0).cumsum(dim=0)
-    quantiles = torch.arange(1, count, dtype=torch.float64) / count
+    gamma = np.logaddexp.accumulate(beta * np.array(alpha_bar))
+    weights = np.exp(gamma - gamma.max())
+    cumulative = np.cumsum(weights / weights.sum())
     chosen = [0]
-    for step in torch.searchsorted(cumulative, quantiles).tolist():
+    for step in np.searchsorted(cumulative, np.arange(1, count) / count).tolist():
         free = [other for other in range(nfe) if other not in chosen]
         chosen.append(min(free, key=lambda other: (other < step, abs(other - step))))
     return tuple(sorted(chosen))
@@ -418,16 +433,16 @@ def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
 
     The `budget * R` best scores over rows, blocks and tokens are marked, among equals those of earlier rows, then of
     earlier blocks; a block's share of them is its share of the budget, rounded by largest remainder so that the counts
-    sum to exactly `budget`. The counts stay on the device (int32 [L]): nothing waits for them. On meta tensors, where
-    there are no scores, the answer is the uniform allocation: MACs are linear in the counts unless keys are `fresh`, so
-    the total is the same.
+    sum to exactly `budget`. The counts stay on the device (int32 [L]): nothing waits for them. Of unseen scores, or on
+    meta tensors, the answer is the uniform allocation: MACs are linear in the counts unless keys are `fresh`, so the
+    total is the same.
 
     Args:
         score_RLN: importance of every token in every block that may be cached.
         budget: tokens to recompute per row, summed over blocks; 0..L*N.
     """
     rows, blocks, _ = score_RLN.shape
-    if score_RLN.is_meta:
+    if is_unseen(score_RLN) or score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
     threshold = score_RLN.flatten().topk(max(1, budget * rows), sorted=False).values.min()
     above_RL, equal_RL = (score_RLN > threshold).sum(2), (score_RLN == threshold).sum(2)
@@ -444,8 +459,9 @@ def best_tokens(score_RLN: "Tensor", budget: int) -> list[Tokens]:
 
     On a GPU a few kernels choose the same tokens.
     """
-    from tcbench.kernels import selection
+    if not is_unseen(score_RLN):
+        from tcbench.kernels import selection
 
-    if selection.serves(score_RLN):
-        return _first_of_each(*selection.best_tokens(score_RLN, budget))
+        if selection.serves(score_RLN):
+            return _first_of_each(*selection.best_tokens(score_RLN, budget))
     return top_tokens_by_block(score_RLN, allocate_tokens(score_RLN, budget))

@@ -1,41 +1,20 @@
 """Methods are found by file: `methods/fora.py` defines one `Method` named "fora", and that is all it takes."""
 
-import difflib
 import importlib.util
-import os
 import sys
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tcbench.errors import UserError
 from tcbench.method import Method
-
-
-def methods_folder() -> Path:
-    """The folder of method files: $TCBENCH_METHODS, else `methods/` beside the package."""
-    return Path(os.environ.get("TCBENCH_METHODS") or Path(__file__).resolve().parent.parent / "methods")
+from tcbench.places import method_file, method_files
 
 
 def method_names() -> list[str]:
     """All methods, by file name."""
-    return sorted(path.stem for path in methods_folder().glob("*.py") if not path.stem.startswith("_"))
-
-
-def method_file(name: str) -> Path:
-    """The file that defines a method.
-
-    Raises:
-        UserError: there is none; suggests near misses.
-    """
-    path = methods_folder() / f"{name}.py"
-    if not path.exists():
-        near = difflib.get_close_matches(name, method_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(method_names())}"
-        raise UserError(f"method {name!r}: no file {path.name} in {methods_folder().name}/; {hint}")
-    return path
+    return sorted(method_files())
 
 
 @lru_cache
@@ -58,7 +37,7 @@ def method_class(name: str) -> type[Method]:
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module_name
     ]
     if len(found) != 1 or found[0].name != name:
-        raise UserError(f"methods/{name}.py: must define exactly one Method with name = {name!r}; found {len(found)}")
+        raise UserError(f"{path}: must define exactly one Method with name = {name!r}; found {len(found)}")
     return found[0]
 
 

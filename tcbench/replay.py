@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tcbench.engine import Engine, PlainBlocks
+from tcbench.engine import PlainBlocks
 from tcbench.fused import FusedBlocks, can_fuse
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.sampling import (
+    Passes,
     Prompts,
     SamplerSettings,
     ancestral_noise,
@@ -77,7 +78,7 @@ class Replay:
 
     @property
     def _macs(self) -> dict[str, Any]:
-        return self._engine.ledger.totals()
+        return self._passes.macs
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
@@ -104,10 +105,10 @@ class Replay:
 
     def _begin(self) -> None:
         blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
-        self._engine = Engine(self._adapter, self._run, self._method.start(self._run), blocks)
+        self._passes = Passes(self._adapter, self._run, self._method.start, blocks)
         # a fresh one, because multistep samplers remember
         sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index, self._draw)
-        self._steps = denoise(self._adapter, self._engine, sampler, self._settings, self._noise, self._prompt)
+        self._steps = denoise(self._passes, sampler, self._noise, self._prompt)
 
     @torch.inference_mode()
     def _capture(self) -> None:

@@ -1,61 +1,42 @@
 """The denoising loop, the same for every method: the references' samplers, guidance, noise keyed per sample.
 
-All samplers work on variance-preserving latents, x = sqrt(kept) x0 + sqrt(1 - kept) noise, as the networks see them.
+All samplers work on latents as the networks see them, x = signal x0 + sigma noise. Diffusion chains preserve variance,
+signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, repeat
-from typing import ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from tcbench import noise
-from tcbench.engine import Engine, PlainBlocks
+from tcbench.cache import Cache
+from tcbench.engine import Blocks, Engine, PlainBlocks
 from tcbench.errors import UserError
 from tcbench.fused import FusedBlocks, can_fuse
-from tcbench.method import Artefacts, Method, Run
+from tcbench.method import Artefacts, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
-from tcbench.models.dit import DiTSpec
+from tcbench.models.specs import DiTSpec
+from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
-TRAIN_TIMESTEPS = 1000
-SPACINGS = ("linspace", "leading")
-Solver = Literal["ddim", "dpm", "euler_ancestral"]
-"""`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, whose networks predict v."""
+Solver = Literal["ddim", "dpm", "euler_ancestral", "flow"]
+"""`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, `flow` FLUX's and Wan's."""
+
+Prediction = Literal["eps", "v", "flow"]
+"""What a network predicts: the noise, signal noise - sigma x0 (Salimans and Ho 2022), or noise - x0."""
 
 
 def training_alphas_cumprod() -> np.ndarray:
     """DiT's noise schedule: linear betas 1e-4..0.02 over 1000 timesteps; cumulative alphas, float64 [1000]."""
     return np.cumprod(1 - np.linspace(1e-4, 0.02, TRAIN_TIMESTEPS))
-
-
-def respaced_timesteps(nfe: int, spacing: str = "linspace") -> tuple[int, ...]:
-    """Timesteps in sampling order, as the reference code respaces them.
-
-    `linspace` is its respacing string "N", which DiT, FORA, ToCa and L2C sample with: round(i * 999 / (N - 1)), the
-    products by repeated addition, which is what rounds a tie like 499.5 up or down.
-    `leading` is "ddimN": 0, k, 2k, ... for the whole stride k that fits exactly N times into 1000.
-
-    Raises:
-        UserError: unknown spacing, a number of steps outside 2..1000, or one that no whole stride gives.
-    """
-    if spacing not in SPACINGS:
-        raise UserError(f"spacing: {spacing!r} is not one of {', '.join(SPACINGS)}")
-    if not 2 <= nfe <= TRAIN_TIMESTEPS:
-        raise UserError(f"nfe: {nfe} sampling steps; give 2 to {TRAIN_TIMESTEPS}")
-    if spacing == "leading":
-        timesteps = range(0, TRAIN_TIMESTEPS, -(-TRAIN_TIMESTEPS // nfe))
-        if len(timesteps) != nfe:
-            raise UserError(f"nfe: no whole stride gives {nfe} leading timesteps; {len(timesteps)} is the next below")
-        return tuple(timesteps)[::-1]
-    strides = repeat((TRAIN_TIMESTEPS - 1) / (nfe - 1), nfe - 1)
-    return tuple(round(timestep) for timestep in accumulate(strides, initial=0.0))[::-1]
 
 
 Prompts = Callable[[Tensor], Prompt]
@@ -81,40 +62,56 @@ class Chain:
 
     Attributes:
         timesteps: what the network is told, in sampling order.
-        prediction: what the network predicts: the noise, or v = sqrt(kept) noise - sqrt(1 - kept) x0 (Salimans and Ho
-            2022).
-        kept: cumulative alpha at every step, and at the end of the chain; float32 [S + 1].
+        prediction: what the network predicts.
+        signal, sigma: scales of the clean latent and of the noise at every step, and at the end of the chain; float32
+            [S + 1].
     """
 
-    prediction: ClassVar[Literal["eps", "v"]] = "eps"
+    prediction: ClassVar[Prediction] = "eps"
 
-    def __init__(self, timesteps: tuple[float, ...], kept: Tensor) -> None:
-        self.timesteps, self.kept = timesteps, kept
+    def __init__(self, timesteps: tuple[float, ...], signal: Tensor, sigma: Tensor) -> None:
+        self.timesteps, self.signal, self.sigma = timesteps, signal, sigma
 
     def noised(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
         """q(x_t | x0) at a sampling step per row: [R, C, ...]."""
-        kept = self._kept(step_R, x0)
-        return kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+        signal, sigma = self._levels(step_R, x0)
+        return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
         """What the network should predict there: [R, C, ...]."""
-        kept = self._kept(step_R, x0)
-        return noise if self.prediction == "eps" else kept.sqrt() * noise - (1 - kept).sqrt() * x0
+        signal, sigma = self._levels(step_R, x0)
+        match self.prediction:
+            case "eps":
+                return noise
+            case "v":
+                return signal * noise - sigma * x0
+            case "flow":
+                return noise - x0
 
     def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor) -> Tensor:
-        """The first-order deterministic step (DDIM) to the next noise level, with a sampling step per row."""
-        kept, next_kept = self._kept(step_R, x), self._kept(step_R + 1, x)
-        x0, eps = self.x0_and_eps(output, kept, x)
-        return next_kept.sqrt() * x0 + (1 - next_kept).sqrt() * eps
+        """The first-order deterministic step (DDIM; Euler's along a flow), with a sampling step per row."""
+        signal, sigma = self._levels(step_R + 1, x)
+        x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
+        return signal * x0 + sigma * eps
 
-    def x0_and_eps(self, output: Tensor, kept: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def x0_and_eps(self, output: Tensor, signal: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The clean latent and the noise that a prediction implies."""
-        if self.prediction == "v":
-            return kept.sqrt() * x - (1 - kept).sqrt() * output, kept.sqrt() * output + (1 - kept).sqrt() * x
-        return (x - (1 - kept).sqrt() * output) / kept.sqrt(), output
+        match self.prediction:
+            case "eps":
+                return (x - sigma * output) / signal, output
+            case "v":
+                return signal * x - sigma * output, signal * output + sigma * x
+            case "flow":
+                return x - sigma * output, x + signal * output
 
-    def _kept(self, step_R: Tensor, x: Tensor) -> Tensor:
-        return self.kept.to(step_R.device)[step_R].view(-1, *[1] * (x.ndim - 1))
+    def _levels(self, step_R: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (x.ndim - 1))
+        return self.signal.to(step_R.device)[step_R].view(shape), self.sigma.to(step_R.device)[step_R].view(shape)
+
+
+def variance_preserving(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """(signal, sigma) of cumulative alphas: sqrt(kept) and sqrt(1 - kept)."""
+    return kept.sqrt(), (1 - kept).sqrt()
 
 
 class ReferenceDDIM(Chain):
@@ -137,7 +134,8 @@ class ReferenceDDIM(Chain):
             timestep_spacing="leading",
         )
         self._scheduler.set_timesteps(nfe)
-        super().__init__(timesteps, torch.cat([self._scheduler.alphas_cumprod.flip(0), torch.ones(1)]))
+        kept = torch.cat([self._scheduler.alphas_cumprod.flip(0), torch.ones(1)])
+        super().__init__(timesteps, *variance_preserving(kept))
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0); with eta 0 a learned variance plays no part."""
@@ -158,7 +156,8 @@ class ReferenceDPMSolver(Chain):
         respaced_timesteps(nfe)  # refuses an impossible number
         times = np.linspace(TRAIN_TIMESTEPS - 1, 0, nfe + 1)
         log_kept = np.interp(times, np.arange(TRAIN_TIMESTEPS), np.log(training_alphas_cumprod()))
-        super().__init__(tuple(times[:-1].tolist()), torch.from_numpy(np.exp(log_kept)).float())
+        kept = torch.from_numpy(np.exp(log_kept)).float()
+        super().__init__(tuple(times[:-1].tolist()), *variance_preserving(kept))
         self._scheduler = DPMSolverMultistepScheduler(
             beta_schedule="linear", final_sigmas_type="sigma_min", lower_order_final=nfe < 10
         )
@@ -168,7 +167,7 @@ class ReferenceDPMSolver(Chain):
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0); steps are taken in order, a learned variance plays no part."""
-        x0, _ = self.x0_and_eps(output, self.kept[step], x)
+        x0, _ = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
         return self._scheduler.step(output, self._scheduler.timesteps[step], x).prev_sample, x0
 
 
@@ -190,19 +189,42 @@ class EulerAncestral(Chain):
         respaced_timesteps(nfe)  # refuses an impossible number
         scheduler = zero_snr_scheduler()
         scheduler.set_timesteps(nfe)
-        self.draw, self.sigmas = draw, scheduler.sigmas.tolist()
-        super().__init__(tuple(scheduler.timesteps.tolist()), 1 / (scheduler.sigmas.double() ** 2 + 1).float())
+        self.draw, self._sigmas = draw, scheduler.sigmas.tolist()  # the scheduler's are sigma / signal
+        kept = 1 / (scheduler.sigmas.double() ** 2 + 1).float()
+        super().__init__(tuple(scheduler.timesteps.tolist()), *variance_preserving(kept))
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0); the last step adds no noise."""
-        x0, eps = self.x0_and_eps(output, self.kept[step], x)
-        here, there = self.sigmas[step : step + 2]
+        x0, eps = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
+        here, there = self._sigmas[step : step + 2]
         if there == 0:
             return x0, x0
         up = there * (1 - there**2 / here**2) ** 0.5
         down = there**2 / here  # sqrt(there^2 - up^2)
         noise = self.draw(step).to(x)
-        return self.kept[step + 1].sqrt() * (x0 + down * eps + up * noise), x0
+        return self.signal[step + 1] * (x0 + down * eps + up * noise), x0
+
+
+class FlowEuler(Chain):
+    """Euler's method along a flow from noise to data, by diffusers' scheduler, as FLUX and Wan sample.
+
+    Args:
+        nfe: number of steps, evenly spaced before they are shifted.
+        shift: moves the steps towards noise, sigma -> shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024).
+    """
+
+    prediction = "flow"
+
+    def __init__(self, nfe: int, shift: float = 1.0) -> None:
+        respaced_timesteps(nfe)  # refuses an impossible number
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / nfe, nfe))
+        super().__init__(tuple(scheduler.timesteps.tolist()), 1 - scheduler.sigmas, scheduler.sigmas)
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0)."""
+        here, there = self.sigma[step : step + 2].tolist()
+        return x + (there - here) * output, x - here * output
 
 
 def zero_snr_scheduler() -> EulerAncestralDiscreteScheduler:
@@ -253,16 +275,6 @@ class AncestralDDPM:
         return mean + (0.5 * log_variance).exp() * self.noise[step], x0
 
 
-def guide(output_R: Tensor, scale: float, guided_channels: int, channels: int) -> Tensor:
-    """Classifier-free guidance on the first `guided_channels` of `channels` predicted channels: [n, C, ...].
-
-    DiT guides 3 of its 4 latent channels; the rest, and the variance logits beyond `channels`, stay conditional.
-    """
-    conditional, unconditional = output_R[:, :channels].chunk(2)
-    guided = torch.lerp(unconditional[:, :guided_channels], conditional[:, :guided_channels], scale)
-    return torch.cat([guided, conditional[:, guided_channels:]], dim=1)
-
-
 @dataclass(frozen=True)
 class SamplerSettings:
     """What every row of a comparison shares.
@@ -272,12 +284,14 @@ class SamplerSettings:
         seed: keys noise together with the sample index.
         spacing: timestep respacing of DDIM, see `respaced_timesteps`.
         solver: whose steps.
+        shift: of a flow's steps towards noise (`FlowEuler`).
     """
 
     guidance_scale: float
     seed: int = 0
     spacing: str = "linspace"
     solver: Solver = "ddim"
+    shift: float = 1.0
 
 
 @dataclass
@@ -336,7 +350,7 @@ def make_sampler(
     settings: SamplerSettings,
     sample_index: Tensor,
     draw: Callable[[int], Tensor] | None = None,
-) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral:
+) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral | FlowEuler:
     """A fresh sampler for the samples `sample_index`.
 
     Args:
@@ -352,6 +366,8 @@ def make_sampler(
             return ReferenceDPMSolver(steps)
         case "euler_ancestral":
             return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index))
+        case "flow":
+            return FlowEuler(steps, settings.shift)
     raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")
 
 
@@ -365,26 +381,72 @@ def start_run(
 ) -> tuple[Sampler, Run]:
     """The sampler and the run of one batch; `nfe` is the uncached reference's number of steps."""
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, sample_index)
-    device = adapter.device
-    run = Run(adapter.shape, sampler.timesteps, True, sample_index.to(device), settings.seed, artefacts)
+    guidance = adapter.spec.guidance(settings.guidance_scale)
+    index = sample_index.to(adapter.device)
+    run = Run(adapter.shape, sampler.timesteps, guidance, index, settings.seed, artefacts)
     return sampler, run
 
 
-def denoise(
-    adapter: Adapter,
-    engine: Engine,
-    sampler: Sampler,
-    settings: SamplerSettings,
-    x: Tensor,
-    prompt: Prompt,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+class Passes:
+    """The engines of one batch, one for each pass that guidance makes; together they give the guided prediction.
+
+    Args:
+        start: makes the policy of a pass, `method.start` for one: passes share no state.
+        blocks: makes what executes the plans.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        run: Run,
+        start: Callable[[Run], Policy],
+        blocks: Callable[[Adapter, Run, Cache], Blocks] | None = None,
+    ) -> None:
+        self.adapter, self.run = adapter, run
+        self.engines = [Engine(adapter, run, start(run), blocks) for _ in range(run.guidance.passes)]
+        self._contexts: list[Any] = []
+
+    def prepare(self, prompt: Prompt) -> None:
+        """Called once per run, with what the samples show."""
+        prompts = self.run.guidance.prompts(self.adapter, prompt)
+        self._contexts = [engine.prepare(rows) for engine, rows in zip(self.engines, prompts, strict=True)]
+
+    def __call__(self, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(guided prediction [n, C, ...], the rest of the model's output for the same samples) at a step."""
+        guidance, channels = self.run.guidance, self.adapter.spec.in_channels
+        rows = guidance.latents(x)
+        outputs = [engine(step, rows, context) for engine, context in zip(self.engines, self._contexts, strict=True)]
+        return guidance.combine([output[:, :channels] for output in outputs]), outputs[0][: len(x), channels:]
+
+    @property
+    def macs(self) -> dict[str, int | dict[str, int]]:
+        """The ledgers' totals per sample, of all passes together."""
+        return sum((engine.ledger for engine in self.engines[1:]), self.engines[0].ledger).totals()
+
+    @property
+    def plans(self) -> list[dict[str, str | int]]:
+        """The plans executed so far; where a later pass had another one, with its units beside the first's."""
+        first, *later = (engine.plans for engine in self.engines)
+        together = [dict(plan) for plan in first]
+        for number, plans in enumerate(later, start=2):
+            for plan, other, mine in zip(together, plans, first, strict=True):
+                if other != mine:
+                    plan.update({f"pass {number}: {unit}": who for unit, who in other.items()})
+        return together
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the caches hold."""
+        return sum(engine.cache.num_bytes() for engine in self.engines)
+
+
+def denoise(passes: Passes, sampler: Sampler, x: Tensor, prompt: Prompt) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (prediction, predicted x0, next latent), each [n, C, ...], at every step of a run, from the noise `x`."""
-    spec, context = adapter.spec, engine.prepare(adapter.guided(prompt))
-    for step in range(engine.run.nfe):
-        output = engine(step, torch.cat([x, x]), context)
-        guided = guide(output, settings.guidance_scale, spec.guided_channels, spec.in_channels)
-        x, x0 = sampler.step(guided, step, x, output[: len(x), spec.in_channels :])
-        yield guided, x0, x
+    passes.prepare(prompt)
+    for step in range(passes.run.nfe):
+        prediction, variance = passes(step, x)
+        x, x0 = sampler.step(prediction, step, x, variance)
+        yield prediction, x0, x
 
 
 @torch.inference_mode()
@@ -409,12 +471,12 @@ def sample_batch(
         UserError: a sample became NaN or infinite; names the sample.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    engine = Engine(adapter, run, method.start(run), FusedBlocks if can_fuse(adapter) else PlainBlocks)
+    passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
     device, dtype = adapter.device, adapter.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    for _, x0, x in denoise(adapter, engine, sampler, settings, x, prompt.to(device)):  # noqa: B020 (x: threaded)
+    for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
         x0s.append(x0[:traced])
         xts.append(x[:traced])
     bad = ~x.flatten(1).isfinite().all(dim=1)
@@ -428,8 +490,8 @@ def sample_batch(
         label=prompt.cpu() if isinstance(prompt, Tensor) else sample_index,
         x0=torch.stack(x0s).float().cpu(),
         xt=torch.stack(xts).float().cpu(),
-        macs=engine.ledger.totals(),
-        plans=engine.plans,
-        i_steps=tuple(step for step, plan in enumerate(engine.plans) if set(plan.values()) <= {"all"}),
-        cache_bytes=engine.cache.num_bytes(),
+        macs=passes.macs,
+        plans=(plans := passes.plans),
+        i_steps=tuple(step for step, plan in enumerate(plans) if set(plan.values()) <= {"all"}),
+        cache_bytes=passes.cache_bytes,
     )

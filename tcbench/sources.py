@@ -1,4 +1,4 @@
-"""Which source files a stage's results depend on: one list for the workflow's inputs and for the samples' fingerprints.
+"""Which source files a stage's results depend on: one list for the workflow's rules and for the samples' fingerprints.
 
 A stage does not list what cannot change its numbers, so that editing a table does not retrain anything.
 """
@@ -7,16 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.files import digest, sha256
-from tcbench.registry import method_file
-
-PACKAGE = Path(__file__).resolve().parent
+from tcbench.places import PACKAGE, method_file
 
 _MODEL = [
-    "groups.py",
-    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "weights", "predictor")),
+    *("assets.py", "groups.py"),
+    *(f"models/{name}.py" for name in ("adapter", "dit", "pixart", "open_sora_plan", "specs", "networks", "weights")),
+    "models/predictor.py",
 ]
 _ENGINE = [
-    *("plan.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py", "noise.py", "sampling.py"),
+    *("plan.py", "shapes.py", "guidance.py", "method.py", "ledger.py", "cache.py", "engine.py", "fused.py"),
+    *("noise.py", "sampling.py", "timesteps.py", "unseen.py"),
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
@@ -64,12 +64,15 @@ STAGES: dict[str, list[str]] = {
 }
 
 
-def source_files(stage: str, *methods: str) -> list[str]:
-    """Absolute paths of a stage's sources and of the files of the methods involved."""
-    return [str(PACKAGE / name) for name in STAGES[stage]] + [str(method_file(name)) for name in methods]
+def source_files(stage: str, *methods: str) -> list[Path]:
+    """A stage's sources and the files of the methods involved."""
+    return [PACKAGE / name for name in STAGES[stage]] + [method_file(name) for name in methods]
 
 
 @lru_cache
 def source_digest(stage: str, *methods: str) -> str:
-    """Identifies the code of a stage and of the methods involved, by content."""
-    return digest([sha256(Path(path)) for path in source_files(stage, *methods)])
+    """Identifies the code of a stage and of the methods involved by content alone, wherever it lies.
+
+    Rules have this as a parameter, not the files as inputs, so that a moved checkout runs nothing again.
+    """
+    return digest([sha256(path) for path in source_files(stage, *methods)])

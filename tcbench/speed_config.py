@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from tcbench.config import MODELS, PaperCell, PaperModel, read_mapping, validated
+from tcbench.config import PaperCell, PaperModel, read_mapping, validated
 from tcbench.errors import UserError
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.models.specs import MODELS
 from tcbench.registry import make_method
 
 Dtype = Literal["bf16", "tf32", "fp32"]

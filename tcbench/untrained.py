@@ -14,16 +14,17 @@ from tcbench.method import (
     CollectScores,
     ImportRouter,
     Method,
-    ModelShape,
     Run,
     Table,
     TrainRouter,
     TrainScorer,
 )
-from tcbench.models.adapter import Adapter, ModelSpec, Text
-from tcbench.models.pixart import TextSpec
+from tcbench.models.adapter import Adapter, Text
 from tcbench.models.predictor import CachePredictor
-from tcbench.sampling import Prompts, respaced_timesteps
+from tcbench.models.specs import ModelSpec, TextSpec
+from tcbench.sampling import Prompts
+from tcbench.shapes import ModelShape
+from tcbench.timesteps import respaced_timesteps
 from tcbench.training.routers import read_router
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
@@ -46,7 +47,7 @@ def untrained_artefacts(
     scorers: dict[str, CachePredictor] = {}
     tables: dict[str, Table] = {}
     alpha_bar = None
-    for stage in method.training(Run(adapter.shape, timesteps, True, torch.arange(1))):
+    for stage in method.training(Run(adapter.shape, timesteps, adapter.spec.guidance(), torch.arange(1))):
         match stage:
             case TrainScorer():
                 scorers[stage.name] = random_predictor(adapter, seed)
@@ -73,13 +74,14 @@ def random_predictor(adapter: Adapter, seed: int) -> CachePredictor:
 def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int) -> Table:
     """A router of `TrainRouter`'s form that opens the same share of every branch, as whole numbers allow."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.full((nfe, len(shape.branches), shape.num_blocks), CLOSED)
-    for branch in range(len(shape.branches)):
-        decided = logits[::2, branch]  # the rows of second steps
-        share = torch.full((decided.numel(),), CLOSED)
+    logits = torch.full((nfe, len(shape.sites)), CLOSED)
+    second = logits[::2]  # the rows of second steps
+    for name in shape.kinds:
+        columns = [column for column, site in enumerate(shape.sites) if site.part == name]
+        share = torch.full((len(second) * len(columns),), CLOSED)
         share[torch.randperm(len(share), generator=generator)[: round(open_branches * len(share))]] = OPEN
-        decided.copy_(share.view_as(decided))
-    return tuple(map(tuple, logits.transpose(1, 2).flatten(1).tolist()))
+        second[:, columns] = share.view(len(second), len(columns))
+    return tuple(map(tuple, logits.tolist()))
 
 
 def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:

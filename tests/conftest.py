@@ -2,8 +2,10 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: results must not depend on the machine's cores
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TCBENCH_TEST_THREADS", "1")  # before torch, whatever the cores
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +15,40 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before tcbench.kernels is imported
 
+from tcbench.golden_weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
-from tcbench.models.dit import DiTAdapter, DiTSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer
-from tcbench.models.specs import make_adapter as adapt
-from tcbench.sampling import respaced_timesteps
+from tcbench.models.dit import DiTAdapter
+from tcbench.models.networks import FAMILIES, build_transformer, fill_transformer
+from tcbench.models.networks import make_adapter as adapt
+from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
+from tcbench.timesteps import respaced_timesteps
+from tests import floors
+
+from .families.flux import TINY_FLUX, FluxSpec
+from .families.wan import TINY_WAN
+
+NO_MACS = Macs()
+FAMILIES |= {"wan": "tests.families.wan", "flux": "tests.families.flux"}
+MODELS[TINY_WAN.name], MODELS[TINY_FLUX.name] = TINY_WAN, TINY_FLUX
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("test_workflow.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end one core would work on them while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_sessionfinish():
+    floors.save_errors()
 
 
 @pytest.fixture(scope="session")
@@ -37,20 +60,77 @@ def tiny() -> DiTAdapter:
 @pytest.fixture(scope="session")
 def golden_model() -> DiTAdapter:
     """The model the reference outputs were made with."""
+    path = GOLDEN / "weights.safetensors"
     spec = MODELS["tiny-dit"]
-    return DiTAdapter(load_transformer(spec, GOLDEN / "weights.safetensors"), spec)
+    return DiTAdapter(fill_transformer(spec, read_weights(path), path), spec)
 
 
-def make_adapter(model: str, device: str = "cpu") -> Adapter:
-    """A known model with random weights; every layer shows in the output."""
-    spec = MODELS[model]
+@pytest.fixture(scope="session")
+def official_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the paper suites name, at toy size, but for Inception, which has one size."""
+    from tcbench.config import load_suite
+    from tests import official  # slow to import, and most tests do without
+
+    folder = tmp_path_factory.mktemp("official")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder))
+        for config in official.CONFIGS:
+            suite = load_suite(config)
+            official.write_files(suite, {"inception"} | official.NOT_HERE)
+    return folder
+
+
+@pytest.fixture
+def paper_folder(official_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the official files where the configs name them, and networks of their size."""
+    from tests import official
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    official.shrink(monkeypatch)
+    for shared in (*official_files.glob("checkpoints/*"), official_files / ".cache"):
+        here = tmp_path / shared.relative_to(official_files)
+        here.parent.mkdir(exist_ok=True)
+        here.symlink_to(shared)
+    shutil.copytree(official_files / "data", tmp_path / "data")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """Inception's weights as torch-fidelity publishes them, random, and the network they are of; made once."""
+    from tests import official
+
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    return path, official.write_inception(path)
+
+
+def make_adapter(model: str, device: str = "cpu", **changes: int) -> Adapter:
+    """A known model, or one that differs from it in `changes`, with random weights; every layer shows in the output."""
+    spec = MODELS[model].model_copy(update=changes)
     return adapt(build_transformer(spec, device=device, seed=0, zero_init=False), spec)
+
+
+def make_shape(
+    num_blocks: int, side: int, text_tokens: int = 0, modulation: Macs = NO_MACS, outer: Macs = NO_MACS
+) -> ModelShape:
+    """A DiT 8 channels wide over side x side tokens, or a PixArt-alpha if it reads a text."""
+    parts = [self_attention(8), cross_attention(8, text_tokens), mlp(8, 32)]
+    block = BlockShape(tuple(part for part in parts if text_tokens or part.kind != "cross"), modulation)
+    return ModelShape((block,) * num_blocks, side**2, 8, (side, side), outer=outer)
 
 
 def make_run(adapter: Adapter, nfe: int, index: Tensor, artefacts: Artefacts | None = None) -> Run:
     """A guided run of the samples `index`."""
     timesteps = respaced_timesteps(nfe)
-    return Run(adapter.shape, timesteps, True, index.to(adapter.model.device), artefacts=artefacts or Artefacts())
+    return Run(
+        adapter.shape,
+        timesteps,
+        adapter.spec.guidance(),
+        index.to(adapter.model.device),
+        artefacts=artefacts or Artefacts(),
+    )
 
 
 def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
@@ -60,7 +140,13 @@ def make_prompt(adapter: Adapter, rows: int, seed: int = 0) -> Prompt:
         return (torch.arange(rows) % spec.num_classes).to(adapter.model.device)
     states = torch.randn(rows, spec.caption_tokens, spec.caption_channels, generator=generator)
     mask = torch.arange(spec.caption_tokens) < 3 + torch.arange(rows)[:, None] * 4 % (spec.caption_tokens - 2)
-    return Text(states, mask).to(adapter.model.device)
+    text = Text(states, mask)
+    if not spec.null_caption:
+        text = replace(text, negative=Text(torch.randn(1, *states.shape[1:], generator=generator), mask[:1]))
+    if isinstance(spec, FluxSpec):
+        pooled = torch.randn(rows, spec.pooled_channels, generator=generator)
+        text = replace(text, pooled_RC=pooled, guidance_scale=3.5)
+    return text.to(adapter.model.device)
 
 
 def model_inputs(adapter: Adapter, rows: int, seed: int = 0) -> tuple[Tensor, Prompt]:

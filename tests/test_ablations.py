@@ -1,7 +1,6 @@
 """Ablations: variants of a row become rows of a suite of their own, and their table compares them with the first."""
 
 import copy
-import shutil
 from pathlib import Path
 
 import pytest
@@ -155,8 +154,6 @@ def test_the_oracle_is_closer_to_uncached_than_chance(tiny):
 
 def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     """The same artefacts with and without what LoRA changed."""
-    source = Path(__file__).parent.parent / "methods"
-    shutil.copytree(source, tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
     from tcbench.stages.train import train_row
 

@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 import torch
 
+from tcbench.assets import ASSETS, locate
 from tcbench.data import Dataset, load_images, split
 from tcbench.data.captioned import compose
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_tensors
 from tcbench.models.adapter import Text
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classifier
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter
+from tcbench.models.networks import build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
-from tcbench.models.weights import ASSETS, locate
 from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
 from tcbench.training.common import deterministic
+from tests.floors import NETWORK, assert_close
 
 SMALL = MODELS["digits-dit"].model_copy(update={"num_blocks": 2, "num_heads": 2, "patch_size": 4, "name": "small"})
 RECIPE = PretrainRecipe(iterations=24, batch_size=16, warmup=2, ema=0.5, log_every=12)
@@ -172,7 +174,7 @@ def test_classifier_outputs(digits: Dataset) -> None:
     shapes = {key: tuple(value.shape) for key, value in output.items()}
     assert shapes == {"features": (5, 64), "spatial": (5, 7, 4, 4), "logits": (5, 10)}
     assert output["spatial"].min() < 0  # before the activation
-    assert torch.allclose(output["features"][3:4], one["features"], atol=1e-5)
+    assert_close(output["features"][3:4], one["features"], NETWORK)
 
 
 @pytest.mark.parametrize(("how", "says"), [("truncated", "truncated"), ("shape", "head.bias has shape")])

@@ -17,6 +17,7 @@ from tcbench.stages.latency import measure_latency
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import read_images
 from tcbench.stages.train import train_row
+from tests.floors import NETWORK, assert_close
 
 SMOKE = Path(__file__).with_name("captioned_smoke.yaml")
 
@@ -57,7 +58,7 @@ def test_methods_meet_training_captions_only(suite: Suite) -> None:
     examples = load_examples(suite, shown)
     assert len(examples.labels) == len(examples.images) == 2048
     assert torch.equal(examples.labels.mask_RT[:3], shown(torch.arange(3)).mask_RT)  # the same items, by index
-    assert torch.allclose(examples.labels.states_RTC[:3], shown(torch.arange(3)).states_RTC, atol=1e-5)
+    assert_close(examples.labels.states_RTC[:3], shown(torch.arange(3)).states_RTC, NETWORK)
 
 
 def test_rows_without_refiners_share_the_predictor_alone(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tcbench.borrowing import check_training
 from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.speed_config import is_speed_config
-from tcbench.stages.common import check_training
 
 CONFIGS = [
     path for path in sorted((Path(__file__).parent.parent / "config").glob("*.yaml")) if not is_speed_config(path)
@@ -212,7 +212,7 @@ def test_files_that_are_not_configs(tmp_path: Path, text: str, says: str) -> Non
 
 def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
     written(tmp_path, VALID)
-    with pytest.raises(UserError, match=r"mine\.yaml: no such config; there are: mini\.yaml"):
+    with pytest.raises(UserError, match=r"mine\.yaml: no such config; did you mean 'mini\.yaml'"):
         load_suite(tmp_path / "mine.yaml")
 
 

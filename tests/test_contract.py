@@ -19,16 +19,17 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Keys, Plan, Site, Span, Tokens, every_unit
+from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import SamplerSettings, Samples, sample_batch
+from tests.floors import TRAJECTORY, deviation
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
-ADAPTERS = ["tiny-dit", "tiny-pixart", "tiny-osp"]
+ADAPTERS = ["tiny-dit", "tiny-pixart", "tiny-osp", "tiny-wan", "tiny-flux"]
+FLOWS = {"tiny-wan", "tiny-flux"}
 NFE = 5
 SMALL = {"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7}
-SETTINGS = SamplerSettings(guidance_scale=1.5, seed=3)
 
 
 def small_method(name: str, options: dict[str, Any]) -> Method:
@@ -64,6 +65,15 @@ over_adapters = pytest.mark.parametrize("model", ADAPTERS)
 over_cases = pytest.mark.parametrize(("model", "name", "options"), CASES)
 
 
+def settings_of(model: str) -> SamplerSettings:
+    return SamplerSettings(guidance_scale=1.5, seed=3, solver="flow" if model in FLOWS else "ddim")
+
+
+def rows_of(adapter: Adapter, samples: int) -> int:
+    """Rows of the transformer's batch."""
+    return samples * adapter.spec.guidance().rows_per_sample
+
+
 @cache
 def adapter_of(model: str, device: str = "cpu") -> Adapter:
     return make_adapter(model, device)
@@ -83,7 +93,7 @@ def sample(model: str, method: Method, *index: int) -> Samples:
     artefacts = artefacts_for(adapter, method.sampled_steps(NFE))
     every = make_prompt(adapter, rows=16)
     return sample_batch(
-        adapter, method, NFE, SETTINGS, torch.tensor(index), artefacts, prompts=lambda samples: every[samples]
+        adapter, method, NFE, settings_of(model), torch.tensor(index), artefacts, prompts=lambda samples: every[samples]
     )
 
 
@@ -107,7 +117,7 @@ def everything(adapter: Adapter) -> dict[str, Plan]:
     shape = adapter.shape
     blocks = range(shape.num_blocks)
     units = {
-        "Site": [Site(block, branch) for block in blocks for branch in shape.branches],
+        "Site": shape.sites,
         "Block": [Block(block) for block in blocks],
         "Span": [Span(0, 1), Span(1, shape.num_blocks)],
     }
@@ -123,7 +133,7 @@ def everything(adapter: Adapter) -> dict[str, Plan]:
 @pytest.mark.parametrize("case", everything(make_adapter("tiny-dit", "meta")))
 def test_off_is_off(model: str, case: str) -> None:
     adapter = adapter_of(model)
-    latent, prompt = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
     run = make_run(adapter, NFE, torch.arange(2))
     engine = Engine(adapter, run)
     with torch.inference_mode():
@@ -137,7 +147,7 @@ def test_off_is_off(model: str, case: str) -> None:
 @over_cases
 def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[str, Any]) -> None:
     adapter, method = adapter_of(model), small_method(name, options)
-    latent, prompt = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
     with torch.inference_mode():
@@ -150,14 +160,13 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
 
 
 @over_cases
-@pytest.mark.parametrize("samples", [1, 3])
-def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any], samples: int) -> None:
+def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any]) -> None:
     """On meta tensors, where torch's counter sees attention and a read-back by the host would raise."""
-    adapter, method = adapter_of(model, "meta"), small_method(name, options)
+    adapter, method, samples = adapter_of(model, "meta"), small_method(name, options), 3
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
-    latent, prompt = model_inputs(adapter, rows=2 * samples)
+    latent, prompt = model_inputs(adapter, rows_of(adapter, samples))
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         context = engine.prepare(prompt)
     once = engine.ledger.totals()["per_sample"] * samples
@@ -177,7 +186,7 @@ def test_no_host_read_between_plan_and_output(model: str, name: str, options: di
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
     planner, engine = Engine(adapter, run, method.start(run)), Engine(device_less, run)
-    latent, prompt = model_inputs(adapter, rows=4)
+    latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
     with torch.inference_mode():
         context, its_context = planner.prepare(prompt), engine.prepare(prompt.to("meta"))
     for step in range(run.nfe):
@@ -225,12 +234,11 @@ def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
 @over_cases
 def test_runs_repeat_and_leave_nothing_behind(model: str, name: str, options: dict[str, Any]) -> None:
     method = small_method(name, options)
-    first = sample_once(model, method, 0, 1)
-    other = sample(model, method, 5, 6)
+    first, other = sample_once(model, method, 0, 1), sample_once(model, method, 9, 2, 0, 1)
     again = sample(model, method, 0, 1)
     assert torch.equal(first.image, again.image), broken("the same batch twice gives the same bits", name)
     assert first.plans == again.plans, broken("the same batch twice gives the same plans", name)
-    assert not torch.equal(first.image, other.image), broken("other samples differ", name)
+    assert not torch.equal(first.image, other.image[:2]), broken("other samples differ", name)
 
 
 @over_cases
@@ -239,13 +247,12 @@ def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[st
     method = small_method(name, options)
     if getattr(method, "allocation", None) == "batch":
         method = method.model_copy(update={"allocation": "uniform"})
-    together, reordered, alone = (sample(model, method, *index).image for index in ([4, 7, 9], [9, 2, 4, 0], [4]))
+    together, reordered, alone = (sample_once(model, method, *index).image for index in ([0, 1], [9, 2, 0, 1], [0]))
     for image, where in ((reordered[2], "another batch"), (alone[0], "a batch of its own")):
-        deviation = (image - together[0]).abs().max() / together[0].abs().max()
-        assert deviation <= 1e-5, broken(f"a sample is the same in {where}", name)
+        assert deviation(image, together[0]) <= TRAJECTORY.allowed, broken(f"a sample is the same in {where}", name)
 
 
-@over_cases
+@pytest.mark.parametrize(("model", "name", "options"), [case for case in CASES if case.values[0] not in FLOWS])
 def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options: dict[str, Any]) -> None:
     """With the same input in both halves, so that only random numbers could tell their tokens apart."""
     adapter, method = adapter_of(model), small_method(name, options)

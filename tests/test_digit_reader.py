@@ -1,12 +1,13 @@
 """The embedded suites' own metrics: reading digits, comparing them with captions, and the digits CLIP."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
 
-from tcbench.data import to_uint8
-from tcbench.data.captioned import compose, draw
+from tcbench.data import captioned, to_uint8
+from tcbench.data.captioned import compose
 from tcbench.data.captions import decode
 from tcbench.errors import UserError
 from tcbench.files import sha256, write_tensors
@@ -17,6 +18,9 @@ from tcbench.models.digits_clip import build_digits_clip, load_digits_clip
 from tcbench.models.reader import CLASSES, DigitReader, Reading, load_reader, read_digits, target_map
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, layouts, train_reader
+from tests.floors import NETWORK, assert_close
+
+draw = cache(captioned.draw)
 
 
 def tracks(index, frames=5):
@@ -60,7 +64,7 @@ def test_the_canvas_does_not_matter():
     with torch.no_grad():
         near, far = (reader(x)["map"] for x in (image, wide))
     assert near.std() > 0.01
-    torch.testing.assert_close(near, far[..., 12:36, 12:36])
+    assert_close(near, far[..., 12:36, 12:36], NETWORK)
 
 
 # captions
@@ -170,7 +174,7 @@ def test_the_caption_ends_at_its_end():
     words = compose("scenes", range(4), True).labels
     padded = words.clone()
     padded[padded == 0] = 7
-    torch.testing.assert_close(model.encode_text(padded), model.encode_text(words))
+    assert_close(model.encode_text(padded), model.encode_text(words), NETWORK)
 
 
 # the weights that ship
@@ -184,7 +188,7 @@ def test_the_shipped_reader_reads_held_out_samples(name, ceiling):
     media, captions = to_uint8(data.images), decode(data.labels)
     align = Alignment(load_reader())
     assert align(media, captions).mean() > ceiling
-    assert align(media, captions[1:] + captions[:1]).mean() < 0.05
+    assert align(media[:100], captions[1:101]).mean() < 0.05
 
 
 def test_the_shipped_clip_prefers_a_scenes_own_caption():
@@ -200,4 +204,4 @@ def test_features_of_videos_are_those_of_their_frames():
     extractor = make_extractor("digit-reader")
     features = extractor.extract(videos)
     assert features.pooled.shape == (3, 5, 64) and features.spatial.shape == (3, 5, 112)
-    torch.testing.assert_close(features.pooled[1], extractor.extract(videos[1].transpose(0, 1)).pooled)
+    assert_close(features.pooled[1], extractor.extract(videos[1].transpose(0, 1)).pooled, NETWORK)

@@ -1,6 +1,8 @@
 """The engine against dense re-implementations in plain torch: who is recomputed, from what, and what fills the rest."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from tcbench.plan import (
     every_unit,
     top_tokens,
 )
+from tests.floors import NETWORK, assert_close, deviation
 
 from .conftest import make_run, model_inputs
 
@@ -61,7 +64,7 @@ def blocks_of(adapter: DiTAdapter) -> list[Unit]:
 
 
 def sites_of(adapter: DiTAdapter) -> list[Unit]:
-    return [Site(block, branch) for block in range(adapter.shape.num_blocks) for branch in adapter.shape.branches]
+    return list(adapter.shape.sites)
 
 
 UNITS = pytest.mark.parametrize("units_of", [blocks_of, sites_of], ids=["blocks", "sites"])
@@ -76,8 +79,7 @@ def mask_of(who: Tokens, tokens: int = 64) -> Tensor:
     return torch.zeros(ROWS, tokens, dtype=torch.bool).scatter_(1, who.index_RK, True).unsqueeze(-1)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+close = partial(assert_close, floor=NETWORK)
 
 
 # --- an independent block
@@ -136,6 +138,20 @@ def test_tokens_against_a_dense_block(tiny, run, steps, keys: Keys, counts: list
         for module, mask, store in zip(tiny.blocks, masks, stores, strict=True):
             expected = dense_block(module, expected, condition, mask, keys, store)
         close(engine.hidden(plan, step, x, condition), expected)
+
+
+@torch.inference_mode()
+def test_norms_have_the_references_epsilon(tiny, run, steps) -> None:
+    """1e-6, where diffusers has 1e-5: it shows where the values of tokens are small, far above rounding."""
+    x, condition, everyone = steps[0][0] / 100, steps[0][1], torch.ones(ROWS, 64, 1, dtype=torch.bool)
+    expected = x
+    for module in tiny.blocks:
+        expected = dense_block(module, expected, condition, everyone, "recomputed", {})
+    close(Engine(tiny, run).hidden(Plan(), 0, x, condition), expected)
+    other = DiTAdapter(copy.deepcopy(tiny.model), tiny.spec)
+    for module in other.blocks:
+        module.norm3.eps = 1e-5
+    assert deviation(Engine(other, run).hidden(Plan(), 0, x, condition), expected) > 10 * NETWORK.allowed
 
 
 @torch.inference_mode()
@@ -352,7 +368,7 @@ def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements:
     received = engine.cache.attention_received(2)
     assert received.shape == (ROWS, 64) and received.dtype == torch.float32
     close(received, weights.mean(1).sum(1))
-    assert received.sum(1).allclose(torch.tensor(64.0))  # every query hands out 1
+    close(received.sum(1), torch.full((ROWS,), 64.0))  # every query hands out 1
     assert engine.ledger.by_tag["score"].matmul == 2 * 64 * 64 * 96 and "score" not in silent.ledger.by_tag
     assert engine.cache.num_bytes() == silent.cache.num_bytes() + ROWS * 64 * 4
     with pytest.raises(RuntimeError, match="block 2: no attention was observed yet"):

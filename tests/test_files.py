@@ -1,6 +1,7 @@
 """Files are whole or absent."""
 
 import errno
+import json
 import os
 import resource
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tcbench.errors import UserError
-from tcbench.files import atomic, digest, read_json, read_tensors, write_json, write_tensors
+from tcbench.files import atomic, digest, read_json, read_tensors, shortened, write_json, write_tensors
 
 
 def test_round_trips(tmp_path):
@@ -18,6 +19,18 @@ def test_round_trips(tmp_path):
     tensors, metadata = read_tensors(tmp_path / "t.safetensors")
     assert torch.equal(tensors["t"], torch.arange(3)) and metadata == {"key": "value"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "t.safetensors"]
+
+
+def test_json_has_a_line_for_every_innermost_list(tmp_path):
+    value = {"a": [1, 2.5, None], 'b"': {"c": {}, "d": [[], [1, "x\n"]], 5: (1, 2)}, "e": "f"}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(value))
+    assert text.splitlines()[:3] == ["{", ' "a": [1,2.5,null],', ' "b\\"": {'] and len(text.splitlines()) == 12
+
+
+def test_numbers_are_shortened_in_nested_lists():
+    assert shortened([[1234.5678, 1e-9 / 3], [2]], 3) == [[1230.0, 3.33e-10], [2.0]]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -12,7 +12,8 @@ from tcbench.cli import main
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.golden import check_case
 from tcbench.models import wf_vae
-from tcbench.models.specs import MODELS, build_transformer
+from tcbench.models.networks import build_transformer
+from tcbench.models.specs import MODELS
 
 from .conftest import GOLDEN
 

@@ -12,7 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {"tcbench.plan", "tcbench.method", "tcbench.ledger", "tcbench.cache", "tcbench.engine", "tcbench.noise"}
+CORE = {f"tcbench.{name}" for name in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "noise")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config",
@@ -78,35 +78,47 @@ def test_the_reader_of_imports_sees_all_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", method_names())
 def test_methods_import_the_vocabulary_only(name: str) -> None:
     imported = imports(ROOT / "methods" / f"{name}.py")
-    assert tcbench_modules(imported) <= {"tcbench.method", "tcbench.plan", "tcbench.errors"}
+    assert tcbench_modules(imported) <= {"tcbench.method", "tcbench.plan", "tcbench.unseen", "tcbench.errors"}
     outside = {module.split(".")[0] for module in imported} - {"tcbench"}
-    assert outside - set(sys.stdlib_module_names) <= {"torch", "pydantic"}
+    assert outside - set(sys.stdlib_module_names) <= {"torch", "numpy", "pydantic"}
 
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
         ("errors", set()),
-        ("plan", {"errors", "kernels"}),
+        ("assets", set()),
+        ("unseen", set()),
+        ("timesteps", {"errors"}),
+        ("plan", {"errors", "kernels", "unseen"}),
         ("files", {"errors"}),
         ("noise", set()),
-        ("method", {"errors", "plan"}),
-        ("ledger", {"method", "plan"}),
+        ("shapes", {"plan"}),
+        ("guidance", set()),
+        ("method", {"errors", "guidance", "plan", "shapes"}),
+        ("ledger", {"plan", "shapes"}),
         ("cache", {"plan"}),
         ("stats", {"errors"}),
         ("groups", set()),
-        ("models/adapter", {"groups", "method"}),
-        ("models/dit", {"errors", "method", "models"}),
-        ("models/pixart", {"errors", "method", "models"}),
-        ("models/open_sora_plan", {"groups", "method", "models"}),
-        ("models/predictor", {"kernels", "ledger", "method", "plan", "models"}),
-        ("fused", {"cache", "groups", "kernels", "method", "models", "plan"}),
-        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models"}),
-        ("sampling", {"noise", "engine", "errors", "fused", "method", "models"}),
+        ("models/specs", {"guidance", "shapes"}),
+        ("models/adapter", {"groups", "models", "shapes"}),
+        ("models/dit", {"errors", "models"}),
+        ("models/pixart", {"errors", "models"}),
+        ("models/open_sora_plan", {"groups", "models"}),
+        ("models/networks", {"assets", "errors", "files", "models"}),
+        ("models/predictor", {"kernels", "ledger", "models"}),
+        ("fused", {"cache", "kernels", "method", "models", "plan"}),
+        ("engine", {"errors", "noise", "cache", "ledger", "method", "plan", "models", "shapes"}),
+        ("sampling", {"cache", "noise", "engine", "errors", "fused", "method", "models", "timesteps"}),
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
-        ("registry", {"errors", "method"}),
-        ("config", {"errors", "files", "method", "registry"}),
-        ("speed_config", {"config", "errors", "files", "method", "registry"}),
+        ("places", {"errors"}),
+        ("sources", {"files", "places"}),
+        ("registry", {"errors", "method", "places"}),
+        ("config", {"errors", "files", "method", "models", "places", "registry"}),
+        ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
+        ("workflow", {"config", "errors", "places", "speed_config"}),
+        ("costing", {"ledger", "method", "models", "shapes", "timesteps", "training", "unseen"}),
+        ("borrowing", {"config", "costing", "errors"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -119,7 +131,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "method", "ledger", "cache", "engine", "fused", "noise"):
+    for module in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -139,9 +151,18 @@ def test_the_report_imports_no_torch(path: Path) -> None:
     assert not touched(imports(path), forbidden | {"tcbench.sampling", "tcbench.training", "tcbench.metrics"})
 
 
-@pytest.mark.parametrize("module", ["plan", "method", "registry", "config", "speed_config", "cli", "files", "sources"])
+LIGHT = [
+    *("places", "workflow", "shapes", "guidance"),
+    *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
+    *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
+    *("data/__init__", "data/images", "data/videos", "data/prompts"),
+    *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
-    """Configs are checked and help is printed without it."""
+    """What needs no tensor does without it; tests/test_quick.py looks at what commands really import."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     top = {
         name
@@ -149,9 +170,9 @@ def test_light_modules_import_torch_only_inside_functions(module: str) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)])
     }
-    assert not touched(
-        top, {"torch", "diffusers", "safetensors", "tcbench.engine", "tcbench.sampling", "tcbench.models"}
-    )
+    light = {f"tcbench.{name.replace('/', '.').removesuffix('.__init__')}" for name in LIGHT}
+    assert not touched(top, {"torch", "diffusers", "safetensors.torch"})
+    assert {name for name in top if name.startswith("tcbench.")} <= light
 
 
 @pytest.mark.parametrize("path", [ROOT / "Snakefile", *(PACKAGE / "rules").glob("*.smk")], ids=lambda path: path.name)

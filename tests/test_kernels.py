@@ -1,5 +1,7 @@
 """Every fused kernel against the plain PyTorch beside it: in Triton's interpreter on the CPU, compiled on a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
 from tcbench.kernels.scores import token_scores
 from tcbench.plan import AttentionScore, allocate_tokens, best_tokens, choose_by_attention, top_tokens_by_block
+from tests.floors import HALF, KERNEL, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
 R, N, D, H = 3, 24, 40, 5
@@ -27,8 +30,7 @@ def choose(used: int, capacity: int = N, expected: int = 4) -> Chosen:
     return Chosen(order, torch.tensor([used], dtype=torch.int32, device=DEVICE), N, expected)
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+close = partial(assert_close, floor=KERNEL)
 
 
 def terms_of(count: int, gated: bool) -> list[stream.Term]:
@@ -127,7 +129,7 @@ def test_half_precision_tiles(channels: int, features: int) -> None:
     chosen = choose(9)
     a, weight, bias = random(R * N, channels).half(), random(features, channels).half(), random(features).half()
     outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]
-    torch.testing.assert_close(outs[0], outs[1], rtol=1e-2, atol=1e-2 * outs[1].abs().max().item())
+    assert_close(outs[0], outs[1], HALF)
     assert torch.equal(outs[0], outs[2])
 
 
@@ -200,7 +202,7 @@ def test_attention_received_sums_the_columns_of_the_map(width: int, dtype: torch
         results.append(rows.attention_received(q, k, log_sums, H, path=path))
     received, expected = results
     if dtype == torch.float16:
-        torch.testing.assert_close(received, expected, rtol=2e-2, atol=2e-2)
+        assert_close(received, expected, HALF)
         return
     close(received, expected)
     close(received.sum(dim=1), torch.full((R,), float(N), device=DEVICE))
@@ -258,8 +260,11 @@ CHOICES = {  # grid, frames, cell, rows of a sample that choose alike by the tex
 }
 
 
-@pytest.mark.parametrize("case", CHOICES)
-@pytest.mark.parametrize("recent", ["all at once", "by token", "by block"])
+@pytest.mark.parametrize(
+    ("case", "recent"),
+    [(case, "by block") for case in CHOICES]
+    + [(case, recent) for case in list(CHOICES)[:2] for recent in ("all at once", "by token")],
+)
 def test_choice_by_attention_and_age(case: str, recent: str) -> None:
     """The same tokens, ages and scores, in blocks that choose none, some and all."""
     grid, frames, cell, halves = CHOICES[case]

@@ -29,6 +29,7 @@ from tcbench.stages.score import plans_digest
 from tcbench.stages.train import train_row
 from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
 from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
+from tests.floors import LOSS, assert_close
 
 from .conftest import GOLDEN, make_adapter, make_run
 from .test_config import changed, written
@@ -113,7 +114,7 @@ def test_other_samplers_and_steps(case: Path, settings: dict[str, Any], nfe: int
     generator = torch.Generator().manual_seed(2)
     given = {
         "router_prob": 4 * torch.randn(nfe, GATES, generator=generator),
-        "noise": torch.randn(nfe, 4, 4, 16, 16, generator=generator),
+        "noise": torch.randn(nfe, 2, 4, 16, 16, generator=generator),
     }
     write_json(case / "own.json", read_json(GOLDEN / f"{SAMPLED}.json") | settings)
     write_tensors(case / "own.safetensors", given)
@@ -228,7 +229,7 @@ def test_training_by_hand_on_the_plain_model(case: Path, nfe: int, threshold: fl
 def test_nan_is_no_match(case: Path) -> None:
     eps = read_tensors(case / f"{SAMPLED}.safetensors")[0]["eps"]
     change(case, f"{SAMPLED}.safetensors", eps=eps * math.nan)
-    assert {"eps", "eps_from_x_in"} == missed(case, SAMPLED)
+    assert missed(case, SAMPLED) == {"eps"}
 
 
 def test_impossible_cases_are_refused(case: Path) -> None:
@@ -328,9 +329,9 @@ def test_hard_gates_train_on_what_is_sampled(adapter: DiTAdapter, data: Dataset)
         later, _ = trainer.pairs.sampler.step(eps, 2, x)
         error_R = (engine(3, later, label) - uncached(3, later, label)).square().flatten(1).mean(1)
     assert 0 < sum(value == "none" for value in engine.plans[1].values()) < GATES
-    torch.testing.assert_close(loss.mse_R, error_R, rtol=1e-4, atol=0)
+    assert_close(loss.mse_R, error_R, LOSS)
     assert trainer.rows[2].grad.abs().min() > 0
-    assert loss.gates.item() == pytest.approx(logits[2].sigmoid().sum().item())  # the price stays soft
+    assert_close(loss.gates, logits[2].sigmoid().sum(), LOSS)  # the price stays soft
 
 
 def test_only_the_pairs_row_learns_and_within_bounds(adapter: DiTAdapter, data: Dataset) -> None:
@@ -356,7 +357,7 @@ def test_gates_follow_the_price_of_computing(adapter, data, cost_weight: float, 
     assert (history["mean_gate"][-1] > history["mean_gate"][0]) is rises
     table = torch.tensor(artefacts.tables["router"])
     assert table.shape == (NFE, GATES) and table[::2].abs().max() <= LOGIT_BOUND and not refiners
-    assert history["mean_gate"][-1] == pytest.approx(table[::2].sigmoid().mean().item())
+    assert_close(history["mean_gate"][-1], table[::2].sigmoid().mean(), LOSS)
 
 
 def test_training_repeats_to_the_bit(adapter, data) -> None:

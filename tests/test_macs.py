@@ -9,15 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from tcbench.cli import main
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
-from tcbench.ledger import Ledger, attention_macs, block_macs, plan_macs
-from tcbench.method import Macs, ModelShape
-from tcbench.models.specs import MODELS, shape_of
-from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Span, Tokens, every_unit
+from tcbench.ledger import Ledger, block_macs, part_macs, plan_macs
+from tcbench.models.specs import MODELS
+from tcbench.plan import ALL, NONE, Block, Decision, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method
+from tcbench.shapes import Macs
 
-from .conftest import make_adapter, model_inputs
+from .conftest import make_adapter, make_shape, model_inputs
 
-SMALL = ModelShape(num_blocks=3, num_tokens=4, width=8, grid=(2, 2), modulation=Macs(100), outer=Macs(1000, 10))
+SMALL = make_shape(3, 2, modulation=Macs(100), outer=Macs(1000, 10))
 
 
 def dit(resolution: int) -> str:
@@ -30,7 +30,7 @@ def dit(resolution: int) -> str:
 @pytest.mark.parametrize(("resolution", "nfe", "full"), [(256, 50, 12), (256, 10, 6), (512, 20, 10)])
 def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, full: int) -> None:
     totals = macs_of(dit(resolution), make_method("tokencache", {}), nfe)
-    shape = shape_of(MODELS[dit(resolution)])
+    shape = MODELS[dit(resolution)].shape
     once = block_macs(shape, 0, None).matmul + shape.width * shape.num_blocks * shape.num_tokens
     assert totals["full_steps"] == full
     assert totals["by_tag"]["predictor"] == 2 * (nfe - full) * once
@@ -41,7 +41,7 @@ def test_the_predictor_is_charged_on_every_p_step(resolution: int, nfe: int, ful
     ("resolution", "matmul", "paper_rule"), [(256, 118.6214e9, 118.6887e9), (512, 524.5383e9, 524.8073e9)]
 )
 def test_one_forward_of_dit_xl(resolution: int, matmul: float, paper_rule: float) -> None:
-    macs = plan_macs(Plan(), shape_of(MODELS[dit(resolution)]))
+    macs = plan_macs(Plan(), MODELS[dit(resolution)].shape)
     assert macs.matmul == pytest.approx(matmul, abs=5e4)
     assert macs.paper_rule == pytest.approx(paper_rule, abs=5e4)
 
@@ -75,7 +75,7 @@ def test_whole_model_by_torchs_counter(model: str) -> None:
 )
 def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
     mlp = Macs(2 * 8 * 32 * 2, 2 * 8)
-    assert attention_macs(SMALL, 0, 2, keys) == Macs(attention, norms)
+    assert part_macs(SMALL, SMALL.blocks[0].parts[0], 2, keys) == Macs(attention, norms)
     assert block_macs(SMALL, 0, 2, keys) == Macs(attention, norms) + mlp + Macs(100)
     plan = Plan({Block(1): Decision(Tokens(torch.zeros(1, 2, dtype=torch.int64)), keys=keys)})
     others = block_macs(SMALL, 0, None) * 2
@@ -83,13 +83,12 @@ def test_recomputing_half_the_tokens(keys, attention: int, norms: int) -> None:
 
 
 def test_nothing_recomputed() -> None:
-    """A held block or span costs nothing; held branches still cost the modulation that gates them."""
+    """A held block or span costs nothing; held parts still cost the modulation that gates them."""
     everything = 3 * (4 * 4 * 64 + 2 * 16 * 8 + 4 * 2 * 256 + 100)
-    sites = [Site(block, branch) for block in range(3) for branch in SMALL.branches]
     assert plan_macs(Plan(), SMALL).matmul == 1000 + everything
     assert plan_macs(every_unit([Block(0), Span(1, 3)], ALL), SMALL).matmul == 1000 + everything
     assert plan_macs(every_unit([Block(0), Span(1, 3)], NONE), SMALL) == Macs(1000, 10)
-    assert plan_macs(every_unit(sites, NONE), SMALL) == Macs(1000 + 3 * 100, 10)
+    assert plan_macs(every_unit(SMALL.sites, NONE), SMALL) == Macs(1000 + 3 * 100, 10)
 
 
 @pytest.mark.parametrize("rows_per_sample", [1, 2])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ OPTIONS = {"tokencache": {"num_full_steps": 4, "beta": -2000}}
 WITH_KNOB = [name for name in method_names() if make_method(name, OPTIONS.get(name, {})).knob]
 
 
+@cache
 def macs(method: Method, nfe: int) -> int:
     return macs_of(MODEL, method, nfe)["per_sample"]
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
-from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from tcbench.config import READINGS
@@ -34,6 +33,7 @@ from tcbench.metrics.inception_score import inception_score
 from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
 from tcbench.models.classifier import DigitsCNN
 from tcbench.stats import batches, jackknife
+from tests.floors import DISTANCE, NETWORK, READING, assert_close
 
 
 def random_features(count, seed, shift=0.0):
@@ -98,15 +98,13 @@ def test_numbers_equal_torch_fidelity_end_to_end(digits, weights):
     samples, reference = Samples(digits.extract(generated)), Reference(Real(digits.extract(real)))
     ours = {name: METRICS[name].compute(samples, reference) for name in ("is", "fid", "precision", "recall")}
     assert 0 < ours["recall"] < 1 or 0 < ours["precision"] < 1
-    assert ours == pytest.approx(
-        {
-            "is": theirs["inception_score_mean"],
-            "fid": theirs["frechet_inception_distance"],
-            "precision": theirs["precision"],
-            "recall": theirs["recall"],
-        },
-        rel=1e-5,
-    )
+    for name, key in (
+        ("is", "inception_score_mean"),
+        ("fid", "frechet_inception_distance"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+    ):
+        assert_close(ours[name], theirs[key], DISTANCE)
 
 
 def test_features_do_not_depend_on_the_batch_size(digits):
@@ -114,7 +112,7 @@ def test_features_do_not_depend_on_the_batch_size(digits):
     for one, other in zip(
         vars(digits.extract(images, 50)).values(), vars(digits.extract(images, 7)).values(), strict=True
     ):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert_close(one, other, NETWORK)
 
 
 def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(digits):
@@ -122,15 +120,15 @@ def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(di
     features = digits.extract(images)
     with torch.no_grad():
         direct = digits.network.network(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 16, 16))
-    torch.testing.assert_close(features.pooled, direct["features"])
-    torch.testing.assert_close(features.spatial, direct["spatial"].reshape(2, 112))
-    torch.testing.assert_close(features.logits, direct["logits"])
+    assert_close(features.pooled, direct["features"], NETWORK)
+    assert_close(features.spatial, direct["spatial"].reshape(2, 112), NETWORK)
+    assert_close(features.logits, direct["logits"], NETWORK)
 
 
 def test_the_packages_own_classifier_is_the_default(weights, digits, tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/classifier.safetensors").write_bytes(weights.read_bytes())
-    monkeypatch.setattr("tcbench.models.weights.ASSETS", tmp_path)
+    monkeypatch.setattr("tcbench.assets.ASSETS", tmp_path)
     images = random_images(4, 5)
     assert torch.equal(make_extractor("digits-cnn").extract(images).logits, digits.extract(images).logits)
 
@@ -171,16 +169,8 @@ def test_features_that_are_not_finite_name_the_sample(digits, monkeypatch):
         digits.extract(random_images(5, 4))
 
 
-def test_inception_gives_the_layers_of_adms_evaluator(tmp_path, monkeypatch):
-    inception = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
-    torch.manual_seed(0)
-    with monkeypatch.context() as patch:  # random weights: its constructor can only download or load
-        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: None)
-        patch.setattr(inception, "load_state_dict", lambda *_: None)
-        random = inception("inception-v3-compat", ["2048"])
-    path = tmp_path / "inception.pth"
-    torch.save(random.state_dict(), path)
-
+def test_inception_gives_the_layers_of_adms_evaluator(inception_file):
+    path, random = inception_file
     extractor = make_extractor("inception-v3-adm", path, digest=sha256(path)[:8])
     seen = []
     extractor.network.network.Mixed_6d.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -188,9 +178,9 @@ def test_inception_gives_the_layers_of_adms_evaluator(tmp_path, monkeypatch):
     features = extractor.extract(images)
 
     assert features.spatial.shape == (2, 7 * 17 * 17) and features.logits.shape == (2, 1008)
-    torch.testing.assert_close(features.pooled, random(images)[0])
+    assert_close(features.pooled, random(images)[0], NETWORK)
     weight = random.Mixed_6d.branch1x1.conv.weight[:7]
-    torch.testing.assert_close(features.spatial, F.conv2d(seen[0], weight).permute(0, 2, 3, 1).flatten(1))
+    assert_close(features.spatial, F.conv2d(seen[0], weight).permute(0, 2, 3, 1).flatten(1), NETWORK)
 
 
 # distances to real images
@@ -211,7 +201,7 @@ def test_frechet_distance_equals_an_independent_one(layer, dim):
 def test_frechet_distance_is_computed_in_float64():
     features = random_features(200, 3).pooled + 1000  # float32 moments would lose the covariance
     shifted = frechet_distance(features + 0.5, Gaussian.fit(features))
-    assert shifted == pytest.approx(64 * 0.25, rel=1e-3)
+    assert shifted == pytest.approx(64 * 0.25)
 
 
 def test_published_moments_take_the_place_of_fitted_ones():
@@ -293,10 +283,10 @@ def test_deviation_of_a_constant_offset():
     reference = torch.rand(300, 1, 4, 4) - 0.5  # more than one block of rows
     offset = torch.linspace(0, 0.2, 300)
     images = reference + offset.view(-1, 1, 1, 1)
-    torch.testing.assert_close(final_mae(images, reference), offset, atol=1e-6, rtol=1e-5)
+    assert_close(final_mae(images, reference), offset, READING)
     decibels = psnr(images, reference)
-    assert decibels[-1].item() == pytest.approx(20, abs=1e-3)  # 10 log10(2^2 / 0.2^2)
-    assert decibels[0].item() == pytest.approx(10 * np.log10(12 * 255**2), abs=1e-3)
+    assert_close(decibels[-1], 20, READING)  # 10 log10(2^2 / 0.2^2)
+    assert_close(decibels[0], 10 * np.log10(12 * 255**2), READING)
     assert torch.isfinite(decibels).all() and (decibels.diff() <= 0).all()
 
 
@@ -304,7 +294,7 @@ def test_deviation_of_a_constant_offset():
 def test_bytes_deviate_as_the_images_they_stand_for(measure):
     images, reference = torch.randint(0, 256, (2, 5, 3, 4, 4), dtype=torch.uint8)
     in_floats = measure(images / 127.5 - 1, reference / 127.5 - 1)
-    torch.testing.assert_close(measure(images, reference), in_floats)
+    assert_close(measure(images, reference), in_floats, READING)
 
 
 def test_trajectory_deviation_is_the_final_one_at_every_step():

@@ -4,10 +4,19 @@ from functools import cache
 
 import pytest
 
-from tcbench.audit.cells import all_cells, fitting_text_tokens, ledger, p_step_share, packed_tmacs, text_tmacs
+from tcbench.audit.cells import (
+    all_cells,
+    dit_parameters,
+    fitting_text_tokens,
+    ledger,
+    p_step_share,
+    packed_tmacs,
+    text_tmacs,
+)
 from tcbench.audit.paper import decimals, name, table
 from tcbench.ledger import plan_macs
-from tcbench.models.specs import MODELS, shape_of
+from tcbench.models.networks import build_transformer
+from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
 from tcbench.report.audit import Check
 
@@ -121,7 +130,7 @@ def test_explanations_carry_their_numbers() -> None:
 
 def test_dense_open_sora_plan() -> None:
     spec = MODELS["osp-93x256"].model_copy(update={"dense_blocks": tuple(range(32))})
-    macs = plan_macs(Plan(), shape_of(spec))
+    macs = plan_macs(Plan(), spec.shape)
     assert macs.matmul + macs.repeated == pytest.approx(20824e9, rel=1e-4)
 
 
@@ -139,3 +148,11 @@ def test_p_steps() -> None:
     """Eq. (7): 16.4 % of a full step with two refiners, 22.9 % with four."""
     assert (round(p_step_share(28, 2), 5), round(p_step_share(28, 4), 5)) == (0.16429, 0.22857)
     assert p_step_share(28, 4, 0) == 1 and p_step_share(28, 0, 1) == 0
+
+
+@pytest.mark.parametrize("model", ["tiny-dit", "dit-xl-2-256"])
+def test_parameters_of_a_dit_are_the_networks(model: str) -> None:
+    network = build_transformer(MODELS[model], device="meta")
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    of_block = sum(size for name, size in sizes.items() if name.startswith("transformer_blocks.1."))
+    assert dit_parameters(model) == (of_block, sum(sizes.values()))

@@ -1,43 +1,46 @@
 """The suites of full-size captioned models: their configs, the files they name, prompts, text encoders and decoders."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import MT5Config, MT5EncoderModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from sentencepiece import SentencePieceProcessor
 
 from tcbench.cli import main
-from tcbench.config import Images, load_suite
+from tcbench.config import Images, Suite, load_suite
 from tcbench.costing import macs_of
 from tcbench.data import to_uint8
 from tcbench.data.prompts import read_prompts
-from tcbench.errors import UserError
+from tcbench.errors import NotRun, UserError
 from tcbench.files import read_json, read_tensors, write_json
-from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions
+from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
+from tcbench.models.specs import MODELS
 from tcbench.needs import needs
-from tcbench.stages.common import load_captions, load_decoder, load_examples
+from tcbench.stages.common import load_adapter, load_captions, load_decoder, load_examples
+from tcbench.stages.readings import load_scorers
 from tcbench.stages.render import _first_images
 from tcbench.stages.sample import row_fingerprint, sample_rows
-from tests.test_wf_vae import save_wf_vae
-
-CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
-
+from tcbench.stages.score import score_rows
+from tests import official
+from tests.floors import NETWORK, assert_close
 
 # --- the configs
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
 def test_every_outside_file_is_described(path: Path) -> None:
     suite = load_suite(path)
     described = {str(file.path) for file in suite.files.values()}
     assert suite.latents is not None
     outside = [suite.weights, suite.text_encoder, suite.latents.folder, suite.prompts.file, suite.real]
+    if "clip_score" in suite.metrics:
+        outside.append(suite.clip.weights)
+    if "image_reward" in suite.metrics:
+        outside += [suite.image_reward.weights, suite.image_reward.tokenizer]
     outside += [suite.extractor_weights, *(suite.training or Images(folder=suite.latents.folder)).model_dump().values()]
     assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
     reads = {"text_encoder", "prompts"} if suite.data != "imagenet" else set()
@@ -46,7 +49,7 @@ def test_every_outside_file_is_described(path: Path) -> None:
     assert {wanted[metric] for metric in suite.metrics if metric in wanted} <= suite.files.keys()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
 def test_settings_cost_what_the_paper_says(path: Path) -> None:
     """Uncached and reduced steps by the paper's count, PixArt-alpha's padding aside (docs/reproduction-notes.md)."""
     suite = load_suite(path)
@@ -59,7 +62,7 @@ def test_settings_cost_what_the_paper_says(path: Path) -> None:
 
 def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    config = next(path for path in CONFIGS if path.stem == "paper-pixart-256-parti")
+    config = next(path for path in official.CONFIGS if path.stem == "paper-pixart-256-parti")
     missing = len(load_suite(config).files)
     assert main(["validate", str(config), "--files"]) == 1
     said = capsys.readouterr().out
@@ -90,6 +93,25 @@ def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
     assert main(["validate", str(config), "--files"]) == 0
     said = capsys.readouterr().out
     assert f"0 of {missing + 1} missing" in said and "data/coco/train2017, 1 images, trains predictor" in said
+
+
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
+def test_every_official_file_is_read(path: Path, paper_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inception and the images that it sees aside (`test_image_suites.py`)."""
+    suite = load_suite(path).model_copy(update={"device": "cpu"})
+    for name in suite.files.keys() & ({"inception"} | official.NOT_HERE):
+        suite.files[name].path.mkdir(parents=True)
+    assert main(["validate", str(path), "--files"]) == 0
+    assert "0 of " in capsys.readouterr().out
+    model = official.random_denoiser(MODELS[suite.model])
+    assert all(map(torch.equal, load_adapter(suite).model.parameters(), model.parameters()))
+    for held_out in (True, False):
+        captions = load_captions(suite, held_out=held_out)
+        assert captions is None or captions(torch.tensor([0])).states_RTC.isfinite().all()
+    assert not any(isinstance(scorer, NotRun) for scorer in load_scorers(suite).values())
+    size = (5, 128, 64) if suite.latents.kind == "wf" else (32, 32)
+    latents = torch.zeros(1, *MODELS[suite.model].latent_shape)
+    assert load_decoder(suite)(latents).shape == (1, 3, *size)
 
 
 # --- prompts
@@ -144,43 +166,30 @@ def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: str | No
     assert str(path) in str(caught.value) and says in str(caught.value)
 
 
-# --- text encoder and decoder, small and random, as transformers and diffusers save them
+# --- text encoder and decoder, as published
 
 
-def save_text_encoder(folder: Path, kind: str = "t5") -> Any:
-    words = ["<pad>", "</s>", "<unk>", "a", "high", "quality", "sun", "dog", "cat"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    sizes = {"vocab_size": len(words), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    torch.manual_seed(0)
-    model = T5EncoderModel(T5Config(**sizes)) if kind == "t5" else MT5EncoderModel(MT5Config(**sizes))
-    model.eval().save_pretrained(folder)
-    return model
+RARE = "日本 a 🐶"
+CAPTIONS = ("a dog", "A high quality photo of the sun, a dog and a cat", "", "ﬁne\tＡ  ½", RARE, "</s> <extra_id_0>")
 
 
-def save_decoder(folder: Path) -> AutoencoderKL:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4,
-    )  # fmt: skip
-    vae.eval().save_pretrained(folder)
-    return vae
-
-
-@pytest.mark.parametrize("kind", ["t5", "mt5"])
-def test_captions_are_padded_cut_and_masked(tmp_path: Path, kind: str) -> None:
-    model = save_text_encoder(tmp_path, kind)
-    text = TextEncoder(tmp_path, 4, "cpu", torch.float32)(["a dog", "a high quality sun dog cat", "cat"])
-    assert text.states_RTC.shape == (3, 4, 32)
-    assert text.mask_RT.sum(1).tolist() == [3, 4, 2]
-    with torch.no_grad():
-        alone = model(input_ids=torch.tensor([[8, 1]])).last_hidden_state
-    assert torch.allclose(text.states_RTC[2, :2], alone[0], atol=1e-5)
+@pytest.mark.parametrize("write", [official.write_t5, official.write_mt5])
+def test_captions_are_cut_padded_and_masked(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    encoder = write(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    pieces = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    text_encoder = TextEncoder(tmp_path, 12, "cpu", torch.float32)
+    text = text_encoder(CAPTIONS)
+    ids, mask = text_encoder.tokenize(CAPTIONS)
+    assert text.states_RTC.shape == (len(CAPTIONS), 12, 32) and torch.equal(text.mask_RT, mask)
+    for caption, row, shown, states in zip(CAPTIONS, ids.tolist(), mask, text.states_RTC, strict=True):
+        expected = [*pieces.encode(caption)[:11], 1]  # the end is kept where a caption is cut
+        assert row == expected + [0] * (12 - len(expected)) and shown.sum() == len(expected)
+        with torch.no_grad():
+            alone = encoder(input_ids=torch.tensor([expected])).last_hidden_state[0]
+        assert_close(states[: len(expected)], alone, NETWORK)
+    assert mask[1].all() and mask[2].sum() == 1
+    assert (2 in pieces.encode(RARE)) == (write is official.write_t5)  # mT5 has bytes in the place of "unknown"
 
 
 def test_other_encoders_are_refused(tmp_path: Path) -> None:
@@ -193,8 +202,53 @@ def test_other_encoders_are_refused(tmp_path: Path) -> None:
         Autoencoder(tmp_path / "nowhere", 1.0, "cpu")
 
 
-def test_images_are_encoded_and_decoded(tmp_path: Path) -> None:
-    vae, draw = save_decoder(tmp_path), torch.Generator().manual_seed(0)
+def forget(folder: Path, name: str) -> None:
+    """Leave a tensor out of the first shard that has it."""
+    for path in folder.glob("pytorch_model-*.bin"):
+        state = torch.load(path)
+        state.pop(name, None)
+        torch.save(state, path)
+
+
+def of_another(folder: Path) -> None:
+    """Take the config of an encoder with fewer words."""
+    for path in folder.glob("pytorch_model-*.bin"):
+        state = torch.load(path)
+        torch.save({key: tensor[:400] if tensor.shape[0] == 512 else tensor for key, tensor in state.items()}, path)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"vocab_size": 400})
+
+
+SECOND = "pytorch_model-00002-of-00002.bin"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "spiece.model").unlink(), r"no text encoder there \(.*spiece\.model"),
+        (lambda folder: (folder / "spiece.model").write_bytes(b"\x0a\xff"), r"no text encoder there \(.*ModelProto"),
+        (lambda folder: (folder / SECOND).unlink(), rf"no text encoder there \(.*{SECOND}"),
+        (
+            lambda folder: (folder / SECOND).write_bytes(b"PK"),
+            r"no text encoder there \(.+\); download its whole folder",
+        ),
+        (
+            lambda folder: forget(folder, "encoder.final_layer_norm.weight"),
+            "lack encoder.final_layer_norm.weight, which",
+        ),
+        (of_another, "spiece.model has 500 pieces, and the encoder knows 400"),
+    ],
+    ids=["no pieces", "no pieces inside", "no shard", "no archive", "no tensor", "other pieces"],
+)
+def test_incomplete_encoders_are_refused(tmp_path: Path, spoil: Callable[[Path], None], says: str) -> None:
+    official.write_t5(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: .*{says}"):
+        TextEncoder(tmp_path, 4, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_images_are_encoded_and_decoded(tmp_path: Path, pickled: bool) -> None:
+    vae, draw = official.write_autoencoder(tmp_path, pickled), torch.Generator().manual_seed(0)
     autoencoder = Autoencoder(tmp_path, 0.5, "cpu")
     noise = torch.randn(2, 4, 4, 4, generator=draw)
     images = autoencoder.decode(noise)
@@ -203,94 +257,88 @@ def test_images_are_encoded_and_decoded(tmp_path: Path) -> None:
         posterior = vae.encode(images.float() / 127.5 - 1).latent_dist
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.uint8
     latents = autoencoder.encode(images, noise)
-    assert torch.allclose(latents, 0.5 * (posterior.mean + posterior.std * noise), atol=1e-5)
+    assert_close(latents, 0.5 * (posterior.mean + posterior.std * noise), NETWORK)
+    assert [path.suffix for path in weights_files(tmp_path)] == [".bin" if pickled else ".safetensors"]
 
 
 # --- from prompts to images
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small PixArt-alpha with everything random, on PartiPrompts."""
-    monkeypatch.chdir(tmp_path)
-    save_text_encoder(tmp_path / "t5")
-    save_decoder(tmp_path / "vae")
-    settings = yaml.safe_load(next(path for path in CONFIGS if "parti" in path.stem).read_text(encoding="utf-8"))
-    settings |= {
-        "suite": "mini", "model": "tiny-pixart", "weights": "random", "device": "cpu", "text_encoder": "t5",
-        "latents": {"kind": "sd", "folder": "vae", "scale": 0.5}, "samples": 4, "batch_size": 2,
-        "shard_batches": 1, "traced": 2, "training": None,
-        "prompts": {"per_prompt": 3, "template": "high quality {}"}, "tables": {}, "figure": {"nfe": 3}, "files": {},
-        "rows": {"plain": {"method": "uncached", "nfe": 3}, "ours": {"method": "tokencache", "nfe": 3,
-                 "options": {"num_full_steps": 2, "beta": -20, "refiner_blocks": 1}}}, "defaults": {},
-    }  # fmt: skip
-    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return tmp_path / "mini.yaml"
+def suite(paper_folder: Path) -> Suite:
+    """PixArt-alpha at 1024x1024, but small, with few prompts."""
+    return official.small_suite(
+        "paper-pixart-1024", samples=4, batch_size=2, shard_batches=1,
+        prompts={"per_prompt": 3, "template": "high quality {}"}, rows={"plain": {"method": "uncached", "nfe": 3}},
+    )  # fmt: skip
 
 
-def test_prompts_become_images(config: Path) -> None:
-    suite = load_suite(config)
+def test_prompts_become_images_and_scores(suite: Suite) -> None:
     sample_rows(suite, ("plain",))
     manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
     prompts = read_prompts("partiprompts")
     assert manifest["captions"] == [prompts[0]] * 3 + [prompts[1]]
-    tensors, _ = read_tensors(suite.folder / "samples" / "plain" / "shard-00000.safetensors")
-    assert tensors["image"].shape == (2, 3, 32, 32) and tensors["image"].dtype == torch.uint8
-    assert tensors["label"].tolist() == [0, 0] and tensors["xt"].shape == (3, 2, 4, 16, 16)
+    parts = [read_tensors(path)[0] for path in sorted((suite.folder / "samples" / "plain").glob("*.safetensors"))]
+    assert parts[0]["image"].shape == (2, 3, 32, 32) and parts[0]["image"].dtype == torch.uint8
+    assert parts[0]["label"].tolist() == [0, 0] and parts[0]["xt"].shape == (3, 2, 4, 16, 16)
     assert manifest["resolution"] == 32
     captions = load_captions(suite)
     assert torch.equal(
         captions(torch.tensor([2])).states_RTC, captions.encoder([f"high quality {prompts[0]}"]).states_RTC
     )
+    score_rows(suite, ("plain",))
+    quality, scorers = read_json(suite.folder / "scores" / "plain.json")["quality"], load_scorers(suite)
+    images = torch.cat([part["image"] for part in parts])
+    for name in ("clip_score", "image_reward"):
+        expected = scorers[name](images, manifest["captions"])
+        assert expected.std() > 0 and quality[name]["value"] == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
-def test_prompts_alone_train_nothing(config: Path) -> None:
-    suite = load_suite(config)
+def test_prompts_alone_train_nothing(suite: Suite) -> None:
+    suite = suite.model_copy(update={"training": None})
     with pytest.raises(UserError, match="training: data 'partiprompts' bring no images to train on"):
         load_examples(suite, load_captions(suite))
 
 
 @pytest.fixture
-def videos(config: Path) -> Path:
-    """A small Open-Sora-Plan with everything random, and its video autoencoder."""
-    save_text_encoder(config.parent / "mt5", "mt5")
-    save_wf_vae(config.parent / "wf", latent_dim=4, scale=(0.18215,) * 4, shift=(0.0,) * 4)
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings |= {
-        "model": "tiny-osp", "text_encoder": "mt5", "latents": {"kind": "wf", "folder": "wf"},
-        "solver": "euler_ancestral", "prompts": settings["prompts"] | {"negative": "a cat"},
-    }  # fmt: skip
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return config
+def videos(paper_folder: Path) -> Suite:
+    """Open-Sora-Plan, but small, with few prompts, and an autoencoder that the test may change."""
+    official.write_wf_vae(Path("vae"))
+    return official.small_suite(
+        "paper-osp", samples=6, batch_size=2, shard_batches=1, latents={"kind": "wf", "folder": "vae"},
+        rows={"plain": {"method": "uncached", "nfe": 3}},
+    )  # fmt: skip
 
 
-def test_prompts_become_videos(videos: Path) -> None:
-    suite = load_suite(videos)
-    sample_rows(suite, ("plain",))
-    manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
-    tensors, _ = read_tensors(suite.folder / "samples" / "plain" / "shard-00000.safetensors")
+def test_prompts_become_videos(videos: Suite) -> None:
+    """The negative prompt stands where the caption is left out."""
+    sample_rows(videos, ("plain",))
+    folder, spec = videos.folder / "samples" / "plain", MODELS[videos.model]
+    manifest = read_json(folder / "row.json")
+    assert manifest["captions"] == ["a dog"] * 5 + ["two cats"] and manifest["resolution"] == 64
+    captions = load_captions(videos)
+    asked = captions(torch.tensor([0]))
+    assert torch.equal(asked.states_RTC, captions.encoder(["high quality, high aesthetic, a dog"]).states_RTC)
+    assert torch.equal(asked.negative.states_RTC, captions.encoder([videos.prompts.negative]).states_RTC)
+    tensors, _ = read_tensors(folder / "shard-00000.safetensors")
     assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
-    assert manifest["resolution"] == 64 and tensors["xt"].shape == (3, 2, 4, 2, 16, 8)
-    assert torch.equal(tensors["image"], load_decoder(suite)(tensors["xt"][-1]))
-    shown = _first_images(suite.folder / "samples" / "plain", 3)
+    assert tensors["xt"].shape == (3, 2, *spec.latent_shape) and tensors["xt"].isfinite().all()
+    assert torch.equal(tensors["image"], load_decoder(videos)(tensors["xt"][-1]))
+    shown = _first_images(folder, 3)
     assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
         shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()
     )
-    before = row_fingerprint(suite, "plain")
-    save_wf_vae(videos.parent / "wf", latent_dim=4, scale=(0.2,) * 4, shift=(0.0,) * 4)
-    assert row_fingerprint(suite, "plain") != before
+    before = row_fingerprint(videos, "plain")
+    official.write_wf_vae(Path("vae"), scale=(0.2,) * 4)
+    assert row_fingerprint(videos, "plain") != before
 
 
-def test_what_cannot_be_decoded_is_said(videos: Path) -> None:
-    suite = load_suite(videos)
-    other = suite.model_copy(update={"latents": suite.latents.model_copy(update={"kind": "sd"})})
-    with pytest.raises(UserError, match=r"latents.kind: tiny-osp was trained with kind 'wf'; write that"):
+def test_what_cannot_be_decoded_is_said(videos: Suite) -> None:
+    other = videos.model_copy(update={"latents": videos.latents.model_copy(update={"kind": "sd"})})
+    with pytest.raises(UserError, match=r"latents.kind: osp-93x256 was trained with kind 'wf'; write that"):
         load_decoder(other)
-    save_wf_vae(videos.parent / "wf")
-    with pytest.raises(UserError, match="wf: latents of 8 channels, and tiny-osp denoises 4"):
-        load_decoder(suite)
-    settings = yaml.safe_load(videos.read_text(encoding="utf-8"))
-    settings["latents"]["scale"] = 0.5
-    videos.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    official.write_wf_vae(Path("vae"), latent_dim=8, scale=(1.0,) * 8, shift=(0.0,) * 8)
+    with pytest.raises(UserError, match="vae: latents of 8 channels, and osp-93x256 denoises 4"):
+        load_decoder(videos)
     with pytest.raises(UserError, match=r"latents.scale: WF-VAE's own config.json says it; remove it here"):
-        load_suite(videos)
+        official.small_suite("paper-osp", latents={"kind": "wf", "folder": "vae", "scale": 0.5})

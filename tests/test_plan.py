@@ -5,11 +5,12 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, ModelShape, Run, full_steps
+from tcbench.guidance import GuidedPair
+from tcbench.method import Artefacts, Run, full_steps
 from tcbench.plan import (
     ALL,
     NONE,
@@ -31,6 +32,8 @@ from tcbench.plan import (
     spread_evenly,
     top_tokens,
 )
+
+from .conftest import make_shape
 
 FLAT_50_12 = (0, 14, 20, 24, 28, 32, 35, 38, 40, 43, 45, 47)
 
@@ -57,18 +60,26 @@ def test_overlaps_are_refused(first: Unit, second: Unit) -> None:
 
 def test_neighbours_do_not_overlap() -> None:
     plan = every_unit([Span(0, 2), Block(2), Site(3, "attn"), Site(3, "mlp")], NONE)
-    assert plan.spans() == {0: Span(0, 2)}
+    assert [unit for unit, _ in make_shape(4, 2).walk(plan)] == list(plan.decisions)
     assert plan.at(Block(2)) == Decision(NONE) and plan.at(Block(3)) is None
 
 
 @pytest.mark.parametrize("observe", ["attn", "cross"])
-@pytest.mark.parametrize("unit", [Site(0, "mlp"), Site(0, "attn"), Site(0, "cross"), Span(0, 2)], ids=str)
+@pytest.mark.parametrize("unit", [Site(0, "mlp"), Site(0, "attn"), Site(0, "cross"), Block(0), Span(0, 2)], ids=str)
 def test_only_attention_that_a_unit_computes_can_be_observed(unit: Unit, observe: Literal["attn", "cross"]) -> None:
-    if isinstance(unit, Site) and unit.branch == observe:
-        assert Plan({unit: Decision(ALL, observe=observe)}).at(unit)
+    text, plain = make_shape(2, 2, text_tokens=3), make_shape(2, 2)
+    if isinstance(unit, Span):
+        with pytest.raises(ValueError, match=f"observes {observe} at {unit}"):
+            Plan({unit: Decision(ALL, observe=observe)})
         return
-    with pytest.raises(ValueError, match=f"observes {observe} at {unit}, which does not compute it"):
-        Plan({unit: Decision(ALL, observe=observe)})
+    plan = Plan({unit: Decision(ALL, observe=observe)})
+    if isinstance(unit, Block) or unit.part == observe:
+        text.check(plan)
+    if unit != Site(0, "cross") and observe == "attn" and unit != Site(0, "mlp"):
+        plain.check(plan)
+        return
+    with pytest.raises(ValueError, match=f"observes {observe} at {unit}, which does not compute it|does not have"):
+        plain.check(plan)
 
 
 def test_plans_can_be_read() -> None:
@@ -142,6 +153,19 @@ def test_spread_by_scores_gives_exactly_count_steps(alpha_bar: list[float], beta
     assert steps[0] == 0 and steps[-1] < len(alpha_bar) and list(steps) == sorted(steps)
 
 
+@given(st.lists(st.floats(0.3, 0.7), min_size=5, max_size=50), st.sampled_from([-8e3, -2e3, 0.0, 500.0]), st.data())
+def test_spread_by_scores_agrees_with_torch(alpha_bar: list[float], beta: float, data: st.DataObject) -> None:
+    """Where no quantile lies on a step's edge, which rounding decides."""
+    count = data.draw(st.integers(2, len(alpha_bar)))
+    gamma = torch.logcumsumexp(beta * torch.tensor(alpha_bar, dtype=torch.float64), dim=0)
+    cumulative = gamma.softmax(dim=0).cumsum(dim=0)
+    quantiles = torch.arange(1, count, dtype=torch.float64) / count
+    assume((cumulative[:, None] - quantiles).abs().min() > 1e-12)
+    places = torch.searchsorted(cumulative, quantiles).tolist()
+    if len({0, *places}) == count:  # no duplicate moved
+        assert spread_by_scores(tuple(alpha_bar), count, beta) == (0, *places)
+
+
 def test_spread_by_scores_is_denser_where_scores_are_low() -> None:
     """beta is negative, so steps with low scores add most to gamma."""
     early = spread_by_scores((0.0,) * 10 + (0.01,) * 40, 10, -500.0)
@@ -176,12 +200,12 @@ def test_reverse_gaps(nfe: int, data: st.DataObject) -> None:
 
 
 def test_full_steps_by_schedule() -> None:
-    shape = ModelShape(num_blocks=2, num_tokens=4, width=8, grid=(2, 2))
-    trained = Run(shape, tuple(range(50)), True, torch.arange(1), artefacts=Artefacts(alpha_bar=(0.5,) * 50))
+    shape = make_shape(2, 2)
+    trained = Run(shape, tuple(range(50)), GuidedPair(), torch.arange(1), artefacts=Artefacts(alpha_bar=(0.5,) * 50))
     assert full_steps(trained, 12, "adaptive", -8000) == FLAT_50_12
     assert full_steps(trained, 12, "reversed", -8000) == reverse_gaps(FLAT_50_12, 50)
     assert full_steps(trained, 12, "even", -8000) == spread_evenly(12, 50)
-    untrained = Run(shape, tuple(range(50)), True, torch.arange(1))
+    untrained = Run(shape, tuple(range(50)), GuidedPair(), torch.arange(1))
     assert full_steps(untrained, 12, "even", -8000) == spread_evenly(12, 50)
     with pytest.raises(UserError, match=r"adaptive.* needs alpha_bar.*artefacts_from.*even"):
         full_steps(untrained, 12, "adaptive", -8000)

@@ -1,5 +1,5 @@
-"""The committed results, made again from the committed scores: tables and verdicts to the byte, figures to the pixel's
-size and look, without torch, a GPU or the samples."""
+"""What results are shown in, made again from the committed scores, without torch, a GPU or the samples: tables and
+verdicts to the byte, pictures to the pixel's size and look."""
 
 import re
 import shutil
@@ -14,7 +14,10 @@ from PIL import Image
 from tcbench.config import Suite
 from tcbench.files import read_json
 from tcbench.report.names import figure_names
-from tcbench.stages import render
+from tcbench.report.speed import render_speed
+from tcbench.report.verdicts import across_suites
+from tcbench.speed_config import SpeedSuite
+from tcbench.stages import publish, render
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
@@ -25,43 +28,87 @@ def suite_of(folder: Path) -> Suite:
     return Suite.model_validate(read_json(folder / "provenance.json")["suite"])
 
 
+def measured(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what was measured alone."""
+    copy = tmp_path_factory.mktemp("reference") / committed.name
+    rendered = shutil.ignore_patterns("tables", "figures", "report.html", "nfe[0-9].png", "nfe[0-9][0-9].png")
+    shutil.copytree(committed, copy, ignore=rendered)
+    return copy
+
+
 @pytest.fixture(scope="module", params=SUITES)
 def remade(request, tmp_path_factory):
     """(the committed folder, a copy without what is rendered, where everything was rendered again)."""
     committed = REFERENCE / request.param
-    copy = tmp_path_factory.mktemp(request.param) / request.param
-    rendered = shutil.ignore_patterns("tables", "figures", "report.html", "nfe[0-9][0-9].png")
-    shutil.copytree(committed, copy, ignore=rendered)
+    copy = measured(committed, tmp_path_factory)
     suite = suite_of(committed)
     render.render_tables(suite, copy)
     render.render_diagnostics(suite, copy)
     render.render_ablations(suite, copy)
     render.render_verdicts(suite, copy)
     render.render_grids(suite, copy)
-    render.render_figures(suite, copy)
-    render.render_report(suite, copy)
+    render.render_report(suite, copy)  # draws the figures, none of which is committed
     return committed, copy
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_file()}
+def look_alike(one: Path, other: Path) -> bool:
+    """Whether two pictures differ by no more than another version of the fonts does."""
+    ours, theirs = (np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (one, other))
+    return ours.shape == theirs.shape and np.abs(ours - theirs).mean() < 2  # of 255
 
 
-def test_tables_and_verdicts_are_the_committed_ones(remade):
+def test_every_table_is_made_again_and_what_is_committed_to_the_byte(remade):
     committed, copy = remade
-    assert names(committed / "tables") == names(copy / "tables")
-    assert (committed / "tables" / "verdicts.md").exists()
-    for path in (committed / "tables").iterdir():
+    tables = {path.stem for path in (committed / "tables").glob("*.md")}
+    assert {"verdicts", *suite_of(committed).tables} <= tables
+    made = {path.name for path in (copy / "tables").iterdir()}
+    assert made == {f"{name}.{kind}" for name in tables for kind in ("md", "csv", "tex", "html")}
+    for path in [*(committed / "tables").glob("*.md"), committed / "tables" / "verdicts.csv"]:
         assert path.read_bytes() == (copy / "tables" / path.name).read_bytes(), path.name
 
 
-def test_figures_and_grids_look_like_the_committed_ones(remade):
+def test_every_figure_and_grid_is_made_again(remade):
     committed, copy = remade
-    assert names(committed / "figures") == names(copy / "figures")
-    for path in [*(committed / "figures").glob("*.png"), *(committed / "grids").glob("*.png")]:
-        ours, theirs = (np.asarray(Image.open(p), dtype=float) for p in (path, copy / path.relative_to(committed)))
-        assert ours.shape == theirs.shape, path.name
-        assert np.abs(ours - theirs).mean() < 2, path.name  # of 255: room for another version of the fonts
+    suite = suite_of(committed)
+    for name in figure_names(suite):
+        with Image.open(copy / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(1 << 24)) > 50, name
+        assert (copy / "figures" / f"{name}.svg").exists(), name
+    assert {path.name for path in (copy / "grids").glob("*.png")} == {
+        f"nfe{row.nfe}.png" for row in suite.rows.values()
+    }
+    for name in ("grids/nfe20.png",) if suite.suite == "digits" else ():
+        assert look_alike(committed / name, copy / name), name
+
+
+def test_what_is_committed_is_what_publish_keeps(remade):
+    committed, copy = remade
+    assert_kept(committed, suite_of(committed), copy)
+
+
+def assert_kept(committed: Path, suite: Suite | SpeedSuite, copy: Path) -> None:
+    """Another publication adds no file to the repository, and takes none away."""
+    if not (REFERENCE.parent.parent / ".git").exists():
+        pytest.skip("not a clone")
+    command = ["git", "ls-files", "-z", "."]
+    listed = subprocess.run(command, cwd=committed, capture_output=True, text=True, check=True).stdout
+    kept = {str(path.relative_to(copy)) for path in publish.kept(suite, copy)} | {"provenance.json"}
+    assert {name for name in listed.split("\0") if name} == kept
+
+
+def test_timings_are_shown_again(tmp_path_factory):
+    committed = REFERENCE / "speed"
+    copy = measured(committed, tmp_path_factory)
+    suite = SpeedSuite.model_validate(read_json(committed / "provenance.json")["suite"])
+    render_speed(suite, copy)
+    for path in (committed / "tables").glob("*.md"):
+        assert path.read_bytes() == (copy / "tables" / path.name).read_bytes(), path.name
+    assert look_alike(committed / "figures" / "speed.png", copy / "figures" / "speed.png")
+    assert_kept(committed, suite, copy)
+
+
+def test_verdicts_side_by_side_are_the_committed_ones():
+    assert across_suites(REFERENCE).markdown() == (REFERENCE / "verdicts.md").read_text(encoding="utf-8")
 
 
 def test_the_report_needs_nothing_but_itself(remade):

@@ -9,12 +9,14 @@ from tcbench.errors import UserError
 from tcbench.sampling import (
     Chain,
     EulerAncestral,
+    FlowEuler,
     ReferenceDDIM,
     ReferenceDPMSolver,
     SamplerSettings,
     make_sampler,
     zero_snr_scheduler,
 )
+from tests.floors import ANCESTRAL, SAMPLER, assert_close
 
 from .conftest import make_adapter
 
@@ -35,12 +37,13 @@ def chains(nfe: int) -> dict[str, Chain]:
         "ddim": ReferenceDDIM(nfe),
         "dpm": ReferenceDPMSolver(nfe),
         "euler_ancestral": EulerAncestral(nfe, lambda step: torch.zeros(SHAPE)),
+        "flow": FlowEuler(nfe, shift=3.0),
     }
 
 
 def walk(sampler: ReferenceDPMSolver, x: Tensor) -> Tensor:
     for step in range(len(sampler.timesteps)):
-        x, _ = sampler.step(toy(x, sampler.kept[step].item()), step, x)
+        x, _ = sampler.step(toy(x, sampler.signal[step].item() ** 2), step, x)
     return x
 
 
@@ -54,15 +57,15 @@ def test_euler_ancestral_is_diffusers_with_noise_of_our_own(nfe: int, monkeypatc
     x = noise(1000)
     for step, timestep in enumerate(scheduler.timesteps):
         theirs = x * (scheduler.sigmas[step].double() ** 2 + 1) ** 0.5
-        assert torch.allclose(scheduler.scale_model_input(theirs, timestep), x)
+        assert_close(scheduler.scale_model_input(theirs, timestep), x, SAMPLER)
         output = noise(2000 + step)
         module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
         monkeypatch.setattr(module, lambda *_, step=step, **__: noise(step))
         stepped = scheduler.step(output, timestep, theirs)
         following, x0 = ours.step(output, step, x)
         scale = (scheduler.sigmas[step + 1].double() ** 2 + 1) ** 0.5
-        assert torch.allclose(x0, stepped.pred_original_sample.double(), atol=1e-3)
-        assert torch.allclose(following * scale, stepped.prev_sample.double(), atol=2e-3 * float(scale))
+        assert_close(x0, stepped.pred_original_sample, SAMPLER)
+        assert_close(following * scale, stepped.prev_sample, ANCESTRAL)
         x = following
     assert torch.equal(following, x0)
 
@@ -87,10 +90,10 @@ def test_dpm_converges_at_second_order() -> None:
 def test_dpm_walks_uniformly_and_stops_a_step_before_the_image() -> None:
     sampler = ReferenceDPMSolver(20)
     assert sampler.timesteps == pytest.approx([999 - 49.95 * step for step in range(20)])
-    assert sampler.kept[-1].item() == pytest.approx(1 - 1e-4) and len(sampler.kept) == 21
+    assert sampler.signal[-1].item() ** 2 == pytest.approx(1 - 1e-4) and len(sampler.signal) == 21
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral"])
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral", "flow"])
 def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     """From the right prediction the deterministic step leads from q(x_t | x0) to q(x_s | x0), with the same noise."""
     chain = chains(6)[name]
@@ -98,10 +101,12 @@ def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     x = chain.noised(x0, step, eps)
     output = chain.target(x0, step, eps)
     assert torch.equal(output, eps) == (chain.prediction == "eps")
-    assert torch.allclose(chain.step_rows(output, step, x), chain.noised(x0, step + 1, eps), atol=1e-6)
-    recovered, noise_again = chain.x0_and_eps(output, chain.kept[step].view(-1, 1, 1, 1), x)
-    assert torch.allclose(recovered, x0, atol=1e-4) and torch.allclose(noise_again, eps, atol=1e-4)
-    assert len(chain.kept) == 7 and (chain.kept.diff() > 0).all()
+    levels = (level[step].view(-1, 1, 1, 1) for level in (chain.signal, chain.sigma))
+    assert_close(chain.step_rows(output, step, x), chain.noised(x0, step + 1, eps), SAMPLER)
+    recovered, noise_again = chain.x0_and_eps(output, *levels, x)
+    assert_close(recovered, x0, SAMPLER)
+    assert_close(noise_again, eps, SAMPLER)
+    assert len(chain.signal) == len(chain.sigma) == 7 and (chain.signal.diff() > 0).all()
 
 
 @pytest.mark.parametrize("name", ["dpm", "euler_ancestral"])
@@ -110,7 +115,7 @@ def test_first_steps_without_noise_are_ddim(name: str) -> None:
     chain = chains(6)[name]
     step = 0 if name == "dpm" else 5
     following, _ = chain.step(noise(2), step, noise(3))
-    assert torch.allclose(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3)), atol=1e-5)
+    assert_close(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3)), SAMPLER)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm", "euler_ancestral"])

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from tcbench import noise
 from tcbench.errors import UserError
+from tcbench.guidance import GuidedPair
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.sampling import (
-    TRAIN_TIMESTEPS,
     AncestralDDPM,
     ReferenceDDIM,
     SamplerSettings,
     Samples,
-    guide,
     initial_noise,
-    respaced_timesteps,
     sample_batch,
     sample_labels,
     training_alphas_cumprod,
 )
+from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
+from tests.floors import ANCESTRAL, SAMPLER, TRAJECTORY, assert_close
 
 SETTINGS = SamplerSettings(guidance_scale=1.5)
 
@@ -174,8 +174,8 @@ def test_ddim_step(nfe: int, spacing: str) -> None:
     for step in range(nfe):
         expected, expected_x0 = ddim(eps, x, alphas[step], alphas[step + 1])
         after, x0 = sampler.step(eps, step, x)
-        scale = expected_x0.abs().max()
-        assert (after - expected).abs().max() < 1e-4 * scale and (x0 - expected_x0).abs().max() < 1e-4 * scale
+        assert_close(after, expected, SAMPLER)
+        assert_close(x0, expected_x0, SAMPLER)
     assert torch.equal(after, x0)  # the last step ends at the clean image
 
 
@@ -202,9 +202,8 @@ def test_ancestral_step(nfe: int, spacing: str) -> None:
         expected = theirs.step(
             torch.cat([eps, variance.tanh()], dim=1), nfe - 1 - step, x, generator=torch.Generator().manual_seed(step)
         )
-        scale = expected.pred_original_sample.abs().max()
-        assert (x0 - expected.pred_original_sample).abs().max() < 1e-5 * scale
-        assert (after - expected.prev_sample).abs().max() < 1e-4
+        assert_close(x0, expected.pred_original_sample, SAMPLER)
+        assert_close(after, expected.prev_sample, ANCESTRAL)
 
 
 def test_ancestral_sampling_needs_a_learned_variance() -> None:
@@ -220,21 +219,19 @@ def test_rows_at_different_steps() -> None:
     eps, x = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     rows = sampler.step_rows(eps, step_R, x)
     for row, step in enumerate(step_R.tolist()):
-        torch.testing.assert_close(rows[row], sampler.step(eps[row], step, x[row])[0], atol=1e-3, rtol=1e-4)
+        assert_close(rows[row], sampler.step(eps[row], step, x[row])[0], SAMPLER)
     alpha = torch.tensor(training_alphas_cumprod()[np.array(sampler.timesteps)[step_R]])[:, None, None, None]
-    torch.testing.assert_close(
-        sampler.noised(x, step_R, eps).double(), alpha.sqrt() * x + (1 - alpha).sqrt() * eps, atol=1e-4, rtol=1e-4
-    )
+    assert_close(sampler.noised(x, step_R, eps), alpha.sqrt() * x + (1 - alpha).sqrt() * eps, SAMPLER)
 
 
 def test_guidance_leaves_the_fourth_channel_conditional() -> None:
     output = torch.randn(4, 8, 2, 2, generator=torch.Generator().manual_seed(0))
     conditional, unconditional = output.chunk(2)
-    eps = guide(output, 1.5, guided_channels=3, channels=4)
+    eps = GuidedPair(1.5, channels=3).combine([output[:, :4]])
     assert eps.shape == (2, 4, 2, 2)
-    torch.testing.assert_close(eps[:, :3], unconditional[:, :3] + 1.5 * (conditional - unconditional)[:, :3])
+    assert_close(eps[:, :3], unconditional[:, :3] + 1.5 * (conditional - unconditional)[:, :3], SAMPLER)
     assert torch.equal(eps[:, 3], conditional[:, 3])
-    assert torch.equal(guide(output, 1.0, 3, 4), conditional[:, :4])
+    assert torch.equal(GuidedPair(1.0, channels=3).combine([output[:, :4]]), conditional[:, :4])
 
 
 # --- batches
@@ -250,7 +247,7 @@ def test_batches_and_shards_do_not_change_a_sample(tiny, method: str) -> None:
     whole = sampled(tiny, *range(6), method=method)
     parts = [sampled(tiny, *index, method=method) for index in ([0], [1, 2, 3], [4, 5])]
     image = torch.cat([part.image for part in parts])
-    assert (image - whole.image).abs().max() <= 1e-5 * whole.image.abs().max()
+    assert_close(image, whole.image, TRAJECTORY)
     assert torch.equal(torch.cat([part.label for part in parts]), whole.label)
     assert all(part.macs == whole.macs for part in parts)
 

@@ -1,5 +1,6 @@
 """Denoiser specs: shapes, initialisation, and checkpoints in and out."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.files import read_tensors, write_tensors
-from tcbench.models.dit import DiTSpec, from_reference_layout
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, save_transformer
+from tcbench.models.dit import from_reference_layout
+from tcbench.models.networks import build_transformer, load_transformer, save_transformer
+from tcbench.models.specs import MODELS, DiTSpec
+from tests import official
 
 TINY = MODELS["tiny-dit"]
 
@@ -19,34 +22,6 @@ def outputs(model: torch.nn.Module, timestep: int = 500, label: int = 3) -> Tens
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model(x, torch.full((2,), timestep), class_labels=torch.full((2,), label)).sample
-
-
-def reference_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of from_reference_layout, written independently of its tables."""
-    emb = "transformer_blocks.0.norm1.emb."
-    top = {
-        "pos_embed.proj": "x_embedder.proj",
-        emb + "timestep_embedder.linear_1": "t_embedder.mlp.0",
-        emb + "timestep_embedder.linear_2": "t_embedder.mlp.2",
-        emb + "class_embedder.embedding_table": "y_embedder.embedding_table",
-        "proj_out_1": "final_layer.adaLN_modulation.1",
-        "proj_out_2": "final_layer.linear",
-    }
-    renamed = {
-        f"{new}.{kind}": state[f"{old}.{kind}"]
-        for old, new in top.items()
-        for kind in ("weight", "bias")
-        if f"{old}.{kind}" in state
-    }
-    for i in range(TINY.num_blocks):
-        for kind in ("weight", "bias"):
-            old, new = f"transformer_blocks.{i}.{{}}.{kind}", f"blocks.{i}.{{}}.{kind}"
-            renamed[new.format("attn.qkv")] = torch.cat([state[old.format(f"attn1.to_{p}")] for p in "qkv"])
-            renamed[new.format("attn.proj")] = state[old.format("attn1.to_out.0")]
-            renamed[new.format("mlp.fc1")] = state[old.format("ff.net.0.proj")]
-            renamed[new.format("mlp.fc2")] = state[old.format("ff.net.2")]
-            renamed[new.format("adaLN_modulation.1")] = state[old.format("norm1.linear")]
-    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +50,7 @@ def saved(model: torch.nn.Module, tmp_path: Path) -> Path:
 def test_shapes_without_allocation(name: str, tokens: int, width: int, parameters: int) -> None:
     spec = MODELS[name]
     model = build_transformer(spec, device="meta")
-    assert (spec.num_tokens, spec.width, spec.grid**2) == (tokens, width, tokens)
+    assert (spec.num_tokens, spec.width, math.prod(spec.grid)) == (tokens, width, tokens)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
@@ -122,15 +97,15 @@ def test_per_block_embedders_load(model: torch.nn.Module, tmp_path: Path) -> Non
         load_transformer(TINY, tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"ema": state}])
-def test_reference_layout(model: torch.nn.Module, saved: Path, tmp_path: Path, wrap: object) -> None:
-    state = read_tensors(saved)[0]
-    reference = reference_layout(state) | {"pos_embed": torch.zeros(1, 64, 96)}
-    back = from_reference_layout(reference)
+def test_dits_own_checkpoints_load(model: torch.nn.Module, tmp_path: Path) -> None:
+    """The published file, and a training script's, of which the averaged weights are meant."""
+    back, state = from_reference_layout(official.dit_layout(model)), dict(model.named_parameters())
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
-    torch.save(wrap(reference), tmp_path / "reference.pt")
-    assert torch.equal(outputs(load_transformer(TINY, tmp_path / "reference.pt")), outputs(model))
+    official.write_dit(tmp_path / "DiT-XL-2-256x256.pt", model)
+    official.write_dit_training(tmp_path / "0400000.pt", model, plain=build_transformer(TINY, seed=2))
+    for name in ("DiT-XL-2-256x256.pt", "0400000.pt"):
+        assert torch.equal(outputs(load_transformer(TINY, tmp_path / name)), outputs(model))
 
 
 def spoil(saved: Path, how: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from open_clip.openai import load_openai_model
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig
 
@@ -26,6 +28,8 @@ from tcbench.metrics.vbench import DIMENSIONS, table, total
 from tcbench.stages import vbench, vbench_process
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches
+from tests import official
+from tests.floors import READING, RECORDED, assert_close
 from tests.references import flickering, image_reward
 
 HERE = image_reward.HERE
@@ -45,23 +49,10 @@ def make_suite(folder, **fields):
 
 @pytest.fixture(scope="module")
 def small_image_reward(tmp_path_factory):
-    """The checkpoint that the package's rewards were recorded with, under its official names, and its shape."""
-    recorded = json.loads((HERE / "image_reward.json").read_text(encoding="utf-8"))
-    state = {name: torch.from_numpy(image_reward.fill(name, shape)) for name, shape in recorded["parameters"].items()}
+    """The checkpoint that the package's rewards were recorded with, its shape, and those rewards."""
     path = tmp_path_factory.mktemp("image_reward") / "ImageReward.pt"
-    torch.save(state, path)
-    width, layers = image_reward.WIDTH, image_reward.LAYERS
-    small = {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "intermediate_size": 4 * width,
-    }
-    vision = BlipVisionConfig(**small, image_size=image_reward.SIDE, patch_size=16, layer_norm_eps=1e-6)
-    text = BlipTextConfig(
-        **small, vocab_size=40, max_position_embeddings=64, encoder_hidden_size=width, is_decoder=True
-    )
-    return path, vision, text, recorded["rewards"]
+    rewards, sizes = official.write_image_reward(path), official.image_reward_sizes()
+    return path, sizes["vision"], sizes["text"], rewards
 
 
 def test_image_reward_is_the_packages_own(small_image_reward):
@@ -70,7 +61,7 @@ def test_image_reward_is_the_packages_own(small_image_reward):
     pictures = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in image_reward.pictures()]
     ours = [model(picture, [caption]).item() for picture, caption in zip(pictures, image_reward.CAPTIONS, strict=True)]
     assert len({round(reward, 3) for reward in rewards}) == 3
-    assert ours == pytest.approx(rewards, abs=1e-6)
+    assert_close(ours, rewards, RECORDED)
 
 
 def test_image_reward_says_what_it_lacks(small_image_reward, tmp_path, monkeypatch):
@@ -81,7 +72,9 @@ def test_image_reward_says_what_it_lacks(small_image_reward, tmp_path, monkeypat
     with pytest.raises(NotRun, match=r"^needs the vocabulary of bert-base-uncased"):
         load_image_reward(path, str(tmp_path / "absent"), vision=vision, text=text)
     with pytest.raises(UserError, match=r"ImageReward\.pt: not ImageReward's checkpoint .*no counterpart"):
-        load_image_reward(path, VOCABULARY, vision=BlipVisionConfig(**vision.to_dict() | {"num_hidden_layers": 3}))
+        load_image_reward(
+            path, VOCABULARY, vision=BlipVisionConfig(**vision.to_dict() | {"num_hidden_layers": 3}), text=text
+        )
     wide = BlipTextConfig(**text.to_dict() | {"vocab_size": 41})
     with pytest.raises(UserError, match=r"ImageReward\.pt: not ImageReward's checkpoint \(size mismatch"):
         load_image_reward(path, VOCABULARY, vision=vision, text=wide)
@@ -116,9 +109,51 @@ def test_clip_score_is_a_hundred_cosines_of_open_clips_embeddings(clip_folder):
         image, text = model.encode_image(pixels), model.encode_text(open_clip.tokenize(captions, context_length=16))
     expected = 100 * torch.cosine_similarity(image, text)
     assert expected.std() > 0.1
-    torch.testing.assert_close(score(images, captions), expected)
+    assert_close(score(images, captions), expected, READING)
     grey = images[:, :1]
-    torch.testing.assert_close(score(grey, captions), score(grey.repeat(1, 3, 1, 1), captions))
+    assert_close(score(grey, captions), score(grey.repeat(1, 3, 1, 1), captions), READING)
+
+
+@pytest.fixture
+def openai_file(tmp_path, monkeypatch):
+    """OpenAI's file of a small CLIP, which open_clip knows by the name of the full-size one."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-L-14-quickgelu", official.CLIP)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", official.CLIP | {"embed_dim": 8})
+    official.write_clip(tmp_path / "ViT-L-14.pt")
+    return tmp_path / "ViT-L-14.pt"
+
+
+def test_openais_file_is_read_without_its_code(openai_file, monkeypatch):
+    theirs = load_openai_model(str(openai_file)).eval()  # runs the archive's code
+    monkeypatch.setattr(torch.jit, "load", None)
+    score = load_clip("ViT-L-14-quickgelu", str(openai_file))
+    captions = ["a cat", "two dogs"]
+    images = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = score.preprocess(images)
+    channels = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
+    mean, std = (values[:, None, None] for values in channels)
+    square = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((38, 32), Image.Resampling.BICUBIC)
+    square = square.crop((3, 0, 35, 32))
+    torch.testing.assert_close(pixels[0] * std + mean, torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255)
+    with torch.no_grad():
+        image, text = theirs.encode_image(pixels), theirs.encode_text(open_clip.tokenize(captions))
+    torch.testing.assert_close(score(images, captions), 100 * torch.cosine_similarity(image, text))
+    with pytest.raises(UserError, match=r"ViT-L-14.pt was trained with QuickGELU, and model 'ViT-L-14' is without"):
+        load_clip("ViT-L-14", str(openai_file))
+    with pytest.raises(UserError, match=r"ViT-L-14.pt: not the weights of ViT-B-32-quickgelu \("):
+        load_clip("ViT-B-32-quickgelu", str(openai_file))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"cos\ngetcwd\n.", r"os\.getcwd is no part"), (b"I1\n.", "its content is no module"), (b"(", "[Rr]an out")],
+)
+def test_other_archives_are_refused(tmp_path, content, says):
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", content)
+        archive.writestr("evil/constants.pkl", b"")
+    with pytest.raises(UserError, match=rf"evil\.pt: a TorchScript archive that cannot be read \({says}"):
+        load_clip("ViT-B-32-quickgelu", str(tmp_path / "evil.pt"))
 
 
 def test_clip_says_what_it_lacks(tmp_path, monkeypatch):
@@ -154,7 +189,7 @@ def test_a_missing_dimension_makes_its_part_and_the_total_missing():
 def test_temporal_flickering_is_the_packages_own():
     recorded = json.loads((HERE / "flickering.json").read_text(encoding="utf-8"))["temporal_flickering"]
     clips = [torch.from_numpy(clip).permute(3, 0, 1, 2)[None] for clip in flickering.clips()]
-    assert [temporal_flickering(clip).item() for clip in clips] == pytest.approx(recorded, abs=1e-6)
+    assert_close([temporal_flickering(clip).item() for clip in clips], recorded, RECORDED)
 
 
 def test_videos_are_named_by_the_protocol():

@@ -1,6 +1,6 @@
 """ToCa's score as a selector: whom it chooses, whom age brings back, when maps are taken and what they cost."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,13 +8,14 @@ from torch import Tensor
 
 from tcbench.costing import macs_of
 from tcbench.errors import UserError
+from tcbench.guidance import GuidedPair, Unguided
 from tcbench.method import Artefacts, Method, ModelShape, Run
 from tcbench.plan import ALL, Block, Plan, Tokens
 from tcbench.registry import make_method
 from tcbench.sampling import SamplerSettings, sample_batch
-from tests.conftest import make_adapter, make_prompt
+from tests.conftest import make_adapter, make_prompt, make_shape
 
-SMALL = ModelShape(num_blocks=3, num_tokens=16, width=8, grid=(4, 4))
+SMALL = make_shape(3, 4)
 ROWS, FREE = 2, 2
 
 
@@ -37,7 +38,7 @@ def selector(**options: float | str) -> Method:
 
 
 def run_of(nfe: int, artefacts: Artefacts | None = None, shape: ModelShape = SMALL) -> Run:
-    return Run(shape, tuple(range(nfe))[::-1], False, torch.arange(ROWS), artefacts=artefacts or Artefacts())
+    return Run(shape, tuple(range(nfe))[::-1], Unguided(), torch.arange(ROWS), artefacts=artefacts or Artefacts())
 
 
 def plans_of(method: Method, run: Run) -> list[Plan]:
@@ -118,13 +119,13 @@ def test_a_schedule_without_alpha_bar_is_refused() -> None:
 
 def test_an_odd_grid_is_refused() -> None:
     with pytest.raises(UserError, match=r"toca_tokens: its 2x2 cells need an even token grid, not \(3, 3\)"):
-        selector().start(run_of(8, shape=ModelShape(2, 9, 8, (3, 3))))
+        selector().start(run_of(8, shape=make_shape(2, 3)))
 
 
 def test_halves_choose_alike_by_the_entropy_over_the_text() -> None:
     """Where there is text the four tokens of the highest mean entropy, in both halves of the guided pair."""
-    shape = replace(SMALL, branches=("attn", "cross", "mlp"), text_tokens=5)
-    run = Run(shape, (3, 2, 1, 0), True, torch.arange(1))
+    shape = make_shape(3, 4, text_tokens=5)
+    run = Run(shape, (3, 2, 1, 0), GuidedPair(), torch.arange(1))
     first, *others = plans_of(selector(soft_fresh_weight=0.0, bonus=0.0), run)
     assert {decision.observe for decision in first.decisions.values()} == {"cross"}
     for plan in others:

@@ -76,7 +76,7 @@ def test_one_destination_a_cell_drawn_anew(tiny, run) -> None:
     everywhere = set()
     for seed in range(8):
         method = tome(cache_ratio=0.9375)  # destinations alone are recomputed
-        seeded = Run(run.shape, run.timesteps, True, run.sample_index, seed=seed)
+        seeded = Run(run.shape, run.timesteps, run.guidance, run.sample_index, seed=seed)
         drawn = [chosen(choice(tiny, seeded, method, block), random_tokens(4)) for block in range(3)]
         for rows in drawn:
             assert all(row == rows[0] for row in rows), "the same for all rows"

@@ -2,19 +2,14 @@
 
 import json
 import wave
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from tcbench import noise
-from tcbench.config import Suite, load_suite
+from tcbench.config import Suite
 from tcbench.data.videos import VideoListing, centred, frame_numbers, list_videos
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_json
@@ -24,11 +19,12 @@ from tcbench.stages.common import load_autoencoder, load_captions, load_examples
 from tcbench.stages.encode import encode_images
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.train import train_row
+from tests import official
+from tests.floors import HALF, assert_close
+from tests.official import grey, write_video
 
 from .conftest import GOLDEN
 from .test_image_suites import TOKENCACHE
-from .test_paper_suites import CONFIGS, save_text_encoder
-from .test_wf_vae import save_wf_vae
 
 CLIPS = GOLDEN.with_name("golden-video") / "clips"
 
@@ -59,26 +55,6 @@ def test_other_proportions() -> None:
 # --- files
 
 
-def grey(number: int) -> int:
-    return 20 + 4 * number
-
-
-def write_video(path: Path, frames: int, rate: int = 24, times: Sequence[int] | None = None, side: int = 64) -> None:
-    """Frame n is of the grey `grey(n)`, its left half black; with `times` in 1 / rate seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "1", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = 2 * side, side, "yuv444p"
-        stream.codec_context.time_base = Fraction(1, rate)
-        for number in range(frames):
-            picture = np.full((side, 2 * side, 3), grey(number), np.uint8)
-            picture[:, :side] = 0
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = (times[number] if times else number), Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
 def turn(path: Path) -> None:
     """Let players show a file turned clockwise by a quarter, as telephones write them: in its track's matrix."""
     content, one = path.read_bytes(), 0x10000
@@ -95,7 +71,7 @@ def listing(folder: Path, *entries: dict[str, Any], rate: float = 16) -> VideoLi
 
 def shown(video: torch.Tensor) -> list[int]:
     """The number of every frame, by its grey on the right."""
-    return [round(((level + 1) * 127.5 - 20) / 4) for level in video[0, :, 8, -2].tolist()]
+    return [round(((level + 1) * 127.5 - grey(0)) / (grey(1) - grey(0))) for level in video[0, :, 8, -2].tolist()]
 
 
 def test_clips_start_where_they_are_drawn(tmp_path: Path) -> None:
@@ -190,54 +166,38 @@ def test_other_annotations_are_refused(tmp_path: Path, content: str, says: str) 
 
 
 @pytest.fixture
-def mixkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    """A small Open-Sora-Plan with everything random, and six videos, one of them broken."""
-    monkeypatch.chdir(tmp_path)
+def mixkit(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """Open-Sora-Plan, but small, and six videos, one of them broken."""
     monkeypatch.setattr(encode, "VIDEO_SHARD", 4)
     monkeypatch.setattr(encode, "MOST_LEFT_OUT", 0.2)
-    save_text_encoder(tmp_path / "mt5", "mt5")
-    save_wf_vae(tmp_path / "wf", latent_dim=4, scale=(0.5,) * 4, shift=(0.0,) * 4)
-    for number in range(6):
-        write_video(tmp_path / f"mixkit/Cats/{number}.mp4", 12 + number)
-    (tmp_path / "mixkit/Cats/2.mp4").write_bytes(b"broken")
-    entries = [
-        {"path": f"Cats/{number}.mp4", "frame_idx": f"0:{12 + number}", "cap": f"A CAT ({number})."}
-        for number in range(6)
-    ]
-    write_json(Path("mixkit/clips.json"), entries)
-    write_json(Path("prompts.json"), [{"prompt_en": name, "dimension": []} for name in ("a dog", "a cat")])
-    settings = yaml.safe_load(next(path for path in CONFIGS if path.stem == "paper-osp").read_text(encoding="utf-8"))
-    settings |= {
-        "suite": "mini", "model": "tiny-osp", "weights": "random", "device": "cpu", "text_encoder": "mt5",
-        "latents": {"kind": "wf", "folder": "wf"}, "samples": 2, "batch_size": 1, "traced": 2, "defaults": {},
-        "shard_batches": 1, "figure": {"nfe": 3}, "tables": {}, "files": {},
-        "prompts": settings["prompts"] | {"file": "prompts.json", "per_prompt": 1},
-        "training": {"folder": "mixkit", "captions": "mixkit/clips.json", "frames_per_second": 16},
-        "rows": {
+    Path("data/mixkit/Cats/2.mp4").write_bytes(b"broken")
+    return official.small_suite(
+        "paper-osp",
+        samples=2,
+        shard_batches=1,
+        rows={
             "plain": {"method": "uncached", "nfe": 3},
             "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
         },
-    }  # fmt: skip
-    Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return load_suite("mini.yaml")
+    )
 
 
 def test_videos_are_encoded_once_and_trained_on(mixkit: Suite, capsys: pytest.CaptureFixture[str]) -> None:
     encode_images(mixkit)
-    assert "left out: mixkit/Cats/2.mp4: not a readable video" in capsys.readouterr().err
+    assert "left out: data/mixkit/Cats/2.mp4: not a readable video" in capsys.readouterr().err
     index = read_json(mixkit.latents_index)
     assert index["left_out"].keys() == {"2"} and index["images"] == 5 and len(index["shards"]) == 2
     captions = load_captions(mixkit, held_out=False)
     examples = load_examples(mixkit, captions)
     assert examples.labels.captions == [f"A CAT ({number})." for number in (0, 1, 3, 4, 5)]
     latents = examples.images[torch.tensor([4, 2])]
-    videos = list_videos(Path("mixkit"), Path("mixkit/clips.json"), 16)
+    videos = list_videos(Path("data/mixkit"), mixkit.training.captions, 16)
     for latent, number in zip(latents, (5, 3), strict=True):
         key = torch.tensor([number])
         place = noise.uniform(mixkit.training_seed, key, 1).item()
         video, draw = videos.read(number, 5, (128, 64), place), noise.gaussian(mixkit.training_seed, key, (4, 2, 16, 8))
-        assert torch.allclose(latent, load_autoencoder(mixkit).encode(video[None], draw)[0], atol=1e-2, rtol=1e-3)
-    Path("mixkit/Cats/0.mp4").write_bytes(b"unread, as its shard is there")
+        assert_close(latent, load_autoencoder(mixkit).encode(video[None], draw)[0], HALF)
+    Path("data/mixkit/Cats/0.mp4").write_bytes(b"unread, as its shard is there")
     encode_images(mixkit)
     assert read_json(mixkit.latents_index)["left_out"].keys() == {"2"}
     train_row(mixkit, "ours")
@@ -256,18 +216,17 @@ def test_captions_are_cleaned_for_training_only(mixkit: Suite) -> None:
 
 
 def test_encoding_stops_where_too_many_are_left_out(mixkit: Suite) -> None:
-    Path("mixkit/Cats/3.mp4").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"mixkit: 2 of the 6 videos cannot be used, mixkit/Cats/2.mp4: not a readable"):
+    Path("data/mixkit/Cats/3.mp4").write_bytes(b"broken")
+    with pytest.raises(
+        UserError, match=r"data/mixkit: 2 of the 6 videos cannot be used, .*/Cats/2.mp4: not a readable"
+    ):
         encode_images(mixkit)
     assert not mixkit.latents_index.exists()
 
 
 def test_videos_are_counted_before_the_run(mixkit: Suite) -> None:
-    files = {"training": {"path": "mixkit", "used": "trains", "get": "unpack it"}}
-    settings = yaml.safe_load(Path("mini.yaml").read_text(encoding="utf-8")) | {"files": files}
-    Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    need = needs(load_suite("mini.yaml"))[0]
-    assert (need.used, need.problem) == ("6 videos, trains", None)
+    (need,) = [need for need in needs(mixkit) if need.name == "training"]
+    assert (need.used, need.problem) == ("6 videos, trains predictor and refiners", None)
 
 
 @pytest.mark.parametrize(
@@ -280,10 +239,12 @@ def test_videos_are_counted_before_the_run(mixkit: Suite) -> None:
         ({"captions": None}, "training.captions: videos are listed there; name the file"),
     ],
 )
-def test_configs_that_lack_settings_of_videos_are_refused(mixkit: Suite, changes: dict, says: str) -> None:
-    settings = yaml.safe_load(Path("mini.yaml").read_text(encoding="utf-8"))
-    settings["training"] |= changes
-    Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+def test_configs_that_lack_settings_of_videos_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = {"plain": {"method": "uncached", "nfe": 3}}
+    training = official.small_suite("paper-osp", rows=rows).training.model_dump(mode="json")
     with pytest.raises(UserError) as caught:
-        load_suite("mini.yaml")
+        official.small_suite("paper-osp", rows=rows, training=training | changes)
     assert says in str(caught.value)

@@ -21,27 +21,18 @@ from tcbench.models.wf_vae import (
     read_config,
     to_bytes,
 )
+from tests.floors import NETWORK, assert_close
+from tests.official import WF_VAE, write_wf_vae
 
 from .conftest import GOLDEN
 
 FOLDER = GOLDEN.with_name("golden-video") / "wfvae"
-V1_3_0 = {"connect_res_layer_num": 2, "norm_type": "layernorm", "t_interpolation": "trilinear"}
+V1_3_0 = {name: WF_VAE[name] for name in ("connect_res_layer_num", "norm_type", "t_interpolation")}
 
 
 def small(**changed: object) -> WFVAEConfig:
-    """Eight channels and v1.3.0's variants, or others."""
-    sizes = {"base_channels": 8, "encoder_energy_flow_hidden_size": 4, "decoder_energy_flow_hidden_size": 8}
-    return WFVAEConfig.model_validate(sizes | V1_3_0 | changed)
-
-
-def save_wf_vae(folder: Path, **changed: object) -> WFVAE:
-    """A small random one as the official folder; also for other tests."""
-    torch.manual_seed(0)
-    vae = build_wf_vae(small(**changed))
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "config.json", {"_class_name": "WFVAEModel", **vae.config.model_dump(mode="json")})
-    torch.save({"state_dict": {"gen_model": vae.state_dict()}}, folder / "merged.ckpt")
-    return vae
+    """Few channels and v1.3.0's variants, or others."""
+    return WFVAEConfig.model_validate(WF_VAE | changed)
 
 
 # --- files
@@ -81,7 +72,7 @@ class Command:
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_wf_vae(tmp_path)
+    write_wf_vae(tmp_path)
     (tmp_path / "merged.ckpt").write_bytes(pickle.dumps({"state_dict": Command()}))
     with pytest.raises(UserError, match=r"merged\.ckpt: truncated or not a plain checkpoint"):
         load_wf_vae(tmp_path, "cpu", torch.float32)
@@ -98,7 +89,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_other_checkpoints_are_refused(tmp_path: Path, saved: object, says: str) -> None:
-    save_wf_vae(tmp_path)
+    write_wf_vae(tmp_path)
     torch.save(saved, tmp_path / "merged.ckpt")
     with pytest.raises(UserError) as caught:
         load_wf_vae(tmp_path, "cpu", torch.float32)
@@ -143,10 +134,10 @@ def test_a_folder_that_lacks_a_file_is_named(tmp_path: Path) -> None:
 
 
 def video_and_latents(frames: int) -> tuple[Tensor, Tensor]:
-    """Float64, [1, 3, 4k + 1, 16, 24] and [1, 8, k + 1, 2, 3]."""
+    """Float64, [1, 3, 4k + 1, 16, 24] and [1, 4, k + 1, 2, 3]."""
     draw = torch.Generator().manual_seed(frames)
     video = torch.rand(1, 3, 4 * (frames - 1) + 1, 16, 24, generator=draw, dtype=torch.float64)
-    return 2 * video - 1, torch.randn(1, 8, frames, 2, 3, generator=draw, dtype=torch.float64)
+    return 2 * video - 1, torch.randn(1, 4, frames, 2, 3, generator=draw, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("in_time", ["trilinear", "nearest"])
@@ -171,7 +162,7 @@ def test_slices_bound_the_memory() -> None:
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d):
             module.register_forward_pre_hook(look)
-    z = torch.randn(1, 8, 12, 1, 1)
+    z = torch.randn(1, 4, 12, 1, 1)
     assert vae.decode(z, 2).shape == (1, 3, 45, 8, 8)
     assert most == 6  # 2 * 2 frames of a slice behind the upsampling, and 2 before them
     vae.decode(z)
@@ -207,15 +198,15 @@ def test_group_norm() -> None:
     assert "encoder.mid.1.norm.weight" in names and "decoder.norm_out.weight" in names
     video, x = torch.rand(1, 3, 9, 16, 16), torch.randn(2, 4, 3, 5, 64)
     assert torch.equal(vae.encode(video, 1)[0], vae.encode(video)[0])
-    z = torch.randn(1, 8, 3, 2, 2)
+    z = torch.randn(1, 4, 3, 2, 2)
     assert torch.equal(vae.decode(z, 1), vae.decode(z))
     norm = torch.nn.GroupNorm(32, 64, eps=1e-6)
     block = vae.encoder.down2[1]
-    assert torch.allclose(block.norm1(x), norm(x.movedim(-1, 1)).movedim(1, -1), atol=1e-6)
+    assert_close(block.norm1(x), norm(x.movedim(-1, 1)).movedim(1, -1), NETWORK)
     two = vae.encoder.down1[1]
     frames = torch.randn(1, 4, 6, 6, 32)
     together = two(frames, None)
-    assert torch.allclose(together[:, 2:3], two(frames[:, 2:3], None), atol=1e-5)
+    assert_close(together[:, 2:3], two(frames[:, 2:3], None), NETWORK)
     three = vae.encoder.down2[1].norm1(x)
     assert not torch.allclose(three[:, :2], vae.encoder.down2[1].norm1(x[:, :2]), atol=1e-2)
 
@@ -224,7 +215,7 @@ def test_group_norm() -> None:
 
 
 def test_videos_of_bytes(tmp_path: Path) -> None:
-    vae = save_wf_vae(tmp_path, latent_dim=4, scale=(0.5, 0.25, 1, 2), shift=(0.1, 0, -1, 0))
+    vae = write_wf_vae(tmp_path, scale=(0.5, 0.25, 1, 2), shift=(0.1, 0, -1, 0))
     autoencoder, draw = VideoAutoencoder(tmp_path, "cpu"), torch.Generator().manual_seed(0)
     noise = torch.randn(2, 4, 2, 2, 3, generator=draw)
     scale, shift = (torch.tensor(by)[:, None, None, None] for by in ((0.5, 0.25, 1.0, 2.0), (0.1, 0.0, -1.0, 0.0)))
@@ -235,7 +226,7 @@ def test_videos_of_bytes(tmp_path: Path) -> None:
     pixels = videos.float() / 127.5 - 1
     latents = autoencoder.encode(pixels, noise)
     mean, log_variance = vae.encode(pixels)
-    assert torch.allclose(latents, (mean + (log_variance / 2).exp() * noise - shift) * scale, atol=1e-5)
+    assert_close(latents, (mean + (log_variance / 2).exp() * noise - shift) * scale, NETWORK)
     noise[1, 0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="holds NaN"):
         autoencoder.decode(noise)

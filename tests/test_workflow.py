@@ -1,5 +1,9 @@
-"""The real workflow at tiny size: from nothing to tables, twice, after an edit, after kill -9."""
+"""The real workflow at tiny size, by the wheel in an empty folder: once whole, and after an edit, a move, kill -9.
 
+The smoke suite is run as a whole here and nowhere else.
+"""
+
+import json
 import os
 import shutil
 import signal
@@ -7,26 +11,47 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tcbench.cli import main
+from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
+from tcbench.sources import STAGES, source_digest
 
 ROOT = Path(__file__).resolve().parent.parent
-SMOKE = ROOT / "tests" / "smoke.yaml"
-SCRIPTS = Path(sys.executable).parent
+SMOKE = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
+OWN_ROW = "  nfe3-halved: {method: halved, nfe: 3}\n"
+OWN_METHOD = """
+from tcbench.method import Look, Method
+from tcbench.plan import ALL, NONE, Plan, Span, every_unit
+
+
+class Halved(Method):
+    'Hold the rear half of the blocks on every other step.'
+
+    name = "halved"
+    label = "rear half held"
+
+    def plan(self, look: Look) -> Plan:
+        blocks = look.run.shape.num_blocks
+        return every_unit([Span(blocks // 2, blocks)], NONE if look.step % 2 else ALL)
+"""
+
+USERS = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TCBENCH_METHODS")}
 
 pytestmark = pytest.mark.timeout(1200)  # the first test pays for the whole workflow
 
 
-def run(folder, *command, check=True, **environment):
-    """Run a program of this virtual environment in `folder`; the methods are the folder's own copy."""
+def run(scripts, folder, *command, check=True):
+    """Run a program of an environment in `folder`, as a user would: nothing here tells it where the checkout is."""
     result = subprocess.run(
-        [SCRIPTS / command[0], *map(str, command[1:])],
+        [scripts / command[0], *map(str, command[1:])],
         cwd=folder,
-        env={**os.environ, "TCBENCH_METHODS": str(folder / "methods"), **environment},
+        env=USERS,
         capture_output=True,
         text=True,
         timeout=1100,
@@ -35,17 +60,58 @@ def run(folder, *command, check=True, **environment):
     return result
 
 
-def snakemake(folder, *arguments, **keywords):
-    return run(folder, "snakemake", "-s", ROOT / "Snakefile", "--cores", "2", *arguments, **keywords)
+def snakemake(folder, *arguments):
+    """Run the checkout's Snakefile and package, as `snakemake` does in the checkout itself."""
+    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--cores", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder where `snakemake all` of the smoke suite has run, with its own methods/."""
+def wheel(tmp_path_factory):
+    """A fresh environment where `pip install .` has put tcbench; it sees this one's packages, but not its tcbench.
+
+    Returns the folders of its programs and of its packages.
+    """
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip())
+    seen = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "dependencies.pth").write_text(
+        "\n".join(seen)
+    )  # pth files in there, an editable install's, are not read
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
+    offline = [*pip, "--no-deps", "--no-build-isolation", str(ROOT)]
+    result = subprocess.run(offline, cwd=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stderr}\n(the extra `dev` has what builds the wheel)"
+    return environment / "bin", packages
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel):
+    """The folder of the wheel's programs."""
+    return wheel[0]
+
+
+@pytest.fixture(scope="module")
+def finished(scripts, tmp_path_factory):
+    """A folder with the smoke suite and a method of the user's, where `tcbench run` has made everything."""
     folder = tmp_path_factory.mktemp("smoke")
-    shutil.copytree(ROOT / "methods", folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    snakemake(folder, "all", "--quiet", "rules", "--config", f"suite_file={SMOKE}")
+    (folder / "methods").mkdir()
+    (folder / "methods" / "halved.py").write_text(OWN_METHOD)
+    (folder / "smoke.yaml").write_text(SMOKE.replace("ablations:\n", f"{OWN_ROW}ablations:\n"))
+    run(scripts, folder, "tcbench", "run", "smoke.yaml", "all", "--cores", "2", "--snakemake=--quiet=rules")
     return folder
+
+
+def plan(scripts, folder, *arguments):
+    """The rules that would run, by their names."""
+    text = run(scripts, folder, "tcbench", "run", *arguments, "-n").stdout
+    return {line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith(("rule ", "localrule "))}
 
 
 def test_everything_is_there_and_whole(finished):
@@ -61,6 +127,7 @@ def test_everything_is_there_and_whole(finished):
     assert rows.loc["nfe4-uncached", "mac_ratio"] == 1
     assert rows.loc["nfe4-tokencache", "paper_fid"] == 13.99
     assert rows.loc["nfe4-tokencache", "mac_ratio"] > 1
+    assert rows.loc["nfe3-halved", "mac_ratio"] > 1, "the user's own row"
     assert not list(results.rglob("*.tmp"))
     for picture in ("grids/nfe4.png", *(f"figures/{name}.{kind}" for name in PICTURES for kind in ("png", "svg"))):
         assert (results / picture).stat().st_size > 1000
@@ -68,124 +135,173 @@ def test_everything_is_there_and_whole(finished):
     assert page.count("data:image/svg+xml") == len(PICTURES) and "Not drawn" not in page and "No plan was" not in page
 
 
-def test_a_second_call_does_nothing(finished):
-    again = snakemake(finished, "all", "--config", f"suite_file={SMOKE}")
+def test_the_wheel_carries_the_checkouts_files(wheel):
+    """Byte for byte: code, rules and assets, methods, suites and the profile."""
+    for folder, place in (
+        ("tcbench", "tcbench"),
+        *((name, f"tcbench/shipped/{name}") for name in ("methods", "config", "profiles")),
+    ):
+        there = {file.relative_to(ROOT / folder): file for file in sorted((ROOT / folder).rglob("*")) if file.is_file()}
+        there = {name: file for name, file in there.items() if "__pycache__" not in name.parts}
+        assert there
+        for name, file in there.items():
+            assert (wheel[1] / place / name).read_bytes() == file.read_bytes(), name
+
+
+def test_the_wheels_sources_have_the_checkouts_digests(wheel, tmp_path):
+    """So that samples, scores and timings have the same fingerprints."""
+    names = [*method_names()]
+    code = f"import tcbench, json; from tcbench.sources import *; print(tcbench.__file__); {names = }; "
+    code += "print(json.dumps({stage: source_digest(stage, *names) for stage in STAGES}))"
+    file, digests = run(wheel[0], tmp_path, "python", "-c", code).stdout.splitlines()
+    assert Path(file).is_relative_to(wheel[1])
+    assert json.loads(digests) == {stage: source_digest(stage, *names) for stage in STAGES}
+
+
+def test_the_wheel_knows_methods_suites_and_costs_from_an_empty_folder(scripts, tmp_path):
+    listed = run(scripts, tmp_path, "tcbench", "methods").stdout
+    assert all(f"{name} (version " in listed for name in method_names())
+    cost = ("macs", "--model", "tiny-dit", "--method", "uncached", "--nfe", "2", "--json")
+    assert json.loads(run(scripts, tmp_path, "tcbench", *cost).stdout)["per_sample"] > 0
+    assert "render_tables" in plan(scripts, tmp_path, "digits")
+    assert {"digits_render_figures", "scenes_render_figures", "moving_render_figures"} <= plan(
+        scripts, tmp_path, "figures"
+    )
+    assert "speed" in plan(scripts, tmp_path, "speed")
+    near = run(scripts, tmp_path, "tcbench", "run", "digit", check=False)
+    assert near.returncode == 2
+    assert near.stderr == "tcbench: suite 'digit': no file digit.yaml in config/; did you mean 'digits'?\n"
+    target = run(scripts, tmp_path, "tcbench", "run", "digits", "tabels", check=False)
+    assert target.returncode == 1 and "No rule to produce tabels" in target.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_second_call_does_nothing(scripts, finished):
+    again = run(scripts, finished, "tcbench", "run", "smoke.yaml", "all")
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(finished):
-    method = finished / "methods" / "fora.py"
-    text = method.read_text()
+def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, tmp_path, monkeypatch):
+    """Neither Snakemake nor a fingerprint remembers where the work or the package lies: the copy of the wheel's work is
+    in the hands of the checkout's Snakefile and package."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    assert "Nothing to be done" in snakemake(copy, "all", "--config", "suite_file=smoke.yaml")
+    samples = copy / "results" / "smoke" / "samples" / "nfe3-halved"
+    shutil.rmtree(samples)
+    monkeypatch.chdir(copy)
+    assert main(["sample", "smoke.yaml", "--rows", samples.name]) == 0
+    assert shards(samples) and shards(samples) == shards(finished / "results" / "smoke" / "samples" / "nfe3-halved")
+
+
+@contextmanager
+def edited(file):
+    """The file with a line more, while it lasts."""
+    text = file.read_text()
     try:
-        method.write_text(text + "\n# a change\n")
-        plan = snakemake(finished, "tables", "-n", "--config", f"suite_file={SMOKE}").stdout
+        file.write_text(text + "\n# a change\n")
+        yield
     finally:
-        method.write_text(text)
-    jobs = {line.split()[1].rstrip(":") for line in plan.splitlines() if line.startswith(("rule ", "localrule "))}
-    assert jobs == {"sample_fora", "score_all", "latency", "render_tables", "tables"}
+        file.write_text(text)
 
 
-def test_editing_a_stage_does_not_retrain(finished):
-    plan = snakemake(finished, "tables", "-n", "--forcerun", "render_tables", "--config", f"suite_file={SMOKE}").stdout
-    assert "rule train" not in plan
-    assert "rule render_tables" in plan
+def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(wheel, finished):
+    for file, job in (
+        (wheel[1] / "tcbench" / "shipped" / "methods" / "fora.py", "sample_nfe4_untrained"),
+        (finished / "methods" / "halved.py", "sample_nfe3_untrained"),
+    ):
+        with edited(file):
+            jobs = plan(wheel[0], finished, "smoke.yaml", "tables")
+        assert jobs == {job, "score_all", "latency", "render_tables", "tables"}
 
 
-def test_a_router_file_is_an_input_of_training(tmp_path):
-    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    suite = tmp_path / "router.yaml"
-    row = "nfe4-l2c: {method: learning_to_cache, nfe: 4"
-    suite.write_text(SMOKE.read_text().replace(row, row + ", options: {router: router.pt}"))
-    dry = ("-n", "results/smoke/trained/nfe4-l2c/artefacts.json", "--config", f"suite_file={suite}")
-    missing = snakemake(tmp_path, *dry, check=False)
-    assert missing.returncode != 0 and "router.pt" in missing.stdout + missing.stderr
-    (tmp_path / "router.pt").touch()
-    assert "rule train" in snakemake(tmp_path, *dry).stdout
+def test_editing_a_stage_does_not_retrain(wheel, finished):
+    with edited(wheel[1] / "tcbench" / "report" / "tables.py"):
+        assert plan(wheel[0], finished, "smoke.yaml", "tables") == {"render_tables", "tables"}
 
 
-def test_editing_a_method_reruns_the_ablations_it_is_in(finished):
-    method = finished / "methods" / "tokencache.py"
-    text = method.read_text()
-    try:
-        method.write_text(text + "\n# a change\n")
-        plan = snakemake(finished, "ablations", "-n", "--config", f"suite_file={SMOKE}").stdout
-    finally:
-        method.write_text(text)
-    jobs = {line.split()[1].rstrip(":") for line in plan.splitlines() if line.startswith("rule ")}
+def test_editing_a_method_reruns_the_ablations_it_is_in(wheel, finished):
+    with edited(wheel[1] / "tcbench" / "shipped" / "methods" / "tokencache.py"):
+        jobs = plan(wheel[0], finished, "smoke.yaml", "ablations")
     assert {"train", "ablate_cache_ratio", "ablate_guidance", "ablate_refiners"} <= jobs
 
 
-def test_snakemakes_own_report_has_tables_figures_and_the_page(finished):
-    snakemake(finished, "all", "--report", "own.zip", "--config", f"suite_file={SMOKE}")
+def test_a_router_file_is_an_input_of_training(scripts, tmp_path):
+    row = "nfe4-l2c: {method: learning_to_cache, nfe: 4"
+    (tmp_path / "router.yaml").write_text(SMOKE.replace(row, row + ", options: {router: router.pt}"))
+    dry = ("tcbench", "run", "router.yaml", "results/smoke/trained/nfe4-l2c/artefacts.json", "-n")
+    missing = run(scripts, tmp_path, *dry, check=False)
+    assert missing.returncode != 0 and "router.pt" in missing.stdout + missing.stderr
+    (tmp_path / "router.pt").touch()
+    assert "rule train" in run(scripts, tmp_path, *dry).stdout
+
+
+def test_snakemakes_own_report_has_tables_figures_and_the_page(scripts, finished):
+    run(scripts, finished, "tcbench", "run", "smoke.yaml", "all", "--snakemake=--report=own.zip")
     with zipfile.ZipFile(finished / "own.zip") as archive:
         inside = "\n".join(archive.namelist())
     for name in ("fig10_deviation.png", "verdicts.html", "report.html"):
         assert name in inside
 
 
-def test_a_bad_config_stops_before_any_job(tmp_path):
-    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+def test_a_bad_config_stops_before_any_job(scripts, tmp_path):
     bad = tmp_path / "bad.yaml"
-    bad.write_text(SMOKE.read_text().replace("batch_size: 4\ntraced", "batchsize: 4\ntraced"))
-    result = snakemake(tmp_path, "tables", "--config", f"suite_file={bad}", check=False)
-    assert result.returncode != 0
-    assert f"{bad}: batchsize: unknown key; did you mean 'batch_size'?" in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+    bad.write_text(SMOKE.replace("batch_size: 4\ntraced", "batchsize: 4\ntraced"))
+    says = f"{bad}: batchsize: unknown key; did you mean 'batch_size'?"
+    result = run(scripts, tmp_path, "tcbench", "run", bad, check=False)
+    assert result.returncode == 2 and result.stderr == f"tcbench: {says}\n"
+    with pytest.raises(AssertionError) as caught:
+        snakemake(tmp_path, "tables", "--config", f"suite_file={bad}")
+    assert says in str(caught.value) and "Traceback" not in str(caught.value)
     assert not (tmp_path / "results").exists()
 
 
 def shards(folder):
-    return {path.name: path.read_bytes() for path in (folder / "results").rglob("shard-*.safetensors")}
+    return {path.name: path.read_bytes() for path in folder.rglob("shard-*.safetensors")}
 
 
-def test_kill_9_and_resume_ends_bit_identical(tmp_path):
-    suite = tmp_path / "kill.yaml"
-    suite.write_text(SMOKE.read_text().replace("samples: 8", "samples: 64"))
-    command = ("tcbench", "sample", suite, "--rows", "nfe4-uncached")
-    folders = [tmp_path / "killed", tmp_path / "whole"]
-    for folder in folders:
-        shutil.copytree(ROOT / "methods", folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    process = subprocess.Popen(
-        [SCRIPTS / command[0], *map(str, command[1:])],
-        cwd=folders[0],
-        env={**os.environ, "TCBENCH_METHODS": str(folders[0] / "methods")},
-        stderr=subprocess.DEVNULL,
-    )
+def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
+    suite, killed, whole = (tmp_path / name for name in ("kill.yaml", "killed", "whole"))
+    suite.write_text(SMOKE.replace("samples: 8", "samples: 64"))
+    command = ("sample", str(suite), "--rows", "nfe4-uncached")
+    for folder in (killed, whole):
+        folder.mkdir()
+    process = subprocess.Popen([scripts / "tcbench", *command], cwd=killed, env=USERS, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(shards(folders[0])) < 2:
+    while len(shards(killed)) < 2:
         assert time.monotonic() < deadline and process.poll() is None, "no shard to kill after"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    survived = {path: path.stat().st_mtime_ns for path in (folders[0] / "results").rglob("shard-*")}
+    survived = {path: path.stat().st_mtime_ns for path in (killed / "results").rglob("shard-*")}
     assert 2 <= len(survived) < 16, "the run was to be killed in the middle"
-    for folder in folders:
-        run(folder, *command)
+    run(scripts, killed, "tcbench", *command)
     assert all(path.stat().st_mtime_ns == changed for path, changed in survived.items()), "finished shards were redone"
-    assert len(shards(folders[1])) == 16
-    assert shards(folders[0]) == shards(folders[1])
+    monkeypatch.chdir(whole)
+    assert main(command) == 0
+    assert len(shards(whole)) == 16
+    assert shards(killed) == shards(whole)
 
 
-def test_a_damaged_shard_is_named_not_scored(finished, tmp_path):
+def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     victim = copy / "results" / "smoke" / "samples" / "nfe4-fora" / "shard-00001.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])
-    result = run(copy, "tcbench", "score", SMOKE, "--rows", "nfe4-fora", check=False)
-    assert result.returncode == 2
-    assert "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample`" in result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(copy)
+    assert main(["score", "smoke.yaml", "--rows", "nfe4-fora"]) == 2
+    says = "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample`"
+    assert says in capsys.readouterr().err
 
 
 def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
-    shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    every = snakemake(tmp_path, "tables", "-n").stdout
+    every = snakemake(tmp_path, "tables", "-n")
     for suite, tables in (("digits", [2, 6]), ("scenes", [3, 4, 6]), ("moving", [5])):
         assert f"rule {suite}_render_tables:" in every
         assert all(f"results/{suite}/tables/table{number}.csv" in every for number in tables)
-    alone = snakemake(tmp_path, "-n", "--config", "suite=moving").stdout  # tables are the default target
+    alone = snakemake(tmp_path, "-n", "--config", "suite=moving")  # tables are the default target
     assert "rule render_tables:" in alone and "results/moving/tables/table5.csv" in alone
     assert "results/digits" not in alone and "results/scenes" not in alone
-    full_size = snakemake(tmp_path, "tables", "-n", "--config", "suite=paper-pixart-256").stdout
+    full_size = snakemake(tmp_path, "tables", "-n", "--config", "suite=paper-pixart-256")
     assert "rule encode:" in full_size and "results/paper-pixart-256/tables/table6.csv" in full_size
-    assert "rule scenes_render_figures:" in snakemake(tmp_path, "-n", "scenes_figures").stdout
+    assert "rule scenes_render_figures:" in snakemake(tmp_path, "-n", "scenes_figures")

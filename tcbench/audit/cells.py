@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from tcbench.audit.paper import PaperRow, find, name, number, reference, statement, table, underived
 from tcbench.costing import macs_of
-from tcbench.ledger import plan_macs
-from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import MODELS, build_transformer, shape_of
+from tcbench.ledger import plan_macs, predictor_macs
+from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.plan import NONE, Plan, Site, every_unit
 from tcbench.registry import make_method
 from tcbench.report.audit import Check
@@ -61,7 +60,7 @@ def text_tmacs(table_number: int, nfe: int, text_tokens: int | None = None) -> f
     """TMACs of one uncached sample of a table's model by the paper's rule, `text_tokens` instead of its own."""
     spec = MODELS[TEXT_MODELS[table_number]]
     spec = spec if text_tokens is None else spec.model_copy(update={"caption_tokens": text_tokens})
-    return 2 * nfe * plan_macs(Plan(), shape_of(spec)).paper_rule / 1e12
+    return 2 * nfe * plan_macs(Plan(), spec.shape).paper_rule / 1e12
 
 
 def fitting_text_tokens(table_number: int, nfe: int, tmacs: float) -> float:
@@ -75,7 +74,7 @@ def packed_tmacs(table_number: int, nfe: int) -> float:
 
     The caption projection still runs on padded captions.
     """
-    shape = shape_of(MODELS[TEXT_MODELS[table_number]])
+    shape = MODELS[TEXT_MODELS[table_number]].shape
     held = plan_macs(every_unit([Site(block, "cross") for block in range(shape.num_blocks)], NONE), shape).paper_rule
     keys = PACKED_CAPTIONS[table_number] * CAPTION_TOKENS
     products = shape.num_tokens * (2 * shape.width**2 + 2 * keys * shape.width)
@@ -214,14 +213,26 @@ def ablations() -> Iterator[Check]:
         yield number(f"Table IX, K = {row['k']}", row["tmacs"], twelve, why)
 
 
+def dit_parameters(model: str) -> tuple[int, int]:
+    """(parameters of a block without the embedder, which all blocks share; of the whole network) of a DiT."""
+    spec = cast(DiTSpec, MODELS[model])
+    width, patch = spec.width, spec.patch_size**2
+
+    def linear(inputs: int, outputs: int) -> int:
+        return (inputs + 1) * outputs
+
+    block = 4 * linear(width, width) + linear(width, 4 * width) + linear(4 * width, width) + linear(width, 6 * width)
+    embedder = linear(256, width) + linear(width, width) + (spec.num_classes + 1) * width
+    ends = linear(spec.in_channels * patch, width) + linear(width, 2 * width) + linear(width, spec.out_channels * patch)
+    return block, spec.num_blocks * block + embedder + ends
+
+
 def predictor() -> Iterator[Check]:
     """Sec. III-C's share of the predictor, and Table II with it."""
-    shape, model = shape_of(MODELS["dit-xl-2-256"]), build_transformer(MODELS["dit-xl-2-256"], device="meta")
-    macs, full = CachePredictor.macs(shape).matmul, plan_macs(Plan(), shape).matmul
-    block = dict(model.get_submodule("transformer_blocks.0").named_parameters())
-    weights = sum(parameter.numel() for key, parameter in block.items() if ".emb." not in key)  # all blocks share emb
-    weights += (shape.width + 1) * shape.num_blocks
-    total = sum(parameter.numel() for parameter in model.parameters())
+    shape = MODELS["dit-xl-2-256"].shape
+    macs, full = predictor_macs(shape).matmul, plan_macs(Plan(), shape).matmul
+    block, total = dit_parameters("dit-xl-2-256")
+    weights = block + (shape.width + 1) * shape.num_blocks
     claim = 'Sec. III-C: "adds ∼3.57% to the model\'s parameter count and FLOPs"'
     yield number(f"{claim}: parameters", "3.57", 100 * weights / total, "a block and a linear head of DiT-XL/2")
     yield number(f"{claim}: FLOPs of a full step", "3.57", 100 * macs / full, "the same; 1/28 is 3.57 %")
@@ -238,7 +249,7 @@ def units() -> Iterator[Check]:
     """What a "TFLOP" and a function evaluation of the tables are."""
     row = find(2, method="DiT-XL/2", resolution=256, sampled_steps=250)
     macs, cell = tmacs("256", 250, "uncached"), row["tmacs"]
-    once = plan_macs(Plan(), shape_of(MODELS["dit-xl-2-256"])).paper_rule / 1e12
+    once = plan_macs(Plan(), MODELS["dit-xl-2-256"].shape).paper_rule / 1e12
     yield number("as TMACs", cell, macs, EVERYTHING)
     yield number('as "TFLOPs" (the header)', cell, 2 * macs, "a multiply-accumulate is two operations")
     yield number('"using a batch size of 8" (Sec. IV-B)', cell, BATCH * macs, "the cell is for one sample")

@@ -3,14 +3,15 @@
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tcbench.errors import UserError
+
+if TYPE_CHECKING:  # who only lists files (`tcbench.data.images`) must not pay for importing torch
+    import torch
+    from torch import Tensor
 
 DataName = Literal["digits", "scenes", "moving"]
 
@@ -34,10 +35,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor | slice) -> "Dataset":
+    def __getitem__(self, index: "Tensor | slice") -> "Dataset":
         return Dataset(self.images[index], self.labels[index])
 
-    def to(self, device: torch.device | str) -> "Dataset":
+    def to(self, device: "torch.device | str") -> "Dataset":
         """The same data on `device`."""
         return Dataset(self.images.to(device), self.labels.to(device))
 
@@ -57,6 +58,8 @@ def load_images(name: DataName, held_out: bool = False) -> Dataset:
         UserError: the name is unknown, or the installed copy is not the one the shipped weights were trained on.
     """
     if name == "digits":
+        import torch.nn.functional as F
+
         digits = handwriting()
         images = F.interpolate(digits.images, size=16, mode="bicubic", align_corners=False, antialias=True)
         return Dataset(images.clamp(-1, 1), digits.labels)
@@ -70,6 +73,7 @@ def load_images(name: DataName, held_out: bool = False) -> Dataset:
 @lru_cache
 def handwriting() -> Dataset:
     """The digits as they come, [1797, 1, 8, 8]; see `load_images`."""
+    import torch
     from sklearn.datasets import load_digits  # takes two seconds, which what only samples does without
 
     raw = load_digits()
@@ -83,6 +87,7 @@ def handwriting() -> Dataset:
 
 def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split into (train, held out), with the classes in equal proportion; the same split on every machine."""
+    import torch
     from sklearn.model_selection import train_test_split
 
     train, held = train_test_split(
@@ -91,19 +96,21 @@ def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset,
     return data[torch.from_numpy(train)], data[torch.from_numpy(held)]
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: "Tensor") -> "Tensor":
     """Round images in [-1, 1] (values outside are clamped) to uint8, as DiT's sample_ddp.py does; uint8 stays.
 
     Raises:
         UserError: an image holds NaN, which uint8 cannot show.
     """
+    import torch
+
     if images.dtype == torch.uint8:
         return images
     refuse_nan(images)
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
-def refuse_nan(images: Tensor) -> None:
+def refuse_nan(images: "Tensor") -> None:
     """Raise UserError if an image holds NaN."""
     broken = images.isnan().flatten(1).any(1).nonzero().flatten()
     if len(broken):

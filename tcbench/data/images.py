@@ -6,17 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.data.prompts import coco_captions
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json
+
+if TYPE_CHECKING:  # listing images must not pay for importing torch
+    from torch import Tensor
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
@@ -45,20 +47,24 @@ class Listing:
         """Identifies the files and their order, by name."""
         return digest([str(path) for path in self.paths])
 
-    def decoded(self, side: int, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+    def decoded(self, side: int, batch_size: int, start: int = 0, stop: int | None = None) -> "Iterator[Tensor]":
         """Batches of the images from `start` to `stop`, uint8 [n, 3, side, side]: the largest centred square, resized
         with PIL's bicubic kernel, which looks at every pixel when it shrinks.
 
         Raises:
             UserError: a file is no image.
         """
+        import torch
+
         chosen = self.paths[start:stop]
         with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside the interpreter's lock
             for first in tqdm(range(0, len(chosen), batch_size), "read images", delay=3, leave=False, disable=None):
                 yield torch.stack(list(pool.map(lambda path: _read(path, side), chosen[first : first + batch_size])))
 
 
-def _read(path: Path, side: int) -> Tensor:
+def _read(path: Path, side: int) -> "Tensor":
+    import torch
+
     try:
         with Image.open(path) as image:
             square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
@@ -118,7 +124,7 @@ def _captioned(folder: Path, captions: Path) -> Listing:
 
 
 class Latents:
-    """What an autoencoder made of images, read from shards of one size by index.
+    """What an autoencoder made of images, read from shards by index.
 
     Args:
         shards: safetensors files of float16 "latent" [m, C, H, W], or [m, C, T, H, W] of videos, in order.
@@ -139,8 +145,10 @@ class Latents:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index_n: Tensor) -> Tensor:
-        """Latents of some images, float32 [n, C, H, W]."""
+    def __getitem__(self, index_n: "Tensor") -> "Tensor":
+        """Latents of some images, float32 [n, C, H, W], or of videos."""
+        import torch
+
         shards = [bisect_right(self._ends, index) for index in index_n.tolist()]
         places = [index - ([0, *self._ends])[shard] for index, shard in zip(index_n.tolist(), shards, strict=True)]
         rows = zip(shards, places, strict=True)

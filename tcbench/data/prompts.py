@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tcbench.assets import locate
 from tcbench.errors import UserError
 from tcbench.files import read_json
-from tcbench.models.weights import locate
 
 SHIPPED = {"partiprompts": "prompts/PartiPrompts.tsv"}
 

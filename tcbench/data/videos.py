@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tcbench.data.images import Listing, list_images
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json
+
+if TYPE_CHECKING:  # listing videos must not pay for importing torch
+    from torch import Tensor
 
 UNSTEADY = 0.05, 0.5  # by how much frames may be off the video's frame rate on average, and one by itself
 
@@ -66,7 +66,7 @@ class VideoListing:
             [self.rate, *([str(clip.path), clip.start, clip.stop, clip.rate, clip.crop] for clip in self.clips)]
         )
 
-    def read(self, number: int, frames: int, size: tuple[int, int], place: float) -> Tensor:
+    def read(self, number: int, frames: int, size: tuple[int, int], place: float) -> "Tensor":
         """A clip as the autoencoder sees it, float32 [3, frames, *size] in [-1, 1].
 
         Args:
@@ -139,9 +139,11 @@ def frame_numbers(rate: float, wanted_rate: float, start: int, count: int) -> np
     return np.arange(start, start + count, step).astype(int)
 
 
-def centred(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def centred(frames: "Tensor", size: tuple[int, int]) -> "Tensor":
     """The largest centred part of uint8 frames [T, 3, H, W] with the proportions of `size`, scaled to it: float32 in
     [-1, 1]."""
+    import torch.nn.functional as F
+
     height, width = frames.shape[-2:]
     high, wide = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
     top, left = round((height - high) / 2), round((width - wide) / 2)
@@ -149,7 +151,7 @@ def centred(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return 2 * F.interpolate(part, size, mode="bilinear", align_corners=True, antialias=True) - 1
 
 
-def _read(clip: Clip, wanted_rate: float, frames: int, size: tuple[int, int], place: float) -> Tensor:
+def _read(clip: Clip, wanted_rate: float, frames: int, size: tuple[int, int], place: float) -> "Tensor":
     import av  # slow to import, and most suites do without
 
     try:
@@ -173,8 +175,10 @@ def _read(clip: Clip, wanted_rate: float, frames: int, size: tuple[int, int], pl
         raise UserError(f"{clip.path}: not a readable video ({error.strerror}); get it again") from error
 
 
-def _pick(clip: Clip, rate: float, decoded: Iterable[Any], numbers: np.ndarray, size: tuple[int, int]) -> Tensor:
+def _pick(clip: Clip, rate: float, decoded: Iterable[Any], numbers: np.ndarray, size: tuple[int, int]) -> "Tensor":
     """Frames by number, float32 [3, T, *size]; frames are counted, because times say little in some files."""
+    import torch
+
     pictures, times, count = {}, [], 0
     wanted, last = set(numbers.tolist()), int(numbers[-1])
     for count, frame in enumerate(decoded, 1):
@@ -193,8 +197,10 @@ def _pick(clip: Clip, rate: float, decoded: Iterable[Any], numbers: np.ndarray, 
     return torch.stack([pictures[number] for number in numbers.tolist()], dim=1)
 
 
-def _upright(clip: Clip, frame: Any) -> Tensor:
+def _upright(clip: Clip, frame: Any) -> "Tensor":
     """A decoded frame as it is shown, uint8 [3, H, W], without its margins."""
+    import torch
+
     turns, rest = divmod(round(frame.rotation), 90)
     if rest:
         raise UserError(f"{clip.path}: is turned by {frame.rotation:g} degrees; convert it to an upright one")

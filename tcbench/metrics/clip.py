@@ -7,6 +7,7 @@ use OpenAI's ViT-L/14: `ViT-L-14-quickgelu` with weights `openai` here; plain `V
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -18,6 +19,10 @@ from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.readings import rgb
 from tcbench.models.digits_clip import load_digits_clip
+from tcbench.models.torchscript import is_torchscript, read_torchscript
+
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's files hold beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def load_clip(model: str, weights: str | None, device: torch.device | str = "cpu
     Args:
         model: its name there, or `local-dir:FOLDER` with open_clip_config.json and weights.
         weights: a tag of open_clip, which downloads it unless it is cached or HF_HUB_OFFLINE is set, or a file of
-            weights; None with `local-dir:`.
+            weights, of which OpenAI's own are read without running the code in them; None with `local-dir:`.
         device: where to run.
 
     Raises:
@@ -59,9 +64,12 @@ def load_clip(model: str, weights: str | None, device: torch.device | str = "cpu
     folder = model.removeprefix("local-dir:")
     if folder == model and model not in open_clip.list_models():
         raise UserError(f"clip: model {model!r} is unknown to open_clip; see open_clip.list_models()")
+    file = Path(weights or "").expanduser()
+    if is_torchscript(file):
+        return _scorer(*_load_openai(model, file, device))
     try:
         network, _, transform = open_clip.create_model_and_transforms(
-            model, pretrained=weights, device=device, require_pretrained=True
+            model, pretrained=str(file) if file.is_file() else weights, device=device, require_pretrained=True
         )
         tokenize = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, ValueError) as error:  # open_clip wraps whatever its download raised
@@ -70,7 +78,25 @@ def load_clip(model: str, weights: str | None, device: torch.device | str = "cpu
                 f"needs the CLIP weights {model}/{weights}: let open_clip download them, or give a file"
             ) from error
         raise NotRun(f"needs CLIP weights for {model} at {weights or folder} ({str(error).splitlines()[0]})") from error
+    return _scorer(network, transform, tokenize)
 
+
+def _load_openai(model: str, file: Path, device: torch.device | str) -> tuple[Any, Any, Any]:
+    """(network, image transform, tokenizer) with the weights of OpenAI's own file."""
+    config = open_clip.get_model_config(model) or {}
+    if not config.get("quick_gelu"):
+        raise UserError(f"clip: {file} was trained with QuickGELU, and model {model!r} is without; add `-quickgelu`")
+    state = {name: tensor for name, tensor in read_torchscript(file).items() if name not in _SIZES}
+    network = open_clip.CLIP(**config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{file}: not the weights of {model} ({str(error).splitlines()[1].strip()})") from error
+    transform = open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=False)
+    return network.to(device), transform, open_clip.get_tokenizer(model)
+
+
+def _scorer(network: Any, transform: Any, tokenize: Any) -> ClipScorer:
     def preprocess(images: Tensor) -> Tensor:
         pictures = (Image.fromarray(image.permute(1, 2, 0).numpy()) for image in rgb(images))
         return torch.stack([transform(picture) for picture in pictures])

@@ -1,4 +1,4 @@
-"""A denoiser seen as the engine sees every model: blocks made of gated branches over tokens.
+"""A denoiser seen as the engine sees every model: blocks made of gated parts over tokens.
 
 An adapter calls the sub-modules of a diffusers model one by one, in the order of its own forward, so computing
 everything is bit-identical to calling the model. What differs between families (`dit`, `pixart`, `open_sora_plan`) is
@@ -12,59 +12,23 @@ adds the timestep; what comes out only the adapter reads.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tcbench.groups import Groups
-from tcbench.method import ModelShape
+from tcbench.models.specs import ModelSpec
+from tcbench.shapes import Kind
 
 MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
 
 TransformerBlock = Any
 """diffusers' blocks, whose sub-modules depend on their arguments and so have no static types."""
-
-
-class ModelSpec(BaseModel, ABC):
-    """The shape of a denoiser, and where its trained weights are; every family adds to it.
-
-    Latents are [B, *latent_shape]. The output has `out_channels`, of which the first `in_channels` are the prediction
-    (eps or v) and the rest, if any, the learned variance.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    family: str
-    num_blocks: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    patch_size: int = Field(default=2, gt=0)
-    in_channels: int = Field(gt=0)
-    out_channels: int = Field(gt=0)
-    guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
-    norm_eps: float = Field(default=1e-6, gt=0)
-    weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.num_heads * self.head_dim
-
-    @property
-    @abstractmethod
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of one sample: (channels, height, width), with frames after the channels for a video."""
-
-    @property
-    @abstractmethod
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
 
 
 @dataclass(frozen=True)
@@ -75,39 +39,49 @@ class Text:
         states_RTC: float [R, T, C].
         mask_RT: bool [R, T], True where a token counts.
         negative: what guidance steers away from (one row), for models that did not learn a null caption.
+        pooled_RC: one vector a caption, float [R, C], for models that read one.
+        guidance_scale: for models that were distilled to read it.
     """
 
     states_RTC: Tensor
     mask_RT: Tensor
     negative: "Text | None" = None
+    pooled_RC: Tensor | None = None
+    guidance_scale: float | None = None
 
     def __len__(self) -> int:
         return len(self.states_RTC)
 
     def __getitem__(self, index: Tensor | slice) -> "Text":
-        return Text(self.states_RTC[index], self.mask_RT[index], self.negative)
+        pooled = None if self.pooled_RC is None else self.pooled_RC[index]
+        return replace(self, states_RTC=self.states_RTC[index], mask_RT=self.mask_RT[index], pooled_RC=pooled)
+
+    def followed_by(self, other: "Text") -> "Text":
+        """The rows of both."""
+        states = torch.cat([self.states_RTC, other.states_RTC])
+        pooled = None
+        if self.pooled_RC is not None and other.pooled_RC is not None:
+            pooled = torch.cat([self.pooled_RC, other.pooled_RC])
+        return replace(self, states_RTC=states, mask_RT=torch.cat([self.mask_RT, other.mask_RT]), pooled_RC=pooled)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Text":
         """The same captions on `device`, the states in `dtype`."""
         negative = self.negative and self.negative.to(device, dtype)
-        return Text(self.states_RTC.to(device, dtype), self.mask_RT.to(device), negative)
+        pooled = None if self.pooled_RC is None else self.pooled_RC.to(device, dtype)
+        return Text(self.states_RTC.to(device, dtype), self.mask_RT.to(device), negative, pooled, self.guidance_scale)
 
 
 Prompt = Tensor | Text
 """What the rows of a batch shall show: class labels, int64 [R], or captions."""
 
 
-class Gated(Protocol):
-    """What `Adapter.modulation` says of a branch; all but the gate is between the adapter and itself."""
-
-    @property
-    def gate(self) -> Tensor | float:
-        """What the branch's output is multiplied by before it joins the residual stream."""
+Gated = Any
+"""What `Adapter.modulation` says of a part: only the adapter, and the fused kernels of its family, read it."""
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """Shift and scale of a branch's normalised input, and gate of its output, each [R, 1, D]."""
+    """Shift and scale of a part's normalised input, and gate of its output, each [R, 1, D]."""
 
     shift: Tensor
     scale: Tensor
@@ -117,10 +91,27 @@ class Modulation:
         return Modulation(self.shift[rows], self.scale[rows], self.gate[rows])
 
 
-class Adapter(ABC):
-    """Block-wise access to a model. R rows, N tokens (any subset where noted by K), D width.
+Linear = tuple[Tensor, Tensor]
+"""Weight and bias."""
 
-    Methods that compute some tokens take their places, `index_RK`; None means all tokens, in order.
+
+@dataclass(frozen=True)
+class LinearLayers:
+    """A block's linear layers as fused kernels take them, by part: the first, and the last one.
+
+    Those of self-attention's queries, keys and values are stacked. `groups` as in `Adapter.groups`.
+    """
+
+    first: Mapping[str, Linear]
+    last: Mapping[str, Linear]
+    groups: Groups | None
+
+
+class Adapter(ABC):
+    """Block-wise access to a model. R rows, N tokens of the stream (any subset where noted by K), D width.
+
+    Methods that compute some tokens take their places in the stream, `index_RK`; None means all tokens, in order. The
+    stream begins with the text's tokens where a model attends to text and image jointly; they are in every subset.
 
     Attributes:
         blocks: those of the step at hand; they are the model's unless `on_full_steps` was called.
@@ -129,13 +120,26 @@ class Adapter(ABC):
     rotary: tuple[Tensor, Tensor] | None = None
     """(cos, sin) of every token, float32 [N, head_dim], if queries and keys are turned to their positions."""
 
+    # not the keys and values of the text, which a run makes once, with and without refiners
+    refiner_layers: ClassVar[str] = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
+    """Pattern of a block's linear layers that LoRA adapts."""
+
     path: Literal["torch"] = "torch"
     """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""
 
-    def __init__(self, model: Any, spec: ModelSpec, shape: ModelShape) -> None:
-        self.model, self.spec, self.shape = model, spec, shape
-        self.blocks: list[TransformerBlock] = list(model.transformer_blocks)
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        self.model, self.spec, self.shape = model, spec, spec.shape
+        self.blocks: list[TransformerBlock] = self.blocks_of(model)
         self._by_step = self.blocks, self.blocks
+        self._layers: WeakKeyDictionary[nn.Module, LinearLayers] = WeakKeyDictionary()
+
+    def blocks_of(self, model: Any) -> list[TransformerBlock]:
+        """A model's blocks in the order they run."""
+        return list(model.transformer_blocks)
+
+    def kind(self, part: str) -> Kind:
+        """The kind of the parts with this name."""
+        return self.shape.kinds[part]
 
     def on_full_steps(self, plain: "Adapter") -> None:
         """Take the blocks of another adapter of the same model where everything is computed: LoRA on P-steps alone."""
@@ -177,20 +181,25 @@ class Adapter(ABC):
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Any) -> Tensor:
         """The model's own forward, [R, out_channels, ...]: for training, and what everything here is tested against."""
 
+    def null(self, prompt: Prompt) -> Prompt:
+        """As many unconditional rows as the prompt has."""
+        device = prompt.device if isinstance(prompt, Tensor) else prompt.states_RTC.device
+        return self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool, device=device))
+
     def guided(self, prompt: Prompt) -> Prompt:
         """The rows of a guided batch: the prompt, then as many unconditional rows."""
-        device = prompt.device if isinstance(prompt, Tensor) else prompt.states_RTC.device
-        null = self.drop(prompt, torch.ones(len(prompt), dtype=torch.bool, device=device))
-        if isinstance(prompt, Tensor):
-            return torch.cat([prompt, null])
-        states = torch.cat([prompt.states_RTC, null.states_RTC])
-        return Text(states, torch.cat([prompt.mask_RT, null.mask_RT]), prompt.negative)
+        null = self.null(prompt)
+        if isinstance(prompt, Text):
+            assert isinstance(null, Text)
+            return prompt.followed_by(null)
+        assert isinstance(null, Tensor)
+        return torch.cat([prompt, null])
 
     # --- the ends
 
     @abstractmethod
-    def embed(self, latent: Tensor) -> Tensor:
-        """Tokens of the latents, [R, N, D]."""
+    def embed(self, latent: Tensor, context: Any) -> Tensor:
+        """Tokens of the latents, [R, N, D]; behind those of the context's text, if they share the stream."""
 
     @abstractmethod
     def final_modulation(self, condition: Any) -> tuple[Tensor, Tensor]:
@@ -209,11 +218,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def modulation(self, block: TransformerBlock, condition: Any) -> Mapping[str, Gated]:
-        """What the block's branches need besides tokens, in the order they run; per row, whatever the tokens."""
+        """What the block's parts need besides tokens, in the order they run; per row, whatever the tokens."""
 
     @abstractmethod
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a modulated branch."""
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a modulated part."""
 
     def groups(self, block: TransformerBlock) -> Groups | None:
         """The groups (`tcbench.groups`) that tokens of this block attend among; None where to all."""
@@ -223,9 +232,15 @@ class Adapter(ABC):
         """A block with weights of its own, for a predictor to train; what the model's blocks share stays behind."""
         return copy.deepcopy(self.blocks[number])
 
-    def branch_input(self, block: TransformerBlock, branch: str, x_RKD: Tensor, part: Any) -> Tensor:
-        """Normalised and modulated input of a branch, token by token; cross-attention takes tokens as they are."""
-        return x_RKD if branch == "cross" else self.norm(block, branch)(x_RKD) * (1 + part.scale) + part.shift
+    def part_input(self, block: TransformerBlock, part: str, x_RKD: Tensor, gated: Any) -> Tensor:
+        """Normalised and modulated input of a part, token by token; cross-attention takes tokens as they are."""
+        if self.kind(part) == "cross":
+            return x_RKD
+        return self.norm(block, part)(x_RKD) * (1 + gated.scale) + gated.shift
+
+    def gate(self, gated: Gated, value_RKD: Tensor) -> Tensor:
+        """A part's output as it joins the residual stream."""
+        return gated.gate * value_RKD
 
     def queries(self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None) -> Tensor:
         """Self-attention's queries of some tokens, [R, heads, K, head_dim]."""
@@ -240,6 +255,7 @@ class Adapter(ABC):
     def mix(
         self,
         block: TransformerBlock,
+        h_RKD: Tensor,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
@@ -249,6 +265,7 @@ class Adapter(ABC):
         """Self-attention from its queries on, projected: [R, K, D].
 
         Args:
+            h_RKD: the part's input, for parts that also transform it token by token.
             index_RK: places of the queries' tokens.
             context_RC: places of the keys' tokens.
         """
@@ -279,26 +296,55 @@ class Adapter(ABC):
         maps = attention_maps(queries, part.keys, part.bias)
         return torch.cat([torch.special.entr(weights_RKT).sum(dim=2) for weights_RKT in maps], dim=1)
 
-    def mlp(self, block: TransformerBlock, h_RKD: Tensor) -> Tensor:
+    def pointwise(self, block: TransformerBlock, h_RKD: Tensor) -> Tensor:
         """The MLP, token by token."""
         return block.ff(h_RKD)
 
-    def branch(self, block: TransformerBlock, branch: str, x_RND: Tensor, part: Any) -> Tensor:
-        """A whole branch for all tokens, before its gate: [R, N, D]."""
-        h = self.branch_input(block, branch, x_RND, part)
-        match branch:
-            case "attn":
-                return self.mix(block, self.queries(block, h), *self.keys_values(block, h))
+    def part(self, block: TransformerBlock, part: str, x_RND: Tensor, gated: Any) -> Tensor:
+        """A whole part for all tokens, before its gate: [R, N, D]."""
+        h = self.part_input(block, part, x_RND, gated)
+        match self.kind(part):
+            case "mix":
+                return self.mix(block, h, self.queries(block, h), *self.keys_values(block, h))
             case "cross":
-                return self.cross(block, self.text_queries(block, h), part)
-        return self.mlp(block, h)
+                return self.cross(block, self.text_queries(block, h), gated)
+            case "pointwise":
+                return self.pointwise(block, h)
 
     def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block for all tokens: [R, N, D]."""
         x = x_RND
-        for branch, part in self.modulation(module, condition).items():
-            x = x + part.gate * self.branch(module, branch, x, part)
+        for part, gated in self.modulation(module, condition).items():
+            x = x + self.gate(gated, self.part(module, part, x, gated))
         return x
+
+    # --- for fused kernels
+
+    @property
+    def fuses(self) -> bool:
+        """Whether `linear_layers` and `patches` serve this family (`tcbench.fused`)."""
+        return False
+
+    def linear_layers(self, block: TransformerBlock) -> LinearLayers:
+        """A block's linear layers; stacked once, because a block's weights do not change while it samples."""
+        if block not in self._layers:
+            attention, text, mlp = block.attn1, block.attn2, block.ff.net
+            parts = (attention.to_q, attention.to_k, attention.to_v)
+            stacked = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+            first, last = {"mlp": mlp[0].proj}, {"attn": attention.to_out[0], "mlp": mlp[2]}
+            if text is not None:
+                first["cross"], last["cross"] = text.to_q, text.to_out[0]
+            self._layers[block] = LinearLayers(
+                first={"attn": stacked} | {part: (layer.weight, layer.bias) for part, layer in first.items()},
+                last={part: (layer.weight, layer.bias) for part, layer in last.items()},
+                groups=self.groups(block),
+            )
+        return self._layers[block]
+
+    def patches(self) -> tuple[Linear, Tensor | None]:
+        """The patch embedding as a linear layer, and the positions added to it, if any."""
+        embedding = self.model.pos_embed
+        return (embedding.proj.weight.flatten(1), embedding.proj.bias), embedding.pos_embed
 
     def _heads(self, x_RKD: Tensor) -> Tensor:
         return x_RKD.unflatten(2, (self.spec.num_heads, -1)).transpose(1, 2)
@@ -319,14 +365,12 @@ class Family:
 
     Attributes:
         adapter: (network, spec) -> the adapter.
-        shape: of a spec, without building anything.
         skeleton: the network with its parameters on meta and its buffers computed, in eval mode.
         initial_value: (name, shape, generator, zero_init) -> a parameter's start.
         to_diffusers: (state, path) -> the state dict in the layout that is saved, whichever known layout it came in.
     """
 
     adapter: Callable[[Any, Any], Adapter]
-    shape: Callable[[Any], ModelShape]
     skeleton: Callable[[Any], nn.Module]
     initial_value: Callable[[str, torch.Size, torch.Generator, bool], Tensor]
     to_diffusers: Callable[[dict[str, Tensor], Path], dict[str, Tensor]]

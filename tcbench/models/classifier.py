@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.models.weights import check_state, locate, read_state
+from tcbench.assets import locate
+from tcbench.models.weights import check_state, read_state
 
 DIGITS_CLASSIFIER = "digits/classifier.safetensors"
 

@@ -8,70 +8,25 @@ every official conversion, are one shared module here.
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from pydantic import Field
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Macs, ModelShape
-from tcbench.models.adapter import Adapter, Family, ModelSpec, Modulation, TransformerBlock
+from tcbench.models.adapter import Adapter, Family, Modulation, TransformerBlock
+from tcbench.models.specs import DiTSpec
 
 _EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
-
-
-class DiTSpec(ModelSpec):
-    """A DiT; the null label is `num_classes`."""
-
-    family: Literal["dit"] = "dit"
-    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
-    num_classes: int = Field(gt=0)
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side."""
-        return self.sample_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
-        return self.grid**2
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width)."""
-        return (self.in_channels, self.sample_size, self.sample_size)
-
-
-def dit_shape(spec: DiTSpec) -> ModelShape:
-    """The shape of a DiT from its spec alone, without building it."""
-    width, tokens = spec.width, spec.num_tokens
-    patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
-    return ModelShape(
-        num_blocks=spec.num_blocks,
-        num_tokens=tokens,
-        width=width,
-        grid=(spec.grid, spec.grid),
-        modulation=Macs(6 * width**2),
-        outer=Macs(
-            # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
-            matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
-            norm_elements=width * tokens,
-        ),
-    )
 
 
 class DiTAdapter(Adapter):
     """Block-wise access to a DiT; the prompt is class labels, which are the context as they are."""
 
     spec: DiTSpec
-
-    def __init__(self, model: DiTTransformer2DModel, spec: DiTSpec) -> None:
-        super().__init__(model, spec, dit_shape(spec))
+    fuses = True
 
     def drop(self, prompt: Tensor, where_R: Tensor) -> Tensor:
         """Labels, the null label where `where_R`."""
@@ -90,18 +45,18 @@ class DiTAdapter(Adapter):
         """The model's own forward: [R, out_channels, H, W]."""
         return self.model(latent, timestep_R, class_labels=prompt).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: Tensor) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
     def modulation(self, block: TransformerBlock, condition: Tensor) -> dict[str, Modulation]:
-        """adaLN-Zero's shift, scale and gate by branch."""
+        """adaLN-Zero's shift, scale and gate by part."""
         parts = block.norm1.linear(block.norm1.silu(condition))[:, None].chunk(6, dim=2)
         return {"attn": Modulation(*parts[:3]), "mlp": Modulation(*parts[3:])}
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1.norm if branch == "attn" else block.norm3
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1.norm if part == "attn" else block.norm3
 
     def copy_of_block(self, number: int) -> TransformerBlock:
         """A block without the model's embedder, which `condition` has applied."""
@@ -116,7 +71,7 @@ class DiTAdapter(Adapter):
 
     def final_layer(self, h_RND: Tensor) -> Tensor:
         """The final linear layer and un-patching: [R, out_channels, H, W]."""
-        return unpatchify(self.model.proj_out_2(h_RND), (self.spec.grid, self.spec.grid), self.spec.patch_size)
+        return unpatchify(self.model.proj_out_2(h_RND), self.spec.grid, self.spec.patch_size)
 
 
 def unpatchify(x_RND: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
@@ -235,4 +190,4 @@ def _without_copies(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return kept
 
 
-DIT = Family(DiTAdapter, dit_shape, _skeleton, _initial_value, _to_diffusers)
+FAMILY = Family(DiTAdapter, _skeleton, _initial_value, _to_diffusers)

@@ -10,66 +10,24 @@ attention is masked. Masked products are computed and charged; a dense quarter w
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers.transformer_allegro import AllegroTransformer3DModel
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tcbench.groups import Groups, group_of, join_groups, split_groups
-from tcbench.method import ModelShape
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, TextSpec, add_null_caption, initial_value, text_shape
-
-GROUPS = 4  # "sparse_n"
-
-
-class OpenSoraPlanSpec(TextSpec):
-    """An Open-Sora-Plan; blocks but the `dense_blocks` attend sparsely."""
-
-    family: Literal["open_sora_plan"] = "open_sora_plan"
-    sample_frames: int = Field(gt=0, description="latent frames")
-    sample_height: int = Field(gt=0, description="of the latent, in latent pixels")
-    sample_width: int = Field(gt=0, description="of the latent, in latent pixels")
-    dense_blocks: tuple[int, ...] = ()
-
-    @model_validator(mode="after")
-    def _check(self) -> "OpenSoraPlanSpec":
-        if self.num_tokens % GROUPS**2:
-            raise ValueError(f"{self.num_tokens} tokens; skiparse attention needs a multiple of {GROUPS**2}")
-        if self.head_dim % 6:
-            raise ValueError(f"head_dim {self.head_dim}; three rotary axes need a multiple of 6")
-        return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
-        return self.sample_frames * self.grid[0] * self.grid[1]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, frames, height, width)."""
-        return (self.in_channels, self.sample_frames, self.sample_height, self.sample_width)
-
-
-def open_sora_plan_shape(spec: OpenSoraPlanSpec) -> ModelShape:
-    """The shape of an Open-Sora-Plan from its spec alone, without building it."""
-    sparse = tuple(block for block in range(spec.num_blocks) if block not in spec.dense_blocks)
-    return text_shape(spec, spec.grid, frames=spec.sample_frames, sparse_blocks=sparse, attention_groups=GROUPS)
+from tcbench.models.pixart import TextAdapter, TextContext, add_null_caption, initial_value
+from tcbench.models.specs import SPARSE_GROUPS, OpenSoraPlanSpec
 
 
 def groups_of(block: int) -> Groups:
     """A sparse block's groups: every fourth token, or every fourth run of four."""
-    return GROUPS, GROUPS if block % 2 else 1
+    return SPARSE_GROUPS, SPARSE_GROUPS if block % 2 else 1
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -115,7 +73,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     rotary: tuple[Tensor, Tensor]
 
     def __init__(self, model: AllegroTransformer3DModel, spec: OpenSoraPlanSpec) -> None:
-        super().__init__(model, spec, open_sora_plan_shape(spec))
+        super().__init__(model, spec)
         self.rotary = rotary_positions(spec, self.device)
 
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Text) -> Tensor:
@@ -128,7 +86,7 @@ class OpenSoraPlanAdapter(TextAdapter):
             image_rotary_emb=self.rotary,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches of all frames, [R, N, D]."""
         patches = self.model.pos_embed(latent.transpose(1, 2).flatten(0, 1))
         return patches.unflatten(0, (len(latent), -1)).flatten(1, 2)
@@ -152,6 +110,7 @@ class OpenSoraPlanAdapter(TextAdapter):
     def mix(
         self,
         block: TransformerBlock,
+        h_RKD: Tensor,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
@@ -234,4 +193,4 @@ def _to_diffusers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return state
 
 
-OPEN_SORA_PLAN = Family(OpenSoraPlanAdapter, open_sora_plan_shape, _skeleton, initial_value, _to_diffusers)
+FAMILY = Family(OpenSoraPlanAdapter, _skeleton, initial_value, _to_diffusers)

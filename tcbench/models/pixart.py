@@ -10,92 +10,25 @@ made once per run, for every method alike.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import init_empty_weights
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-from pydantic import Field
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Macs, ModelShape
 from tcbench.models.adapter import (
     Adapter,
     Family,
     Gated,
-    ModelSpec,
     Modulation,
     Text,
     TransformerBlock,
 )
 from tcbench.models.dit import unpatchify, xavier_uniform
+from tcbench.models.specs import PixArtSpec, TextSpec
 
 MASKED = -10000.0  # what diffusers adds to the attention scores of padding
-
-
-class TextSpec(ModelSpec):
-    """A model that reads captions of `caption_tokens` states with `caption_channels` channels each."""
-
-    caption_channels: int = Field(gt=0)
-    caption_tokens: int = Field(gt=0)
-    null_caption: bool = Field(default=True, description="whether a null caption is part of the weights")
-
-
-class PixArtSpec(TextSpec):
-    """A PixArt-alpha; `sized` ones (1024-MS) are also told the image's size and aspect ratio."""
-
-    family: Literal["pixart"] = "pixart"
-    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
-    sized: bool = False
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side."""
-        return self.sample_size // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
-        return self.grid**2
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width)."""
-        return (self.in_channels, self.sample_size, self.sample_size)
-
-
-def text_shape(spec: TextSpec, grid: tuple[int, int], **more: Any) -> ModelShape:
-    """The shape of a model with text; MACs of what PixArt-alpha and Open-Sora-Plan have in common."""
-    width, tokens, text = spec.width, spec.num_tokens, spec.caption_tokens
-    patch_in, patch_out = (channels * spec.patch_size**2 for channels in (spec.in_channels, spec.out_channels))
-    projection = text * (spec.caption_channels * width + width**2)
-    return ModelShape(
-        num_blocks=spec.num_blocks,
-        num_tokens=tokens,
-        width=width,
-        grid=grid,
-        branches=("attn", "cross", "mlp"),
-        text_tokens=text,
-        # caption projection, keys and values of all blocks; the paper's count has them in every step instead
-        once=Macs(once := projection + spec.num_blocks * 2 * text * width**2, repeated=-once),
-        outer=Macs(
-            # patch convolution, timestep MLP from 256 frequencies, adaLN-single, final linear
-            matmul=patch_in * width * tokens + 256 * width + width**2 + 6 * width**2 + patch_out * width * tokens,
-            norm_elements=width * tokens,
-            repeated=projection,
-        ),
-        **more,
-    )
-
-
-def pixart_shape(spec: PixArtSpec) -> ModelShape:
-    """The shape of a PixArt-alpha from its spec alone, without building it."""
-    shape = text_shape(spec, (spec.grid, spec.grid))
-    if not spec.sized:
-        return shape
-    third = spec.width // 3  # height, width and aspect ratio are embedded in a third of the channels each
-    return replace(shape, outer=shape.outer + Macs(3 * (256 * third + third**2)))
 
 
 @dataclass(frozen=True)
@@ -139,6 +72,7 @@ class TextAdapter(Adapter):
     """What PixArt-alpha and Open-Sora-Plan share: captions, adaLN-single, cross-attention, the final layer."""
 
     spec: TextSpec
+    fuses = True
 
     def drop(self, prompt: Text, where_R: Tensor) -> Text:
         """Captions, some of them replaced: by the learned null caption under the caption's own mask, as the reference
@@ -155,7 +89,7 @@ class TextAdapter(Adapter):
         else:
             raise UserError(f"{self.spec.name}: guidance needs a negative prompt; encode one with the prompts")
         states = torch.where(where[:, None, None], null, prompt.states_RTC)
-        return Text(states, torch.where(where[:, None], mask, prompt.mask_RT), prompt.negative)
+        return replace(prompt, states_RTC=states, mask_RT=torch.where(where[:, None], mask, prompt.mask_RT))
 
     def prepare(self, prompt: Text) -> TextContext:
         """Project the captions and make their keys and values for every block."""
@@ -188,9 +122,9 @@ class TextAdapter(Adapter):
             "mlp": Modulation(*parts[3:]),
         }
 
-    def norm(self, block: TransformerBlock, branch: str) -> nn.Module:
-        """The LayerNorm before a branch."""
-        return block.norm1 if branch == "attn" else block.norm2
+    def norm(self, block: TransformerBlock, part: str) -> nn.Module:
+        """The LayerNorm before a part."""
+        return block.norm1 if part == "attn" else block.norm2
 
     def final_modulation(self, condition: TextCondition) -> tuple[Tensor, Tensor]:
         """(shift, scale) before the final layer."""
@@ -210,9 +144,6 @@ class PixArtAdapter(TextAdapter):
 
     spec: PixArtSpec
 
-    def __init__(self, model: PixArtTransformer2DModel, spec: PixArtSpec) -> None:
-        super().__init__(model, spec, pixart_shape(spec))
-
     def plain(self, latent: Tensor, timestep_R: Tensor, prompt: Text) -> Tensor:
         """The model's own forward: [R, out_channels, H, W]."""
         return self.model(
@@ -223,13 +154,13 @@ class PixArtAdapter(TextAdapter):
             encoder_attention_mask=prompt.mask_RT,
         ).sample
 
-    def embed(self, latent: Tensor) -> Tensor:
+    def embed(self, latent: Tensor, context: TextContext) -> Tensor:
         """Patches with positions, [R, N, D]."""
         return self.model.pos_embed(latent)
 
     def final_layer(self, h_RND: Tensor) -> Tensor:
         """The final linear layer and un-patching: [R, out_channels, H, W]."""
-        return unpatchify(self.model.proj_out(h_RND), (self.spec.grid, self.spec.grid), self.spec.patch_size)
+        return unpatchify(self.model.proj_out(h_RND), self.spec.grid, self.spec.patch_size)
 
     def _size(self, rows: int) -> dict[str, Tensor | None]:
         if not self.spec.sized:
@@ -348,4 +279,4 @@ def _to_diffusers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if key != "pos_embed.pos_embed"}
 
 
-PIXART = Family(PixArtAdapter, pixart_shape, _skeleton, initial_value, _to_diffusers)
+FAMILY = Family(PixArtAdapter, _skeleton, initial_value, _to_diffusers)

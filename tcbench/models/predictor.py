@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from tcbench.kernels.chosen import Path
 from tcbench.kernels.scores import token_scores
-from tcbench.ledger import block_macs
-from tcbench.method import Macs, ModelShape
+from tcbench.ledger import predictor_macs
 from tcbench.models.adapter import Adapter, TransformerBlock
 
 
@@ -34,6 +33,7 @@ class CachePredictor(nn.Module):
         super().__init__()
         self.block: TransformerBlock = adapter.copy_of_block(0)
         shape = adapter.shape
+        self.joint_text = shape.joint_text
         self.head = nn.Linear(shape.width, shape.num_blocks)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -41,12 +41,7 @@ class CachePredictor(nn.Module):
 
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
-        x = compute.block(self.block, x_RND, condition)
+        x = compute.block(self.block, x_RND, condition)[:, self.joint_text :]
         return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
 
-    @staticmethod
-    def macs(shape: ModelShape) -> Macs:
-        """Per row and call: a whole block, keys and values of the text with its own weights, and the head."""
-        head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
-        text = Macs(2 * shape.text_tokens * shape.width**2)
-        return block_macs(shape, 0, None) + text + head
+    macs = staticmethod(predictor_macs)

@@ -1,13 +1,15 @@
 """What stands before and behind the denoisers of the paper: T5 text encoders and Stable Diffusion's autoencoder."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, MT5EncoderModel, T5EncoderModel
+from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
 
 from tcbench.data import to_uint8
 from tcbench.errors import UserError
@@ -15,13 +17,30 @@ from tcbench.models.adapter import Text
 
 ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
 
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What readers of folders raise at files that are missing or damaged."""
+
+
+def _check_complete(folder: Path, loading: dict[str, Any]) -> None:
+    """transformers and diffusers draw at random what a folder lacks, and only warn."""
+    if lacking := sorted(loading["missing_keys"]):
+        raise UserError(f"{folder}: its weights lack {lacking[0]}, which config.json describes; download it again")
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a reader's message: further ones advise to load without safeguards."""
+    return str(error).partition("\n")[0].partition(". ")[0]
+
 
 class TextEncoder:
-    """The encoder of a T5 or mT5, from a folder as transformers saves it.
+    """The encoder of a T5 or mT5, from a folder as it is published.
+
+    Captions are cut into pieces by sentencepiece itself: transformers' tokenizer of T5 takes a character that is no
+    piece for unknown, where mT5's vocabulary has its bytes.
 
     Args:
-        folder: config, weights and tokenizer.
-        tokens: captions are padded or cut to so many.
+        folder: config.json, spiece.model and weights, whole or in shards.
+        tokens: captions are padded or cut to so many, their end included.
 
     Raises:
         UserError: the folder lacks something, or holds another kind of model.
@@ -34,21 +53,34 @@ class TextEncoder:
                 raise UserError(
                     f"{folder}: a {kind}, not a T5 or mT5; give the text encoder that the model was trained on"
                 )
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = ENCODERS[kind].from_pretrained(folder, local_files_only=True, dtype=dtype).eval().to(device)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: no text encoder there ({reason}); download its whole folder") from error
-        self.tokens = tokens
+            self.pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+            model, loading = ENCODERS[kind].from_pretrained(
+                folder, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except _UNREADABLE as error:
+            raise UserError(f"{folder}: no text encoder there ({_reason(error)}); download its whole folder") from error
+        _check_complete(folder, loading)
+        if self.pieces.vocab_size() > model.config.vocab_size:
+            raise UserError(
+                f"{folder}: spiece.model has {self.pieces.vocab_size()} pieces, and the encoder knows "
+                f"{model.config.vocab_size}; download both from one place"
+            )
+        self.model, self.tokens = model.eval().to(device), tokens
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Text:
         """The last hidden states of captions."""
-        padded = self.tokenizer(
-            list(captions), max_length=self.tokens, padding="max_length", truncation=True, return_tensors="pt"
-        ).to(self.model.device)
-        states = self.model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).last_hidden_state
-        return Text(states, padded["attention_mask"].bool())
+        ids_RT, mask_RT = (part.to(self.model.device) for part in self.tokenize(captions))
+        return Text(self.model(input_ids=ids_RT, attention_mask=mask_RT.long()).last_hidden_state, mask_RT)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids int64 [n, T] of pieces, an end and padding; bool mask [n, T] of what is not padding)."""
+        ids_RT = torch.full((len(captions), self.tokens), self.pieces.pad_id())
+        mask_RT = torch.zeros_like(ids_RT, dtype=torch.bool)
+        for row, pieces in enumerate(self.pieces.encode(list(captions))):
+            ids = [*pieces[: self.tokens - 1], self.pieces.eos_id()]
+            ids_RT[row, : len(ids)], mask_RT[row, : len(ids)] = torch.tensor(ids), True
+        return ids_RT, mask_RT
 
 
 def clean_captions(captions: Sequence[str]) -> list[str]:
@@ -77,10 +109,10 @@ class Autoencoder:
 
     def __init__(self, folder: Path, scale: float, device: torch.device | str) -> None:
         try:
-            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: no autoencoder there ({reason}); download its whole folder") from error
+            vae, loading = AutoencoderKL.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        except _UNREADABLE as error:
+            raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
+        _check_complete(folder, loading)
         self.vae, self.scale = vae.eval().to(device), scale
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -109,3 +141,8 @@ class Autoencoder:
 def _rows(side: int) -> int:
     """Images of so many pixels on a side that go through the autoencoder at once: a megapixel in all."""
     return max(1, 2**20 // side**2)
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files that transformers and diffusers read a folder's weights from: safetensors if there are such."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

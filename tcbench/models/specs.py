@@ -1,20 +1,207 @@
-"""Which denoisers exist, and the one place that builds, loads and saves them; a family's own part is in its module."""
+"""Which denoisers exist, and their shapes: the specs of all families and the one list of models. Imports no torch.
 
-from pathlib import Path
+`tcbench.models.networks` builds and loads the network of a spec.
+"""
 
-import torch
-from torch import Tensor, nn
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
 
-from tcbench.errors import UserError
-from tcbench.files import write_tensors
-from tcbench.method import ModelShape
-from tcbench.models.adapter import Adapter, Family, ModelSpec
-from tcbench.models.dit import DIT, DiTSpec
-from tcbench.models.open_sora_plan import OPEN_SORA_PLAN, OpenSoraPlanSpec
-from tcbench.models.pixart import PIXART, PixArtSpec
-from tcbench.models.weights import check_state, locate, read_state
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FAMILIES: dict[str, Family] = {"dit": DIT, "pixart": PIXART, "open_sora_plan": OPEN_SORA_PLAN}
+from tcbench.guidance import GUIDANCE, Guidance, GuidanceKind
+from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
+
+SPARSE_GROUPS = 4  # Open-Sora-Plan's "sparse_n"
+
+
+class ModelSpec(BaseModel, ABC):
+    """The shape of a denoiser, and where its trained weights are; every family adds to it.
+
+    Latents are [B, *latent_shape]. The output has `out_channels`, of which the first `in_channels` are the prediction
+    (eps or v) and the rest, if any, the learned variance.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    family: str
+    num_blocks: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    patch_size: int = Field(default=2, gt=0)
+    in_channels: int = Field(gt=0)
+    out_channels: int = Field(gt=0)
+    guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
+    guidance_kind: ClassVar[GuidanceKind] = "pair"
+    norm_eps: float = Field(default=1e-6, gt=0)
+    weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.num_heads * self.head_dim
+
+    def guidance(self, scale: float = 1.0) -> Guidance:
+        """How the family guides."""
+        return GUIDANCE[self.guidance_kind](scale, self.guided_channels)
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one sample: (channels, height, width), with frames after the channels for a video."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's or a frame's tokens."""
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> ModelShape:
+        """What costing and planning need to know of the model."""
+
+
+class ImageSpec(ModelSpec):
+    """A model of square images."""
+
+    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        side = self.sample_size // self.patch_size
+        return side, side
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width)."""
+        return (self.in_channels, self.sample_size, self.sample_size)
+
+
+class DiTSpec(ImageSpec):
+    """A DiT; the null label is `num_classes`."""
+
+    family: Literal["dit"] = "dit"
+    num_classes: int = Field(gt=0)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Blocks of self-attention and MLP, each with a modulation of its own."""
+        width, tokens = self.width, self.num_tokens
+        patch_in, patch_out = (channels * self.patch_size**2 for channels in (self.in_channels, self.out_channels))
+        block = BlockShape((self_attention(width), mlp(width, 4 * width)), modulation=Macs(6 * width**2))
+        return ModelShape(
+            blocks=(block,) * self.num_blocks,
+            num_tokens=tokens,
+            width=width,
+            grid=self.grid,
+            outer=Macs(
+                # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
+                matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
+                norm_elements=width * tokens,
+            ),
+        )
+
+
+class TextSpec(ModelSpec):
+    """A model that reads captions of `caption_tokens` states with `caption_channels` channels each."""
+
+    caption_channels: int = Field(gt=0)
+    caption_tokens: int = Field(gt=0)
+    null_caption: bool = Field(default=True, description="whether a null caption is part of the weights")
+
+    def text_shape(self, frames: int, groups: Sequence[int]) -> ModelShape:
+        """The shape of what PixArt-alpha and Open-Sora-Plan have in common.
+
+        Args:
+            groups: by block, into how many groups the tokens of its self-attention fall apart.
+        """
+        width, tokens, text = self.width, self.num_tokens, self.caption_tokens
+        patch_in, patch_out = (channels * self.patch_size**2 for channels in (self.in_channels, self.out_channels))
+        projection = text * (self.caption_channels * width + width**2)
+        cross = cross_attention(width, text)
+        return ModelShape(
+            blocks=tuple(BlockShape((self_attention(width, count), cross, mlp(width, 4 * width))) for count in groups),
+            num_tokens=tokens,
+            width=width,
+            grid=self.grid,
+            frames=frames,
+            # caption projection, keys and values of all blocks; the paper's count has them in every step instead
+            once=Macs(once := projection + self.num_blocks * cross.text_macs, repeated=-once),
+            outer=Macs(
+                # patch convolution, timestep MLP from 256 frequencies, adaLN-single, final linear
+                matmul=patch_in * width * tokens + 256 * width + width**2 + 6 * width**2 + patch_out * width * tokens,
+                norm_elements=width * tokens,
+                repeated=projection,
+            ),
+        )
+
+
+class PixArtSpec(ImageSpec, TextSpec):
+    """A PixArt-alpha; `sized` ones (1024-MS) are also told the image's size and aspect ratio."""
+
+    family: Literal["pixart"] = "pixart"
+    sized: bool = False
+
+    @property
+    def shape(self) -> ModelShape:
+        """Blocks of self-attention, cross-attention and MLP."""
+        shape = self.text_shape(frames=1, groups=(1,) * self.num_blocks)
+        if not self.sized:
+            return shape
+        third = self.width // 3  # height, width and aspect ratio are embedded in a third of the channels each
+        return replace(shape, outer=shape.outer + Macs(3 * (256 * third + third**2)))
+
+
+class OpenSoraPlanSpec(TextSpec):
+    """An Open-Sora-Plan; blocks but the `dense_blocks` attend sparsely."""
+
+    family: Literal["open_sora_plan"] = "open_sora_plan"
+    sample_frames: int = Field(gt=0, description="latent frames")
+    sample_height: int = Field(gt=0, description="of the latent, in latent pixels")
+    sample_width: int = Field(gt=0, description="of the latent, in latent pixels")
+    dense_blocks: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "OpenSoraPlanSpec":
+        if self.num_tokens % SPARSE_GROUPS**2:
+            raise ValueError(f"{self.num_tokens} tokens; skiparse attention needs a multiple of {SPARSE_GROUPS**2}")
+        if self.head_dim % 6:
+            raise ValueError(f"head_dim {self.head_dim}; three rotary axes need a multiple of 6")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens."""
+        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+        return self.sample_frames * self.grid[0] * self.grid[1]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, frames, height, width)."""
+        return (self.in_channels, self.sample_frames, self.sample_height, self.sample_width)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Blocks of self-attention, in groups where they are sparse, cross-attention and MLP."""
+        groups = [1 if block in self.dense_blocks else SPARSE_GROUPS for block in range(self.num_blocks)]
+        return self.text_shape(self.sample_frames, groups)
 
 
 def _dit_xl_2(resolution: int) -> DiTSpec:
@@ -91,6 +278,26 @@ MODELS: dict[str, ModelSpec] = {
             dense_blocks=(0, 1, 14, 15),
             weights="moving/denoiser.safetensors",
         ),
+        _dit_xl_2(256),
+        _dit_xl_2(512),
+        _pixart_xl_2(256),
+        _pixart_xl_2(1024),
+        OpenSoraPlanSpec(  # v1.3.0, 93 frames of 256 x 256
+            name="osp-93x256",
+            num_blocks=32,
+            num_heads=24,
+            head_dim=96,
+            sample_frames=24,
+            sample_height=32,
+            sample_width=32,
+            in_channels=8,
+            out_channels=8,
+            guided_channels=8,
+            caption_channels=4096,
+            caption_tokens=512,
+            dense_blocks=(0, 1, 30, 31),
+            null_caption=False,
+        ),
         DiTSpec(
             name="tiny-dit",
             num_blocks=4,
@@ -129,109 +336,6 @@ MODELS: dict[str, ModelSpec] = {
             caption_tokens=12,
             dense_blocks=(0, 3),
         ),
-        _dit_xl_2(256),
-        _dit_xl_2(512),
-        _pixart_xl_2(256),
-        _pixart_xl_2(1024),
-        OpenSoraPlanSpec(  # v1.3.0, 93 frames of 256 x 256
-            name="osp-93x256",
-            num_blocks=32,
-            num_heads=24,
-            head_dim=96,
-            sample_frames=24,
-            sample_height=32,
-            sample_width=32,
-            in_channels=8,
-            out_channels=8,
-            guided_channels=8,
-            caption_channels=4096,
-            caption_tokens=512,
-            dense_blocks=(0, 1, 30, 31),
-            null_caption=False,
-        ),
     )
 }
 """The known models by name."""
-
-
-def shape_of(spec: ModelSpec) -> ModelShape:
-    """The shape of a model, without building it."""
-    return FAMILIES[spec.family].shape(spec)
-
-
-def make_adapter(model: nn.Module, spec: ModelSpec) -> Adapter:
-    """A built model as the engine sees it."""
-    return FAMILIES[spec.family].adapter(model, spec)
-
-
-def build_transformer(
-    spec: ModelSpec,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    seed: int | None = 0,
-    zero_init: bool = True,
-) -> nn.Module:
-    """Build the denoiser with random weights, in eval mode.
-
-    Args:
-        spec: the model's shape.
-        device: on "meta" nothing is allocated and no weight has a value.
-        dtype: of parameters and buffers.
-        seed: of the weights, drawn on the CPU so that they do not depend on `device`; None draws them from
-            torch's global generator.
-        zero_init: True gives the reference's initialisation, in which an untrained model returns 0 whatever its blocks
-            do. False draws every layer, and the output visibly depends on timestep, prompt and each block: for tests
-            and for timing.
-
-    Returns:
-        diffusers' class of the family; `Adapter.plain` calls it.
-    """
-    family = FAMILIES[spec.family]
-    model = family.skeleton(spec)
-    if torch.device(device).type == "meta":
-        return nn.Module.to(model, device="meta", dtype=dtype)
-    generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
-    state = {
-        name: family.initial_value(name, parameter.shape, generator, zero_init)
-        for name, parameter in model.named_parameters()
-    }
-    return _fill(model, state, device, dtype)
-
-
-def load_transformer(
-    spec: ModelSpec,
-    weights: Path | str | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """Load a trained denoiser, in eval mode, from `weights` or else from `spec.weights`.
-
-    Reads .safetensors, or .pt / .pth / .bin without executing anything in them, in diffusers' layout or in the layout
-    of the family's reference code.
-
-    Raises:
-        UserError: no weights are named, or the file is missing, truncated, lacks a tensor, holds an unknown
-            one, or holds one of the wrong shape or with a value that is not finite.
-    """
-    weights = weights if weights is not None else spec.weights
-    if weights is None:
-        raise UserError(f"{spec.name}: this model ships without weights; give the path of a checkpoint as `weights`")
-    path, family = locate(weights), FAMILIES[spec.family]
-    state = family.to_diffusers(read_state(path), path)
-    model = family.skeleton(spec)
-    check_state(state, model, spec.name, path)
-    return _fill(model, state, device, dtype)
-
-
-def save_transformer(model: nn.Module, path: Path | str, metadata: dict[str, str] | None = None) -> None:
-    """Write the weights as safetensors in diffusers' layout, what modules share once (under its first name)."""
-    # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
-    write_tensors(Path(path), {name: p.detach().cpu() for name, p in model.named_parameters()}, metadata)
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    # strict=False: aliases of what modules share are absent from `state`, which is complete otherwise
-    model.load_state_dict(state, strict=False, assign=True)
-    # not model.to: diffusers' override warns about keeping an empty list of modules in float32
-    return nn.Module.to(model, device=device, dtype=dtype)

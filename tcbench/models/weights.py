@@ -1,5 +1,6 @@
-"""Finding, reading and checking files of weights, the same for every network of the package."""
+"""Reading and checking files of weights, the same for every network of the package."""
 
+import argparse
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,14 @@ from torch import Tensor, nn
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
-
-
-def locate(weights: Path | str) -> Path:
-    """The package's own file of that name under its assets if there is one, else the user's path."""
-    packaged = ASSETS / weights
-    return packaged if packaged.exists() else Path(weights)
-
-
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from .pt / .pth / .bin without executing anything in it.
 
-    Of a folder as diffusers saves it: from its safetensors file or shards.
+    Of a folder as diffusers saves it: from its safetensors file or shards. Of a training script's checkpoint: the
+    averaged weights if there are such.
 
     Raises:
         UserError: a file is missing, truncated, of another kind, or holds something else.
@@ -51,7 +44,8 @@ def read_pickle(path: Path) -> Any:
         UserError: the file is missing, truncated, or holds more than plain values and tensors.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training script saves its flags along
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; download the checkpoint or correct the path") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -30,6 +30,7 @@ GROUPS = 32
 EPS = 1e-6
 RGB = 3
 POSITIONS = 2**13  # of latents in a slice: 8 frames of 32 x 32
+WEIGHTS = "merged.ckpt"
 
 SPACE_TIME_HAAR = (1, 2, 3), 0.3536  # the reference's constant, not 1 / sqrt(8)
 SPACE_HAAR = (3, 2), 0.5
@@ -540,7 +541,7 @@ def load_wf_vae(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     Raises:
         UserError: a file is missing, damaged or another network's.
     """
-    config, path = folder / "config.json", folder / "merged.ckpt"
+    config, path = folder / "config.json", folder / WEIGHTS
     if lacking := [file.name for file in (config, path) if not file.exists()]:
         raise UserError(f"{folder}: no WF-VAE there ({lacking[0]} is missing); download its whole folder")
     settings, state = read_config(config), weights_in(read_pickle(path), path)

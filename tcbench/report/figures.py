@@ -1,5 +1,6 @@
 """Figures of a suite: quality against cost, deviation per step (Fig. 10), gate statistics (Fig. 8)."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 
 from tcbench.errors import UserError
 from tcbench.files import atomic
@@ -282,7 +284,10 @@ def figure_alpha(statistics: dict[str, Any], i_steps: dict[str, Sequence[int]]) 
 
 @rc_context(LOOK)
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `folder/name.png` (150 dpi) and `folder/name.svg`; the same figure gives the same bytes."""
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "tcbench"})):
-        with atomic(Path(folder) / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+    """Write `folder/name.png` (150 dpi, 256 colours) and `folder/name.svg`; the same figure gives the same bytes."""
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=150)
+    with atomic(Path(folder) / f"{name}.png") as temporary, Image.open(pixels) as picture:
+        picture.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
+    with atomic(Path(folder) / f"{name}.svg") as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "tcbench"})

@@ -88,7 +88,7 @@ def _samples(results: Results, folder: Path) -> Figure:
 
 
 def _steps(results: Results, folder: Path) -> Figure:
-    rows = [row for row in at_figure_nfe(results) if not row["control"] and row["sampled_steps"] == row["nfe"]]
+    rows = [row for row in at_figure_nfe(results) if results.suite.shows_steps(row["row"])]
     strips = _strips(rows, folder, "{}-steps.png")
     return figures_samples.figure_steps([(name_of(row), lines) for row, lines, _ in strips], strips[0][2])
 

@@ -44,7 +44,8 @@ def grid(
     font = ImageFont.load_default(FONT_SIZE)
     left = round(max(font.getlength(label) for label in row_labels)) + 3 * GAP
     top = FONT_SIZE + 3 * GAP if column_labels else GAP
-    picture = Image.new("RGB", (left + columns * (width + GAP), top + rows * (height + GAP)), "white")
+    mode = "L" if images_RNHW.ndim == 4 else "RGB"
+    picture = Image.new(mode, (left + columns * (width + GAP), top + rows * (height + GAP)), "white")
     draw = ImageDraw.Draw(picture)
     for row, label in enumerate(row_labels):
         y = top + row * (height + GAP)
@@ -60,4 +61,4 @@ def grid(
 def save_grid(picture: Image.Image, path: Path) -> None:
     """Write the picture as PNG."""
     with atomic(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", optimize=True)

@@ -139,20 +139,19 @@ def _provenance(results: Results) -> dict[str, str]:
 
 def _commands(suite: Suite) -> dict[str, str]:
     """How to make each piece again."""
-    config = f"config/{suite.suite}.yaml"
-    only = f"--config suite={suite.suite}"
+    name = suite.suite
     first = next(iter(suite.rows))
     commands = {
-        "everything": f"snakemake --cores all all {only}",
-        "tables": f"snakemake --cores all tables {only}",
-        "figures": f"snakemake --cores all figures {only}",
-        "ablations": f"snakemake --cores all ablations {only}",
-        "samples of one row": f"tcbench sample {config} --rows {first} && tcbench score {config} --rows {first}",
-        "one figure": f"tcbench figures {config} fig1b_quality",
-        "verdicts, from stored scores": f"tcbench verdicts {config}",
-        "this page, from stored results": f"tcbench report {config}",
-        "the committed results, without torch": f"tcbench report {config} --results results/reference/{suite.suite}",
+        "everything": f"tcbench run {name} all",
+        "tables": f"tcbench run {name} tables",
+        "figures": f"tcbench run {name} figures",
+        "ablations": f"tcbench run {name} ablations",
+        "samples of one row": f"tcbench sample {name} --rows {first} && tcbench score {name} --rows {first}",
+        "one figure": f"tcbench figures {name} fig1b_quality",
+        "verdicts, from stored scores": f"tcbench verdicts {name}",
+        "this page, from stored results": f"tcbench report {name}",
+        "the committed results, without torch": f"tcbench report {name} --results results/reference/{name}",
     }
     if suite.trained_rows:
-        commands["training of one row"] = f"tcbench train {config} --row {suite.trained_rows[0]}"
+        commands["training of one row"] = f"tcbench train {name} --row {suite.trained_rows[0]}"
     return commands

@@ -22,7 +22,7 @@ def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] =
     header.add_text("tiles", f"{len(lines)} {len(lines[0])}")
     header.add_text("labels", "\n".join(labels))
     with atomic(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header)
+        Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header, optimize=True)
 
 
 def read_strip(path: Path) -> tuple[list[np.ndarray], list[str]]:

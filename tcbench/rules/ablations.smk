@@ -17,10 +17,10 @@ for name, ablation in SUITE.ablation_suites.items():
             ),
             # what a variant shares with a row of the suite is copied; the shards themselves say whether they still fit
             twins=[ancient(f"{twin}/row.json") for twin in sorted({ablation.twin(row) for row in ablation.own} - {None})],
-            code=source_files("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
         params:
+            code=source_digest("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
             name=name,
             settings=[ablation.metrics, ablation.extractor, *(ablation.row_settings(row) for row in ablation.own)],
         log:

@@ -1,7 +1,7 @@
 TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
 FIGURES = figure_names(SUITE)
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
-CAPTIONS = os.path.join(workflow.basedir, "tcbench", "assets", "report")
+CAPTIONS = os.path.join(PACKAGE, "assets", "report")
 
 
 def table_files(names):
@@ -17,12 +17,12 @@ rule render_tables:
         scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
         floor=rules.floor.output,
         latency=rules.latency.output,
-        code=source_files("report"),
     output:
         table_files(TABLES),
         expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
         expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
     params:
+        code=source_digest("report"),
         settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump(), SUITE.model_dump(include={"tables"})],
     log:
         f"{RESULTS}/logs/tables.log",
@@ -35,10 +35,10 @@ rule render_ablations:
     input:
         ABLATION_SCORES,
         scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
-        code=source_files("report"),
     output:
         table_files([f"ablation-{name}" for name in SUITE.ablations]),
     params:
+        code=source_digest("report"),
         settings=[ablation.model_dump() for ablation in SUITE.ablations.values()],
     log:
         f"{RESULTS}/logs/ablations.log",
@@ -51,9 +51,10 @@ rule diagnostics:
     input:
         expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
         scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
-        code=source_files("report"),
     output:
         table_files(["local_error"]),
+    params:
+        code=source_digest("report"),
     log:
         f"{RESULTS}/logs/diagnostics.log",
     threads: 1
@@ -82,11 +83,11 @@ EVERYTHING = {
 rule render_figures:
     input:
         **EVERYTHING,
-        code=source_files("report"),
     output:
         expand(f"{RESULTS}/figures/{{name}}.svg", name=FIGURES),
         figure_files(),
     params:
+        code=source_digest("report"),
         settings=[SUITE.differs, SUITE.figure.model_dump()],
     log:
         f"{RESULTS}/logs/figures.log",
@@ -98,9 +99,10 @@ rule render_figures:
 rule render_verdicts:
     input:
         **EVERYTHING,
-        code=source_files("report"),
     output:
         table_files(["verdicts"]),
+    params:
+        code=source_digest("report"),
     log:
         f"{RESULTS}/logs/verdicts.log",
     threads: 1
@@ -112,7 +114,6 @@ rule render_report:
     input:
         **EVERYTHING,
         figures=rules.render_figures.output,
-        code=source_files("report"),
     output:
         report(
             f"{RESULTS}/report.html",
@@ -121,6 +122,7 @@ rule render_report:
             labels={"suite": SUITE.suite},
         ),
     params:
+        code=source_digest("report"),
         settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/report.log",

@@ -19,10 +19,10 @@ for group, rows in SUITE.groups.items():
             f"sample_{group}".replace("-", "_").replace(".", "_")
         input:
             trained=trained_for(group),
-            code=source_files("sample", *methods_of(group)),
         output:
             expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
         params:
+            code=source_digest("sample", *methods_of(group)),
             rows=rows,
             settings=[SUITE.row_settings(row) for row in rows],
         log:
@@ -40,10 +40,10 @@ for group, rows in SUITE.groups.items():
 rule latency:
     input:
         expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
-        code=source_files("latency", *sorted({row.method for row in SUITE.rows.values()})),
     output:
         f"{RESULTS}/latency.json",
     params:
+        code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()})),
         settings=[[SUITE.row_settings(row) for row in SUITE.rows], SUITE.latency.model_dump()],
     log:
         f"{RESULTS}/logs/latency.log",

@@ -14,10 +14,10 @@ rule vbench:
     input:
         f"{RESULTS}/samples/{{row}}/row.json",
         environment=[VBENCH_ENVIRONMENT] if os.path.exists(VBENCH_ENVIRONMENT) else [],
-        code=source_files("vbench"),
     output:
         f"{RESULTS}/vbench/{{row}}.json",
     params:
+        code=source_digest("vbench"),
         settings=SUITE.vbench.model_dump(mode="json"),
     log:
         f"{RESULTS}/logs/vbench-{{row}}.log",
@@ -44,10 +44,10 @@ for group, rows in SUITE.scored_together.items():
                 f"{RESULTS}/samples/{{row}}/row.json", row=sorted({SUITE.reference(row) for row in rows})
             ),
             videos=videos_of(rows),
-            code=source_files("score"),
         output:
             expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
         params:
+            code=source_digest("score"),
             rows=rows,
             settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward', 'real', 'extractor_weights'}, mode='json')]
             + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
@@ -61,11 +61,10 @@ for group, rows in SUITE.scored_together.items():
 
 
 rule floor:
-    input:
-        code=source_files("score"),
     output:
         f"{RESULTS}/scores/floor.json",
     params:
+        code=source_digest("score"),
         settings=[SUITE.extractor, SUITE.data, str(SUITE.real), SUITE.samples, SUITE.floor_draws, SUITE.seed],
     log:
         f"{RESULTS}/logs/floor.log",

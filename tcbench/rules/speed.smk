@@ -1,20 +1,20 @@
 # The speed suite has a config of its own, read when it is asked for. Timings are not declared as outputs: Snakemake would
 # delete them before a rerun, and those of unchanged settings and code are worth keeping (tcbench/stages/bench.py).
-SPEED_FILE = config.get("speed_file") or os.path.join(workflow.basedir, "config", "speed.yaml")
+SPEED_FILE = config.get("speed_file", "speed")  # a name or a path
 try:
-    SPEED = load_speed_suite(SPEED_FILE)
+    SPEED = load_speed_suite(suite_file(SPEED_FILE))
+    SPEED_FILE = suite_word(SPEED_FILE)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+SPEED_METHODS = sorted({row.method for model in SPEED.models.values() for row in model.rows.values()})
 
 
 rule speed:
-    input:
-        code=source_files("bench", *sorted({row.method for model in SPEED.models.values() for row in model.rows.values()}))
-        + source_files("report"),
     output:
         expand(f"results/{SPEED.suite}/tables/speed.{{kind}}", kind=["csv", "md", "tex", "html"]),
         expand(f"results/{SPEED.suite}/figures/speed.{{kind}}", kind=["png", "svg"]),
     params:
+        code=[source_digest("bench", *SPEED_METHODS), source_digest("report")],
         settings=SPEED.model_dump(mode="json"),
     log:
         f"results/{SPEED.suite}/logs/speed.log",

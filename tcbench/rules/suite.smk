@@ -1,5 +1,5 @@
 # One suite, from its config to its tables: this file reads and checks the config and names targets; the rules are beside
-# it, by stage. The Snakefile makes a module of it for every suite.
+# it, by stage. workflow.smk makes a module of it for every suite.
 import os
 import shlex
 
@@ -8,19 +8,19 @@ from snakemake.exceptions import WorkflowError
 from tcbench.config import load_suite
 from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
-from tcbench.sources import source_files
+from tcbench.places import PACKAGE, suite_file, suite_word
+from tcbench.sources import source_digest
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.
-SUITE_FILE = config.get("suite_file") or os.path.join(workflow.basedir, "config", config["suite"] + ".yaml")
+GIVEN = config.get("suite_file") or config["suite"]
 try:
-    SUITE = load_suite(SUITE_FILE)
+    SUITE = load_suite(suite_file(GIVEN))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{SUITE.suite}"
-# As commands have it: relative below the working directory, so that moving the repository runs nothing again. Commands
-# are f-strings, because Snakemake fills in no globals of a module.
-CONFIG = shlex.quote(os.path.relpath(SUITE_FILE) if os.path.abspath(SUITE_FILE).startswith(os.getcwd() + os.sep) else SUITE_FILE)
+# Commands are f-strings, because Snakemake fills in no globals of a module.
+CONFIG = shlex.quote(suite_word(GIVEN))
 
 
 wildcard_constraints:

@@ -1,11 +1,10 @@
 # What the methods themselves train: predictor, alpha-bar, refiners. The images that they need beside what ships are
 # encoded once; suites of the same images share the latents.
 rule encode:
-    input:
-        code=source_files("encode"),
     output:
         SUITE.latents_index,
     params:
+        code=source_digest("encode"),
         settings=SUITE.model_dump(include={"training", "latents", "model", "training_seed"}, mode="json"),
     log:
         f"{RESULTS}/logs/encode.log",
@@ -19,11 +18,11 @@ rule encode:
 rule train:
     input:
         latents=[SUITE.latents_index] if SUITE.training else [],
-        code=lambda w: source_files("train", SUITE.holding(w.row).rows[w.row].method),
         files=lambda w: SUITE.holding(w.row).method(w.row).files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
+        code=lambda w: source_digest("train", SUITE.holding(w.row).rows[w.row].method),
         settings=lambda w: SUITE.holding(w.row).training_settings(w.row),
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
@@ -41,10 +40,10 @@ rule diagnose:
     input:
         rules.train.output,
         latents=[SUITE.latents_index] if SUITE.training else [],
-        code=lambda w: source_files("diagnose", SUITE.rows[w.row].method),
     output:
         f"{RESULTS}/diagnostics/{{row}}.json",
     params:
+        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method),
         settings=lambda w: [SUITE.training_settings(w.row), SUITE.diagnostics_pairs],
     log:
         f"{RESULTS}/logs/diagnose-{{row}}.log",

@@ -18,7 +18,8 @@ from tcbench.files import digest, read_json, write_json
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
 from tcbench.models.adapter import Adapter
-from tcbench.models.specs import MODELS, build_transformer, make_adapter
+from tcbench.models.networks import build_transformer, make_adapter
+from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
 from tcbench.provenance import collect
 from tcbench.replay import ExecutionPath, Replay

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
+from tcbench.assets import locate
+from tcbench.borrowing import check_training
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
@@ -17,14 +19,12 @@ from tcbench.data.prompts import read_prompts
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
-from tcbench.method import Artefacts, Method, Run
+from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.dit import DiTSpec
-from tcbench.models.pixart import TextSpec
-from tcbench.models.specs import MODELS, build_transformer, load_transformer, make_adapter, shape_of
+from tcbench.models.networks import build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS, DiTSpec, TextSpec
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
-from tcbench.models.weights import locate
-from tcbench.sampling import SamplerSettings, respaced_timesteps
+from tcbench.sampling import SamplerSettings
 from tcbench.training.caching import load_artefacts
 
 if TYPE_CHECKING:
@@ -218,9 +218,15 @@ def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
 
 
 def autoencoder_digests(suite: Suite) -> dict[str, str]:
-    """Identifies what the autoencoder's folder holds, by content; empty where the model works on pixels."""
-    files = sorted(suite.latents.folder.glob("*")) if suite.latents else []
-    return {file.name: sha256(file) for file in files if file.suffix in (".json", ".safetensors", ".bin", ".ckpt")}
+    """Identifies what is read of the autoencoder's folder, by content; empty where the model works on pixels."""
+    if suite.latents is None:
+        return {}
+    from tcbench.models.pretrained import weights_files
+    from tcbench.models.wf_vae import WEIGHTS
+
+    folder = suite.latents.folder
+    weights = [folder / WEIGHTS] if suite.latents.kind == "wf" else weights_files(folder)
+    return {file.name: sha256(file) for file in (folder / "config.json", *weights) if file.exists()}
 
 
 def list_training_images(suite: Suite) -> Listing | VideoListing:
@@ -307,22 +313,3 @@ def ready_row(suite: Suite, row: str, adapter: Adapter) -> ReadyRow:
     if refiners == "p-steps" and refined is not adapter:
         refined.on_full_steps(adapter)
     return ReadyRow(suite.method(row), suite.rows[row].nfe, refined if refiners else adapter, artefacts)
-
-
-def check_training(suite: Suite, row: str) -> None:
-    """A row that borrows artefacts must not change what they were trained with; settled from shapes and options alone.
-
-    Raises:
-        UserError: it changes an option that its method reads in training.
-    """
-    source = suite.trained_row(row)
-    if source in (None, row):
-        return
-    method, trained = suite.method(row), suite.method(source)
-    timesteps = respaced_timesteps(suite.rows[source].nfe)
-    run = Run(shape_of(MODELS[suite.model]), timesteps, True, torch.arange(0))
-    if type(method) is type(trained) and method.training(run) != trained.training(run):
-        raise UserError(
-            f"row {row}: its options change what {source} was trained with; "
-            "set `artefacts_from: null` so that it trains its own"
-        )

@@ -9,6 +9,7 @@ Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how b
 and what the predictor makes of them.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +24,8 @@ from tqdm import tqdm
 from tcbench import noise
 from tcbench.config import Suite
 from tcbench.engine import Engine
-from tcbench.files import write_json
+from tcbench.files import shortened, write_json
+from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Run, TrainScorer
 from tcbench.models.adapter import Adapter
 from tcbench.plan import (
@@ -42,7 +44,7 @@ from tcbench.plan import (
     top_tokens_by_block,
 )
 from tcbench.provenance import collect
-from tcbench.sampling import default_prompts, denoise, initial_noise, make_sampler, start_run
+from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, make_sampler, start_run
 from tcbench.stages.common import (
     Captions,
     PromptedCaptions,
@@ -69,7 +71,7 @@ def diagnose_row(suite: Suite, row: str) -> None:
     artefacts, _ = load_artefacts(folder, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, suite.method(row)
     sampler = make_sampler(adapter, suite.rows[row].nfe, sampler_settings(suite, row), torch.arange(0))
-    run = Run(shape, sampler.timesteps, False, torch.arange(suite.diagnostics_pairs))
+    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics_pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
 
@@ -152,11 +154,12 @@ def _observe_trajectories(
     sampler, run = start_run(adapter, suite.method(row), nfe, settings, index, artefacts)
     units = [Block(block) for block in range(run.shape.num_blocks)]
     observer = _Observer(units, free)
-    engine = Engine(adapter, run, observer)
+    passes = Passes(adapter, run, lambda _: observer)
+    engine = passes.engines[0]
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
     prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
     similarity, size, before = [], [], None
-    for step, _ in enumerate(denoise(adapter, engine, sampler, settings, x, prompt)):
+    for step, _ in enumerate(denoise(passes, sampler, x, prompt)):
         update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])
         size.append(update_LRND[:, 0].norm(dim=-1))  # of the first sample, [L, N]
         if before is not None:
@@ -171,12 +174,12 @@ def _observe_trajectories(
     shown = [0, free // 2, run.shape.num_blocks - 1]
     return {
         "updates": {
-            "similarity": _rounded(similarity_SLRN.mean((2, 3))),
-            "similarity_over_tokens_std": _rounded(similarity_SLRN.std(3).mean(2)),
-            "size": {str(block): _rounded(torch.stack(size)[:, block]) for block in shown},
+            "similarity": shortened(similarity_SLRN.mean((2, 3)).tolist(), 3),
+            "similarity_over_tokens_std": shortened(similarity_SLRN.std(3).mean(2).tolist(), 3),
+            "size": {str(block): _on_one_scale(torch.stack(size)[:, block]) for block in shown},
         },
         "alpha": {
-            "per_batch": _rounded(halves.mean((1, 3, 4, 5)).T),
+            "per_batch": shortened(halves.mean((1, 3, 4, 5)).T.tolist(), 3),
             "histogram_per_block": [
                 np.histogram(alpha_SRLN[:, :, block].numpy(), bins=20, range=(0, 1))[0].tolist()
                 for block in range(free)
@@ -186,9 +189,11 @@ def _observe_trajectories(
     }
 
 
-def _rounded(values: Tensor) -> list[list[float]]:
-    """Three significant digits are all that a picture shows."""
-    return [[float(f"{value:.3g}") for value in line] for line in values.tolist()]
+def _on_one_scale(values: Tensor) -> list[list[float]]:
+    """Three significant digits of the largest, and as many places of the others: shades of one picture."""
+    places = 2 - math.floor(math.log10(values.max().item()))
+    lines: list[list[float]] = values.double().numpy().round(places).tolist()
+    return [[int(value) for value in line] for line in lines] if places <= 0 else lines
 
 
 def _rank_correlation(a_RLN: Tensor, b_RLN: Tensor) -> list[float]:

@@ -1,21 +1,21 @@
-"""Cost a suite's rows with what was trained for them: `tcbench match --suite`, `tcbench validate --macs`."""
+"""Cost a suite's rows with what was trained for them: `tcbench match --suite`, `tcbench validate --macs`.
 
-from collections.abc import Sequence
+torch is imported when a row is found to be trained.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import cast
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, cast
 
 from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json
 from tcbench.matching import SHAPES, Basis
 from tcbench.method import Method
-from tcbench.models.adapter import Adapter
-from tcbench.sampling import Prompts, sample_batch
-from tcbench.stages.common import artefacts_folder, load_adapter, load_captions, ready_row, sampler_settings
-from tcbench.training.caching import CALIBRATION_INDEX, load_numbers
+
+if TYPE_CHECKING:
+    from tcbench.models.adapter import Adapter
+    from tcbench.sampling import Prompts
 
 
 class Calibration:
@@ -24,21 +24,27 @@ class Calibration:
     Args:
         suite: its results folder is where trained artefacts are looked for.
         batches: size of the calibration set, in batches as evaluated samples have them; it shares none with these.
+        prepare: called before a model is loaded.
     """
 
-    def __init__(self, suite: Suite, batches: int = 2) -> None:
+    def __init__(self, suite: Suite, batches: int = 2, prepare: Callable[[], None] = lambda: None) -> None:
         if batches < 1:
             raise UserError(f"--batches {batches}: give 1 or more")
-        self.suite, self.batches = suite, batches
+        self.suite, self.batches, self.prepare = suite, batches, prepare
 
     @cached_property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> "Adapter":
         """The suite's model, loaded when a row first needs it."""
+        from tcbench.stages.common import load_adapter
+
+        self.prepare()
         return load_adapter(self.suite)
 
     @cached_property
-    def captions(self) -> Prompts | None:
+    def captions(self) -> "Prompts | None":
         """What calibration samples show."""
+        from tcbench.stages.common import load_captions
+
         return load_captions(self.suite, held_out=False)
 
     def basis(self, row: str) -> Basis:
@@ -48,17 +54,28 @@ class Calibration:
         Raises:
             UserError: an artefact is damaged.
         """
-        folder, source = artefacts_folder(self.suite, row), self.suite.trained_row(row)
-        if not folder or not source or not (folder / "artefacts.json").exists():
+        source = self.suite.trained_row(row)
+        if not source or not ((folder := self.suite.trained_folder(source)) / "artefacts.json").exists():
             return SHAPES
         if read_json(folder / "artefacts.json")["settings"] != self.suite.training_settings(source):
             return SHAPES
+        from tcbench.training.caching import load_numbers
+
         numbers = load_numbers(folder)
         if not self.suite.method(row).macs_depend_on(numbers):
             return Basis(numbers)
+        from tcbench.stages.common import ready_row
+
         ready = ready_row(self.suite, row, self.adapter)
 
         def measure(method: Method) -> Sequence[int]:
+            import torch
+            from tqdm import tqdm
+
+            from tcbench.sampling import sample_batch
+            from tcbench.stages.common import sampler_settings
+            from tcbench.training.caching import CALIBRATION_INDEX
+
             size, settings = self.suite.batch_size, sampler_settings(self.suite, row)
             starts = [CALIBRATION_INDEX + batch * size for batch in range(self.batches)]
             macs = []

@@ -21,7 +21,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.sampling import ReferenceDDIM, SamplerSettings, guide, initial_noise, sample_labels
+from tcbench.sampling import ReferenceDDIM, SamplerSettings, initial_noise, sample_labels
 from tcbench.speed_config import PeerName
 from tcbench.stages.timing import Prepared
 
@@ -54,7 +54,7 @@ class DiffusersRun:
         cache: "Install | None" = None,
     ) -> None:
         self._spec = _dit(adapter).spec
-        self.nfe, self._settings = nfe, settings
+        self.nfe, self._guidance = nfe, self._spec.guidance(settings.guidance_scale)
         self._sampler = ReferenceDDIM(nfe, settings.spacing)
         device, dtype = adapter.device, adapter.dtype
         self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
@@ -82,7 +82,7 @@ class DiffusersRun:
         self._index = index
         x = self._latents
         output = self._forward(torch.cat([x, x]), self._timesteps[index], class_labels=self._rows).sample
-        eps = guide(output, self._settings.guidance_scale, self._spec.guided_channels, self._spec.in_channels)
+        eps = self._guidance.combine([output[:, : self._spec.in_channels]])
         self._latents, _ = self._sampler.step(eps, index, x)
 
     def run(self) -> Tensor:

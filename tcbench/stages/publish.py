@@ -1,4 +1,9 @@
-"""Promote a clean run's small artefacts to results/reference/<suite>/, which is committed."""
+"""Promote what a clean run measured to results/reference/<suite>/, which is committed.
+
+Kept is what cannot be made again without running: scores, diagnostics, training logs, timings, and the first samples of
+every row; and of what `tcbench tables`, `figures` and `report` make from these in seconds the little that is read in
+the repository's browser.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,20 +15,19 @@ from tcbench.files import read_json, write_json
 from tcbench.speed_config import SpeedSuite
 
 SPEED_RECORDS = ("runs/*.json", "peers/*.json", "profile/*.json")
-SMALL = (
-    "tables/*",
-    "figures/*",
-    "grids/*.png",
-    "grids/strips/*.png",
+MEASURED = (
     "scores/*.json",
     "ablations/*/scores/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
+    "grids/strips/*.png",
     "latency.json",
-    "report.html",
     *SPEED_RECORDS,
 )
-LIMIT_BYTES = 3_000_000
+SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
+PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
+"""By suite, what README.md and docs/speed.md show."""
+LIMIT_BYTES = 1_000_000
 
 
 Records = dict[str, tuple[dict[str, Any], str]]
@@ -52,8 +56,14 @@ def _speed_records(suite: SpeedSuite) -> Records:
     return {str(path): (read_json(path)["provenance"], suite.digest()) for path in paths}
 
 
+def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
+    """The files below a folder of results that are published."""
+    pictures = [PICTURES[suite.suite]] if suite.suite in PICTURES else []
+    return [path for pattern in (*MEASURED, *SHOWN, *pictures) for path in sorted(folder.glob(pattern))]
+
+
 def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
-    """Copy tables, figures, grids and scores; refuse results that cannot be traced to one config and commit.
+    """Copy what is kept; refuse results that cannot be traced to one config and commit.
 
     Raises:
         UserError: results of another config, of an uncommitted work tree, or of several commits, unless they are
@@ -71,7 +81,7 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
         )
     target = Path("results") / "reference" / suite.suite
-    files = [path for pattern in SMALL for path in sorted(suite.folder.glob(pattern))]
+    files = kept(suite, suite.folder)
     for path in files:
         if path.stat().st_size > LIMIT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")

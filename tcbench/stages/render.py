@@ -11,8 +11,6 @@ from tqdm import tqdm
 from tcbench.config import Suite
 from tcbench.files import read_json, write_text
 from tcbench.report.collection import ablation_tables, diagnostic_tables, main_tables
-from tcbench.report.figures import save
-from tcbench.report.gallery import Missing, draw
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
@@ -52,11 +50,11 @@ def render_verdicts(suite: Suite, folder: Path) -> None:
 
 def render_strips(suite: Suite, folder: Path) -> None:
     """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
-    for row, settings in suite.rows.items():
+    for row in suite.rows:
         strip = folder / "grids" / "strips" / f"{row}.png"
         samples = folder / "samples" / row
         write_strip(strip, [_first_images(samples, suite.figure.columns)])
-        if settings.nfe == suite.figure.nfe and suite.traced:
+        if suite.traced and suite.shows_steps(row):
             manifest = read_json(samples / "row.json")
             shard = load_file(samples / next(iter(manifest["shards"])))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
@@ -108,6 +106,9 @@ def _tiles(images: np.ndarray) -> np.ndarray:
 
 def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:
     """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data."""
+    from tcbench.report.figures import save  # matplotlib, which tables and the report do without
+    from tcbench.report.gallery import Missing, draw
+
     results = read_results(suite, folder)
     for name in names or figure_names(suite):
         try:
@@ -117,5 +118,8 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
 
 
 def render_report(suite: Suite, folder: Path) -> None:
-    """Write report.html below `folder`: everything there, in one page that needs nothing else."""
+    """Write report.html below `folder`: everything there, in one page; draws the figures that lack."""
+    lacking = [name for name in figure_names(suite) if not (folder / "figures" / f"{name}.svg").exists()]
+    if lacking:
+        render_figures(suite, folder, lacking)
     write_text(folder / "report.html", report_page(suite, folder))

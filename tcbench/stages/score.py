@@ -13,7 +13,7 @@ from tcbench.config import READINGS, Suite
 from tcbench.data import load_images, to_uint8
 from tcbench.data.images import list_images
 from tcbench.errors import UserError
-from tcbench.files import digest, read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
 from tcbench.metrics import (
     METRICS,
     Extractor,
@@ -215,6 +215,6 @@ def _trajectory(
     deviations = {name: trajectory_mae(tensors[name], reference[name]) for name in ("x0", "xt")}
     summary: dict[str, Any] = {"timesteps": manifest["timesteps"]}
     for name, mae_SB in deviations.items():
-        summary[f"{name}_mae_mean"] = mae_SB.mean(1).tolist()
-        summary[f"{name}_mae_std"] = mae_SB.std(1).tolist()
+        summary[f"{name}_mae_mean"] = shortened(mae_SB.mean(1).tolist(), 6)
+        summary[f"{name}_mae_std"] = shortened(mae_SB.std(1).tolist(), 6)
     return summary

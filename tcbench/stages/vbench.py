@@ -11,11 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tcbench.assets import ASSETS
 from tcbench.config import Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.files import atomic, read_json, write_json, write_text
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
-from tcbench.models.weights import ASSETS
 from tcbench.provenance import collect
 
 REQUIREMENTS = ASSETS / "vbench" / "requirements.txt"

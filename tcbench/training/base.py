@@ -21,10 +21,9 @@ from tcbench.data import DataName, Dataset
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
 from tcbench.files import atomic, write_json, write_tensors
-from tcbench.models.adapter import ModelSpec, Text
-from tcbench.models.dit import DiTSpec
-from tcbench.models.pixart import TextSpec
-from tcbench.models.specs import build_transformer, make_adapter, save_transformer
+from tcbench.models.adapter import Text
+from tcbench.models.networks import build_transformer, make_adapter, save_transformer
+from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
 from tcbench.training.common import deterministic, provenance, require_finite
 

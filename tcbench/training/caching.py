@@ -7,6 +7,7 @@ The cache the later step sees is filled by the uncached forward at the earlier o
 """
 
 import copy
+import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from tcbench.engine import Engine, soft_hidden
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.files import read_json, read_tensors, sha256, shortened, write_json, write_tensors
+from tcbench.guidance import Unguided
 from tcbench.method import (
     Artefacts,
     CollectScores,
@@ -37,11 +39,12 @@ from tcbench.method import (
     TrainScorer,
 )
 from tcbench.models.adapter import Adapter, Prompt
+from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import make_adapter
 from tcbench.plan import Block, Plan, Unit
 from tcbench.sampling import (
     Chain,
+    Passes,
     Prompts,
     SamplerSettings,
     default_prompts,
@@ -58,8 +61,6 @@ if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importi
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
-# not the keys and values of the text, which a run makes once, with and without refiners
-REFINER_LAYERS = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
 
 
 class Pairs:
@@ -91,7 +92,8 @@ class Pairs:
     def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
         """(tokens [R, N, D], condition)."""
         timestep = self.timesteps[step_R].to(x.device)
-        return self.adapter.embed(x), self.adapter.condition(timestep, self.adapter.prepare(label))
+        context = self.adapter.prepare(label)
+        return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
 
     @torch.no_grad()
     def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
@@ -141,7 +143,7 @@ def train(
     artefacts = Artefacts()
     refiners: dict[str, Tensor] = {}
     log: dict[str, Any] = {"seed": seed, "nfe": nfe, "stages": []}
-    run = Run(adapter.shape, sampler.timesteps, False, torch.arange(0))
+    run = Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(0))
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
         pairs = Pairs(adapter, data, sampler, seed + number)
@@ -256,14 +258,14 @@ def _collect_scores(
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts)
     collector = _ScoreCollector(stage)
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
-    steps = denoise(adapter, Engine(adapter, run, collector), sampler, settings, x, prompts(index).to(x.device))
+    steps = denoise(Passes(adapter, run, lambda _: collector), sampler, x, prompts(index).to(x.device))
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
     alpha_SRLN = torch.stack(collector.alphas).double().cpu()
     counts, edges = np.histogram(alpha_SRLN.numpy(), bins=50, range=(0, 1))
     return {
         "alpha_bar": alpha_SRLN.mean((1, 2, 3)).tolist(),
-        "per_block": alpha_SRLN.mean((1, 3)).tolist(),
+        "per_block": shortened(alpha_SRLN.mean((1, 3)).tolist(), 6),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "std_over_tokens": alpha_SRLN.std(3).mean().item(),
         "std_over_samples": alpha_SRLN.std(1).mean().item(),
@@ -283,7 +285,7 @@ def _train_refiners(
     lora = add_refiners(adapter, stage.blocks, stage.rank, pairs.generator)
     weights = [parameter for name, parameter in lora.named_parameters() if "lora_" in name]
     optimiser = torch.optim.AdamW(weights, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
-    run = Run(adapter.shape, pairs.sampler.timesteps, False, torch.arange(stage.batch_size), artefacts=artefacts)
+    run = Run(adapter.shape, pairs.sampler.timesteps, Unguided(), torch.arange(stage.batch_size), artefacts=artefacts)
     full = set(method.i_steps(run))
     p_steps = [step for step in range(1, run.nfe) if step not in full]
     history: dict[str, list[float]] = {"loss": [], "loss_without_refiners": []}
@@ -323,8 +325,9 @@ def _train_refiners(
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
     """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
-    last = "|".join(str(block) for block in range(adapter.shape.num_blocks - blocks, adapter.shape.num_blocks))
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"transformer_blocks\.({last})\.({REFINER_LAYERS})")
+    names = {module: name for name, module in adapter.model.named_modules()}
+    last = "|".join(re.escape(names[block]) for block in adapter.blocks[adapter.shape.num_blocks - blocks :])
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"({last})\.({adapter.refiner_layers})")
     lora = LoraModel(adapter.model, {"default": config}, "default")
     if generator is not None:
         for name, parameter in lora.named_parameters():

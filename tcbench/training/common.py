@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tcbench.engine import Engine
 from tcbench.errors import UserError
+from tcbench.guidance import Unguided
 from tcbench.method import Run, Stage
 from tcbench.models.adapter import Adapter
 from tcbench.plan import ALL, Hold, Unit, every_unit
@@ -55,7 +56,7 @@ def uncached_values(
     adapter: Adapter, tokens: Tensor, condition: Any, units: Sequence[Unit]
 ) -> tuple[Tensor, dict[Unit, Tensor]]:
     """(x^L, what would be cached of every unit) of a forward that computes everything, without a gradient."""
-    engine = Engine(adapter, Run(adapter.shape, (0,), False, torch.arange(len(tokens))))
+    engine = Engine(adapter, Run(adapter.shape, (0,), Unguided(), torch.arange(len(tokens))))
     with torch.no_grad():
         hidden = engine.hidden(every_unit(units, ALL), 0, tokens, condition)
     return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}

@@ -102,7 +102,7 @@ class RouterTrainer:
 
 def router_sites(shape: ModelShape) -> list[Site]:
     """The branches in the order of a router's columns."""
-    return [Site(block, branch) for block in range(shape.num_blocks) for branch in shape.branches]
+    return list(shape.sites)
 
 
 def train_router(pairs: "Pairs", stage: TrainRouter) -> tuple[Table, dict[str, list[float]]]:

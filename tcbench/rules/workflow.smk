@@ -1,0 +1,49 @@
+# The workflow: a module of rules for each suite, and targets over all of them. The Snakefile includes this file, and
+# `tcbench run` starts it from any folder.
+# Targets: tables (default), figures, ablations, diagnostics, verdicts, report, all; of one suite also pretrain and publish;
+# speed. With several suites, what one of them has is also a target of its own, e.g. scenes_tables.
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from tcbench.errors import UserError
+from tcbench.places import suite_file, suite_word
+from tcbench.sources import source_digest
+from tcbench.speed_config import load_speed_suite
+from tcbench.workflow import SUITES, TARGETS
+
+# The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
+shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)}:$PATH\"; ")
+
+
+include: "speed.smk"
+
+
+# A module for each suite; of several, the rules' names begin with the suite's. (`from suite` looks for a module that is
+# called so before it looks into the variable.)
+SEVERAL = "suite" not in config and "suite_file" not in config
+
+for suite in SUITES if SEVERAL else [config.get("suite", "one")]:
+    prefix = f"{suite}_" if SEVERAL else ""
+
+    module:
+        name:
+            suite
+        snakefile:
+            "suite.smk"
+        config:
+            config | {"suite": suite}
+
+    use rule * from suite as prefix*
+
+
+for target in TARGETS if SEVERAL else ():
+
+    rule:
+        name:
+            target
+        default_target:
+            target == TARGETS[0]
+        input:
+            [getattr(rules, f"{suite}_{target}").input for suite in SUITES],
