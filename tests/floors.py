@@ -49,7 +49,7 @@ class Floor:
 SAMPLER = Floor("SAMPLER", 1e-6, "a step of a chain in float32: against float64 and against diffusers' schedulers")
 ANCESTRAL = Floor("ANCESTRAL", 1.2e-5, "diffusers' ancestral steps, which take large latents from each other")
 NETWORK = Floor("NETWORK", 1.2e-6, "a pass of a float32 network: another batch or route, explicit attention in float64")
-TRAJECTORY = Floor("TRAJECTORY", 2e-6, "a whole sampling run in float32: another batch, fused blocks, diffusers' own")
+TRAJECTORY = Floor("TRAJECTORY", 2.3e-6, "a whole sampling run in float32: another batch, fused blocks, diffusers' own")
 KERNEL = Floor("KERNEL", 5e-7, "a fused kernel in float32: against the plain operations beside it")
 HALF = Floor("HALF", 5e-4, "float16: a fused kernel against the plain operations beside it, and what is stored in it")
 SCORE = Floor("SCORE", 1e-7, "the scores of tokens in float32: against Python's own floats")
