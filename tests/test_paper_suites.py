@@ -20,7 +20,7 @@ from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
 from tcbench.models.specs import MODELS
 from tcbench.needs import needs
-from tcbench.stages.common import load_adapter, load_captions, load_decoder, load_examples
+from tcbench.stages.common import autoencoder_digests, load_adapter, load_captions, load_decoder, load_examples
 from tcbench.stages.readings import load_scorers
 from tcbench.stages.render import _first_images
 from tcbench.stages.sample import row_fingerprint, sample_rows
@@ -328,6 +328,7 @@ def test_prompts_become_videos(videos: Suite) -> None:
     assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
         shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()
     )
+    assert autoencoder_digests(videos).keys() == {"config.json", "merged.ckpt"}
     before = row_fingerprint(videos, "plain")
     official.write_wf_vae(Path("vae"), scale=(0.2,) * 4)
     assert row_fingerprint(videos, "plain") != before
