@@ -22,7 +22,7 @@ from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import SamplerSettings, Samples, sample_batch
-from tests.floors import TRAJECTORY, deviation
+from tests.floors import TRAJECTORY, assert_close
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
@@ -249,7 +249,7 @@ def test_samples_ignore_their_neighbours(model: str, name: str, options: dict[st
         method = method.model_copy(update={"allocation": "uniform"})
     together, reordered, alone = (sample_once(model, method, *index).image for index in ([0, 1], [9, 2, 0, 1], [0]))
     for image, where in ((reordered[2], "another batch"), (alone[0], "a batch of its own")):
-        assert deviation(image, together[0]) <= TRAJECTORY.allowed, broken(f"a sample is the same in {where}", name)
+        assert_close(image, together[0], TRAJECTORY, broken(f"a sample is the same in {where}", name))
 
 
 @pytest.mark.parametrize(("model", "name", "options"), [case for case in CASES if case.values[0] not in FLOWS])

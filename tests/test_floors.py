@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcbench.guidance import GuidedPair
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.specs import make_adapter as adapt
-from tcbench.sampling import ReferenceDDIM, guide
+from tcbench.models.networks import make_adapter as adapt
+from tcbench.sampling import ReferenceDDIM
 from tests.conftest import make_adapter, model_inputs
 from tests.floors import NETWORK, TRAJECTORY, Floor, assert_close, deviation
 
@@ -33,10 +34,10 @@ def sample(adapter: Adapter, scale: float = 1.5, guided_channels: int = 3, shift
     """DDIM, with the class labels of `model_inputs`; every timestep the network sees may be shifted."""
     latent, label = model_inputs(adapter, 2)
     x, sampler = latent.to(adapter.dtype), ReferenceDDIM(NFE)
-    rows = adapter.guided(label)
+    rows, guidance = adapter.guided(label), GuidedPair(scale, guided_channels)
     for step, timestep in enumerate(sampler.timesteps):
         output = adapter.plain(torch.cat([x, x]), torch.full((4,), timestep + shift), rows)
-        x, _ = sampler.step(guide(output, scale, guided_channels, 4), step, x)
+        x, _ = sampler.step(guidance.combine([output[:, :4]]), step, x)
     return x
 
 
