@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
@@ -167,21 +167,26 @@ class Prompts(_Strict):
         file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
         per_prompt: samples of every prompt.
         lowercase: whether the text encoder reads it in lower case.
-        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included.
-        template: what the text encoder reads, `{}` being the prompt.
+        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included; or only captions of
+            training, as Open-Sora-Plan's.
+        template: what the text encoder reads when samples are evaluated, `{}` being the prompt.
         negative: what guidance steers away from, for models without a learned null caption.
     """
 
     file: Path | None = None
     per_prompt: PositiveInt = 1
     lowercase: bool = False
-    clean: bool = False
+    clean: bool | Literal["training"] = False
     template: str = "{}"
     negative: str | None = None
 
 
 class Latents(_Strict):
-    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE.
+
+    Attributes:
+        scale: what latents are multiplied by for the denoiser; WF-VAE's own config.json says it.
+    """
 
     kind: Literal["sd", "wf"]
     folder: Path
@@ -189,15 +194,18 @@ class Latents(_Strict):
 
 
 class Images(_Strict):
-    """Images in files (`tcbench.data.images`), and what they show.
+    """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show.
 
     Attributes:
         folder: the images; ImageNet's has a folder per class.
-        captions: COCO's captions_*.json of that folder; without it, the folders inside are the classes.
+        captions: COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the
+            folders inside are the classes.
+        frames_per_second: of videos, as the model is trained with.
     """
 
     folder: Path
     captions: Path | None = None
+    frames_per_second: PositiveFloat | None = None
 
 
 class File(_Strict):
@@ -649,8 +657,17 @@ def _check_images(path: Path, suite: Suite) -> None:
         raise UserError(f"{path}: extractor_weights: those of inception-v3-adm do not ship; name their file")
     if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
         raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.latents and suite.latents.kind == "wf" and "scale" in suite.latents.model_fields_set:
+        raise UserError(f"{path}: latents.scale: WF-VAE's own config.json says it; remove it here")
     if suite.training and suite.latents is None:
         raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
+    if suite.training and suite.latents:
+        videos, rate = suite.latents.kind == "wf", suite.training.frames_per_second
+        if videos != (rate is not None):
+            fix = "give the rate of its training" if videos else "remove it"
+            raise UserError(f"{path}: training.frames_per_second: latents of kind {suite.latents.kind!r}; {fix}")
+        if videos and suite.training.captions is None:
+            raise UserError(f"{path}: training.captions: videos are listed there; name the file")
 
 
 def _check_target(field: str, suite: Suite, name: str, method: Method) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcbench.config import PROMPT_SETS, File, Suite
-from tcbench.data.images import list_images
 from tcbench.data.prompts import SHIPPED, read_prompts
+from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 
 
@@ -44,13 +44,14 @@ def needs(suite: Suite) -> list[Need]:
 
 
 def _need(suite: Suite, name: str, file: File) -> Need:
-    used, problem = file.used, _problem(file.path.expanduser(), file.holds)
-    captions = {training.folder: training.captions} if (training := suite.training) else {}
+    used, problem, training = file.used, _problem(file.path.expanduser(), file.holds), suite.training
+    captions = {training.folder: (training.captions, training.frames_per_second)} if training else {}
     if suite.real:
-        captions[suite.real] = suite.prompts.file if suite.data == "coco" else None
+        captions[suite.real] = (suite.prompts.file if suite.data == "coco" else None), None
     if not problem and file.path.is_dir() and file.path in captions:
         try:
-            used = f"{len(list_images(file.path, captions[file.path]))} images, {used}"
+            listing = list_media(file.path, *captions[file.path])
+            used = f"{len(listing)} {'videos' if isinstance(listing, VideoListing) else 'images'}, {used}"
         except UserError as error:
             problem = str(error).removeprefix(f"{file.path}: ")
     return Need(name, file.path, used, file.get, problem)

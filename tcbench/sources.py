@@ -20,13 +20,17 @@ _ENGINE = [
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images")]
+_DATA = [
+    f"data/{name}.py"
+    for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images", "videos")
+]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
     "stages/common.py",
     "models/text.py",
     "models/pretrained.py",
+    "models/wf_vae.py",
     *_DATA,
 ]
 _METRICS = [f"metrics/{path.name}" for path in sorted((PACKAGE / "metrics").glob("*.py"))]
@@ -40,7 +44,14 @@ _SCORE = [
 ]
 
 STAGES: dict[str, list[str]] = {
-    "encode": ["data/images.py", "models/pretrained.py", "noise.py", "stages/encode.py"],
+    "encode": [
+        "data/images.py",
+        "data/videos.py",
+        "models/pretrained.py",
+        "models/wf_vae.py",
+        "noise.py",
+        "stages/encode.py",
+    ],
     "train": [*_STAGE, "stages/train.py"],
     "sample": [*_STAGE, "stages/sample.py"],
     "score": _SCORE,

@@ -255,8 +255,8 @@ def test_folders_that_do_not_fit_the_model_are_refused(imagenet: Suite, coco: Su
     no_captions = coco.training.model_copy(update={"captions": None})
     with pytest.raises(UserError, match=r"data/coco/train2017: pixart-256 reads captions; name their file"):
         encode_images(coco.model_copy(update={"training": no_captions}))
-    with pytest.raises(UserError, match=r"checkpoints/sd-vae-ft-ema: latents of 4 channels, and moving-osp denoises 1"):
-        load_decoder(coco.model_copy(update={"model": "moving-osp"}))
+    with pytest.raises(UserError, match=r"sd-vae-ft-ema: latents of 4 channels, and scenes-pixart denoises 1"):
+        load_decoder(coco.model_copy(update={"model": "scenes-pixart"}))
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ LIGHT = [
     *("places", "workflow", "shapes", "guidance", "observations"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
     *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
-    *("data/__init__", "data/images", "data/prompts"),
+    *("data/__init__", "data/images", "data/videos", "data/prompts"),
     *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
 ]
 

@@ -106,7 +106,12 @@ def to_uint8(images: "Tensor") -> "Tensor":
 
     if images.dtype == torch.uint8:
         return images
+    refuse_nan(images)
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
+def refuse_nan(images: "Tensor") -> None:
+    """Raise UserError if an image holds NaN."""
     broken = images.isnan().flatten(1).any(1).nonzero().flatten()
     if len(broken):
         raise UserError(f"image {int(broken[0])} holds NaN; sampling diverged: use more steps or float32")
-    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)

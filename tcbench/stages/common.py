@@ -14,8 +14,9 @@ from tcbench.borrowing import check_training
 from tcbench.config import PROMPT_SETS, Suite
 from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
-from tcbench.data.images import Latents, Listing, list_images
+from tcbench.data.images import Latents, Listing
 from tcbench.data.prompts import read_prompts
+from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
 from tcbench.method import Artefacts, Method
@@ -28,6 +29,7 @@ from tcbench.training.caching import load_artefacts
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
+    from tcbench.models.wf_vae import VideoAutoencoder
 
 EMBEDDED = get_args(DataName)
 
@@ -117,7 +119,7 @@ class PromptedCaptions:
         spec, device = MODELS[suite.model], device_of(suite)
         if not isinstance(spec, TextSpec) or suite.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
-        self.settings = suite.prompts
+        self.settings, self.held_out = suite.prompts, held_out
         if held_out or not suite.training:
             self.prompts = read_prompts(suite.data, suite.prompts.file)
         else:
@@ -135,11 +137,12 @@ class PromptedCaptions:
         """Prompts for the denoiser."""
         from tcbench.models.pretrained import clean_captions
 
-        if self.settings.clean:
+        if self.settings.clean is True or (self.settings.clean == "training" and not self.held_out):
             prompts = clean_captions(prompts)
         elif self.settings.lowercase:
             prompts = [prompt.lower() for prompt in prompts]
-        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+        template = self.settings.template if self.held_out else "{}"
+        return replace(self.encoder([template.format(x) for x in prompts]), negative=self.negative)
 
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""
@@ -172,6 +175,10 @@ def image_side(suite: Suite) -> int:
     side = MODELS[suite.model].latent_shape[-1]
     if suite.latents is None:
         return side
+    if suite.latents.kind == "wf":
+        from tcbench.models.wf_vae import SPACE
+
+        return side * SPACE
     return side * 2 ** (len(read_json(suite.latents.folder / "config.json")["block_out_channels"]) - 1)
 
 
@@ -186,32 +193,44 @@ def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
     return load_autoencoder(suite).decode
 
 
-def load_autoencoder(suite: Suite) -> "Autoencoder":
+def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
     """The autoencoder of `latents`.
 
     Raises:
-        UserError: it is not there, not the model's, or not one that this package runs.
+        UserError: it is not there, or not the model's.
     """
     from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
+    from tcbench.models.wf_vae import VideoAutoencoder
 
     if suite.latents is None:
         raise UserError(f"suite {suite.suite}: latents: names no autoencoder; give its folder")
-    if suite.latents.kind == "wf":
+    folder, spec, device = suite.latents.folder, MODELS[suite.model], device_of(suite)
+    kind = "wf" if len(spec.latent_shape) == 4 else "sd"
+    if suite.latents.kind != kind:
+        raise UserError(f"suite {suite.suite}: latents.kind: {spec.name} was trained with kind {kind!r}; write that")
+    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, suite.latents.scale, device)
+    if autoencoder.channels != spec.in_channels:
         raise UserError(
-            f"suite {suite.suite}: latents.kind: WF-VAE is part of Open-Sora-Plan's own code and not run here; "
-            "remove `latents` to sample latents, which no metric of videos reads"
-        )
-    autoencoder, spec = Autoencoder(suite.latents.folder, suite.latents.scale, device_of(suite)), MODELS[suite.model]
-    if (channels := autoencoder.vae.config.latent_channels) != spec.in_channels:
-        raise UserError(
-            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; "
+            f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "
             "give the autoencoder that the model was trained with"
         )
     return autoencoder
 
 
-def list_training_images(suite: Suite) -> Listing:
-    """The images that methods are trained on.
+def autoencoder_digests(suite: Suite) -> dict[str, str]:
+    """Identifies what is read of the autoencoder's folder, by content; empty where the model works on pixels."""
+    if suite.latents is None:
+        return {}
+    from tcbench.models.pretrained import weights_files
+    from tcbench.models.wf_vae import WEIGHTS
+
+    folder = suite.latents.folder
+    weights = [folder / WEIGHTS] if suite.latents.kind == "wf" else weights_files(folder)
+    return {file.name: sha256(file) for file in (folder / "config.json", *weights) if file.exists()}
+
+
+def list_training_images(suite: Suite) -> Listing | VideoListing:
+    """The images or videos that methods are trained on.
 
     Raises:
         UserError: there are none, or they do not show what the suite's model is conditioned on.
@@ -219,7 +238,7 @@ def list_training_images(suite: Suite) -> Listing:
     spec, training = MODELS[suite.model], suite.training
     if training is None:
         raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
-    listing = list_images(training.folder, training.captions)
+    listing = list_media(training.folder, training.captions, training.frames_per_second)
     if isinstance(spec, TextSpec) and not listing.captions:
         raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:
@@ -241,10 +260,12 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
     listing, index = list_training_images(suite), read_json(suite.latents_index)
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
-    if index["settings"]["images"] != listing.digest or len(latents) != len(listing):
+    left_out = index["left_out"]
+    if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
         raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
     if isinstance(captions, PromptedCaptions):
-        return Dataset(latents, Unread(listing.captions, captions.read))
+        shown = [caption for number, caption in enumerate(listing.captions) if str(number) not in left_out]
+        return Dataset(latents, Unread(shown, captions.read))
     return Dataset(latents, torch.tensor(listing.classes))
 
 

@@ -20,6 +20,7 @@ from tcbench.stages.common import (
     PromptedCaptions,
     ReadyRow,
     artefacts_folder,
+    autoencoder_digests,
     files_digests,
     image_side,
     load_adapter,
@@ -32,7 +33,8 @@ from tcbench.stages.common import (
 
 
 def row_fingerprint(suite: Suite, row: str) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads.
+    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, device,
+    threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
@@ -41,6 +43,7 @@ def row_fingerprint(suite: Suite, row: str) -> str:
         {
             "settings": {key: value for key, value in settings.items() if key not in ("samples", "traced")},
             "weights": weights_digest(suite.model, suite.weights),
+            "autoencoder": autoencoder_digests(suite),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(suite, row),
             "code": source_digest("sample", suite.rows[row].method),
