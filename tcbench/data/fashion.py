@@ -3,22 +3,22 @@
 import gzip
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tcbench.data import Dataset
+from tcbench.data import Dataset, Part
 from tcbench.errors import UserError
-
-Part = Literal["train", "test"]
 
 SIDE, CLASSES = 32, 10
 """Pixels of an image, both ways, as it is returned, and how many classes there are."""
 
 FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
 """Where Debian's package dataset-fashion-mnist and torchvision's FashionMNIST("data") put the files."""
+
+GET = "install Debian's dataset-fashion-mnist, or let torchvision download FashionMNIST into data/"
+"""Where the data come from."""
 
 # of what the files hold, because those who pack them compress them differently
 _SHA256: dict[Part, dict[str, str]] = {
@@ -47,12 +47,16 @@ def load_fashion(part: Part, folder: Path | None = None) -> Dataset:
     Raises:
         UserError: a file is missing or is not the data set's.
     """
-    if folder is None:
-        folder = next((path for path in FOLDERS if path.is_dir()), FOLDERS[0])
+    folder = folder or find_folder()
     images, labels = (_read(folder, name, digest) for name, digest in _SHA256[part].items())
     pixels = torch.from_numpy(images[_IMAGES_HEADER:].reshape(-1, 1, _DRAWN, _DRAWN)).float() / 127.5 - 1
     margin = (SIDE - _DRAWN) // 2
     return Dataset(F.pad(pixels, [margin] * 4, value=-1), torch.from_numpy(labels[_LABELS_HEADER:]).long())
+
+
+def find_folder() -> Path:
+    """The first of `FOLDERS` there is, or the first of all."""
+    return next((path for path in FOLDERS if path.is_dir()), FOLDERS[0])
 
 
 def _read(folder: Path, name: str, digest: str) -> np.ndarray:
@@ -61,9 +65,7 @@ def _read(folder: Path, name: str, digest: str) -> np.ndarray:
     try:
         content = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: not found; install Debian's dataset-fashion-mnist or let torchvision download FashionMNIST"
-        ) from error
+        raise UserError(f"{path}: not found; {GET}") from error
     except (OSError, EOFError) as error:  # gzip's own errors among them
         raise UserError(f"{path}: cannot be read ({error}); get it again") from error
     found = hashlib.sha256(content).hexdigest()

@@ -1,6 +1,7 @@
 """The small networks that stand in for Inception: their features give FID, sFID and Inception score."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -71,14 +72,17 @@ class FashionCNN(nn.Module):
         return {"features": features, "spatial": layers[3][:, :7], "logits": self.head(features)}
 
 
-def load_classifier(weights: Path | str = DIGITS_CLASSIFIER, device: torch.device | str = "cpu") -> DigitsCNN:
-    """Load the classifier, by default the one shipped with the package, in eval mode.
+Classifier = TypeVar("Classifier", DigitsCNN, FashionCNN)
+
+
+def load_classifier(kind: type[Classifier], weights: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """Load a classifier, in eval mode; that of digits ships with the package as `DIGITS_CLASSIFIER`.
 
     Raises:
         UserError: the file is missing, truncated, or does not hold this network.
     """
-    model, path = DigitsCNN(), locate(weights)
+    model, path = kind(), locate(weights)
     state = read_state(path)
-    check_state(state, model, "the digits classifier", path)
+    check_state(state, model, f"the classifier {kind.__name__}", path)
     model.load_state_dict(state)
     return model.to(device).eval()

@@ -22,13 +22,13 @@ from tcbench.data.fashion import load_fashion
 from tcbench.files import read_json, read_tensors, write_json, write_shards
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.models.adapter import Adapter
-from tcbench.models.classifier import FashionCNN
+from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.dit import DiTSpec
 from tcbench.models.specs import MODELS, load_transformer, make_adapter
 from tcbench.report.grids import grid, save_grid
 from tcbench.sampling import ReferenceDDIM, guide, initial_noise, sample_labels
 from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
-from tcbench.training.classifier import FASHION, train_classifier
+from tcbench.training.classifier import CLASSIFIERS, train_classifier
 from tcbench.training.common import deterministic
 
 SEED = 1
@@ -171,27 +171,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     classifier = work / "classifier.safetensors"
     if not classifier.exists():
-        classifier_recipe = FASHION.model_copy(update=_values(options.classifier))
-        train_classifier(train, classifier_recipe, device, classifier, work / "classifier-log.json", FashionCNN)
-    network = FashionCNN()
-    network.load_state_dict(read_tensors(classifier)[0])
-    network = network.to(device).eval()
+        kind, recipe_of_it = CLASSIFIERS["fashion"]
+        classifier_recipe = recipe_of_it.model_copy(update=_values(options.classifier))
+        train_classifier(train, classifier_recipe, device, classifier, work / "classifier-log.json", kind)
+    network = load_classifier(FashionCNN, classifier, device)
     images, real = train.images.to(device), test.images.to(device)
     judge = Judge.of(network, real)
     accuracy = (features(network, real)[1].argmax(1) == test.labels).float().mean().item()
-    scores: dict[str, Any] = {"classifier_accuracy": accuracy, "floor": {}, "checkpoints": {}, "guidance": {}}
+    checkpoints = work / "checkpoints.json"  # what was scored before an interruption, too
+    watched: dict[str, Any] = read_json(checkpoints) if checkpoints.exists() else {}
+    scores: dict[str, Any] = {"classifier_accuracy": accuracy, "floor": {}, "checkpoints": watched, "guidance": {}}
     for count in sorted({options.samples, options.final} - {0}):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).split(count)[:3]
         scores["floor"][count] = [judge.fid(images[part.to(device)]) for part in order]
     say(f"classifier right on {accuracy:.4f} of the held-out images; floor by samples: {scores['floor']}")
 
     denoiser, log = work / "denoiser.safetensors", work / "denoiser-log.json"
-    if not denoiser.exists():
+    if not log.exists():  # written last
         if options.minutes:
             with deterministic():  # as training is, and slower for it
                 iterations = iterations_in(options.minutes, spec, recipe, device, train)
             recipe = recipe.model_copy(update={"iterations": iterations})
-        watch = _watch(judge, options.checkpoints, options.steps, options.batch, scores)
+        watch = _watch(judge, options.checkpoints, options.steps, options.batch, watched, checkpoints)
         pretrain_denoiser(spec, train, test[:512], "eps", recipe, device, denoiser, log, watch)
         say(f"trained {recipe.iterations} iterations: {read_json(log)['history'][-1]}")
     scores["training"] = read_json(log)
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _watch(
-    judge: Judge, iterations: Sequence[int], steps: int, batch: int, scores: dict[str, Any]
+    judge: Judge, iterations: Sequence[int], steps: int, batch: int, watched: dict[str, Any], out: Path
 ) -> Callable[[int, Adapter], None]:
     samplers: list[UncachedSampler] = []  # one, made when it is first needed
 
@@ -234,7 +235,8 @@ def _watch(
             return
         samplers[:] = samplers or [UncachedSampler(adapter, batch)]
         found = {scale: judge.score(samplers[0](2 * batch, scale, steps)) for scale in (1.0, 1.5)}
-        scores["checkpoints"][iteration] = found
+        watched[str(iteration)] = found
+        write_json(out, watched)
         say(f"after {iteration} iterations, {2 * batch} samples: {found}")
 
     return watch
