@@ -20,6 +20,9 @@ READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignm
 """Metrics that are more than functions of features; a suite names those it wants."""
 
 
+CLASS_DATA = ("digits", "fashion", "cifar10", "imagenet")
+"""Data whose samples are conditioned on classes, not on captions."""
+
 PROMPT_SETS = ("coco", "partiprompts", "vbench")
 FEATURE_METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "feature_mse")
 """Metrics that need an extractor."""
@@ -258,10 +261,10 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: Literal[tuple(MODELS)]  # type: ignore[valid-type]
     weights: str | None = None
-    data: Literal[("digits", "scenes", "moving", "imagenet", *PROMPT_SETS)]  # type: ignore[valid-type]
+    data: Literal[("scenes", "moving", *CLASS_DATA, *PROMPT_SETS)]  # type: ignore[valid-type]
     real: Path | None = None
     training: Images | None = None
-    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"] | None = None
+    extractor: Literal["digits-cnn", "digit-reader", "fashion-cnn", "inception-v3-adm"] | None = None
     extractor_weights: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     tf32: bool = False
@@ -645,8 +648,8 @@ def _check_images(path: Path, suite: Suite) -> None:
     compared = [metric for metric in suite.metrics if metric in FEATURE_METRICS]
     if compared and suite.extractor is None:
         raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
-    if suite.extractor == "inception-v3-adm" and suite.extractor_weights is None:
-        raise UserError(f"{path}: extractor_weights: those of inception-v3-adm do not ship; name their file")
+    if suite.extractor in ("fashion-cnn", "inception-v3-adm") and suite.extractor_weights is None:
+        raise UserError(f"{path}: extractor_weights: those of {suite.extractor} do not ship; name their file")
     if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
         raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
     if suite.training and suite.latents is None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcbench.config import PROMPT_SETS, File, Suite
+from tcbench.data.fashion import GET, find_folder
 from tcbench.data.images import list_images
 from tcbench.data.prompts import SHIPPED, read_prompts
 from tcbench.errors import UserError
@@ -40,6 +41,8 @@ def needs(suite: Suite) -> list[Need]:
             except UserError as error:
                 problem = str(error).removeprefix(f"{path}: ")
         found.append(Need("prompts", path, used, source.get if source else "it ships with the package", problem))
+    if suite.data == "fashion":
+        found.append(Need("data", folder := find_folder(), "the images", GET, _problem(folder, ())))
     return found
 
 

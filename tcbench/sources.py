@@ -20,7 +20,10 @@ _ENGINE = [
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
-_DATA = [f"data/{name}.py" for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images")]
+_DATA = [
+    f"data/{name}.py"
+    for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images", "fashion", "cifar")
+]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),

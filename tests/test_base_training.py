@@ -160,7 +160,7 @@ def test_classifier_learns_and_is_reproducible(digits: Dataset, tmp_path: Path) 
 
 
 def test_shipped_classifier(digits: Dataset) -> None:
-    model = load_classifier()
+    model = load_classifier(DigitsCNN, DIGITS_CLASSIFIER)
     assert accuracy(model, split(digits)[1]) > 0.95
     log = read_json(ASSETS / "digits/classifier-log.json")
     assert ClassifierRecipe(**log["recipe"]) == ClassifierRecipe()
@@ -168,7 +168,7 @@ def test_shipped_classifier(digits: Dataset) -> None:
 
 
 def test_classifier_outputs(digits: Dataset) -> None:
-    model, images = load_classifier(), digits.images[:5]
+    model, images = load_classifier(DigitsCNN, DIGITS_CLASSIFIER), digits.images[:5]
     with torch.no_grad():
         output, one = model(images), model(images[3:4])
     shapes = {key: tuple(value.shape) for key, value in output.items()}
@@ -185,7 +185,7 @@ def test_bad_classifier_files_are_named(tmp_path: Path, how: str, says: str) -> 
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=says) as caught:
-        load_classifier(path)
+        load_classifier(DigitsCNN, path)
     assert str(path) in str(caught.value)
 
 

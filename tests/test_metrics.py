@@ -144,7 +144,7 @@ def test_unfit_images_are_refused(digits, images):
 
 
 def test_unfit_weights_are_named(tmp_path, weights):
-    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, inception-v3-adm"):
+    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, inception-v3-adm"):
         make_extractor("inception")
     for digest in (None, "0123"):
         with pytest.raises(UserError, match=r"missing\.safetensors: "):

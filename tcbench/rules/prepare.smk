@@ -1,7 +1,8 @@
-# An embedded suite's base model and the networks of its metrics ship with the package; `pretrain` makes them again from
-# scratch. The reader of `scenes` serves `moving` too.
+# The base model of a suite and the networks of its metrics, made from scratch by `pretrain`; those of the embedded suites
+# ship with the package. The reader of `scenes` serves `moving` too.
 PRETRAINED = {
     "digits": ["denoiser", "classifier"],
+    "fashion": ["denoiser", "classifier"],
     "scenes": ["denoiser", "reader", "clip"],
     "moving": ["denoiser"],
 }

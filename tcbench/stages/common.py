@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tcbench.assets import locate
 from tcbench.borrowing import check_training
-from tcbench.config import PROMPT_SETS, Suite
+from tcbench.config import CLASS_DATA, PROMPT_SETS, Suite
 from tcbench.data import DataName, Dataset, load_images
 from tcbench.data.captioned import CaptionedName, captions
 from tcbench.data.images import Latents, Listing, list_images
@@ -29,7 +29,7 @@ from tcbench.training.caching import load_artefacts
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
 
-EMBEDDED = get_args(DataName)
+WITH_IMAGES = get_args(DataName)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Captions:
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         spec = MODELS[suite.model]
-        if suite.data == "digits" or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+        if suite.data in CLASS_DATA or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
             raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
         self.data: CaptionedName = suite.data
         self.seed, self.held_out = suite.seed, held_out
@@ -164,7 +164,7 @@ def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | Prompted
     """The suite's captions; None where samples are conditioned on classes."""
     if suite.data in PROMPT_SETS:
         return PromptedCaptions(suite, held_out=held_out)
-    return None if suite.data in ("digits", "imagenet") else Captions(suite, held_out=held_out)
+    return None if suite.data in CLASS_DATA else Captions(suite, held_out=held_out)
 
 
 def image_side(suite: Suite) -> int:
@@ -236,7 +236,7 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     Raises:
         UserError: there is nothing to train on, or it is not encoded.
     """
-    if suite.data in EMBEDDED:
+    if suite.data in WITH_IMAGES:
         data = load_images(suite.data)
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
     listing, index = list_training_images(suite), read_json(suite.latents_index)
