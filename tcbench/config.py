@@ -1,31 +1,43 @@
 """Suite configs: one YAML file each, validated as a whole before any job starts. Imports no torch."""
 
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError
 
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.metrics.catalogue import METRICS, usual_metrics
 from tcbench.models.specs import MODELS
 from tcbench.places import suite_files
 from tcbench.registry import make_method, method_names
 
 Config = TypeVar("Config", bound=BaseModel)
-METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
-READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
-"""Metrics that are more than functions of features; a suite names those it wants."""
-
-
 CLASS_DATA = ("digits", "fashion", "cifar10", "imagenet")
 """Data whose samples are conditioned on classes, not on captions."""
 
 PROMPT_SETS = ("coco", "partiprompts", "vbench")
-FEATURE_METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "feature_mse")
-"""Metrics that need an extractor."""
+
+
+def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
+    """A check that a name is known when a config is read, so that what was added since the import counts."""
+
+    def check(name: str) -> str:
+        if name not in known():
+            values = {"name": repr(name), "hint": did_you_mean(name, known())}
+            raise PydanticCustomError("unknown", "{name} is unknown; {hint}", values)
+        return name
+
+    return AfterValidator(check)
+
+
+MetricName = Annotated[str, _one_of(lambda: METRICS)]
+ModelName = Annotated[str, _one_of(lambda: MODELS)]
 
 
 class _Strict(BaseModel):
@@ -155,7 +167,7 @@ class PaperTable(_Strict):
     """
 
     title: str
-    metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
+    metrics: tuple[MetricName, ...]
     rows: tuple[str, ...] = ()
     paper: bool = True
 
@@ -259,7 +271,7 @@ class Suite(_Strict):
     description: str
     differs: str
     stands_for: PaperModel | None = None
-    model: Literal[tuple(MODELS)]  # type: ignore[valid-type]
+    model: ModelName
     weights: str | None = None
     data: Literal[("scenes", "moving", *CLASS_DATA, *PROMPT_SETS)]  # type: ignore[valid-type]
     real: Path | None = None
@@ -278,7 +290,7 @@ class Suite(_Strict):
     shard_batches: PositiveInt = 1
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
-    metrics: tuple[Literal[METRICS + READINGS], ...] = METRICS  # type: ignore[valid-type]
+    metrics: tuple[MetricName, ...] = Field(default_factory=usual_metrics)
     clip: Clip = Field(default_factory=Clip)
     image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
     vbench: VBench = Field(default_factory=VBench)
@@ -576,7 +588,7 @@ def _check_ablations(path: Path, suite: Suite) -> None:
 def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
+        given = f", not {problem['input']!r}" if problem["type"] not in ("missing", "unknown") else ""
         return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
     for part in problem["loc"][:-1]:
         if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
@@ -645,7 +657,7 @@ def _check_rows(path: Path, suite: Suite) -> None:
 
 def _check_images(path: Path, suite: Suite) -> None:
     """Where FID's features and the images of both sides come from."""
-    compared = [metric for metric in suite.metrics if metric in FEATURE_METRICS]
+    compared = [metric for metric in suite.metrics if "features" in METRICS[metric].needs]
     if compared and suite.extractor is None:
         raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
     if suite.extractor in ("fashion-cnn", "inception-v3-adm") and suite.extractor_weights is None:

@@ -41,7 +41,8 @@ from tcbench.data.prompts import read_prompts
 from tcbench.files import write_json
 from tcbench.metrics import image_reward
 from tcbench.models.adapter import ModelSpec
-from tcbench.models.specs import MODELS, build_transformer
+from tcbench.models.networks import build_transformer
+from tcbench.models.specs import MODELS
 from tests.references import image_reward as reference
 
 SPECS: dict[str, ModelSpec] = {

@@ -18,7 +18,7 @@ from tcbench.data.cifar import load_cifar10
 from tcbench.data.fashion import load_fashion
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
-from tcbench.metrics import make_extractor
+from tcbench.metrics.extractors import make_extractor
 from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.networks import load_transformer
 from tcbench.models.specs import MODELS

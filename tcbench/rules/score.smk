@@ -49,7 +49,7 @@ for group, rows in SUITE.scored_together.items():
         params:
             code=source_digest("score"),
             rows=rows,
-            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward', 'real', 'extractor_weights'}, mode='json')]
+            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include=settings_of(SUITE.metrics) | {'real', 'extractor_weights'}, mode='json')]
             + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
         log:
             f"{RESULTS}/logs/score-{group}.log",

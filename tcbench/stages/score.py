@@ -9,23 +9,18 @@ import torch
 from torch import Tensor
 
 from tcbench import stats
-from tcbench.config import READINGS, Suite
+from tcbench.config import Suite
 from tcbench.data import load_images, to_uint8
 from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
-from tcbench.metrics import (
-    METRICS,
-    Extractor,
-    Features,
-    Real,
-    Samples,
-    make_extractor,
-    real_floor,
-    score_row,
-    trajectory_mae,
-)
 from tcbench.metrics.adm import read_moments, read_reference_images
+from tcbench.metrics.catalogue import METRICS
+from tcbench.metrics.deviation import trajectory_mae
+from tcbench.metrics.extractors import Extractor, Features, make_extractor
+from tcbench.metrics.frechet import real_floor
+from tcbench.metrics.samples import Real, Samples
+from tcbench.metrics.scoring import score_row
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
@@ -118,7 +113,7 @@ def read_images(suite: Suite, row: str) -> tuple[dict[str, Any], dict[str, Tenso
         UserError: as `read_shards`.
     """
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
-    if any(name in READINGS or "images" in METRICS[name].needs for name in suite.metrics):
+    if any({"images", "reading"} & METRICS[name].needs for name in suite.metrics):
         along["image"] = 0
     parts = [{key: part[key] for key in along} for part in read_shards(suite, row)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
