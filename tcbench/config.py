@@ -9,19 +9,16 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_core import PydanticCustomError
 
+from tcbench.data.source import DataSource, PromptSet
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
-from tcbench.metrics.catalogue import METRICS, usual_metrics
+from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
 from tcbench.models.specs import MODELS
 from tcbench.places import suite_files
-from tcbench.registry import make_method, method_names
+from tcbench.registry import data_names, data_source, make_method, method_names
 
 Config = TypeVar("Config", bound=BaseModel)
-CLASS_DATA = ("digits", "fashion", "cifar10", "imagenet")
-"""Data whose samples are conditioned on classes, not on captions."""
-
-PROMPT_SETS = ("coco", "partiprompts", "vbench")
 
 
 def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -38,6 +35,8 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
 
 MetricName = Annotated[str, _one_of(lambda: METRICS)]
 ModelName = Annotated[str, _one_of(lambda: MODELS)]
+DataName = Annotated[str, _one_of(data_names)]
+ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
 
 
 class _Strict(BaseModel):
@@ -247,6 +246,7 @@ class Suite(_Strict):
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
         data: what samples show: a data set of the package, which scores compare with and training uses, too; prompts
             of a published set; or ImageNet's classes in turn.
+        data_folder: where the files of `data` are, if not where they usually are.
         real: what scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz).
         training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
         extractor: features behind FID and friends; none where no metric needs any.
@@ -273,10 +273,11 @@ class Suite(_Strict):
     stands_for: PaperModel | None = None
     model: ModelName
     weights: str | None = None
-    data: Literal[("scenes", "moving", *CLASS_DATA, *PROMPT_SETS)]  # type: ignore[valid-type]
+    data: DataName
+    data_folder: Path | None = None
     real: Path | None = None
     training: Images | None = None
-    extractor: Literal["digits-cnn", "digit-reader", "fashion-cnn", "inception-v3-adm"] | None = None
+    extractor: ExtractorName | None = None
     extractor_weights: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     tf32: bool = False
@@ -306,6 +307,23 @@ class Suite(_Strict):
     text_encoder: Path | None = None
     latents: Latents | None = None
     files: dict[str, File] = {}
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return data_source(self.data, self.data_folder)
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Everything in the config that the data set's images depend on, and what identifies files of yours."""
+        if self.data_folder is None:
+            return {"data": self.data}
+        return {"data": self.data, "data_folder": str(self.data_folder), "data_files": self.source.fingerprint()}
+
+    @property
+    def captions_of_real(self) -> Path | None:
+        """The file that says what the images of `real` show, where the prompts' file does."""
+        return self.prompts.file if isinstance(self.source, PromptSet) and self.source.describes_images else None
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -435,9 +453,10 @@ class Suite(_Strict):
     def training_settings(self, row: str) -> dict[str, Any]:
         """Everything in the config that what is trained for a row depends on."""
         shared = self.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed", "tf32"},
+            include={"model", "weights", "guidance", "spacing", "solver", "training_seed", "tf32"},
             mode="json",
         )
+        shared |= self.data_settings
         method = self.method(row)
         if self.training:  # read by a text encoder, seen through an autoencoder
             shared |= self.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
@@ -641,7 +660,8 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
             raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
-    if suite.data in PROMPT_SETS and suite.data != "partiprompts" and suite.prompts.file is None:
+    data = suite.source
+    if isinstance(data, PromptSet) and data.shipped is None and suite.prompts.file is None:
         raise UserError(
             f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
         )
@@ -660,10 +680,14 @@ def _check_images(path: Path, suite: Suite) -> None:
     compared = [metric for metric in suite.metrics if "features" in METRICS[metric].needs]
     if compared and suite.extractor is None:
         raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
-    if suite.extractor in ("fashion-cnn", "inception-v3-adm") and suite.extractor_weights is None:
+    if suite.extractor and not EXTRACTORS[suite.extractor].ships and suite.extractor_weights is None:
         raise UserError(f"{path}: extractor_weights: those of {suite.extractor} do not ship; name their file")
-    if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
+    if compared and suite.real is None and not suite.source.brings_images:
         raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.source.takes_folder and suite.source.folder is None:
+        raise UserError(f"{path}: data_folder: data {suite.data!r} are files of yours; name their folder")
+    if suite.data_folder and not suite.source.takes_folder:
+        raise UserError(f"{path}: data_folder: data {suite.data!r} are not read from a folder; remove it")
     if suite.training and suite.latents is None:
         raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
 

@@ -12,10 +12,10 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from tcbench.config import load_suite
-from tcbench.data import fashion as fashion_module
-from tcbench.data import load_images, to_uint8
-from tcbench.data.cifar import load_cifar10
-from tcbench.data.fashion import load_fashion
+from tcbench.data import to_uint8
+from tcbench.data.sets import fashion as fashion_module
+from tcbench.data.sets.cifar10 import Cifar10
+from tcbench.data.sets.fashion import Fashion
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors
 from tcbench.metrics.extractors import make_extractor
@@ -23,10 +23,11 @@ from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.networks import load_transformer
 from tcbench.models.specs import MODELS
 from tcbench.needs import needs
+from tcbench.registry import data_source
 from tcbench.stages import pretrain as pretrain_module
 from tcbench.stages import trial
 from tcbench.stages.pretrain import pretrain
-from tcbench.training.base import RECIPES, PretrainRecipe
+from tcbench.training.base import PretrainRecipe
 
 CONFIG = Path(__file__).parent.parent / "config" / "fashion.yaml"
 SMALL = MODELS["fashion-dit"].model_copy(update={"num_blocks": 2, "num_heads": 1, "patch_size": 8})
@@ -59,21 +60,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / f"{prefix}-labels-idx1-ubyte").write_bytes(content[f"{prefix}-labels-idx1-ubyte"])
         digests[part] = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
     monkeypatch.setattr(fashion_module, "_SHA256", digests)
-    monkeypatch.setattr(fashion_module, "FOLDERS", (tmp_path / "nowhere", root))
+    monkeypatch.setattr(Fashion, "usual_folders", (tmp_path / "nowhere", root))
     return root
 
 
 def test_fashion_is_read_as_it_is_with_a_margin(folder: Path) -> None:
     for part, count in (("train", 120), ("test", 40)):
         images, labels = drawn(part, count)
-        data = load_fashion(part, folder)
+        data = Fashion(folder).images(held_out=part == "test")
         assert (data.images.shape, data.images.dtype) == ((count, 1, 32, 32), torch.float32)
         assert torch.equal(to_uint8(data.images)[:, 0, 2:-2, 2:-2], torch.from_numpy(images))
         margin = torch.ones(32, 32, dtype=torch.bool)
         margin[2:-2, 2:-2] = False
         assert (data.images[:, 0, margin] == -1).all()
         assert data.labels.tolist() == labels.tolist()
-        found = load_images("fashion", held_out=part == "test")  # in the second of the usual folders
+        found = data_source("fashion").images(held_out=part == "test")  # in the second of the usual folders
         assert torch.equal(found.images, data.images)
 
 
@@ -82,15 +83,15 @@ def test_fashion_files_are_checked(folder: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"\x00")
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte: holds sha256 .*; get Fashion-MNIST again"):
-        load_fashion("test", folder)
-    assert len(load_fashion("train", folder)) == 120  # whose files are whole
+        Fashion(folder).images(held_out=True)
+    assert len(Fashion(folder).images()) == 120  # whose files are whole
     path.unlink()
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte\.gz: not found; install Debian's"):
-        load_fashion("test", folder)
+        Fashion(folder).images(held_out=True)
     packed = folder / "train-images-idx3-ubyte.gz"
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
-        load_fashion("train", folder)
+        Fashion(folder).images()
 
 
 def test_cifar_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +114,13 @@ def test_cifar_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(CIFAR10, "train_list", batches[:2])
     monkeypatch.setattr(CIFAR10, "test_list", batches[2:])
     monkeypatch.setattr(CIFAR10, "meta", {"filename": names, "key": "label_names", "md5": digest})
-    train, test = load_cifar10("train", tmp_path), load_cifar10("test", tmp_path)
+    train, test = Cifar10(tmp_path).images(), Cifar10(tmp_path).images(held_out=True)
     assert (train.images.shape, train.images.dtype) == ((6, 3, 32, 32), torch.float32)
     assert torch.equal(to_uint8(torch.cat([train.images, test.images])), torch.from_numpy(pixels))
     assert (train.labels.tolist(), test.labels.tolist()) == ([3, 1, 4, 1, 5, 9], [2, 6])
     (root / "test_batch").write_bytes(b"else")
     with pytest.raises(UserError, match="missing or damaged; let torchvision download CIFAR10 into"):
-        load_cifar10("test", tmp_path)
+        Cifar10(tmp_path).images(held_out=True)
 
 
 def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,9 @@ def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: py
     changes = {"iterations": 30, "batch_size": 16, "warmup": 2, "log_every": 15}
     pretrain(suite, "denoiser", tmp_path, changes | ON_A_CPU | {"ema": 0.5})
     log = read_json(tmp_path / "denoiser-log.json")
-    assert PretrainRecipe(**log["recipe"]) == RECIPES["fashion"].model_copy(update=changes | ON_A_CPU | {"ema": 0.5})
+    assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(
+        **Fashion.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
+    )
     assert log["history"][1]["held_out_loss"] < log["history"][0]["held_out_loss"] < 1
     load_transformer(SMALL, tmp_path / "denoiser.safetensors")
 
@@ -148,7 +151,7 @@ def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: py
     history = read_json(tmp_path / "classifier-log.json")["history"]
     assert history[-1]["loss"] < history[0]["loss"]
     extractor = make_extractor("fashion-cnn", tmp_path / "classifier.safetensors")
-    features = extractor.extract(to_uint8(load_images("fashion", held_out=True).images))
+    features = extractor.extract(to_uint8(data_source("fashion").images(held_out=True).images))
     shapes = {name: tuple(values.shape) for name, values in vars(features).items()}
     assert shapes == {"pooled": (40, 128), "spatial": (40, 448), "logits": (40, 10)}
     with pytest.raises(UserError, match="have no classifier to train; known: digits, fashion"):

@@ -113,8 +113,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("replay", {"engine", "fused", "method", "models", "sampling"}),
         ("places", {"errors"}),
         ("sources", {"files", "places"}),
-        ("registry", {"errors", "method", "places"}),
-        ("config", {"errors", "files", "method", "metrics", "models", "places", "registry"}),
+        ("registry", {"data", "errors", "method", "places"}),
+        ("config", {"data", "errors", "files", "method", "metrics", "models", "places", "registry"}),
         ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
         ("workflow", {"config", "errors", "places", "speed_config"}),
         ("costing", {"ledger", "method", "models", "shapes", "timesteps", "training", "unseen"}),
@@ -156,7 +156,9 @@ LIGHT = [
     *("places", "workflow", "shapes", "guidance"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
     *("registry", "config", "borrowing", "speed_config", "cli", "files", "sources", "needs"),
-    *("data/__init__", "data/images", "data/prompts", "metrics/__init__", "metrics/catalogue"),
+    *(f"data/sets/{path.stem}" for path in files("data/sets")),
+    *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
+    *("metrics/__init__", "metrics/catalogue"),
     *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
 ]
 

@@ -1,9 +1,9 @@
-"""Images or videos with what conditions them, behind one interface and integrity-checked."""
+"""Images or videos with what conditions them, behind one interface and integrity-checked; the sets are in `sets`."""
 
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +12,6 @@ from tcbench.errors import UserError
 if TYPE_CHECKING:  # who only lists files (`tcbench.data.images`) must not pay for importing torch
     import torch
     from torch import Tensor
-
-DataName = Literal["digits", "scenes", "moving", "fashion", "cifar10"]
-Part = Literal["train", "test"]
-"""Of a data set that comes divided into what is trained on and what is held out."""
 
 _DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
@@ -45,46 +41,9 @@ class Dataset:
         return Dataset(self.images.to(device), self.labels.to(device))
 
 
-def load_images(name: DataName, held_out: bool = False) -> Dataset:
-    """Load a data set.
-
-    "digits" is scikit-learn's copy of the UCI optical digits test set: 1797 images of 8x8 with 17 grey levels,
-    enlarged to 16x16 with PIL's bicubic kernel (sharper strokes than bilinear, by eye).
-    "scenes" and "moving" are drawn from it with captions (`tcbench.data.captioned`), 2048 of each kind.
-    "fashion" and "cifar10" are read from files that do not ship (`tcbench.data.fashion`, `tcbench.data.cifar`).
-
-    Args:
-        held_out: captions and handwriting, or a part of the files, that no model is trained on. The digits have no such
-            part: their classes are all there is to condition on.
-
-    Raises:
-        UserError: the name is unknown, or the copy is missing or not the one the models were trained on.
-    """
-    if name == "digits":
-        import torch.nn.functional as F
-
-        digits = handwriting()
-        images = F.interpolate(digits.images, size=16, mode="bicubic", align_corners=False, antialias=True)
-        return Dataset(images.clamp(-1, 1), digits.labels)
-    if name not in get_args(DataName):
-        raise UserError(f"data {name!r}: no images of it are read here; known: {', '.join(get_args(DataName))}")
-    part: Part = "test" if held_out else "train"
-    if name == "fashion":
-        from tcbench.data.fashion import load_fashion  # which builds on this module, as do the others
-
-        return load_fashion(part)
-    if name == "cifar10":
-        from tcbench.data.cifar import load_cifar10
-
-        return load_cifar10(part)
-    from tcbench.data.captioned import compose
-
-    return compose(name, range(2048), held_out)
-
-
 @lru_cache
 def handwriting() -> Dataset:
-    """The digits as they come, [1797, 1, 8, 8]; see `load_images`."""
+    """The digits as they come, [1797, 1, 8, 8]; see `tcbench.data.sets.digits`."""
     import torch
     from sklearn.datasets import load_digits  # takes two seconds, which what only samples does without
 

@@ -60,8 +60,12 @@ class Metric:
 
     def function(self) -> Callable[..., Any]:
         """What `load` names, imported."""
-        module, name = self.load.split(":")
-        return getattr(import_module(module), name)
+        return _loaded(self.load)
+
+
+def _loaded(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(module), name)
 
 
 _SET, _READING = "tcbench.metrics.functions", frozenset[Need]({"reading"})
@@ -139,6 +143,32 @@ METRICS: dict[str, Metric] = {
     )
 }
 """By name, in the order of tables that list all they have."""
+
+
+@dataclass(frozen=True)
+class ExtractorEntry:
+    """A network whose features metrics compare.
+
+    Attributes:
+        load: "module:class", a `tcbench.metrics.extractors` network.
+        ships: whether its weights do; a suite must name those of others.
+    """
+
+    load: str
+    ships: bool = True
+
+    def network(self) -> Any:
+        """The class, imported."""
+        return _loaded(self.load)
+
+
+_NETWORKS = "tcbench.metrics.extractors"
+EXTRACTORS = {
+    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor"),
+    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor"),
+    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", ships=False),
+    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", ships=False),
+}
 
 
 def find_metric(name: str) -> Metric:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tcbench.assets import locate
 from tcbench.errors import UserError
 from tcbench.files import sha256
+from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.metrics.deviation import require_finite
 from tcbench.metrics.readings import frames
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
@@ -94,6 +95,7 @@ class _Network(FeatureExtractorBase):
 class _Classifier(_Network):
     """A network of the package; what is not "spatial" or "logits" is called by its number of channels."""
 
+    NETWORK: ClassVar[type[torch.nn.Module] | None] = None  # the class that `tcbench pretrain` trains as a classifier
     network: torch.nn.Module
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -110,6 +112,7 @@ class DigitsExtractor(_Classifier):
 
     LAYERS = ("64", "spatial", "logits")
     IMAGE_SHAPE = (1, 16, 16)
+    NETWORK = DigitsCNN
 
     def __init__(
         self,
@@ -144,6 +147,7 @@ class FashionExtractor(_Classifier):
 
     LAYERS = ("128", "spatial", "logits")
     IMAGE_SHAPE = (1, 32, 32)
+    NETWORK = FashionCNN
 
     def __init__(
         self,
@@ -203,14 +207,8 @@ class InceptionADM(_Network):
         return tuple(layers[layer] for layer in self.features_list)
 
 
-EXTRACTORS: dict[str, type[_Network]] = {
-    "digits-cnn": DigitsExtractor,
-    "digit-reader": ReaderExtractor,
-    "fashion-cnn": FashionExtractor,
-    "inception-v3-adm": InceptionADM,
-}
-for _name, _network in EXTRACTORS.items():
-    register_feature_extractor(_name, _network)
+for _name, _entry in EXTRACTORS.items():
+    register_feature_extractor(_name, _entry.network())
 
 
 @dataclass(frozen=True)
@@ -267,7 +265,8 @@ def make_extractor(
     digest = digest or (INCEPTION_SHA256 if name == "inception-v3-adm" else None)
     if weights is not None and digest is not None:
         _check_digest(locate(weights), digest)
-    network = EXTRACTORS[name](name, list(EXTRACTORS[name].LAYERS), weights)
+    kind = EXTRACTORS[name].network()
+    network = kind(name, list(kind.LAYERS), weights)
     return Extractor(name, network.requires_grad_(False).eval().to(device), torch.device(device))
 
 

@@ -1,22 +1,20 @@
 """Make the shipped weights again from scratch: an embedded suite's denoiser and the networks of its metrics."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from tcbench.config import Suite
-from tcbench.data import DataName, Dataset, load_images, split
-from tcbench.data.captioned import compose
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.models.specs import MODELS
+from tcbench.registry import data_names, data_source
 from tcbench.stages.common import device_of
-from tcbench.training.base import RECIPES, PretrainRecipe, Target, pretrain_denoiser
-from tcbench.training.classifier import CLASSIFIERS, ClassifierRecipe, train_classifier
+from tcbench.training.base import PretrainRecipe, Target, pretrain_denoiser
+from tcbench.training.classifier import ClassifierRecipe, train_classifier
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, train_reader
-
-Recipe = TypeVar("Recipe")
 
 
 def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> None:
@@ -29,8 +27,8 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
     device = device_of(suite)
     try:
         if what == "denoiser":
-            recipe = PretrainRecipe(**_of(suite, RECIPES, what).model_dump() | changes)
-            data = _parts(suite.data, recipe.examples)
+            recipe = PretrainRecipe(**_recipe(suite, what) | changes)
+            data = suite.source.parts(recipe.examples)
             target: Target = "v" if suite.solver == "euler_ancestral" else "eps"
             pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
         elif what == "reader":
@@ -38,26 +36,17 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
         elif what == "clip":
             train_clip(ClipRecipe(**changes), device, weights, log)
         else:
-            network, shipped = _of(suite, CLASSIFIERS, what)
-            classifier = ClassifierRecipe(**shipped.model_dump() | changes)
-            train_classifier(load_images(suite.data), classifier, device, weights, log, network)
+            classifier = ClassifierRecipe(**_recipe(suite, what) | changes)
+            network = EXTRACTORS[str(suite.extractor)].network().NETWORK
+            train_classifier(suite.source.images(), classifier, device, weights, log, network)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"--set {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from error
 
 
-def _of(suite: Suite, recipes: dict[str, Recipe], what: str) -> Recipe:
-    if suite.data not in recipes:
-        raise UserError(
-            f"suite {suite.suite}: data {suite.data!r} have no {what} to train; known: {', '.join(recipes)}"
-        )
-    return recipes[suite.data]
-
-
-def _parts(name: DataName, examples: int) -> tuple[Dataset, Dataset]:
-    """(what a denoiser trains on, what is held out of it)."""
-    if name == "digits":
-        return split(load_images(name))
-    if name in ("scenes", "moving"):
-        return compose(name, range(examples), held_out=False), compose(name, range(512), held_out=True)
-    return load_images(name), load_images(name, held_out=True)[:512]
+def _recipe(suite: Suite, what: str) -> dict[str, Any]:
+    """In which the data set's recipe differs from the defaults."""
+    if what not in (recipes := suite.source.recipes):
+        known = [name for name in data_names() if what in data_source(name).recipes]
+        raise UserError(f"suite {suite.suite}: data {suite.data!r} have no {what} to train; known: {', '.join(known)}")
+    return dict(recipes[what])

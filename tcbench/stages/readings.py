@@ -62,7 +62,7 @@ def _kept(
 ) -> dict[str, Tensor]:
     path = suite.folder / "readings" / f"{row}.safetensors"
     settings = suite.model_dump(include=settings_of(suite.metrics), mode="json")
-    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score")])
+    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=suite.data)])
     if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
         return stored[0]
     media, captions = to_uint8(tensors["image"]), captions_of(row, manifest, tensors)

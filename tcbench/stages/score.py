@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tcbench import stats
 from tcbench.config import Suite
-from tcbench.data import load_images, to_uint8
+from tcbench.data import to_uint8
 from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
@@ -70,15 +70,15 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     if extractor is None:
         return Real(Features.none(0))
     if (real := suite.real) is None:
-        return Real(extractor.extract(to_uint8(load_images(suite.data).images)))
+        return Real(extractor.extract(to_uint8(suite.source.images().images)))
     from tcbench.stages.common import image_side  # brings diffusers along, three seconds
 
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
-        key = digest([sha256(real), suite.extractor, source_digest("score")])
+        key = digest([sha256(real), suite.extractor, source_digest("score", data=suite.data)])
         return Real(_kept(path, key, lambda: extractor.extract(read_reference_images(real))), read_moments(real))
-    listing = list_images(real, suite.prompts.file if suite.data == "coco" else None)
-    key = digest([listing.digest, side, suite.extractor, source_digest("score")])
+    listing = list_images(real, suite.captions_of_real)
+    key = digest([listing.digest, side, suite.extractor, source_digest("score", data=suite.data)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
 
@@ -185,7 +185,7 @@ def _samples(
     features = Features.none(manifest["samples"])
     if extractor is not None:
         path = suite.folder / "features" / f"{row}.safetensors"
-        key = digest([manifest["shards"], suite.extractor, source_digest("score")])
+        key = digest([manifest["shards"], suite.extractor, source_digest("score", data=suite.data)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(suite, row))
         features = _kept(path, key, lambda: Features.joined(parts))
     read, not_run = read_samples(suite, row, manifest, tensors, scorers)

@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from tcbench.data import Dataset, to_uint8
-from tcbench.data.fashion import load_fashion
+from tcbench.data.sets.fashion import Fashion
 from tcbench.files import read_json, read_tensors, write_json, write_shards
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.models.adapter import Adapter
@@ -27,8 +27,8 @@ from tcbench.models.networks import load_transformer, make_adapter
 from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.report.grids import grid, save_grid
 from tcbench.sampling import ReferenceDDIM, initial_noise, sample_labels
-from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
-from tcbench.training.classifier import CLASSIFIERS, train_classifier
+from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
+from tcbench.training.classifier import ClassifierRecipe, train_classifier
 from tcbench.training.common import deterministic
 
 SEED = 1
@@ -164,17 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     spec = DiTSpec(**MODELS["fashion-dit"].model_dump() | _values(options.model))
-    recipe = PretrainRecipe(**RECIPES["fashion"].model_dump() | _values(options.set))
+    recipe = PretrainRecipe(**dict(Fashion.recipes["denoiser"]) | _values(options.set))
     work = options.work or options.out
     work.mkdir(parents=True, exist_ok=True)
-    train, test = (load_fashion(part, options.data)[: options.limit] for part in ("train", "test"))
+    train, test = (Fashion(options.data).images(held_out)[: options.limit] for held_out in (False, True))
     say(f"{len(train)} images to train on, {len(test)} held out; {device}")
 
     classifier = work / "classifier.safetensors"
     if not classifier.exists():
-        kind, recipe_of_it = CLASSIFIERS["fashion"]
-        classifier_recipe = recipe_of_it.model_copy(update=_values(options.classifier))
-        train_classifier(train, classifier_recipe, device, classifier, work / "classifier-log.json", kind)
+        classifier_recipe = ClassifierRecipe(**dict(Fashion.recipes["classifier"]) | _values(options.classifier))
+        train_classifier(train, classifier_recipe, device, classifier, work / "classifier-log.json", FashionCNN)
     network = load_classifier(FashionCNN, classifier, device)
     images, real = train.images.to(device), test.images.to(device)
     judge = Judge.of(network, real)

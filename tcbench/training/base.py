@@ -29,7 +29,7 @@ from tcbench.training.common import deterministic, provenance, require_finite
 
 
 class PretrainRecipe(BaseModel):
-    """How to train a denoiser; `RECIPES` with `bfloat16` and `compile`, on a GPU, made the shipped weights."""
+    """How to train a denoiser; a data set's, with `bfloat16` and `compile` on a GPU, made the shipped weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,17 +64,6 @@ SCHEDULERS: dict[Target, DDPMScheduler] = {
     ),
 }
 """Linear betas; the noise is predicted, or the velocity with the last timestep pure noise (Open-Sora-Plan)."""
-
-
-RECIPES: dict[str, PretrainRecipe] = {
-    "digits": PretrainRecipe(),
-    "scenes": PretrainRecipe(iterations=15000, affine=Affine()),
-    "moving": PretrainRecipe(iterations=12000, batch_size=128, learning_rate=1.5e-3, affine=Affine()),
-    "fashion": PretrainRecipe(
-        iterations=12000, learning_rate=1e-3, ema=0.9995, affine=Affine(), bfloat16=True, compile=True
-    ),
-}
-"""How each suite's denoiser is trained; captioned examples vary enough as they are composed."""
 
 
 class Conditioned(nn.Module):

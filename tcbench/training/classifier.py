@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tcbench.data import Dataset, split
 from tcbench.data.augment import Affine
 from tcbench.files import write_json, write_tensors
-from tcbench.models.classifier import DigitsCNN, FashionCNN
+from tcbench.models.classifier import DigitsCNN
 from tcbench.training.common import deterministic, provenance, require_finite
 
 
@@ -30,18 +30,6 @@ class ClassifierRecipe(BaseModel):
     affine: Affine = Affine(rotation=10, scale=0.1, shift=1)
     log_every: int = Field(default=250, gt=0, description="iterations")
     seed: int = 0
-
-
-CLASSIFIERS: dict[str, tuple[type[nn.Module], ClassifierRecipe]] = {
-    "digits": (DigitsCNN, ClassifierRecipe()),
-    "fashion": (
-        FashionCNN,  # 20 passes over the images
-        ClassifierRecipe(
-            iterations=2400, batch_size=512, affine=Affine(rotation=5, scale=0.05, shift=1), log_every=400
-        ),
-    ),
-}
-"""The classifier of a data set and how it is trained."""
 
 
 def train_classifier(
