@@ -141,9 +141,8 @@ def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: py
     changes = {"iterations": 30, "batch_size": 16, "warmup": 2, "log_every": 15}
     pretrain(suite, "denoiser", tmp_path, changes | ON_A_CPU | {"ema": 0.5})
     log = read_json(tmp_path / "denoiser-log.json")
-    assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(
-        **Fashion.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
-    )
+    recipe = Fashion.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
+    assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(**recipe)
     assert log["history"][1]["held_out_loss"] < log["history"][0]["held_out_loss"] < 1
     load_transformer(SMALL, tmp_path / "denoiser.safetensors")
 

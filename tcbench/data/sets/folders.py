@@ -23,6 +23,7 @@ class Folders(DataSource):
 
     name = "folders"
     conditioning = "class"
+    recipes = {"denoiser": {}}
     takes_folder = True
     get = "it is yours: a folder per class inside, with RGB images of one size"
 
