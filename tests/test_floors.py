@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tcbench.models.adapter import Adapter, Text
-from tcbench.models.networks import make_adapter as adapt
+from tcbench.models.specs import make_adapter as adapt
 from tcbench.sampling import ReferenceDDIM, guide
 from tests.conftest import make_adapter, model_inputs
 from tests.floors import NETWORK, TRAJECTORY, Floor, assert_close, deviation

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tcbench.errors import UserError
 
-if TYPE_CHECKING:  # who only lists files (`tcbench.data.images`) must not pay for importing torch
+if TYPE_CHECKING:  # a config is checked, and files are listed, without torch
     import torch
     from torch import Tensor
 
@@ -44,6 +42,7 @@ class Dataset:
 @lru_cache
 def handwriting() -> Dataset:
     """The digits as they come, [1797, 1, 8, 8]; see `tcbench.data.sets.digits`."""
+    import numpy as np
     import torch
     from sklearn.datasets import load_digits  # takes two seconds, which what only samples does without
 
@@ -58,6 +57,7 @@ def handwriting() -> Dataset:
 
 def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split into (train, held out), with the classes in equal proportion; the same split on every machine."""
+    import numpy as np
     import torch
     from sklearn.model_selection import train_test_split
 
