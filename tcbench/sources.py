@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.files import digest, sha256
-from tcbench.places import PACKAGE, method_file
+from tcbench.places import PACKAGE, data_file, method_file
 
 _MODEL = [
     *("assets.py", "groups.py"),
@@ -20,10 +20,7 @@ _ENGINE = [
     *(f"kernels/{path.name}" for path in sorted((PACKAGE / "kernels").glob("*.py"))),
     *_MODEL,
 ]
-_DATA = [
-    f"data/{name}.py"
-    for name in ("__init__", "captions", "captioned", "scenes", "moving", "prompts", "images", "videos")
-]
+_DATA = [f"data/{name}.py" for name in ("__init__", "source", "captions", "captioned", "prompts", "images", "videos")]
 _STAGE = [  # artefacts are loaded there
     *_ENGINE,
     *(f"training/{name}.py" for name in ("caching", "routers", "common")),
@@ -40,6 +37,7 @@ _SCORE = [
     "stats.py",
     *(f"models/{name}.py" for name in ("classifier", "reader", "digits_clip")),
     *_DATA,
+    *(f"data/sets/{name}.py" for name in ("scenes", "moving")),  # whose captions the digit reader checks
     *(f"stages/{name}.py" for name in ("score", "readings", "vbench")),
 ]
 
@@ -64,15 +62,19 @@ STAGES: dict[str, list[str]] = {
 }
 
 
-def source_files(stage: str, *methods: str) -> list[Path]:
-    """A stage's sources and the files of the methods involved."""
-    return [PACKAGE / name for name in STAGES[stage]] + [method_file(name) for name in methods]
+def source_files(stage: str, *methods: str, data: str | None = None) -> list[Path]:
+    """A stage's sources, and the files of the methods and of the data set involved."""
+    return [
+        *(PACKAGE / name for name in STAGES[stage]),
+        *(method_file(name) for name in methods),
+        *([data_file(data)] if data else []),
+    ]
 
 
 @lru_cache
-def source_digest(stage: str, *methods: str) -> str:
-    """Identifies the code of a stage and of the methods involved by content alone, wherever it lies.
+def source_digest(stage: str, *methods: str, data: str | None = None) -> str:
+    """Identifies the code of a stage, of the methods and of the data set involved by content alone, wherever it lies.
 
     Rules have this as a parameter, not the files as inputs, so that a moved checkout runs nothing again.
     """
-    return digest([sha256(path) for path in source_files(stage, *methods)])
+    return digest([sha256(path) for path in source_files(stage, *methods, data=data)])

@@ -39,13 +39,13 @@ from transformers import (
 )
 
 from tcbench.config import Suite, load_suite
-from tcbench.data.prompts import read_prompts
 from tcbench.files import write_json
 from tcbench.metrics import image_reward
 from tcbench.models.adapter import ModelSpec
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
+from tcbench.registry import data_source
 from tests.references import image_reward as reference
 
 SPECS: dict[str, ModelSpec] = {
@@ -204,7 +204,7 @@ def sentencepiece_model(bytes_too: bool) -> bytes:
     """A spiece.model: padding 0, end 1, unknown 2, no beginning; mT5's falls back to bytes, T5's does not."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(read_prompts("partiprompts")[:300]), model_writer=model, vocab_size=500,
+        sentence_iterator=iter(data_source("partiprompts").prompts()[:300]), model_writer=model, vocab_size=500,
         byte_fallback=bytes_too, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
     )  # fmt: skip
     return model.getvalue()

@@ -59,7 +59,7 @@ class Colours(extractors._Network):
 def folder(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the official files at toy size, and `Colours` as Inception."""
     (paper_folder / INCEPTION).write_bytes(b"any")
-    monkeypatch.setitem(extractors.EXTRACTORS, "inception-v3-adm", Colours)
+    monkeypatch.setattr(extractors, "InceptionADM", Colours)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(paper_folder / INCEPTION))
     monkeypatch.setattr(encode, "SHARD", 3)
     monkeypatch.setattr(encode, "BATCH", 2)

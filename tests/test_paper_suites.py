@@ -14,12 +14,12 @@ from tcbench.cli import main
 from tcbench.config import Images, Suite, load_suite
 from tcbench.costing import macs_of
 from tcbench.data import to_uint8
-from tcbench.data.prompts import read_prompts
 from tcbench.errors import NotRun, UserError
 from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
 from tcbench.models.specs import MODELS
 from tcbench.needs import needs
+from tcbench.registry import data_source
 from tcbench.stages.common import autoencoder_digests, load_adapter, load_captions, load_decoder, load_examples
 from tcbench.stages.readings import load_scorers
 from tcbench.stages.render import _first_images
@@ -118,7 +118,7 @@ def test_every_official_file_is_read(path: Path, paper_folder: Path, capsys: pyt
 
 
 def test_partiprompts_ship() -> None:
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     assert len(prompts) == len(set(prompts)) == 1632
     assert prompts[0] == "bond" and all(prompt == prompt.strip() and "\t" not in prompt for prompt in prompts)
 
@@ -130,19 +130,19 @@ def test_first_captions_by_image(tmp_path: Path) -> None:
         {"image_id": 9, "id": 4, "caption": "nine "},
     ]
     write_json(tmp_path / "captions.json", {"annotations": annotations})
-    assert read_prompts("coco", tmp_path / "captions.json") == ("two", "nine")
+    assert data_source("coco").prompts(tmp_path / "captions.json") == ("two", "nine")
 
 
 def test_vbench_prompts_once_each(tmp_path: Path) -> None:
     write_json(tmp_path / "full.json", [{"prompt_en": name, "dimension": []} for name in ("b", "a", "b")])
-    assert read_prompts("vbench", tmp_path / "full.json") == ("b", "a")
+    assert data_source("vbench").prompts(tmp_path / "full.json") == ("b", "a")
 
 
 def test_captions_are_cleaned_as_pixart_alphas() -> None:
     """Markup, addresses and brackets go, dashes and quotes are made alike, and the case is lowered."""
     given = ["A <b>Dog</b> (see www.dogs.com) – by @rex", "The corgi’s HEAD"]
     assert clean_captions(given) == ["a dog see - by", "the corgi's head"]
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     changed = [old for old, new in zip(prompts, clean_captions(prompts), strict=True) if new != old.lower()]
     assert len(changed) == 25
 
@@ -162,7 +162,7 @@ def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: str | No
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        read_prompts(name, path)
+        data_source(name).prompts(path)
     assert str(path) in str(caught.value) and says in str(caught.value)
 
 
@@ -276,7 +276,7 @@ def suite(paper_folder: Path) -> Suite:
 def test_prompts_become_images_and_scores(suite: Suite) -> None:
     sample_rows(suite, ("plain",))
     manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     assert manifest["captions"] == [prompts[0]] * 3 + [prompts[1]]
     parts = [read_tensors(path)[0] for path in sorted((suite.folder / "samples" / "plain").glob("*.safetensors"))]
     assert parts[0]["image"].shape == (2, 3, 32, 32) and parts[0]["image"].dtype == torch.uint8

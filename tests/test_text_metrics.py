@@ -16,14 +16,17 @@ from open_clip.openai import load_openai_model
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig
 
-from tcbench.config import METRICS, load_suite
+from tcbench.config import load_suite
 from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
 from tcbench.files import write_json, write_tensors
-from tcbench.metrics import Features, Real, Samples, score_row
+from tcbench.metrics.catalogue import usual_metrics
 from tcbench.metrics.clip import load_clip
+from tcbench.metrics.extractors import Features
 from tcbench.metrics.image_reward import load_image_reward
 from tcbench.metrics.readings import temporal_flickering
+from tcbench.metrics.samples import Real, Samples
+from tcbench.metrics.scoring import score_row
 from tcbench.metrics.vbench import DIMENSIONS, table, total
 from tcbench.stages import vbench, vbench_process
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
@@ -287,7 +290,7 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suite = make_suite(
         tmp_path,
-        metrics=[*METRICS, "image_reward", "vbench", "temporal_flickering"],
+        metrics=[*usual_metrics(), "image_reward", "vbench", "temporal_flickering"],
         image_reward={"weights": str(tmp_path / "absent.pt")},
     )
     scorers = load_scorers(suite)

@@ -253,6 +253,17 @@ MODELS: dict[str, ModelSpec] = {
             guided_channels=1,
             weights="digits/denoiser.safetensors",
         ),
+        DiTSpec(  # as deep as DiT-XL/2 and with as many tokens, so that shares of a step's MACs are the paper's
+            name="fashion-dit",
+            num_blocks=28,
+            num_heads=3,
+            head_dim=64,
+            sample_size=32,
+            in_channels=1,
+            out_channels=1,
+            num_classes=10,
+            guided_channels=1,
+        ),
         PixArtSpec(
             name="scenes-pixart",
             num_blocks=14,

@@ -20,7 +20,7 @@ for name, ablation in SUITE.ablation_suites.items():
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
         params:
-            code=source_digest("ablate", *sorted({ablation.rows[row].method for row in ablation.own})),
+            code=source_digest("ablate", *sorted({ablation.rows[row].method for row in ablation.own}), data=SUITE.data),
             name=name,
             settings=[ablation.metrics, ablation.extractor, *(ablation.row_settings(row) for row in ablation.own)],
         log:

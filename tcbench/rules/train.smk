@@ -22,7 +22,7 @@ rule train:
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
-        code=lambda w: source_digest("train", SUITE.holding(w.row).rows[w.row].method),
+        code=lambda w: source_digest("train", SUITE.holding(w.row).rows[w.row].method, data=SUITE.data),
         settings=lambda w: SUITE.holding(w.row).training_settings(w.row),
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
@@ -43,7 +43,7 @@ rule diagnose:
     output:
         f"{RESULTS}/diagnostics/{{row}}.json",
     params:
-        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method),
+        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method, data=SUITE.data),
         settings=lambda w: [SUITE.training_settings(w.row), SUITE.diagnostics_pairs],
     log:
         f"{RESULTS}/logs/diagnose-{{row}}.log",

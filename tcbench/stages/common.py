@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tcbench.assets import locate
 from tcbench.borrowing import check_training
-from tcbench.config import PROMPT_SETS, Suite
-from tcbench.data import DataName, Dataset, load_images
-from tcbench.data.captioned import CaptionedName, captions
+from tcbench.config import Suite
+from tcbench.data import Dataset
+from tcbench.data.captioned import Captioned
 from tcbench.data.images import Latents, Listing
-from tcbench.data.prompts import read_prompts
+from tcbench.data.source import PromptSet
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
@@ -30,8 +30,6 @@ from tcbench.training.caching import load_artefacts
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
     from tcbench.models.wf_vae import VideoAutoencoder
-
-EMBEDDED = get_args(DataName)
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,11 @@ class Captions:
     """
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
-        spec = MODELS[suite.model]
-        if suite.data == "digits" or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+        spec, source = MODELS[suite.model], suite.source
+        reads = isinstance(spec, TextSpec) and spec.caption_channels == CHANNELS
+        if not reads or not isinstance(source, Captioned):
             raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
-        self.data: CaptionedName = suite.data
+        self.source = source
         self.seed, self.held_out = suite.seed, held_out
         if suite.weights == "random":
             self.encoder = build_text_encoder(suite.seed, device_of(suite))
@@ -90,7 +89,7 @@ class Captions:
 
     def words(self, index: Tensor) -> Tensor:
         """Word ids of the captions of samples, int64 [n, LENGTH]."""
-        return captions(self.data, index, self.held_out, self.seed)
+        return self.source.captions(index, self.held_out, self.seed)
 
     @torch.no_grad()
     def read(self, words: Tensor) -> Text:
@@ -116,12 +115,12 @@ class PromptedCaptions:
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
 
-        spec, device = MODELS[suite.model], device_of(suite)
-        if not isinstance(spec, TextSpec) or suite.text_encoder is None:
+        spec, source, device = MODELS[suite.model], suite.source, device_of(suite)
+        if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
         self.settings, self.held_out = suite.prompts, held_out
         if held_out or not suite.training:
-            self.prompts = read_prompts(suite.data, suite.prompts.file)
+            self.prompts = source.prompts(suite.prompts.file)
         else:
             self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -165,9 +164,9 @@ class Unread:
 
 def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | PromptedCaptions | None:
     """The suite's captions; None where samples are conditioned on classes."""
-    if suite.data in PROMPT_SETS:
-        return PromptedCaptions(suite, held_out=held_out)
-    return None if suite.data in ("digits", "imagenet") else Captions(suite, held_out=held_out)
+    if suite.source.conditioning == "class":
+        return None
+    return (PromptedCaptions if isinstance(suite.source, PromptSet) else Captions)(suite, held_out=held_out)
 
 
 def image_side(suite: Suite) -> int:
@@ -255,8 +254,8 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     Raises:
         UserError: there is nothing to train on, or it is not encoded.
     """
-    if suite.data in EMBEDDED:
-        data = load_images(suite.data)
+    if suite.source.brings_images:
+        data = suite.source.images()
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
     listing, index = list_training_images(suite), read_json(suite.latents_index)
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])

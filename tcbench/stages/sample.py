@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.config import PROMPT_SETS, Suite
-from tcbench.data.prompts import read_prompts
+from tcbench.config import Suite
+from tcbench.data.source import PromptSet
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.provenance import collect
 from tcbench.sampling import make_sampler, sample_batch
@@ -46,7 +46,7 @@ def row_fingerprint(suite: Suite, row: str) -> str:
             "autoencoder": autoencoder_digests(suite),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(suite, row),
-            "code": source_digest("sample", suite.rows[row].method),
+            "code": source_digest("sample", suite.rows[row].method, data=suite.data),
             "torch": torch.__version__,
             "device": suite.device,
             "threads": torch.get_num_threads(),
@@ -181,16 +181,16 @@ def _write_manifest(suite: Suite, row: str, started: float, resumed: bool) -> No
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
-            **({"captions": _captions(suite)} if suite.data in PROMPT_SETS else {}),
+            **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         },
     )
 
 
-def _captions(suite: Suite) -> list[str]:
+def _captions(suite: Suite, source: PromptSet) -> list[str]:
     """The prompt of every sample."""
-    prompts = read_prompts(suite.data, suite.prompts.file)
+    prompts = source.prompts(suite.prompts.file)
     return [prompts[index // suite.prompts.per_prompt % len(prompts)] for index in range(suite.samples)]
 
 
