@@ -18,6 +18,7 @@ from tcbench.engine import Engine
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.golden import Case, check_case, sample_case
+from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Run, Table, TrainRouter
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import Site
@@ -320,7 +321,7 @@ def test_hard_gates_train_on_what_is_sampled(adapter: DiTAdapter, data: Dataset)
 
     method = make_method("learning_to_cache", {"threshold": 0.5})
     run = Run(
-        adapter.shape, trainer.pairs.sampler.timesteps, False, torch.arange(4),
+        adapter.shape, trainer.pairs.sampler.timesteps, Unguided(), torch.arange(4),
         artefacts=Artefacts(tables={"router": as_table(logits)}),
     )  # fmt: skip
     engine, uncached = Engine(adapter, run, method.start(run)), Engine(adapter, run, make_method("uncached", {}))

@@ -1,5 +1,6 @@
 """PixArt-alpha and Open-Sora-Plan: against stock diffusers and by hand. `test_contract.py` has what all models keep."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
