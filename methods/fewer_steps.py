@@ -15,6 +15,7 @@ class FewerSteps(Method):
 
     name = "fewer_steps"
     label = "fewer steps"
+    decides = "ahead"
     knob = "steps"
 
     steps: PositiveInt = 21

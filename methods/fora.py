@@ -21,6 +21,7 @@ class Fora(Method):
 
     name = "fora"
     label = "FORA"
+    decides = "ahead"
     knob = "num_full_steps"
 
     interval: PositiveInt | None = None

@@ -32,6 +32,7 @@ class LearningToCache(Method):
 
     name = "learning_to_cache"
     label = "Learning-to-Cache"
+    decides = "ahead"
     knob = "threshold"
     trains = True
 

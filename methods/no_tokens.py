@@ -20,6 +20,7 @@ class NoTokens(Method):
 
     name = "no_tokens"
     label = "no tokens"
+    decides = "ahead"
     knob = "num_full_steps"
 
     num_full_steps: PositiveInt = 12

@@ -9,6 +9,7 @@ class Uncached(Method):
 
     name = "uncached"
     label = "uncached"
+    decides = "ahead"
 
     def plan(self, look: Look) -> Plan:
         """Nothing is cached."""

@@ -476,14 +476,17 @@ def _bench(parsed: argparse.Namespace) -> None:
 def _macs(parsed: argparse.Namespace) -> None:
     method = make_method(parsed.method, _options(parsed.set))
     from tcbench.costing import macs_of
+    from tcbench.method import Artefacts
 
     totals = macs_of(parsed.model, method, parsed.nfe)
     if parsed.json:
         print(json.dumps(totals, indent=1))
         return
     print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: MACs of one sample, both halves of the guided pair")
+    bounds = {"at least": totals["least_per_sample"]} if "least_per_sample" in totals else {}
     lines = {
-        "everything charged": totals["per_sample"],
+        **bounds,
+        "at most" if bounds else "everything charged": totals["per_sample"],
         "without overheads": totals["per_sample_without_overheads"],
         "by the paper's rule": totals["paper_rule"],
         **{f"  {tag}": macs for tag, macs in totals["by_tag"].items()},
@@ -491,6 +494,8 @@ def _macs(parsed: argparse.Namespace) -> None:
     letter, unit = ("T", 1e12) if totals["per_sample"] >= 1e11 else ("G", 1e9)
     for what, macs in lines.items():
         print(f"  {what:<22}{macs / unit:12.4f} {letter}")
+    if why := method.macs_depend_on(Artefacts()):
+        print(f"  an estimate: {why}")
 
 
 def _golden(parsed: argparse.Namespace) -> int:

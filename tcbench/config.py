@@ -1,29 +1,43 @@
 """Suite configs: one YAML file each, validated as a whole before any job starts. Imports no torch."""
 
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_core import PydanticCustomError
 
+from tcbench.data.source import DataSource, PromptSet
 from tcbench.entry import Entry
 from tcbench.errors import UserError, did_you_mean
 from tcbench.files import digest
 from tcbench.method import Method
+from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
 from tcbench.models.specs import MODELS
 from tcbench.places import suite_files
-from tcbench.registry import method_names
+from tcbench.registry import data_names, data_source, method_names
 
 Config = TypeVar("Config", bound=BaseModel)
-METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
-READINGS = ("clip_score", "image_reward", "vbench", "digits_clip_score", "alignment", "temporal_flickering")
-"""Metrics that are more than functions of features; a suite names those it wants."""
 
 
-PROMPT_SETS = ("coco", "partiprompts", "vbench")
-FEATURE_METRICS = ("fid", "sfid", "is", "precision", "recall", "accuracy", "feature_mse")
-"""Metrics that need an extractor."""
+def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
+    """A check that a name is known when a config is read, so that what was added since the import counts."""
+
+    def check(name: str) -> str:
+        if name not in known():
+            values = {"name": repr(name), "hint": did_you_mean(name, known())}
+            raise PydanticCustomError("unknown", "{name} is unknown; {hint}", values)
+        return name
+
+    return AfterValidator(check)
+
+
+MetricName = Annotated[str, _one_of(lambda: METRICS)]
+ModelName = Annotated[str, _one_of(lambda: MODELS)]
+DataName = Annotated[str, _one_of(data_names)]
+ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
 
 
 class _Strict(BaseModel):
@@ -158,7 +172,7 @@ class PaperTable(_Strict):
     """
 
     title: str
-    metrics: tuple[Literal[METRICS + READINGS], ...]  # type: ignore[valid-type]
+    metrics: tuple[MetricName, ...]
     rows: tuple[str, ...] = ()
     paper: bool = True
 
@@ -173,21 +187,26 @@ class Prompts(_Strict):
         file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
         per_prompt: samples of every prompt.
         lowercase: whether the text encoder reads it in lower case.
-        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included.
-        template: what the text encoder reads, `{}` being the prompt.
+        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included; or only captions of
+            training, as Open-Sora-Plan's.
+        template: what the text encoder reads when samples are evaluated, `{}` being the prompt.
         negative: what guidance steers away from, for models without a learned null caption.
     """
 
     file: Path | None = None
     per_prompt: PositiveInt = 1
     lowercase: bool = False
-    clean: bool = False
+    clean: bool | Literal["training"] = False
     template: str = "{}"
     negative: str | None = None
 
 
 class Latents(_Strict):
-    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE.
+
+    Attributes:
+        scale: what latents are multiplied by for the denoiser; WF-VAE's own config.json says it.
+    """
 
     kind: Literal["sd", "wf"]
     folder: Path
@@ -195,15 +214,18 @@ class Latents(_Strict):
 
 
 class Images(_Strict):
-    """Images in files (`tcbench.data.images`), and what they show.
+    """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show.
 
     Attributes:
         folder: the images; ImageNet's has a folder per class.
-        captions: COCO's captions_*.json of that folder; without it, the folders inside are the classes.
+        captions: COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the
+            folders inside are the classes.
+        frames_per_second: of videos, as the model is trained with.
     """
 
     folder: Path
     captions: Path | None = None
+    frames_per_second: PositiveFloat | None = None
 
 
 class File(_Strict):
@@ -238,6 +260,7 @@ class Suite(_Strict):
         model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
         data: what samples show: a data set of the package, which scores compare with and training uses, too; prompts
             of a published set; or ImageNet's classes in turn.
+        data_folder: where the files of `data` are, if not where they usually are.
         real: what scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz).
         training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
         extractor: features behind FID and friends; none where no metric needs any.
@@ -262,12 +285,13 @@ class Suite(_Strict):
     description: str
     differs: str
     stands_for: PaperModel | None = None
-    model: Literal[tuple(MODELS)]  # type: ignore[valid-type]
+    model: ModelName
     weights: str | None = None
-    data: Literal[("digits", "scenes", "moving", "imagenet", *PROMPT_SETS)]  # type: ignore[valid-type]
+    data: DataName
+    data_folder: Path | None = None
     real: Path | None = None
     training: Images | None = None
-    extractor: Literal["digits-cnn", "digit-reader", "inception-v3-adm"] | None = None
+    extractor: ExtractorName | None = None
     extractor_weights: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     tf32: bool = False
@@ -281,7 +305,7 @@ class Suite(_Strict):
     shard_batches: PositiveInt = 1
     traced: int = Field(0, ge=0)
     floor_draws: PositiveInt = 20
-    metrics: tuple[Literal[METRICS + READINGS], ...] = METRICS  # type: ignore[valid-type]
+    metrics: tuple[MetricName, ...] = Field(default_factory=usual_metrics)
     clip: Clip = Field(default_factory=Clip)
     image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
     vbench: VBench = Field(default_factory=VBench)
@@ -297,6 +321,23 @@ class Suite(_Strict):
     text_encoder: Path | None = None
     latents: Latents | None = None
     files: dict[str, File] = {}
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return data_source(self.data, self.data_folder)
+
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """Everything in the config that the data set's images depend on, and what identifies files of yours."""
+        if self.data_folder is None:
+            return {"data": self.data}
+        return {"data": self.data, "data_folder": str(self.data_folder), "data_files": self.source.fingerprint()}
+
+    @property
+    def captions_of_real(self) -> Path | None:
+        """The file that says what the images of `real` show, where the prompts' file does."""
+        return self.prompts.file if isinstance(self.source, PromptSet) and self.source.describes_images else None
 
     def __getitem__(self, name: str) -> Entry:
         """A row, bound to this suite.
@@ -514,7 +555,7 @@ def _check_ablations(path: Path, suite: Suite) -> None:
 def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        given = f", not {problem['input']!r}" if problem["type"] not in ("missing",) else ""
+        given = f", not {problem['input']!r}" if problem["type"] not in ("missing", "unknown") else ""
         return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
     for part in problem["loc"][:-1]:
         if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
@@ -567,7 +608,8 @@ def _check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
         if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
             raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
-    if suite.data in PROMPT_SETS and suite.data != "partiprompts" and suite.prompts.file is None:
+    data = suite.source
+    if isinstance(data, PromptSet) and data.shipped is None and suite.prompts.file is None:
         raise UserError(
             f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
         )
@@ -583,15 +625,28 @@ def _check_rows(path: Path, suite: Suite) -> None:
 
 def _check_images(path: Path, suite: Suite) -> None:
     """Where FID's features and the images of both sides come from."""
-    compared = [metric for metric in suite.metrics if metric in FEATURE_METRICS]
+    compared = [metric for metric in suite.metrics if "features" in METRICS[metric].needs]
     if compared and suite.extractor is None:
         raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
-    if suite.extractor == "inception-v3-adm" and suite.extractor_weights is None:
-        raise UserError(f"{path}: extractor_weights: those of inception-v3-adm do not ship; name their file")
-    if compared and suite.real is None and suite.data in (*PROMPT_SETS, "imagenet"):
+    if suite.extractor and not EXTRACTORS[suite.extractor].ships and suite.extractor_weights is None:
+        raise UserError(f"{path}: extractor_weights: those of {suite.extractor} do not ship; name their file")
+    if compared and suite.real is None and not suite.source.brings_images:
         raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.latents and suite.latents.kind == "wf" and "scale" in suite.latents.model_fields_set:
+        raise UserError(f"{path}: latents.scale: WF-VAE's own config.json says it; remove it here")
+    if suite.source.takes_folder and suite.source.folder is None:
+        raise UserError(f"{path}: data_folder: data {suite.data!r} are files of yours; name their folder")
+    if suite.data_folder and not suite.source.takes_folder:
+        raise UserError(f"{path}: data_folder: data {suite.data!r} are not read from a folder; remove it")
     if suite.training and suite.latents is None:
         raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
+    if suite.training and suite.latents:
+        videos, rate = suite.latents.kind == "wf", suite.training.frames_per_second
+        if videos != (rate is not None):
+            fix = "give the rate of its training" if videos else "remove it"
+            raise UserError(f"{path}: training.frames_per_second: latents of kind {suite.latents.kind!r}; {fix}")
+        if videos and suite.training.captions is None:
+            raise UserError(f"{path}: training.captions: videos are listed there; name the file")
 
 
 def _check_target(field: str, suite: Suite, name: str, method: Method) -> None:

@@ -1,11 +1,13 @@
 """MACs of any (model, method, NFE) from shapes alone: every step's plan is made and costed, no model is built."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from tcbench.ledger import Ledger, block_macs, predictor_macs
-from tcbench.method import Artefacts, ImportRouter, Method, Run, Table
+from tcbench.ledger import Ledger, plan_macs
+from tcbench.method import Artefacts, ImportRouter, Look, Method, Run, Table, Undecided
 from tcbench.models.specs import MODELS
+from tcbench.observations import OBSERVATIONS
+from tcbench.plan import Deferred, Plan
 from tcbench.shapes import Macs
 from tcbench.timesteps import respaced_timesteps
 from tcbench.unseen import unseen
@@ -15,36 +17,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _ShapeLook:
-    """`tcbench.method.Look` where tensors have shapes and no values."""
+class _ShapeLook(Look):
+    """`Look` where tensors have shapes and no values."""
 
     run: Run
     step: int
     ledger: Ledger = field(repr=False)
 
-    def latent(self) -> "Tensor":
-        return self._unseen(self.run.shape.num_tokens, self.run.shape.width)
+    def observe(self, name: str, *arguments: Any) -> "Tensor":
+        observation = OBSERVATIONS[name]
+        if (macs := observation.macs(self.run.shape, *arguments)) != Macs():
+            self.ledger.charge(observation.tag(*arguments), macs)
+        return unseen(self.run.rows_per_sample, *observation.size(self.run.shape, *arguments))
 
-    def scores(self, name: str) -> "Tensor":
-        self.ledger.charge(name, predictor_macs(self.run.shape))
-        return self._unseen(self.run.shape.num_blocks, self.run.shape.num_tokens)
-
-    def uniform(self) -> "Tensor":
-        return self._unseen(self.run.shape.num_blocks, self.run.shape.num_tokens)
-
-    def attention_received(self, block: int) -> "Tensor":
-        return self._unseen(self.run.shape.num_tokens)
-
-    def attention_entropy(self, block: int) -> "Tensor":
-        return self._unseen(self.run.shape.num_tokens)
-
-    def updates(self) -> "Tensor":
-        shape = self.run.shape
-        self.ledger.charge("oracle", sum((block_macs(shape, block, None) for block in range(shape.num_blocks)), Macs()))
-        return self._unseen(shape.num_blocks, shape.num_tokens, shape.width)
-
-    def _unseen(self, *shape: int) -> "Tensor":
-        return unseen(self.run.rows_per_sample, *shape)
+    def read(self, value: "Tensor") -> float:
+        raise Undecided
 
 
 def run_of_shapes(model: str, steps: int) -> Run:
@@ -60,6 +47,9 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     many I-steps, and MACs depend on their number alone; a router that would be trained is stood in for by its method's
     floor, and one that is imported is read. Counts per block are stood in for by the uniform allocation
     (`plan.allocate_tokens`).
+
+    What is decided on the host depends on the sample, so its MACs have bounds: the totals are those of the dearest
+    outcome of every step, and `least_per_sample` is the sum of the cheapest ones.
     """
     run = run_of_shapes(model, method.sampled_steps(nfe))
     if artefacts is None:
@@ -68,19 +58,41 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), method.start(run)
     ledger.charge("model", run.shape.once)
+    saved, undecided = 0, False
     for step in range(run.nfe):
-        plan = policy.plan(_ShapeLook(run, step, ledger))
-        ledger.charge_plan(plan, run.shape)
-        ledger.charge_choices(plan)
+        try:
+            plans: tuple[Plan, ...] = (policy.plan(_ShapeLook(run, step, ledger)),)
+        except Undecided:
+            plans, undecided = method.outcomes(run, step), True
+        costs = [plan_macs(plan, run.shape).matmul for plan in (*plans, *map(_cheapest, plans))]
+        dearest = plans[costs.index(max(costs)) % len(plans)]
+        saved += ledger.rows_per_sample * (max(costs) - min(costs))
+        ledger.charge_plan(dearest, run.shape)
+        ledger.charge_choices(dearest)
+    totals = ledger.totals()
+    bounds = {"least_per_sample": cast("int", totals["per_sample"]) - saved} if saved or undecided else {}
     return {
         "model": model,
         "method": method.name,
         "options": method.model_dump(mode="json"),
         "nfe": nfe,
         "sampled_steps": run.nfe,
-        "full_steps": len(method.i_steps(run)),
-        **ledger.totals(),
+        "full_steps": None if bounds else len(method.i_steps(run)),
+        **totals,
+        **bounds,
     }
+
+
+def _cheapest(plan: Plan) -> Plan:
+    """The plan with its deferred decisions at their cheapest."""
+    return Plan(
+        {
+            unit: replace(decision, who=decision.who.least)
+            if isinstance(decision.who, Deferred) and decision.who.least is not None
+            else decision
+            for unit, decision in plan.decisions.items()
+        }
+    )
 
 
 def _router(path: str) -> Table:

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench import noise
 from tcbench.cache import Cache, take_tokens
-from tcbench.errors import UserError
 from tcbench.executed import Executed, PlanRecord
-from tcbench.ledger import Ledger, block_macs
-from tcbench.method import Policy, Run
+from tcbench.ledger import Ledger
+from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Gated, Prompt
+from tcbench.observations import OBSERVATIONS
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
 from tcbench.shapes import Macs
 
@@ -67,45 +66,24 @@ class Blocks(Protocol):
 
 
 @dataclass
-class _Look:
-    """`tcbench.method.Look` on a live step."""
+class _Look(Look):
+    """`Look` on a live step."""
 
     engine: "Engine"
     run: Run
     step: int
     x_RND: Tensor
     condition: Any
+    input_RC: Tensor | None = None
 
-    def latent(self) -> Tensor:
-        return self.x_RND[:, self.run.shape.joint_text :]
+    def observe(self, name: str, *arguments: Any) -> Tensor:
+        observation = OBSERVATIONS[name]
+        if (macs := observation.macs(self.run.shape, *arguments)) != Macs():
+            self.engine.charge(observation.tag(*arguments), macs)
+        return observation.compute(self, *arguments)
 
-    def scores(self, name: str) -> Tensor:
-        scorer = self.run.artefacts.scorers.get(name)
-        if scorer is None:
-            raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
-        self.engine.charge(name, scorer.macs(self.run.shape))
-        return scorer(self.engine.blocks, self.x_RND, self.condition)
-
-    def uniform(self) -> Tensor:
-        run = self.run
-        blocks = torch.arange(run.shape.num_blocks, device=run.sample_index.device)
-        numbers = noise.uniform(run.seed, run.sample_index[:, None], run.shape.num_tokens, self.step, blocks)
-        return numbers.repeat(run.rows_per_sample, 1, 1)
-
-    def attention_received(self, block: int) -> Tensor:
-        return self.engine.cache.attention_received(block)
-
-    def attention_entropy(self, block: int) -> Tensor:
-        return self.engine.cache.attention_entropy(block)
-
-    def updates(self) -> Tensor:
-        shape, x, updates = self.run.shape, self.x_RND, []
-        for number, module in enumerate(self.engine.adapter.blocks):
-            self.engine.charge("oracle", block_macs(shape, number, None))
-            after = self.engine.blocks.block(module, x, self.condition)
-            updates.append(after - x)
-            x = after
-        return torch.stack(updates, dim=1)[:, :, shape.joint_text :]
+    def read(self, value: Tensor) -> float:
+        return self.engine.read(value)
 
 
 class Engine:
@@ -120,6 +98,8 @@ class Engine:
     Attributes:
         blocks: what executes the plans.
         cache: the features held.
+        output: what the network put out at the last step, [R, C, ...].
+        read: brings a number to the host; whoever captures a run puts another function here.
     """
 
     def __init__(
@@ -131,6 +111,8 @@ class Engine:
     ) -> None:
         self.adapter, self.run, self.policy = adapter, run, policy
         self.cache = Cache()
+        self.output: Tensor | None = None
+        self.read: Callable[[Tensor], float] = Tensor.item
         self.blocks = (blocks or PlainBlocks)(adapter, run, self.cache)
         self._ledger = Ledger(run.rows_per_sample)
         self._plans: list[dict[str, Executed]] = []
@@ -173,14 +155,15 @@ class Engine:
             context: what `prepare` made.
         """
         x, condition = self.embed(step, latent, context)
-        self._execute(self.plan(step, x, condition), step, x, condition)
-        return self.blocks.unembed(condition)
+        self._execute(self.plan(step, x, condition, latent), step, x, condition)
+        self.output = self.blocks.unembed(condition)
+        return self.output
 
-    def plan(self, step: int, x_RND: Tensor, condition: Any) -> Plan:
-        """The policy's plan for a step, given what it may look at."""
+    def plan(self, step: int, x_RND: Tensor, condition: Any, latent: Tensor | None = None) -> Plan:
+        """The policy's plan for a step, given what it may look at; of `latent` it is `Look.input`."""
         if self.policy is None:
             raise RuntimeError("this engine was made without a policy; give it plans through hidden()")
-        return self.policy.plan(_Look(self, self.run, step, x_RND, condition))
+        return self.policy.plan(_Look(self, self.run, step, x_RND, condition, latent))
 
     def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
         """(tokens x^0 [R, N, D], condition) at a step."""

@@ -113,9 +113,10 @@ class Entry:
     def training_settings(self) -> dict[str, Any]:
         """Everything in the config that what is trained for it depends on."""
         shared = self.suite.model_dump(
-            include={"model", "weights", "data", "guidance", "spacing", "solver", "training_seed", "tf32"},
+            include={"model", "weights", "guidance", "spacing", "solver", "training_seed", "tf32"},
             mode="json",
         )
+        shared |= self.suite.data_settings
         if self.suite.training:  # read by a text encoder, seen through an autoencoder
             shared |= self.suite.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
         return shared | {"method": self.method.name, "version": self.method.version, "nfe": self.nfe,

@@ -100,6 +100,18 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
             raise UserError(f"{path}: cannot be written ({error}); free space, then run again") from error
 
 
+def write_shards(folder: Path, tensors: "dict[str, Tensor]", max_bytes: int) -> None:
+    """Write tensors as files of at most `max_bytes` each and their index, as diffusers lays a large model out."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=max_bytes)
+    for name, keys in split.filename_to_tensors.items():
+        write_tensors(folder / name, {key: tensors[key] for key in keys})
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    write_json(folder / "diffusion_pytorch_model.safetensors.index.json", index)
+
+
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Read a safetensors file: (tensors on the CPU, metadata that `write_tensors` was given).
 

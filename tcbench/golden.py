@@ -2,8 +2,9 @@
 
 A case is `NAME.json` (the settings it was made with) beside `NAME.safetensors` (what came out); all cases of a
 directory share `weights.safetensors` and `inputs.safetensors`, cases of PixArt-alpha `pixart_weights.safetensors` and
-`pixart_inputs.safetensors`. docs/goldens.md describes the format. What the settings call for is run with this package's
-methods, engine and samplers, and the largest error of every quantity is reported.
+`pixart_inputs.safetensors`; those of Open-Sora-Plan have a folder like its checkpoint's. docs/goldens.md describes the
+format. What the settings call for is run with this package's methods, engine and samplers, and the largest error of
+every quantity is reported.
 """
 
 import math
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench import golden_l2c
+from tcbench import golden_l2c, golden_video
 from tcbench.errors import UserError
 from tcbench.executed import ALL, PlanRecord
 from tcbench.files import read_json, read_tensors
@@ -191,12 +192,13 @@ class Kind:
     Attributes:
         matches: whether a case is of this kind, by its settings.
         run: (directory, name) -> the largest error by quantity; raises `Unsupported` for settings it cannot run.
-        tolerances: the largest error allowed, by quantity; 0 for one that is not named, which is then exact.
+        tolerances: the largest error allowed, by quantity, or what reads it from the case; 0 for one that is not named,
+            which is then exact.
     """
 
     matches: Callable[[Case], bool]
     run: Callable[[Path, str], dict[str, float]]
-    tolerances: Mapping[str, float]
+    tolerances: Mapping[str, float] | Callable[[Case], Mapping[str, float]]
 
 
 # --- running a sampling case
@@ -461,6 +463,10 @@ def _train_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
     return golden_l2c.run_training(Case(directory, name))
 
 
+def _run_video(run: Callable[[Case], dict[str, float]]) -> Callable[[Path, str], dict[str, float]]:
+    return lambda directory, name: run(Case(directory, name))
+
+
 def _allowed(**rounding: float) -> dict[str, float]:
     return {quantity: MARGIN * seen for quantity, seen in rounding.items()}
 
@@ -489,6 +495,31 @@ KINDS: dict[str, Kind] = {
         lambda case: case.repository == "learning-to-cache" and "router_prob" not in case.expected,
         _train_learning_to_cache,
         _allowed(loss=2.3e-6, data_loss=2.3e-6, gates=1e-7, mse_per_sample=4.1e-6, gradients=4.1e-10, logits=3e-8),
+    ),
+    "osp": Kind(
+        lambda case: case.repository == "open-sora-plan" and "sampler" in case.settings,
+        _run_video(golden_video.run_sampling),
+        golden_video.stated_tolerances,
+    ),
+    "osp_forward": Kind(
+        lambda case: case.repository == "open-sora-plan" and "caption" in case.expected,
+        _run_video(golden_video.run_forward),
+        golden_video.stated_tolerances,
+    ),
+    "wf_vae": Kind(
+        lambda case: case.repository == "open-sora-plan" and "video" in case.expected,
+        _run_video(golden_video.run_autoencoder),
+        golden_video.stated_tolerances,
+    ),
+    "wf_vae_parts": Kind(
+        lambda case: case.repository == "open-sora-plan" and "of" in case.settings,
+        _run_video(golden_video.run_parts),
+        lambda case: dict.fromkeys(case.expected, 1e-4),
+    ),
+    "wf_vae_wavelets": Kind(
+        lambda case: case.repository == "open-sora-plan" and "ramp" in case.expected,
+        _run_video(golden_video.run_wavelets),
+        lambda case: dict.fromkeys(case.expected, case.number("tolerance")),
     ),
 }
 """The kinds of cases by name; the first that matches runs a case."""
@@ -521,9 +552,10 @@ def check_case(directory: Path, name: str) -> dict[str, Any]:
     kind = next((kind for kind in KINDS if KINDS[kind].matches(case)), None)
     if kind is None:
         raise Unsupported(f"no kind of case ({', '.join(KINDS)}) matches its source, {case.settings.get('source')!r}")
-    quantities = {}
+    quantities, tolerances = {}, KINDS[kind].tolerances
+    allowed = tolerances(case) if callable(tolerances) else tolerances
     for quantity, error in KINDS[kind].run(directory, name).items():
-        tolerance = KINDS[kind].tolerances.get(quantity, 0.0)
+        tolerance = allowed.get(quantity, 0.0)
         largest_error = error if math.isfinite(error) else None  # JSON has no NaN
         quantities[quantity] = {"error": largest_error, "tolerance": tolerance, "passed": error <= tolerance}
     return {"kind": kind, "passed": all(entry["passed"] for entry in quantities.values()), "quantities": quantities}

@@ -43,6 +43,10 @@ class Basis:
         """MACs of one sample, both halves of the guided pair: in every calibration batch, else one number."""
         if self.measure:
             return tuple(self.measure(method))
+        if method.decides == "host":
+            raise UserError(
+                f"{method.name}: its MACs depend on the sample; match a suite's row, which is measured (--suite, --row)"
+            )
         return (macs_of(model, method, nfe, self.artefacts)["per_sample"],)
 
     def estimate(self, method: Method) -> str | None:

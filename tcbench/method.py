@@ -5,6 +5,7 @@ inside the functions that compute with it, torch. It never touches a model: it s
 sampling starts) and, at each step, a `Look` (what may be observed).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -15,6 +16,7 @@ from tcbench.errors import UserError
 from tcbench.guidance import Guidance
 from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
 from tcbench.shapes import ModelShape
+from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,36 +72,93 @@ class Run:
         return self.guidance.rows_per_sample
 
 
-class Look(Protocol):
-    """What a method may observe at the start of a step; whatever costs MACs is charged when it is asked for."""
+class Undecided(Exception):
+    """A value was asked for where tensors have none: while a method is costed from shapes."""
+
+
+class Look(ABC):
+    """What a method may observe at the start of a step; whatever costs MACs is charged when it is asked for.
+
+    Attributes:
+        run, step: the run, and the step that is planned.
+    """
 
     run: Run
     step: int
 
+    @abstractmethod
+    def observe(self, name: str, *arguments: Any) -> "Tensor":
+        """An entry of `tcbench.observations`, by name: [R, ...]."""
+
+    @abstractmethod
+    def read(self, value: "Tensor") -> float:
+        """A number on the host, for a decision of a method that says `decides = "host"`; waits for the device.
+
+        Also where a deferred decision is taken. In a batch it is one number and one decision for all samples.
+
+        Raises:
+            Undecided: the method is costed from shapes.
+        """
+
     def latent(self) -> "Tensor":
         """The embedded tokens x^0, [R, N, D]."""
+        return self.observe("latent")
+
+    def input(self) -> "Tensor":
+        """The noisy latents that the transformer is given, [R, C, ...]."""
+        return self.observe("input")
+
+    def output(self) -> "Tensor":
+        """What the transformer put out at the last step, [R, C, ...]; at the first there is nothing to see."""
+        return self.observe("output")
+
+    def modulated_input(self) -> "Tensor":
+        """The first block's first part's input, normalised and modulated, [R, N, D]; its modulation is charged."""
+        return self.observe("modulated_input")
 
     def scores(self, name: str) -> "Tensor":
         """The named scorer's importance of every token in every block, in (0, 1), [R, L, N]; charged to its name."""
+        return self.observe("scores", name)
 
     def uniform(self) -> "Tensor":
         """Uniform numbers [R, L, N] by (seed, sample index, step, block), equal in both halves of a guided pair."""
+        return self.observe("uniform")
 
     def attention_received(self, block: int) -> "Tensor":
         """The attention each token received, sum_i mean_heads softmax(QK^T)_ij, [R, N], when `block` was last observed.
 
         A plan asks for it with `Decision(ALL, observe="attn")`, which is when it is charged.
         """
+        return self.observe("attention_received", block)
 
     def attention_entropy(self, block: int) -> "Tensor":
         """The entropy of each token's head-mean attention over the text, [R, N], when its cross-attention was last
         computed and observed (`observe="cross"`, of all tokens or some, which is when it is charged)."""
+        return self.observe("attention_entropy", block)
 
     def updates(self) -> "Tensor":
         """What every block would add to every token if nothing were cached, [R, L, N, D]: a whole forward.
 
         For upper bounds, which know what a method has to guess; charged under "oracle".
         """
+        return self.observe("updates")
+
+
+def _moved(new: "Tensor", old: "Tensor") -> "Tensor":
+    return (new - old).abs().mean() / old.abs().mean()
+
+
+def relative_change(new: "Tensor", old: "Tensor") -> "Tensor":
+    """mean |new - old| / mean |old| over everything, a tensor of one number: how much a signal has moved."""
+    return on_values(_moved, new, old, shape=())
+
+
+Decides = Literal["ahead", "device", "host"]
+"""When a method decides.
+
+`ahead`: its plans follow from the run and the step. `device`: they depend on what it looks at, and no number of that
+reaches the host. `host`: it reads numbers (`Look.read`) at the start of a step or where a unit is reached.
+"""
 
 
 class Policy(Protocol):
@@ -241,6 +300,7 @@ class Method(BaseModel):
         knob: the one option that trades quality for MACs; None if there is nothing to trade.
         trains: whether `training` declares anything.
         predicts: whether it trains a scorer of tokens, which diagnostics and the figure of scores describe.
+        decides: when it decides. The MACs of one that decides on the host depend on the sample: `outcomes` bounds them.
 
     Every option has a default, so that `tcbench macs` and the contract tests can make any method.
     """
@@ -253,6 +313,7 @@ class Method(BaseModel):
     knob: ClassVar[str | None] = None
     trains: ClassVar[bool] = False
     predicts: ClassVar[bool] = False
+    decides: ClassVar[Decides] = "device"
 
     def sampled_steps(self, nfe: int) -> int:
         """How many steps the sampler takes where the uncached reference takes `nfe`."""
@@ -270,6 +331,10 @@ class Method(BaseModel):
         """The decisions for step `look.step`."""
         raise TypeError(f"methods/{self.name}.py defines no plan(look)")
 
+    def outcomes(self, run: Run, step: int) -> tuple[Plan, ...]:
+        """The plans between which a step is decided on the host, for methods that do so at its start."""
+        raise TypeError(f"methods/{self.name}.py reads a number at a step's start and defines no outcomes(run, step)")
+
     def training(self, run: Run) -> tuple[Stage, ...]:
         """What must be trained before sampling, in order."""
         return ()
@@ -283,4 +348,4 @@ class Method(BaseModel):
 
         None: on nothing else.
         """
-        return None
+        return "the sample: it decides on the host" if self.decides == "host" else None

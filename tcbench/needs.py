@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcbench.config import PROMPT_SETS, File, Suite
-from tcbench.data.images import list_images
-from tcbench.data.prompts import SHIPPED, read_prompts
+from tcbench.config import File, Suite
+from tcbench.data.source import PromptSet
+from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 
 
@@ -29,28 +29,32 @@ class Need:
 def needs(suite: Suite) -> list[Need]:
     """Every file of `suite.files`; images are listed and prompts read to be counted. Weights are not opened."""
     found = [_need(suite, name, file) for name, file in suite.files.items() if file.path != suite.prompts.file]
-    if suite.data in PROMPT_SETS:
+    data = suite.source
+    if isinstance(data, PromptSet):
         source = next((file for file in suite.files.values() if file.path == suite.prompts.file), None)
-        path, used, problem = suite.prompts.file or Path(SHIPPED[suite.data]), f"prompts of {suite.data}", None
+        path, used, problem = suite.prompts.file or Path(str(data.shipped)), f"prompts of {suite.data}", None
         if suite.prompts.file and not path.exists():
             problem = "not there"
         else:
             try:
-                used = f"{len(read_prompts(suite.data, suite.prompts.file))} {used}"
+                used = f"{len(data.prompts(suite.prompts.file))} {used}"
             except UserError as error:
                 problem = str(error).removeprefix(f"{path}: ")
         found.append(Need("prompts", path, used, source.get if source else "it ships with the package", problem))
+    if data.takes_folder and data.folder:
+        found.append(Need("data", data.folder, "the images", data.get, _problem(data.folder, data.holds)))
     return found
 
 
 def _need(suite: Suite, name: str, file: File) -> Need:
-    used, problem = file.used, _problem(file.path.expanduser(), file.holds)
-    captions = {training.folder: training.captions} if (training := suite.training) else {}
+    used, problem, training = file.used, _problem(file.path.expanduser(), file.holds), suite.training
+    captions = {training.folder: (training.captions, training.frames_per_second)} if training else {}
     if suite.real:
-        captions[suite.real] = suite.prompts.file if suite.data == "coco" else None
+        captions[suite.real] = suite.captions_of_real, None
     if not problem and file.path.is_dir() and file.path in captions:
         try:
-            used = f"{len(list_images(file.path, captions[file.path]))} images, {used}"
+            listing = list_media(file.path, *captions[file.path])
+            used = f"{len(listing)} {'videos' if isinstance(listing, VideoListing) else 'images'}, {used}"
         except UserError as error:
             problem = str(error).removeprefix(f"{file.path}: ")
     return Need(name, file.path, used, file.get, problem)

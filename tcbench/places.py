@@ -2,7 +2,7 @@
 
 What ships lies in one folder, `methods/`, `config/` and `profiles/`: the checkout's, or `tcbench/shipped/` of a wheel
 (pyproject.toml). A user's methods are found beside it in the folders of $TCBENCH_METHODS and in `./methods`, a user's
-suites in `./config`.
+suites in `./config`, a user's data sets in `./data_sets`.
 
 A user's file adds, it does not replace: a name stands for one content, wherever it is found. Files of one name in two
 places may only be copies of each other, so that the row "fora" is FORA in everybody's tables.
@@ -53,6 +53,23 @@ def method_file(name: str) -> Path:
     if name not in files:
         raise UserError(f"method {name!r}: no file {name}.py in methods/; {did_you_mean(name, files)}")
     return _the_one("method", name, files[name])
+
+
+def data_files() -> dict[str, list[Path]]:
+    """The files of every data set, by name; those of the package first, then those of `./data_sets`."""
+    return _by_name([PACKAGE / "data" / "sets", Path("data_sets")], ".py")
+
+
+def data_file(name: str) -> Path:
+    """The file that defines a data set.
+
+    Raises:
+        UserError: there is none (suggests near misses), or several that differ.
+    """
+    files = data_files()
+    if name not in files:
+        raise UserError(f"data {name!r}: no file {name}.py of a data set; {did_you_mean(name, files)}")
+    return _the_one("data", name, files[name])
 
 
 def suite_files() -> dict[str, list[Path]]:

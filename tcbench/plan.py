@@ -135,14 +135,15 @@ class Deferred:
 
     `choose` is given a function that returns the unit's input hidden state x_RND: what waits to be added to it is added
     when that is called, and only then. `like` is what the decision costs when it is not known beforehand: a `Who` of
-    the same token count where that count is fixed, otherwise the dearest case. `macs` is what taking the decision costs
-    per row (matrix products, as the ledger counts them), charged under `tag`.
+    the same token count where that count is fixed, otherwise the dearest case; `least` is then the cheapest. `macs` is
+    what taking the decision costs per row (matrix products, as the ledger counts them), charged under `tag`.
     """
 
     choose: Callable[[Callable[[], "Tensor"]], "All | Nothing | Tokens"]
     like: "All | Nothing | Tokens"
     macs: int = 0
     tag: str = "score"
+    least: "All | Nothing | Tokens | None" = None
 
     def __str__(self) -> str:
         return f"decided at the block (like {self.like})"

@@ -1,15 +1,20 @@
-"""Methods are found by file: `methods/fora.py` defines one `Method` named "fora", and that is all it takes."""
+"""Methods and data sets are found by file, and that is all it takes.
+
+`methods/fora.py` defines one `Method` named "fora", `tcbench/data/sets/digits.py` one `DataSource` named "digits".
+"""
 
 import importlib.util
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from tcbench.data.source import DataSource
 from tcbench.errors import UserError
 from tcbench.method import Method
-from tcbench.places import method_file, method_files
+from tcbench.places import PACKAGE, data_file, data_files, method_file, method_files
 
 
 def method_names() -> list[str]:
@@ -24,20 +29,48 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UserError: the file does not define exactly one `Method` whose `name` is the file's.
     """
-    path = method_file(name)
-    module_name = f"tcbench_methods.{name}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # so that its classes can be pickled and their annotations resolved
-    spec.loader.exec_module(module)
+    return _class_in(method_file(name), Method, "tcbench_methods")
+
+
+def data_names() -> list[str]:
+    """All data sets, by file name."""
+    return sorted(data_files())
+
+
+def data_source(name: str, folder: Path | None = None) -> DataSource:
+    """A data set, with the folder that its files are in, if a suite names it.
+
+    Raises:
+        UserError: there is no such data set, or its file does not define exactly one `DataSource` of the file's name.
+    """
+    return _source_class(data_file(name).resolve())(folder)
+
+
+@lru_cache
+def _source_class(path: Path) -> type[DataSource]:
+    packaged = path.parent == PACKAGE / "data" / "sets"
+    return _class_in(path, DataSource, "tcbench.data.sets" if packaged else "tcbench_data_sets")
+
+
+def _class_in(path: Path, kind: type, package: str) -> Any:
+    """The one class of a kind that a file defines; its `name` is the file's."""
+    module_name = f"{package}.{path.stem}"
+    if package.startswith("tcbench."):
+        module = importlib.import_module(module_name)
+    else:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # so that its classes can be pickled and their annotations resolved
+        spec.loader.exec_module(module)
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module_name
+        if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module_name
     ]
-    if len(found) != 1 or found[0].name != name:
-        raise UserError(f"{path}: must define exactly one Method with name = {name!r}; found {len(found)}")
+    if len(found) != 1 or getattr(found[0], "name", None) != path.stem:
+        what = kind.__name__
+        raise UserError(f"{path}: must define exactly one {what} with name = {path.stem!r}; found {len(found)}")
     return found[0]
 
 

@@ -30,7 +30,9 @@ class Replay:
     """A run that can be repeated step by step; every repetition starts from the same noise and an empty cache.
 
     With fused blocks on a GPU every step is a captured CUDA graph. A method's decisions are captured with it: they are
-    kernels that read the current latents, and nothing of a plan that the host knows depends on a sample.
+    kernels that read the current latents. Where a method decides on the host, a step is as many graphs as its reads cut
+    it into; a repetition waits for each number again, and takes the outcome that was captured, because it starts from
+    the same noise.
 
     Args:
         nfe: steps of the uncached reference; the method may take fewer.
@@ -41,6 +43,7 @@ class Replay:
         nfe: steps that the method takes.
         macs: the ledger's totals per sample (`Ledger.totals`).
         step_macs: MACs per sample of every step, all overheads charged.
+        reads: numbers that the host waits for in a run.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Replay:
         self._draw = cache(lambda step: ancestral_noise(adapter, settings, sample_index, step).to(device, dtype))
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next = 0
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graphs: list[list[_Segment]] = []  # by step
+        self.reads = 0
         self.nfe = self._run.nfe
         self.step_macs: list[int] = []
         for step in range(self.nfe):  # one run ahead, which counts, and compiles what needs compiling
@@ -91,7 +95,8 @@ class Replay:
             raise RuntimeError(f"step {index} was asked for after step {self._next - 1}; steps follow each other")
         self._next = index + 1
         if self._graphs:
-            self._graphs[index].replay()
+            for segment in self._graphs[index]:
+                segment.replay(self._method.name, index)
             return
         if index == 0:
             self._begin()
@@ -103,9 +108,15 @@ class Replay:
             self.step(step)
         return self._latents
 
+    def _read(self, value: Tensor) -> float:
+        self.reads += 1
+        return value.item()
+
     def _begin(self) -> None:
         blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
-        self._passes = Passes(self._adapter, self._run, self._method.start, blocks)
+        self._passes, self.reads = Passes(self._adapter, self._run, self._method.start, blocks), 0
+        for engine in self._passes.engines:
+            engine.read = self._read
         # a fresh one, because multistep samplers remember
         sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index, self._draw)
         self._steps = denoise(self._passes, sampler, self._noise, self._prompt)
@@ -113,15 +124,54 @@ class Replay:
     @torch.inference_mode()
     def _capture(self) -> None:
         """Capture every step; the graphs share their memory, because they always run in this order."""
-        graphs, pool, stream = [], torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        graphs: list[list[_Segment]] = []
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         torch.cuda.synchronize()
         self._begin()
+
+        def cut(value: Tensor) -> float:
+            """End a graph where the host reads a number, run what there is, and go on in another."""
+            self.reads += 1
+            number = graphs[-1][-1].end(value)
+            graphs[-1].append(_Segment(pool))
+            return number
+
+        for engine in self._passes.engines:
+            engine.read = cut
         with torch.cuda.stream(stream):
             for _ in range(self.nfe):
-                graph = torch.cuda.CUDAGraph()
-                graph.capture_begin(pool=pool)
+                graphs.append([_Segment(pool)])
                 _, _, self._latents = next(self._steps)
-                graph.capture_end()
-                graphs.append(graph)
+                # later reads need the values, so what is captured is run if there are any
+                graphs[-1][-1].end(None, run=self._method.decides == "host")
         torch.cuda.synchronize()
         self._graphs = graphs
+
+
+class _Segment:
+    """A captured graph, and the number that the host reads at its end."""
+
+    def __init__(self, pool: Any) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._value: Tensor | None = None
+        self._number = 0.0
+        self._graph.capture_begin(pool=pool)
+
+    def end(self, value: Tensor | None, run: bool = True) -> float:
+        """End the capture; the number, if one is read."""
+        self._graph.capture_end()
+        if run:
+            self._graph.replay()
+        if value is not None:
+            self._value, self._number = value, value.item()
+        return self._number
+
+    def replay(self, method: str, step: int) -> None:
+        """Run the graph, and wait for its number.
+
+        Raises:
+            RuntimeError: the number is another than when the graphs were captured, so they may have the wrong outcome.
+        """
+        self._graph.replay()
+        if self._value is not None and self._value.item() != self._number:
+            raise RuntimeError(f"{method}: step {step} read another number than when it was captured")

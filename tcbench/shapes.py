@@ -110,6 +110,7 @@ class ModelShape:
             recomputed whenever any token of a unit is.
         outer: per row and step: embedding, timestep MLP, final layer.
         once: per row and run: what depends on the text alone.
+        latent_shape, output_shape: of one row's input and output, channels first.
 
     Raises:
         ValueError: a part's name is of two kinds.
@@ -123,6 +124,8 @@ class ModelShape:
     joint_text: int = 0
     outer: Macs = Macs()
     once: Macs = Macs()
+    latent_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for _, part in self._walk():

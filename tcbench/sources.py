@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tcbench.files import digest, sha256
 from tcbench.imports import closure, module_file, modules_loaded, with_packages
-from tcbench.places import method_file
+from tcbench.places import data_file, method_file
 
 STAGES = {
     "encode": ("tcbench.stages.encode",),
@@ -39,22 +39,27 @@ CANNOT_CHANGE_NUMBERS = frozenset(
 """What every stage imports and none depends on, nor on what it is imported for by these alone."""
 
 
-def source_modules(stage: str, *methods: str) -> set[str]:
-    """The package's modules that a stage's results depend on, with those that the methods involved import."""
-    vocabulary = {module for name in methods for module in modules_loaded(method_file(name))}
+def source_modules(stage: str, *methods: str, data: str | None = None) -> set[str]:
+    """The package's modules that a stage's results depend on, with those that the methods and the data set import.
+
+    A data set is found by its file, and no module names it, so a stage depends on that of its own suite alone.
+    """
+    found = [*map(method_file, methods), *([data_file(data)] if data else [])]
+    vocabulary = {module for path in found for module in modules_loaded(path)}
     return closure(with_packages(STAGES[stage]) | vocabulary, without=CANNOT_CHANGE_NUMBERS)
 
 
-def source_files(stage: str, *methods: str) -> list[Path]:
-    """The files of `source_modules`, by the modules' names, and those of the methods involved."""
-    modules = [module_file(module) for module in sorted(source_modules(stage, *methods))]
-    return [*filter(None, modules), *map(method_file, methods)]
+def source_files(stage: str, *methods: str, data: str | None = None) -> list[Path]:
+    """The files of `source_modules`, by the modules' names, and those of the methods and of the data set involved."""
+    modules = [module_file(module) for module in sorted(source_modules(stage, *methods, data=data))]
+    named = [*map(method_file, methods), *([data_file(data)] if data else [])]
+    return list(dict.fromkeys([*filter(None, modules), *named]))
 
 
 @lru_cache
-def source_digest(stage: str, *methods: str) -> str:
-    """Identifies the code of a stage and of the methods involved by content alone, wherever it lies.
+def source_digest(stage: str, *methods: str, data: str | None = None) -> str:
+    """Identifies the code of a stage, of the methods and of the data set involved by content alone, wherever it lies.
 
     Rules have this as a parameter, not the files as inputs, so that a moved checkout runs nothing again.
     """
-    return digest([sha256(path) for path in source_files(stage, *methods)])
+    return digest([sha256(path) for path in source_files(stage, *methods, data=data)])

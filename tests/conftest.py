@@ -77,7 +77,7 @@ def official_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("HOME", str(folder))
         for config in official.CONFIGS:
             suite = load_suite(config)
-            official.write_files(suite, {"inception"} | (official.NOT_HERE if suite.data == "vbench" else set()))
+            official.write_files(suite, {"inception"} | official.NOT_HERE)
     return folder
 
 

@@ -49,14 +49,16 @@ class Floor:
 SAMPLER = Floor("SAMPLER", 1e-6, "a step of a chain in float32: against float64 and against diffusers' schedulers")
 ANCESTRAL = Floor("ANCESTRAL", 1.2e-5, "diffusers' ancestral steps, which take large latents from each other")
 NETWORK = Floor("NETWORK", 1.2e-6, "a pass of a float32 network: another batch or route, explicit attention in float64")
-TRAJECTORY = Floor("TRAJECTORY", 2e-6, "a whole sampling run in float32: another batch, fused blocks, diffusers' own")
+TRAJECTORY = Floor("TRAJECTORY", 2.3e-6, "a whole sampling run in float32: another batch, fused blocks, diffusers' own")
 KERNEL = Floor("KERNEL", 5e-7, "a fused kernel in float32: against the plain operations beside it")
 HALF = Floor("HALF", 5e-4, "float16: a fused kernel against the plain operations beside it, and what is stored in it")
 SCORE = Floor("SCORE", 1e-7, "the scores of tokens in float32: against Python's own floats")
 RECORDED = Floor("RECORDED", 7.2e-7, "a metric of one sample in float32: as its package computed it on another machine")
 READING = Floor("READING", 1e-6, "a metric of one sample in float32: by another route")
 DISTANCE = Floor("DISTANCE", 1.5e-6, "a metric of a set, from float32 features: torch-fidelity's own, and by hand")
-LOSS = Floor("LOSS", 1e-6, "a mean squared difference of two passes in float32: trained and sampled")
+LOSS = Floor(
+    "LOSS", 4.1e-6, "a mean squared difference of two passes in float32: that of the reference code's training"
+)
 
 _seen: dict[str, tuple[float, float]] = {}
 """The largest error and what is allowed, by floor."""
@@ -74,15 +76,16 @@ def deviation(actual: Numbers, expected: Numbers) -> float:
     return (one - other).abs().max().item() / (scale or 1.0)
 
 
-def assert_close(actual: Numbers, expected: Numbers, floor: Floor) -> None:
+def assert_close(actual: Numbers, expected: Numbers, floor: Floor, what: str = "") -> None:
     """`actual` is `expected` but for the rounding of `floor`'s kind.
 
     Raises:
-        AssertionError: shapes differ, or a number by more than `floor` allows.
+        AssertionError: shapes differ, or a number by more than `floor` allows; says `what` does not hold.
     """
     error = deviation(actual, expected)
     note(floor.name, error, floor.allowed)
-    assert error <= floor.allowed, f"error {error:.1e} of the largest value; {floor.name} allows {floor.allowed:.1e}"
+    found = f"error {error:.1e} of the largest value; {floor.name} allows {floor.allowed:.1e}"
+    assert error <= floor.allowed, f"{what}: {found}" if what else found
 
 
 def note(name: str, error: float, allowed: float) -> None:

@@ -9,12 +9,14 @@ import argparse
 import io
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import av
 import numpy as np
 import open_clip
 import pytest
@@ -37,11 +39,12 @@ from transformers import (
 )
 
 from tcbench.config import Suite, load_suite
-from tcbench.data.prompts import read_prompts
 from tcbench.files import write_json
 from tcbench.metrics import image_reward
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS, ModelSpec
+from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
+from tcbench.registry import data_source
 from tests.references import image_reward as reference
 
 SPECS: dict[str, ModelSpec] = {
@@ -57,8 +60,8 @@ SPECS: dict[str, ModelSpec] = {
 """The paper's models at toy size, under their own names."""
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
-NOT_HERE = {"autoencoder", "vbench"}
-"""What paper-osp names and no writer imitates: WF-VAE, and VBench's environment."""
+NOT_HERE = {"vbench"}
+"""What paper-osp names and no writer imitates: VBench's environment."""
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +91,10 @@ def write_files(suite: Suite, without: Collection[str] = ()) -> None:
     Raises:
         KeyError: the config lists a file that nothing here imitates.
     """
-    for name in suite.files.keys() - set(without):
-        path = suite.files[name].path.expanduser()
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _WRITERS[name](path, suite)
+    paths = {name: suite.files[name].path.expanduser() for name in suite.files.keys() - set(without)}
+    for name, path in [(name, path) for name, path in paths.items() if not path.exists()]:  # one may lie in another
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _WRITERS[name](path, suite)
 
 
 # --- denoisers
@@ -201,7 +203,7 @@ def sentencepiece_model(bytes_too: bool) -> bytes:
     """A spiece.model: padding 0, end 1, unknown 2, no beginning; mT5's falls back to bytes, T5's does not."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(read_prompts("partiprompts")[:300]), model_writer=model, vocab_size=500,
+        sentence_iterator=iter(data_source("partiprompts").prompts()[:300]), model_writer=model, vocab_size=500,
         byte_fallback=bytes_too, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
     )  # fmt: skip
     return model.getvalue()
@@ -256,7 +258,7 @@ def _write_text_encoder(path: Path, suite: Suite) -> None:
     (write_mt5 if path.name.startswith("mt5") else write_t5)(path)
 
 
-# --- autoencoder
+# --- autoencoders
 
 
 def write_autoencoder(folder: Path, pickled: bool = False) -> AutoencoderKL:
@@ -284,6 +286,30 @@ def write_autoencoder(folder: Path, pickled: bool = False) -> AutoencoderKL:
     else:
         save_file(state, folder / "diffusion_pytorch_model.safetensors")
     return vae
+
+
+WF_VAE: dict[str, Any] = {
+    "latent_dim": 4, "base_channels": 8, "encoder_energy_flow_hidden_size": 4, "decoder_energy_flow_hidden_size": 8,
+    "connect_res_layer_num": 2, "norm_type": "layernorm", "t_interpolation": "trilinear",
+    "scale": (0.18215,) * 4, "shift": (0.0,) * 4,
+}  # fmt: skip
+"""v1.3.0's variants with few channels, and latents of as many as the small Open-Sora-Plan has."""
+
+
+def write_wf_vae(folder: Path, **changed: Any) -> WFVAE:
+    """Open-Sora-Plan-v1.3.0/vae: a trainer's checkpoint, without the wavelets' filters, and a config."""
+    torch.manual_seed(0)
+    vae = build_wf_vae(WFVAEConfig.model_validate(WF_VAE | changed))
+    folder.mkdir(exist_ok=True)
+    named = {"_class_name": "WFVAEModel", "_diffusers_version": "0.30.2", "dropout": 0.0, **BLOCKS}
+    write_json(folder / "config.json", named | vae.config.model_dump(mode="json"))
+    saved = {"epoch": 3, "state_dict": {"gen_model": vae.state_dict(), "dics_model": {}}, "ema_state_dict": {}}
+    torch.save(saved, folder / "merged.ckpt")
+    return vae
+
+
+def _write_autoencoder(path: Path, suite: Suite) -> None:
+    (write_wf_vae if suite.latents and suite.latents.kind == "wf" else write_autoencoder)(path)
 
 
 # --- metrics
@@ -407,6 +433,45 @@ def write_imagenet(folder: Path, classes: int = 10, each: int = 2) -> None:
             draw_image(folder / f"n{number:08}" / f"{index}.JPEG", number * each + index)
 
 
+MIXKIT = [12, 13, 14, 15, 16, 17]
+"""Frames of the videos."""
+
+
+def write_mixkit(folder: Path) -> None:
+    """all_mixkit of Open-Sora-Plan-v1.1.0, unpacked: a folder per category."""
+    for number, frames in enumerate(MIXKIT):
+        write_video(folder / "Cats" / f"{number}.mp4", frames)
+
+
+def write_mixkit_captions(path: Path) -> None:
+    """video_mixkit_513f_1997.json of Open-Sora-Plan-v1.1.0: stretches of videos, each with a caption."""
+    write_json(path, [
+        {"path": f"Cats/{number}.mp4", "frame_idx": f"0:{frames}", "cap": f"A CAT ({number})."}
+        for number, frames in enumerate(MIXKIT)
+    ])  # fmt: skip
+
+
+def grey(number: int) -> int:
+    """Of the right half of a frame of `write_video`."""
+    return 20 + 4 * number
+
+
+def write_video(path: Path, frames: int, rate: int = 24, times: Sequence[int] | None = None, side: int = 64) -> None:
+    """H.264 in MP4: frame n is of the grey `grey(n)`, its left half black; with `times` in 1 / rate seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "1", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 2 * side, side, "yuv444p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for number in range(frames):
+            picture = np.full((side, 2 * side, 3), grey(number), np.uint8)
+            picture[:, :side] = 0
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (times[number] if times else number), Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def write_vbench(path: Path) -> None:
     """VBench_full_info.json: a prompt, its dimensions, what some of them look for; prompts may come twice."""
     write_json(path, [
@@ -419,14 +484,18 @@ def write_vbench(path: Path) -> None:
 _WRITERS: dict[str, Callable[[Path, Suite], object]] = {
     "denoiser": _write_denoiser,
     "text_encoder": _write_text_encoder,
-    "autoencoder": lambda path, _: write_autoencoder(path),
+    "autoencoder": _write_autoencoder,
     "inception": lambda path, _: write_inception(path),
     "clip": lambda path, _: write_clip(path),
     "image_reward": lambda path, _: write_image_reward(path),
     "vocabulary": lambda path, _: write_vocabulary(path),
     "captions": lambda path, _: write_coco_captions(path),
-    "training_captions": lambda path, _: write_coco_captions(path),
-    "training": lambda path, suite: (write_imagenet if suite.data == "imagenet" else write_coco_images)(path),
+    "training_captions": lambda path, suite: (write_mixkit_captions if suite.data == "vbench" else write_coco_captions)(
+        path
+    ),
+    "training": lambda path, suite: {"imagenet": write_imagenet, "vbench": write_mixkit}.get(
+        suite.data, write_coco_images
+    )(path),
     "real": lambda path, suite: (write_adm if path.suffix == ".npz" else write_coco_images)(path),
     "prompts": lambda path, _: write_vbench(path),
 }

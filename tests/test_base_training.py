@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tcbench.assets import ASSETS, locate
-from tcbench.data import Dataset, load_images, split
-from tcbench.data.captioned import compose
+from tcbench.data import Dataset, split
 from tcbench.errors import UserError
 from tcbench.files import read_json, read_tensors, write_tensors
 from tcbench.models.adapter import Text
@@ -16,7 +15,8 @@ from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classif
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
-from tcbench.training.base import RECIPES, Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
+from tcbench.registry import data_source
+from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
 from tcbench.training.common import deterministic
 from tests.floors import NETWORK, assert_close
@@ -27,7 +27,7 @@ RECIPE = PretrainRecipe(iterations=24, batch_size=16, warmup=2, ema=0.5, log_eve
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load_images("digits")
+    return data_source("digits").images()
 
 
 def trained(digits: Dataset, folder: Path, recipe: PretrainRecipe = RECIPE) -> tuple[dict, dict[str, Any]]:
@@ -91,8 +91,8 @@ SMALL_TEXT = {
 def test_an_interrupted_captioned_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: Any
 ) -> None:
-    spec, data = SMALL_TEXT[name], compose(name, range(32), held_out=False)
-    recipe = RECIPES[name].model_copy(
+    spec, data = SMALL_TEXT[name], data_source(name).compose(range(32), held_out=False)
+    recipe = PretrainRecipe(**data_source(name).recipes["denoiser"]).model_copy(
         update={"iterations": 12, "batch_size": 4, "warmup": 2, "log_every": 4, "ema": 0.5}
     )
 
@@ -160,7 +160,7 @@ def test_classifier_learns_and_is_reproducible(digits: Dataset, tmp_path: Path) 
 
 
 def test_shipped_classifier(digits: Dataset) -> None:
-    model = load_classifier()
+    model = load_classifier(DigitsCNN, DIGITS_CLASSIFIER)
     assert accuracy(model, split(digits)[1]) > 0.95
     log = read_json(ASSETS / "digits/classifier-log.json")
     assert ClassifierRecipe(**log["recipe"]) == ClassifierRecipe()
@@ -168,7 +168,7 @@ def test_shipped_classifier(digits: Dataset) -> None:
 
 
 def test_classifier_outputs(digits: Dataset) -> None:
-    model, images = load_classifier(), digits.images[:5]
+    model, images = load_classifier(DigitsCNN, DIGITS_CLASSIFIER), digits.images[:5]
     with torch.no_grad():
         output, one = model(images), model(images[3:4])
     shapes = {key: tuple(value.shape) for key, value in output.items()}
@@ -185,7 +185,7 @@ def test_bad_classifier_files_are_named(tmp_path: Path, how: str, says: str) -> 
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=says) as caught:
-        load_classifier(path)
+        load_classifier(DigitsCNN, path)
     assert str(path) in str(caught.value)
 
 
@@ -215,8 +215,9 @@ def test_shipped_denoiser(digits: Dataset) -> None:
 )
 def test_shipped_captioned_denoisers(name: str, model: str, target: Any) -> None:
     log = read_json(ASSETS / name / "denoiser-log.json")
-    assert PretrainRecipe(**log["recipe"]) == RECIPES[name].model_copy(update={"bfloat16": True, "compile": True})
-    spec, held_out = MODELS[model], compose(name, range(48), held_out=True)
+    on_a_gpu = {"bfloat16": True, "compile": True}
+    assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(**data_source(name).recipes["denoiser"] | on_a_gpu)
+    spec, held_out = MODELS[model], data_source(name).compose(range(48), held_out=True)
     adapter = make_adapter(load_transformer(spec), spec)
     encoder = load_text_encoder(text_encoder_beside(locate(spec.weights)))
     timesteps = torch.arange(len(held_out)) * 1000 // len(held_out)

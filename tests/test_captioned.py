@@ -7,27 +7,27 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tcbench.data import captioned, load_images, moving, scenes
-from tcbench.data.captioned import captions, compose
 from tcbench.data.captions import LENGTH, PAD, WORDS, decode, encode, is_held_out
-from tcbench.data.moving import Clip
-from tcbench.data.scenes import SIDE, SIZES, Scene
+from tcbench.data.sets import moving, scenes
+from tcbench.data.sets.moving import Clip
+from tcbench.data.sets.scenes import SIDE, SIZES, Scene
 from tcbench.errors import UserError
+from tcbench.registry import data_source
 
 DRAWS = range(400)
-draw = cache(captioned.draw)
+draw = cache(lambda name, index, held_out: data_source(name).draw(index, held_out))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("scenes", (1, 24, 24)), ("moving", (1, 5, 16, 16))])
 def test_items_depend_on_their_index_alone(name: str, shape: tuple[int, ...]) -> None:
-    data = compose(name, [7, 2, 7], held_out=False)
+    data = data_source(name).compose([7, 2, 7], held_out=False)
     assert data.images.shape == (3, *shape)
     assert data.images.min() == -1
     assert data.images.max() <= 1
     assert torch.equal(data.images[0], data.images[2])
-    assert torch.equal(data.images[1], compose(name, [2], held_out=False).images[0])
+    assert torch.equal(data.images[1], data_source(name).compose([2], held_out=False).images[0])
     for held_out, seed in ((True, 0), (False, 1)):
-        assert not torch.equal(data.images[1], compose(name, [2], held_out, seed).images[0])
+        assert not torch.equal(data.images[1], data_source(name).compose([2], held_out, seed).images[0])
 
 
 @pytest.mark.parametrize("name", ["scenes", "moving"])
@@ -81,7 +81,7 @@ def test_videos_move_as_they_say() -> None:
 def test_a_moving_digit_is_one_handwriting_shifted() -> None:
     index = next(i for i in DRAWS if draw("moving", i, False).caption.endswith("moving right quickly"))
     (item,) = draw("moving", index, False).items
-    video = compose("moving", [index], held_out=False).images[0, 0]
+    video = data_source("moving").compose([index], held_out=False).images[0, 0]
     for before, after in pairwise(video):
         assert torch.equal(before[:, : -item.right], after[:, item.right :])
 
@@ -94,7 +94,7 @@ def test_captions_to_words_and_back() -> None:
     assert (words[1] != PAD).sum() == 1  # the null caption is its end alone
     for name in ("scenes", "moving"):
         drawn = [draw(name, index, True).caption for index in DRAWS]
-        assert decode(captions(name, torch.arange(len(DRAWS)), held_out=True)) == drawn
+        assert decode(data_source(name).captions(torch.arange(len(DRAWS)), held_out=True)) == drawn
         assert all(len(caption.split()) < LENGTH and set(caption.split()) <= set(WORDS) for caption in drawn)
     with pytest.raises(UserError, match="unknown word 'ten'"):
         encode(["a large ten"])
@@ -103,7 +103,7 @@ def test_captions_to_words_and_back() -> None:
 
 
 def test_a_suites_images_come_with_their_captions() -> None:
-    data = load_images("scenes", held_out=True)
+    data = data_source("scenes").images(held_out=True)
     assert data.images.shape == (2048, 1, scenes.SIDE, scenes.SIDE)
-    assert torch.equal(data.labels[:5], captions("scenes", torch.arange(5), held_out=True))
-    assert not torch.equal(data.labels[:5], captions("scenes", torch.arange(5), held_out=False))
+    assert torch.equal(data.labels[:5], data_source("scenes").captions(torch.arange(5), held_out=True))
+    assert not torch.equal(data.labels[:5], data_source("scenes").captions(torch.arange(5), held_out=False))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tcbench.config import Suite, load_suite
-from tcbench.data.captioned import captions
 from tcbench.data.captions import decode, is_held_out
 from tcbench.errors import UserError
 from tcbench.files import read_json
+from tcbench.registry import data_source
 from tcbench.sources import source_files
 from tcbench.stages.common import Captions, load_captions, load_examples
 from tcbench.stages.diagnose import diagnose_row
@@ -44,7 +44,7 @@ def test_samples_are_of_held_out_captions(suite: Suite, finished: Path, monkeypa
     monkeypatch.chdir(finished)
     manifest, tensors = read_images(suite["nfe3-uncached"])
     assert tensors["image"].shape == (4, 1, 5, 16, 16)
-    assert torch.equal(tensors["label"], captions("moving", torch.arange(4), held_out=True))
+    assert torch.equal(tensors["label"], data_source("moving").captions(torch.arange(4), held_out=True))
     assert all(is_held_out(caption) for caption in decode(tensors["label"]))
     assert manifest["timesteps"][0] == 999  # zero terminal SNR starts at pure noise
     assert manifest["resolution"] == 16
@@ -96,5 +96,5 @@ def test_a_model_without_captions_is_refused(suite: Suite) -> None:
 
 @pytest.mark.parametrize("stage", ["train", "sample", "latency", "diagnose", "ablate"])
 def test_stages_depend_on_data_and_text_encoder(stage: str) -> None:
-    files = {Path(path).name for path in source_files(stage)}
-    assert {"captioned.py", "scenes.py", "moving.py", "captions.py", "text.py"} <= files
+    files = {Path(path).name for path in source_files(stage, data="moving")}
+    assert {"captioned.py", "moving.py", "captions.py", "text.py"} <= files

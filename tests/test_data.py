@@ -8,14 +8,15 @@ import torch
 from sklearn import datasets
 
 import tcbench.data as data_module
-from tcbench.data import Dataset, load_images, split, to_uint8
+from tcbench.data import Dataset, split, to_uint8
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
+from tcbench.registry import data_source
 
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load_images("digits")
+    return data_source("digits").images()
 
 
 def test_digits(digits: Dataset) -> None:
@@ -35,12 +36,12 @@ def test_altered_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_digits", lambda: altered)
     data_module.handwriting.cache_clear()  # it is checked when first read
     with pytest.raises(UserError, match="reinstall scikit-learn"):
-        load_images("digits")
+        data_source("digits").images()
 
 
 def test_unknown_data_is_refused() -> None:
-    with pytest.raises(UserError, match="known: digits"):
-        load_images("imagenet")
+    with pytest.raises(UserError, match="no images of it are read here"):
+        data_source("imagenet").images()
 
 
 def test_split_is_stratified_disjoint_and_fixed(digits: Dataset) -> None:

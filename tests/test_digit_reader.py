@@ -6,21 +6,21 @@ from functools import cache
 import pytest
 import torch
 
-from tcbench.data import captioned, to_uint8
-from tcbench.data.captioned import compose
+from tcbench.data import to_uint8
 from tcbench.data.captions import decode
 from tcbench.errors import UserError
 from tcbench.files import sha256, write_tensors
-from tcbench.metrics import make_extractor
 from tcbench.metrics.alignment import Alignment, scene_agrees, video_agrees
 from tcbench.metrics.clip import load_digits_clip_scorer
+from tcbench.metrics.extractors import make_extractor
 from tcbench.models.digits_clip import build_digits_clip, load_digits_clip
 from tcbench.models.reader import CLASSES, DigitReader, Reading, load_reader, read_digits, target_map
+from tcbench.registry import data_source
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, layouts, train_reader
 from tests.floors import NETWORK, assert_close
 
-draw = cache(captioned.draw)
+draw = cache(lambda name, index, held_out: data_source(name).draw(index, held_out))
 
 
 def tracks(index, frames=5):
@@ -171,7 +171,7 @@ def test_the_caption_ends_at_its_end():
     """Padding must not reach the embedding."""
     torch.manual_seed(0)
     model = build_digits_clip().eval()
-    words = compose("scenes", range(4), True).labels
+    words = data_source("scenes").compose(range(4), True).labels
     padded = words.clone()
     padded[padded == 0] = 7
     assert_close(model.encode_text(padded), model.encode_text(words), NETWORK)
@@ -184,7 +184,7 @@ def test_the_caption_ends_at_its_end():
     "name, ceiling", [("scenes", 0.9), ("moving", 0.75)]
 )  # a clip is five scenes, all to be read right
 def test_the_shipped_reader_reads_held_out_samples(name, ceiling):
-    data = compose(name, range(300), True)
+    data = data_source(name).compose(range(300), True)
     media, captions = to_uint8(data.images), decode(data.labels)
     align = Alignment(load_reader())
     assert align(media, captions).mean() > ceiling
@@ -192,7 +192,7 @@ def test_the_shipped_reader_reads_held_out_samples(name, ceiling):
 
 
 def test_the_shipped_clip_prefers_a_scenes_own_caption():
-    data = compose("scenes", range(200), True)
+    data = data_source("scenes").compose(range(200), True)
     media, captions = to_uint8(data.images), decode(data.labels)
     score = load_digits_clip_scorer()
     own, other = score(media, captions), score(media, captions[1:] + captions[:1])
@@ -200,7 +200,7 @@ def test_the_shipped_clip_prefers_a_scenes_own_caption():
 
 
 def test_features_of_videos_are_those_of_their_frames():
-    videos = to_uint8(compose("moving", range(3), True).images)
+    videos = to_uint8(data_source("moving").compose(range(3), True).images)
     extractor = make_extractor("digit-reader")
     features = extractor.extract(videos)
     assert features.pooled.shape == (3, 5, 64) and features.spatial.shape == (3, 5, 112)

@@ -61,7 +61,7 @@ class Colours(extractors._Network):
 def folder(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the official files at toy size, and `Colours` as Inception."""
     (paper_folder / INCEPTION).write_bytes(b"any")
-    monkeypatch.setitem(extractors.EXTRACTORS, "inception-v3-adm", Colours)
+    monkeypatch.setattr(extractors, "InceptionADM", Colours)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(paper_folder / INCEPTION))
     monkeypatch.setattr(encode, "SHARD", 3)
     monkeypatch.setattr(encode, "BATCH", 2)
@@ -257,8 +257,8 @@ def test_folders_that_do_not_fit_the_model_are_refused(imagenet: Suite, coco: Su
     no_captions = coco.training.model_copy(update={"captions": None})
     with pytest.raises(UserError, match=r"data/coco/train2017: pixart-256 reads captions; name their file"):
         encode_images(coco.model_copy(update={"training": no_captions}))
-    with pytest.raises(UserError, match=r"checkpoints/sd-vae-ft-ema: latents of 4 channels, and moving-osp denoises 1"):
-        load_decoder(coco.model_copy(update={"model": "moving-osp"}))
+    with pytest.raises(UserError, match=r"sd-vae-ft-ema: latents of 4 channels, and scenes-pixart denoises 1"):
+        load_decoder(coco.model_copy(update={"model": "scenes-pixart"}))
 
 
 @pytest.mark.parametrize(

@@ -8,32 +8,29 @@ import torch
 import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from tcbench.config import READINGS
+from tcbench.config import PaperCell, Suite
 from tcbench.errors import UserError
 from tcbench.files import sha256
-from tcbench.metrics import (
-    METRICS,
-    Features,
-    Gaussian,
-    Real,
-    Reference,
-    Samples,
-    final_mae,
-    make_extractor,
-    psnr,
-    real_floor,
-    score_row,
-    trajectory_mae,
-)
 from tcbench.metrics.accuracy import correct
-from tcbench.metrics.frechet import frechet_distance
+from tcbench.metrics.catalogue import METRICS, find_metric, paper_headings, usual_metrics
+from tcbench.metrics.deviation import final_mae, psnr, trajectory_mae
+from tcbench.metrics.extractors import Features, make_extractor
+from tcbench.metrics.frechet import Gaussian, frechet_distance, real_floor
 from tcbench.metrics.inception_score import inception_score
+from tcbench.metrics.kid import SCALE
 from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
+from tcbench.metrics.samples import Real, Reference, Samples
+from tcbench.metrics.scoring import compute, prepare, score_row
 from tcbench.models.classifier import DigitsCNN
 from tcbench.stats import batches, jackknife
 from tests.floors import DISTANCE, NETWORK, READING, assert_close
+
+READINGS = [name for name, metric in METRICS.items() if metric.per_sample]
+ALONE = [name for name, metric in METRICS.items() if "uncached" not in metric.needs]
+"""What the reference row is scored by, too."""
 
 
 def random_features(count, seed, shift=0.0):
@@ -96,7 +93,7 @@ def test_numbers_equal_torch_fidelity_end_to_end(digits, weights):
         **options,
     )
     samples, reference = Samples(digits.extract(generated)), Reference(Real(digits.extract(real)))
-    ours = {name: METRICS[name].compute(samples, reference) for name in ("is", "fid", "precision", "recall")}
+    ours = {name: compute(name, samples, reference) for name in ("is", "fid", "precision", "recall")}
     assert 0 < ours["recall"] < 1 or 0 < ours["precision"] < 1
     for name, key in (
         ("is", "inception_score_mean"),
@@ -144,7 +141,7 @@ def test_unfit_images_are_refused(digits, images):
 
 
 def test_unfit_weights_are_named(tmp_path, weights):
-    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, inception-v3-adm"):
+    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, inception-v3-adm"):
         make_extractor("inception")
     for digest in (None, "0123"):
         with pytest.raises(UserError, match=r"missing\.safetensors: "):
@@ -208,8 +205,8 @@ def test_published_moments_take_the_place_of_fitted_ones():
     samples, features = random_samples(60, 4), random_features(80, 5)
     moments = (Gaussian(np.zeros(64), np.eye(64)), Gaussian(np.zeros(112), np.eye(112)))
     reference = Reference(Real(features, moments))
-    assert METRICS["fid"].compute(samples, reference) == frechet_distance(samples.features.pooled, moments[0])
-    assert METRICS["sfid"].compute(samples, reference) == frechet_distance(samples.features.spatial, moments[1])
+    assert compute("fid", samples, reference) == frechet_distance(samples.features.pooled, moments[0])
+    assert compute("sfid", samples, reference) == frechet_distance(samples.features.spatial, moments[1])
 
 
 def test_the_floor_is_reproducible_and_falls_with_more_images():
@@ -332,12 +329,12 @@ def test_a_row_is_scored_with_intervals_and_paired_differences(row):
     score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
     assert json.loads(json.dumps(score, allow_nan=False)) == score
     assert list(score["quality"]) == list(METRICS)
-    assert list(score["paired"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy", *READINGS]
+    assert list(score["paired"]) == ALONE
     for name, cell in score["quality"].items():
-        assert cell["value"] == METRICS[name].compute(samples, Reference(real, uncached))
+        assert cell["value"] == compute(name, samples, Reference(real, uncached))
         assert cell["low"] <= cell["value"] <= cell["high"] and cell["se"] > 0
     for name, cell in score["paired"].items():
-        theirs = METRICS[name].compute(uncached, Reference(real))
+        theirs = compute(name, uncached, Reference(real))
         assert cell["difference"] == pytest.approx(score["quality"][name]["value"] - theirs)
         assert cell["se"] > 0
         assert cell["distinguishable"] == (cell["low"] > 0 or cell["high"] < 0)
@@ -356,7 +353,7 @@ def test_a_row_against_itself_differs_by_exactly_zero(row):
 def test_the_reference_row_has_no_paired_numbers(row):
     _, uncached, real = row
     score = score_row(uncached, None, real, batches(128, 16), list(METRICS))
-    assert list(score["quality"]) == ["fid", "sfid", "is", "precision", "recall", "accuracy", *READINGS]
+    assert list(score["quality"]) == ALONE
     assert score["paired"] == {}
 
 
@@ -369,13 +366,64 @@ def test_a_metric_needs_what_it_declares_and_nothing_else(metric, row):
         "uncached": (samples, Reference(real)),
         "reading": (replace(samples, readings={}), Reference(real, replace(uncached, readings={}))),
     }
-    complete = metric.compute(samples, Reference(real, uncached))
+    complete = compute(metric.name, samples, Reference(real, uncached))
     for name, (bare, reference) in without.items():
         if name in metric.needs:
             with pytest.raises(UserError, match="VBench's results" if metric.name == "vbench" else name):
-                metric.compute(bare, reference)
+                compute(metric.name, bare, reference)
         else:
-            assert metric.compute(bare, reference) == complete
+            assert compute(metric.name, bare, reference) == complete
+
+
+def test_kid_is_torch_fidelitys_over_all_pairs():
+    """Which it averages over subsets of equal size: with one subset of everything, the same number."""
+    generated, real = random_features(120, 30, shift=0.1), random_features(120, 31)
+    keywords = {"kid_subsets": 1, "kid_subset_size": 120, "verbose": False}
+    theirs = kid_features_to_metric(generated.pooled.double(), real.pooled.double(), **keywords)[KEY_METRIC_KID_MEAN]
+    assert compute("kid", Samples(generated), Reference(Real(real))) == pytest.approx(SCALE * theirs, rel=1e-9)
+
+
+def test_kid_of_some_samples_is_that_of_these_samples_alone():
+    features, real = random_features(90, 32, shift=0.1), Real(random_features(200, 33))
+    of_some = prepare(find_metric("kid"), Samples(features), Reference(real))
+    kept = np.concatenate([np.arange(20), np.arange(31, 90)])
+    alone = Samples(Features(*(values[torch.from_numpy(kept)] for values in vars(features).values())))
+    assert of_some(kept) == pytest.approx(compute("kid", alone, Reference(real)), rel=1e-9)
+    with pytest.raises(UserError, match="1 sample makes no pair"):
+        of_some(np.array([3]))
+    with pytest.raises(UserError, match="kid is of images"):
+        compute("kid", Samples(Features(*(torch.zeros(4, 3, 2) for _ in range(3)))), Reference(real))
+
+
+def test_kid_is_unbiased_where_the_frechet_distance_is_not():
+    """Of samples like the real ones its mean is 0 at any number; the distance is far above the floor of many."""
+    draw = torch.Generator().manual_seed(0)
+    real = Real(Features(*(torch.randn(2000, 16, generator=draw) for _ in range(3))))
+
+    def scores(name, trials=60):
+        sets = (Features(*(torch.randn(24, 16, generator=draw),) * 3) for _ in range(trials))
+        return np.array([compute(name, Samples(features), Reference(real)) for features in sets])
+
+    kid, fid = scores("kid"), scores("fid")
+    assert abs(kid.mean()) < 3 * kid.std() / len(kid) ** 0.5 and kid.min() < 0 < kid.max()
+    assert fid.mean() > 3 * fid.std() > 0
+
+
+def test_what_the_real_images_take_is_computed_once(monkeypatch):
+    real, calls = Real(random_features(50, 34)), []
+    assert real.once(len) == real.once(len) == 50
+    for _ in range(2):
+        real.once(calls.append)
+    assert calls == [real.features]
+
+
+def test_the_catalogue_names_what_there_is():
+    for metric in METRICS.values():
+        assert callable(metric.function()), metric.name
+        assert metric.settings is None or metric.settings in Suite.model_fields
+    cells = {field.alias or name for name, field in PaperCell.model_fields.items()}
+    assert set(paper_headings()) == cells - {"latency_s", "tmacs", "speedup"}
+    assert usual_metrics() == ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")
 
 
 def test_samples_that_are_not_finite_are_named():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
@@ -13,16 +14,17 @@ from tcbench.cli import main
 from tcbench.config import Images, Suite, load_suite
 from tcbench.costing import macs_of
 from tcbench.data import to_uint8
-from tcbench.data.prompts import read_prompts
 from tcbench.errors import NotRun, UserError
 from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
 from tcbench.models.specs import MODELS
 from tcbench.needs import needs
+from tcbench.registry import data_source
 from tcbench.stages.common import load_adapter, load_captions, load_examples
-from tcbench.stages.images import load_decoder
+from tcbench.stages.images import autoencoder_digests, load_decoder
 from tcbench.stages.readings import load_scorers
-from tcbench.stages.sample import sample_rows
+from tcbench.stages.render import _first_images
+from tcbench.stages.sample import row_fingerprint, sample_rows
 from tcbench.stages.score import score_rows
 from tests import official
 from tests.floors import NETWORK, assert_close
@@ -41,7 +43,7 @@ def test_every_outside_file_is_described(path: Path) -> None:
     if "image_reward" in suite.metrics:
         outside += [suite.image_reward.weights, suite.image_reward.tokenizer]
     outside += [suite.extractor_weights, *(suite.training or Images(folder=suite.latents.folder)).model_dump().values()]
-    assert {str(file) for file in outside if file} <= described
+    assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
     reads = {"text_encoder", "prompts"} if suite.data != "imagenet" else set()
     assert {need.name for need in needs(suite)} >= {"denoiser", "autoencoder"} | reads
     wanted = {"clip_score": "clip", "image_reward": "image_reward", "vbench": "vbench", "fid": "inception"}
@@ -98,7 +100,7 @@ def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
 def test_every_official_file_is_read(path: Path, paper_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Inception and the images that it sees aside (`test_image_suites.py`)."""
     suite = load_suite(path).model_copy(update={"device": "cpu"})
-    for name in suite.files.keys() & ({"inception"} | (official.NOT_HERE if suite.data == "vbench" else set())):
+    for name in suite.files.keys() & ({"inception"} | official.NOT_HERE):
         suite.files[name].path.mkdir(parents=True)
     assert main(["validate", str(path), "--files"]) == 0
     assert "0 of " in capsys.readouterr().out
@@ -108,15 +110,16 @@ def test_every_official_file_is_read(path: Path, paper_folder: Path, capsys: pyt
         captions = load_captions(suite, held_out=held_out)
         assert captions is None or captions(torch.tensor([0])).states_RTC.isfinite().all()
     assert not any(isinstance(scorer, NotRun) for scorer in load_scorers(suite).values())
-    if suite.latents.kind == "sd":
-        assert load_decoder(suite)(torch.zeros(1, 4, 16, 16)).shape == (1, 3, 32, 32)
+    size = (5, 128, 64) if suite.latents.kind == "wf" else (32, 32)
+    latents = torch.zeros(1, *MODELS[suite.model].latent_shape)
+    assert load_decoder(suite)(latents).shape == (1, 3, *size)
 
 
 # --- prompts
 
 
 def test_partiprompts_ship() -> None:
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     assert len(prompts) == len(set(prompts)) == 1632
     assert prompts[0] == "bond" and all(prompt == prompt.strip() and "\t" not in prompt for prompt in prompts)
 
@@ -128,19 +131,19 @@ def test_first_captions_by_image(tmp_path: Path) -> None:
         {"image_id": 9, "id": 4, "caption": "nine "},
     ]
     write_json(tmp_path / "captions.json", {"annotations": annotations})
-    assert read_prompts("coco", tmp_path / "captions.json") == ("two", "nine")
+    assert data_source("coco").prompts(tmp_path / "captions.json") == ("two", "nine")
 
 
 def test_vbench_prompts_once_each(tmp_path: Path) -> None:
     write_json(tmp_path / "full.json", [{"prompt_en": name, "dimension": []} for name in ("b", "a", "b")])
-    assert read_prompts("vbench", tmp_path / "full.json") == ("b", "a")
+    assert data_source("vbench").prompts(tmp_path / "full.json") == ("b", "a")
 
 
 def test_captions_are_cleaned_as_pixart_alphas() -> None:
     """Markup, addresses and brackets go, dashes and quotes are made alike, and the case is lowered."""
     given = ["A <b>Dog</b> (see www.dogs.com) – by @rex", "The corgi’s HEAD"]
     assert clean_captions(given) == ["a dog see - by", "the corgi's head"]
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     changed = [old for old, new in zip(prompts, clean_captions(prompts), strict=True) if new != old.lower()]
     assert len(changed) == 25
 
@@ -160,7 +163,7 @@ def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: str | No
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        read_prompts(name, path)
+        data_source(name).prompts(path)
     assert str(path) in str(caught.value) and says in str(caught.value)
 
 
@@ -274,7 +277,7 @@ def suite(paper_folder: Path) -> Suite:
 def test_prompts_become_images_and_scores(suite: Suite) -> None:
     sample_rows(suite.entries)
     manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
-    prompts = read_prompts("partiprompts")
+    prompts = data_source("partiprompts").prompts()
     assert manifest["captions"] == [prompts[0]] * 3 + [prompts[1]]
     parts = [read_tensors(path)[0] for path in sorted((suite.folder / "samples" / "plain").glob("*.safetensors"))]
     assert parts[0]["image"].shape == (2, 3, 32, 32) and parts[0]["image"].dtype == torch.uint8
@@ -298,22 +301,46 @@ def test_prompts_alone_train_nothing(suite: Suite) -> None:
         load_examples(suite, load_captions(suite))
 
 
-def test_prompts_become_videos(paper_folder: Path) -> None:
-    """Of Open-Sora-Plan, in latents; the negative prompt stands where the caption is left out."""
-    rows = {"plain": {"method": "uncached", "nfe": 3}}
-    suite = official.small_suite("paper-osp", samples=6, batch_size=2, shard_batches=1, latents=None, rows=rows)
-    sample_rows(suite.entries)
-    manifest = read_json(suite.folder / "samples" / "plain" / "row.json")
-    assert manifest["captions"] == ["a dog"] * 5 + ["two cats"]
-    captions = load_captions(suite)
+@pytest.fixture
+def videos(paper_folder: Path) -> Suite:
+    """Open-Sora-Plan, but small, with few prompts, and an autoencoder that the test may change."""
+    official.write_wf_vae(Path("vae"))
+    return official.small_suite(
+        "paper-osp", samples=6, batch_size=2, shard_batches=1, latents={"kind": "wf", "folder": "vae"},
+        rows={"plain": {"method": "uncached", "nfe": 3}},
+    )  # fmt: skip
+
+
+def test_prompts_become_videos(videos: Suite) -> None:
+    """The negative prompt stands where the caption is left out."""
+    sample_rows(videos.entries)
+    folder, spec = videos.folder / "samples" / "plain", MODELS[videos.model]
+    manifest = read_json(folder / "row.json")
+    assert manifest["captions"] == ["a dog"] * 5 + ["two cats"] and manifest["resolution"] == 64
+    captions = load_captions(videos)
     asked = captions(torch.tensor([0]))
     assert torch.equal(asked.states_RTC, captions.encoder(["high quality, high aesthetic, a dog"]).states_RTC)
-    assert torch.equal(asked.negative.states_RTC, captions.encoder([suite.prompts.negative]).states_RTC)
-    videos = read_tensors(suite.folder / "samples" / "plain" / "shard-00000.safetensors")[0]["image"]
-    assert videos.shape == (2, *MODELS["osp-93x256"].latent_shape) and videos.isfinite().all()
+    assert torch.equal(asked.negative.states_RTC, captions.encoder([videos.prompts.negative]).states_RTC)
+    tensors, _ = read_tensors(folder / "shard-00000.safetensors")
+    assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
+    assert tensors["xt"].shape == (3, 2, *spec.latent_shape) and tensors["xt"].isfinite().all()
+    assert torch.equal(tensors["image"], load_decoder(videos)(tensors["xt"][-1]))
+    shown = _first_images(folder, 3)
+    assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
+        shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()
+    )
+    assert autoencoder_digests(videos).keys() == {"config.json", "merged.ckpt"}
+    before = row_fingerprint(videos["plain"])
+    official.write_wf_vae(Path("vae"), scale=(0.2,) * 4)
+    assert row_fingerprint(videos["plain"]) != before
 
 
-def test_what_cannot_be_decoded_is_said() -> None:
-    suite = load_suite(next(path for path in official.CONFIGS if path.stem == "paper-osp"))
-    with pytest.raises(UserError, match=r"paper-osp: latents.kind: WF-VAE is part of Open-Sora-Plan's own code"):
-        load_decoder(suite.model_copy(update={"device": "cpu"}))
+def test_what_cannot_be_decoded_is_said(videos: Suite) -> None:
+    other = videos.model_copy(update={"latents": videos.latents.model_copy(update={"kind": "sd"})})
+    with pytest.raises(UserError, match=r"latents.kind: osp-93x256 was trained with kind 'wf'; write that"):
+        load_decoder(other)
+    official.write_wf_vae(Path("vae"), latent_dim=8, scale=(1.0,) * 8, shift=(0.0,) * 8)
+    with pytest.raises(UserError, match="vae: latents of 8 channels, and osp-93x256 denoises 4"):
+        load_decoder(videos)
+    with pytest.raises(UserError, match=r"latents.scale: WF-VAE's own config.json says it; remove it here"):
+        official.small_suite("paper-osp", latents={"kind": "wf", "folder": "vae", "scale": 0.5})

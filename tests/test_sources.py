@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from tcbench.imports import closure, imported_names, module_file, modules_loaded
+from tcbench.metrics.catalogue import METRICS
 from tcbench.models.networks import FAMILIES
-from tcbench.registry import method_names
+from tcbench.registry import data_names, method_names
 from tcbench.sources import CANNOT_CHANGE_NUMBERS, STAGES, source_files, source_modules
 from tests import official
 
@@ -60,6 +61,9 @@ COMMANDS = [
 ]
 """Small runs of the stages, in an order in which each finds what it needs."""
 
+DATA = ("digits", "imagenet", "moving")
+"""What the suites of these runs are of."""
+
 RUN = """
 import json, os, sys
 from importlib import import_module
@@ -105,7 +109,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
 @pytest.mark.parametrize("number", range(len(COMMANDS)), ids=[Path(command).name for _, command in COMMANDS])
 def test_no_module_that_a_stage_loads_is_missing(number: int, loaded: list[set[str]]) -> None:
     stages, _ = COMMANDS[number]
-    assert loaded[number] - set().union(*map(source_modules, stages.split())) == set()
+    own = {"tcbench.data.sets"} | {f"tcbench.data.sets.{data}" for data in DATA}  # found by file: `source_files`
+    named = set().union(*(source_modules(stage, data=data) for stage in stages.split() for data in DATA))
+    assert loaded[number] - named - own == set()
     assert loaded[number]
 
 
@@ -155,6 +161,20 @@ def test_families_are_sources_although_they_are_imported_by_name(family: str) ->
 def test_a_methods_file_and_vocabulary_are_sources(name: str) -> None:
     assert source_modules("sample", name) == source_modules("sample")
     assert source_files("sample", name)[-1].stem == name
+
+
+@pytest.mark.parametrize("name", data_names())
+def test_a_suite_depends_on_its_own_data_sets_file_alone(name: str) -> None:
+    def sets(data: str | None) -> set[str]:
+        return {path.stem for path in source_files("sample", data=data) if path.parent.name == "sets"} - {"__init__"}
+
+    assert sets(name) - sets(None) == {name}
+    assert sets(None) == set()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_are_sources_although_they_are_imported_by_name(metric: str) -> None:
+    assert METRICS[metric].load.split(":")[0] in source_modules("score")
 
 
 def test_named_modules_exist() -> None:

@@ -43,6 +43,7 @@ def saved(model: torch.nn.Module, tmp_path: Path) -> Path:
         ("dit-xl-2-256", 256, 1152, 675_129_632 - 256 * 1152),
         ("dit-xl-2-512", 1024, 1152, 675_129_632 - 256 * 1152),
         ("digits-dit", 64, 64, 1_075_844),
+        ("fashion-dit", 256, 192, 18_824_452),
         # the golden model: 733,856 values with its position embedding
         ("tiny-dit", 64, 96, 733_856 - 64 * 96),
     ],

@@ -1,19 +1,15 @@
-"""Images or videos with what conditions them, behind one interface and integrity-checked."""
+"""Images or videos with what conditions them, behind one interface and integrity-checked; the sets are in `sets`."""
 
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tcbench.errors import UserError
 
-if TYPE_CHECKING:  # who only lists files (`tcbench.data.images`) must not pay for importing torch
+if TYPE_CHECKING:  # a config is checked, and files are listed, without torch
     import torch
     from torch import Tensor
-
-DataName = Literal["digits", "scenes", "moving"]
 
 _DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
@@ -43,36 +39,10 @@ class Dataset:
         return Dataset(self.images.to(device), self.labels.to(device))
 
 
-def load_images(name: DataName, held_out: bool = False) -> Dataset:
-    """Load a data set.
-
-    "digits" is scikit-learn's copy of the UCI optical digits test set: 1797 images of 8x8 with 17 grey levels,
-    enlarged to 16x16 with PIL's bicubic kernel (sharper strokes than bilinear, by eye).
-    "scenes" and "moving" are drawn from it with captions (`tcbench.data.captioned`), 2048 of each kind.
-
-    Args:
-        held_out: captions and handwriting that no model is trained on. The digits have no such part: their classes
-            are all there is to condition on.
-
-    Raises:
-        UserError: the name is unknown, or the installed copy is not the one the shipped weights were trained on.
-    """
-    if name == "digits":
-        import torch.nn.functional as F
-
-        digits = handwriting()
-        images = F.interpolate(digits.images, size=16, mode="bicubic", align_corners=False, antialias=True)
-        return Dataset(images.clamp(-1, 1), digits.labels)
-    if name not in ("scenes", "moving"):
-        raise UserError(f"data {name!r}: no images of it are read here; known: digits, scenes, moving")
-    from tcbench.data.captioned import compose  # which builds on this module
-
-    return compose(name, range(2048), held_out)
-
-
 @lru_cache
 def handwriting() -> Dataset:
-    """The digits as they come, [1797, 1, 8, 8]; see `load_images`."""
+    """The digits as they come, [1797, 1, 8, 8]; see `tcbench.data.sets.digits`."""
+    import numpy as np
     import torch
     from sklearn.datasets import load_digits  # takes two seconds, which what only samples does without
 
@@ -87,6 +57,7 @@ def handwriting() -> Dataset:
 
 def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split into (train, held out), with the classes in equal proportion; the same split on every machine."""
+    import numpy as np
     import torch
     from sklearn.model_selection import train_test_split
 
@@ -106,7 +77,12 @@ def to_uint8(images: "Tensor") -> "Tensor":
 
     if images.dtype == torch.uint8:
         return images
+    refuse_nan(images)
+    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
+
+
+def refuse_nan(images: "Tensor") -> None:
+    """Raise UserError if an image holds NaN."""
     broken = images.isnan().flatten(1).any(1).nonzero().flatten()
     if len(broken):
         raise UserError(f"image {int(broken[0])} holds NaN; sampling diverged: use more steps or float32")
-    return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)

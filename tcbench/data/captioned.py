@@ -4,48 +4,79 @@ The two parts share neither captions nor handwriting: what is held out says thin
 (`captions.is_held_out`), with digits that other people wrote.
 """
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.data import Dataset, handwriting, moving, scenes, split
+from tcbench.data import Dataset, handwriting, split
 from tcbench.data.captions import encode
-from tcbench.data.moving import Clip, draw_clip
-from tcbench.data.scenes import Scene, draw_scene
+from tcbench.data.source import DataSource
 
-CaptionedName = Literal["scenes", "moving"]
+if TYPE_CHECKING:  # a config is checked without torch
+    from torch import Tensor
 
-
-def draw(name: CaptionedName, index: int, held_out: bool, seed: int = 0) -> Scene | Clip:
-    """What item `index` shows, without its handwriting."""
-    return (draw_scene if name == "scenes" else draw_clip)(_generator(index, held_out, seed), held_out)
+Bank = Callable[[int], tuple[np.ndarray, ...]]
+"""The handwritten images of every digit at a size in pixels, both ways: float32 [m, size, size] each, in [-1, 1]."""
 
 
-def compose(name: CaptionedName, indices: Iterable[int], held_out: bool, seed: int = 0) -> Dataset:
-    """The items of some indices: images [n, 1, 24, 24] or videos [n, 1, 5, 16, 16], with the word ids of captions."""
-    images, captions = [], []
-    for index in tqdm(indices, desc=f"compose {name}", delay=3, leave=False):
-        random = _generator(index, held_out, seed)
-        if name == "scenes":
-            scene = draw_scene(random, held_out)
-            images.append(_draw_scene(scene, random, held_out))
-            captions.append(scene.caption)
-        else:
-            clip = draw_clip(random, held_out)
-            images.append(_draw_clip(clip, random, held_out))
-            captions.append(clip.caption)
-    return Dataset(torch.from_numpy(np.stack(images)).unsqueeze(1), encode(captions))
+class Item(Protocol):
+    """What an item shows, and how its caption says it."""
+
+    @property
+    def caption(self) -> str:
+        """In words of `captions.WORDS`."""
+
+    @property
+    def meaning(self) -> str:
+        """The one wording of all captions that say the same."""
 
 
-def captions(name: CaptionedName, index_n: Tensor, held_out: bool, seed: int = 0) -> Tensor:
-    """Word ids of the captions of some indices, int64 [n, LENGTH]; evaluated samples get held-out ones."""
-    return encode([draw(name, index, held_out, seed).caption for index in index_n.tolist()])
+class Captioned(DataSource):
+    """Digits drawn on a canvas, as a caption says."""
+
+    conditioning = "text"
+    length: ClassVar[int] = 2048
+    """Items of a part, where all of them are asked for."""
+
+    @abstractmethod
+    def item(self, random: np.random.Generator, held_out: bool) -> Any:
+        """A random `Item` whose meaning is, or is not, held out of training."""
+
+    @abstractmethod
+    def canvas(self, item: Any, random: np.random.Generator, bank: Bank) -> np.ndarray:
+        """An item in handwriting chosen at random, float32 [H, W] or [T, H, W] in [-1, 1]."""
+
+    def draw(self, index: int, held_out: bool, seed: int = 0) -> Any:
+        """What item `index` shows, without its handwriting."""
+        return self.item(_generator(index, held_out, seed), held_out)
+
+    def compose(self, indices: Iterable[int], held_out: bool, seed: int = 0) -> Dataset:
+        """The items of some indices: images or videos [n, 1, ...] with the word ids of captions."""
+        import torch
+
+        images, captions = [], []
+        for index in tqdm(indices, desc=f"compose {self.name}", delay=3, leave=False):
+            random = _generator(index, held_out, seed)
+            item = self.item(random, held_out)
+            images.append(self.canvas(item, random, lambda size: _bank(held_out, size)))
+            captions.append(item.caption)
+        return Dataset(torch.from_numpy(np.stack(images)).unsqueeze(1), encode(captions))
+
+    def captions(self, index_N: "Tensor", held_out: bool, seed: int = 0) -> "Tensor":
+        """Word ids of the captions of some indices, int64 [n, LENGTH]; evaluated samples get held-out ones."""
+        return encode([self.draw(index, held_out, seed).caption for index in index_N.tolist()])
+
+    def images(self, held_out: bool = False) -> Dataset:
+        """2048 items."""
+        return self.compose(range(self.length), held_out)
+
+    def parts(self, examples: int) -> tuple[Dataset, Dataset]:
+        """That many examples, and 512 held-out ones."""
+        return self.compose(range(examples), held_out=False), self.compose(range(512), held_out=True)
 
 
 def _generator(index: int, held_out: bool, seed: int) -> np.random.Generator:
@@ -54,25 +85,8 @@ def _generator(index: int, held_out: bool, seed: int) -> np.random.Generator:
 
 @lru_cache
 def _bank(held_out: bool, size: int) -> tuple[np.ndarray, ...]:
-    """The handwritten images of every digit, enlarged bicubically: float32 [m, size, size] each, in [-1, 1]."""
+    import torch.nn.functional as F
+
     digits = split(handwriting())[held_out]
     images = F.interpolate(digits.images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
     return tuple(images[digits.labels == digit, 0].numpy() for digit in range(10))
-
-
-def _draw_scene(scene: Scene, random: np.random.Generator, held_out: bool) -> np.ndarray:
-    canvas = np.full((scenes.SIDE, scenes.SIDE), -1, np.float32)
-    for item in scene.items:
-        image = random.choice(_bank(held_out, item.size)[item.digit])
-        canvas[item.top : item.top + item.size, item.left : item.left + item.size] = image
-    return canvas
-
-
-def _draw_clip(clip: Clip, random: np.random.Generator, held_out: bool) -> np.ndarray:
-    canvas = np.full((moving.FRAMES, moving.SIDE, moving.SIDE), -1, np.float32)
-    for item in clip.items:
-        image = random.choice(_bank(held_out, moving.SIZE)[item.digit])
-        for frame, pixels in enumerate(canvas):
-            top, left = item.top + frame * item.down, item.left + frame * item.right
-            pixels[top : top + moving.SIZE, left : left + moving.SIZE] = image
-    return canvas

@@ -2,11 +2,12 @@
 
 import zlib
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tcbench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WORDS = """<pad> <end> a an in at the of small large left right above below top bottom centre row
     moving standing still up down slowly quickly
@@ -32,12 +33,14 @@ def plural(digit: int) -> str:
     return WORDS[_IDS["zeros"] + digit]
 
 
-def encode(captions: Sequence[str]) -> Tensor:
+def encode(captions: Sequence[str]) -> "Tensor":
     """Word ids of captions, int64 [n, LENGTH]: the words, END, then PAD. The null caption of guidance is "".
 
     Raises:
         UserError: a caption has a word that is not in the vocabulary, or too many words.
     """
+    import torch
+
     rows = []
     for caption in captions:
         words = caption.split()
@@ -49,7 +52,7 @@ def encode(captions: Sequence[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-def decode(ids_NT: Tensor) -> list[str]:
+def decode(ids_NT: "Tensor") -> list[str]:
     """The captions of word ids [n, LENGTH]."""
     return [" ".join(WORDS[word] for word in row if word > END) for row in ids_NT.tolist()]
 

@@ -1,9 +1,10 @@
 """Images in files, such as MSCOCO's and ImageNet's: listed and checked at once, decoded when they are needed."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,10 +124,10 @@ def _captioned(folder: Path, captions: Path) -> Listing:
 
 
 class Latents:
-    """What an autoencoder made of images, read from shards of one size by index.
+    """What an autoencoder made of images, read from shards by index.
 
     Args:
-        shards: safetensors files of float16 "latent" [m, C, H, W], in order; the last may be shorter.
+        shards: safetensors files of float16 "latent" [m, C, H, W], or [m, C, T, H, W] of videos, in order.
 
     Raises:
         UserError: a shard is missing or damaged.
@@ -139,14 +140,16 @@ class Latents:
             raise UserError(
                 f"{shards[0].parent}: a shard of latents is missing or damaged ({error}); encode again"
             ) from error
-        self._size = self._slices[0].get_shape()[0]
+        self._ends = list(accumulate(latents.get_shape()[0] for latents in self._slices))
 
     def __len__(self) -> int:
-        return self._size * (len(self._slices) - 1) + self._slices[-1].get_shape()[0]
+        return self._ends[-1]
 
     def __getitem__(self, index_n: "Tensor") -> "Tensor":
-        """Latents of some images, float32 [n, C, H, W]."""
+        """Latents of some images, float32 [n, C, H, W], or of videos."""
         import torch
 
-        places = [divmod(index, self._size) for index in index_n.tolist()]
-        return torch.cat([self._slices[shard][place : place + 1] for shard, place in places]).float()
+        shards = [bisect_right(self._ends, index) for index in index_n.tolist()]
+        places = [index - ([0, *self._ends])[shard] for index, shard in zip(index_n.tolist(), shards, strict=True)]
+        rows = zip(shards, places, strict=True)
+        return torch.cat([self._slices[shard][place : place + 1] for shard, place in rows]).float()

@@ -1,7 +1,7 @@
 """Whether a picture shows what its caption says, decided exactly: the digits are read and compared with the words.
 
-Captions are those of `tcbench.data.scenes` and `tcbench.data.moving`; what cannot be read cannot be right, so the share
-of real held-out pictures that pass, not 1, is the ceiling.
+Captions are those of `tcbench.data.sets.scenes` and `moving`; what cannot be read cannot be right, so the share of real
+held-out pictures that pass, not 1, is the ceiling.
 """
 
 import re
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tcbench.data.captions import DIGITS, plural
-from tcbench.data.moving import DIRECTIONS, SPEEDS
-from tcbench.data.scenes import SIDE
+from tcbench.data.sets.moving import DIRECTIONS, SPEEDS
+from tcbench.data.sets.scenes import SIDE
 from tcbench.metrics.readings import frames
 from tcbench.models.reader import DigitReader, Reading, load_reader, read_digits
 

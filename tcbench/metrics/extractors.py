@@ -20,9 +20,10 @@ from tqdm import tqdm
 from tcbench.assets import locate
 from tcbench.errors import UserError
 from tcbench.files import sha256
+from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.metrics.deviation import require_finite
 from tcbench.metrics.readings import frames
-from tcbench.models.classifier import DIGITS_CLASSIFIER, load_classifier
+from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
 from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import read_state
 
@@ -91,11 +92,27 @@ class _Network(FeatureExtractorBase):
             )
 
 
-class DigitsExtractor(_Network):
+class _Classifier(_Network):
+    """A network of the package; what is not "spatial" or "logits" is called by its number of channels."""
+
+    NETWORK: ClassVar[type[torch.nn.Module] | None] = None  # the class that `tcbench pretrain` trains as a classifier
+    network: torch.nn.Module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 images [n, *IMAGE_SHAPE] in the order of `features_list`."""
+        self.check(images)
+        output = self.network(images.float() / 127.5 - 1)
+        found = (output["features"], output["spatial"].flatten(1), output["logits"])
+        layers = dict(zip(self.LAYERS, found, strict=True))
+        return tuple(layers[layer] for layer in self.features_list)
+
+
+class DigitsExtractor(_Classifier):
     """The digits classifier on uint8 [n, 1, 16, 16]: "64" pooled, "spatial" 7 x 4 x 4 = 112, "logits" 10."""
 
     LAYERS = ("64", "spatial", "logits")
     IMAGE_SHAPE = (1, 16, 16)
+    NETWORK = DigitsCNN
 
     def __init__(
         self,
@@ -105,21 +122,10 @@ class DigitsExtractor(_Network):
         **_: object,  # torch-fidelity hands every extractor all of its options
     ):
         super().__init__(name, features_list)
-        self.network = load_classifier(feature_extractor_weights_path or DIGITS_CLASSIFIER)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of uint8 [n, 1, 16, 16] in the order of `features_list`."""
-        self.check(images)
-        output = self.network(images.float() / 127.5 - 1)
-        layers = {
-            "64": output["features"],
-            "spatial": output["spatial"].flatten(1),
-            "logits": output["logits"],
-        }
-        return tuple(layers[layer] for layer in self.features_list)
+        self.network = load_classifier(DigitsCNN, feature_extractor_weights_path or DIGITS_CLASSIFIER)
 
 
-class ReaderExtractor(_Network):
+class ReaderExtractor(_Classifier):
     """The digit reader on uint8 [n, 1, H, W] of any even size: "64" pooled, "spatial" 7 x 4 x 4 = 112, "logits" 10."""
 
     LAYERS = ("64", "spatial", "logits")
@@ -135,12 +141,25 @@ class ReaderExtractor(_Network):
         super().__init__(name, features_list)
         self.network = load_reader(feature_extractor_weights_path or DIGIT_READER)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of uint8 [n, 1, H, W] in the order of `features_list`."""
-        self.check(images)
-        output = self.network(images.float() / 127.5 - 1)
-        layers = {"64": output["features"], "spatial": output["spatial"].flatten(1), "logits": output["logits"]}
-        return tuple(layers[layer] for layer in self.features_list)
+
+class FashionExtractor(_Classifier):
+    """Fashion-MNIST's classifier on uint8 [n, 1, 32, 32]: "128" pooled, "spatial" 7 x 8 x 8 = 448, "logits" 10."""
+
+    LAYERS = ("128", "spatial", "logits")
+    IMAGE_SHAPE = (1, 32, 32)
+    NETWORK = FashionCNN
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Path | str | None = None,
+        **_: object,
+    ):
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise UserError(f"{name}: needs weights; run `tcbench pretrain config/fashion.yaml classifier` for them")
+        self.network = load_classifier(FashionCNN, feature_extractor_weights_path)
 
 
 class InceptionADM(_Network):
@@ -188,13 +207,8 @@ class InceptionADM(_Network):
         return tuple(layers[layer] for layer in self.features_list)
 
 
-EXTRACTORS: dict[str, type[_Network]] = {
-    "digits-cnn": DigitsExtractor,
-    "digit-reader": ReaderExtractor,
-    "inception-v3-adm": InceptionADM,
-}
-for _name, _network in EXTRACTORS.items():
-    register_feature_extractor(_name, _network)
+for _name, _entry in EXTRACTORS.items():
+    register_feature_extractor(_name, _entry.network())
 
 
 @dataclass(frozen=True)
@@ -236,7 +250,8 @@ def make_extractor(
     """Build the extractor called `name`.
 
     Args:
-        name: "digits-cnn", "digit-reader" (weights ship with the package) or "inception-v3-adm" (they must be given).
+        name: "digits-cnn", "digit-reader" (weights ship with the package), "fashion-cnn" or "inception-v3-adm" (they
+            must be given).
         weights: file of weights, for inception-v3-adm torch-fidelity's .pth.
         digest: SHA-256 of `weights` in hex, or its beginning; by default the published one for
             inception-v3-adm and no check for the others.
@@ -250,7 +265,8 @@ def make_extractor(
     digest = digest or (INCEPTION_SHA256 if name == "inception-v3-adm" else None)
     if weights is not None and digest is not None:
         _check_digest(locate(weights), digest)
-    network = EXTRACTORS[name](name, list(EXTRACTORS[name].LAYERS), weights)
+    kind = EXTRACTORS[name].network()
+    network = kind(name, list(kind.LAYERS), weights)
     return Extractor(name, network.requires_grad_(False).eval().to(device), torch.device(device))
 
 

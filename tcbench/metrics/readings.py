@@ -26,3 +26,8 @@ def temporal_flickering(videos_BCTHW: Tensor) -> Tensor:
     """
     difference = videos_BCTHW[:, :, 1:].float() - videos_BCTHW[:, :, :-1].float()
     return 1 - difference.abs().flatten(1).mean(1) / 255
+
+
+def load_temporal_flickering(device: object) -> Scorer:
+    """`temporal_flickering` as a scorer; it reads no captions and runs where the videos are."""
+    return lambda videos, captions: temporal_flickering(videos)

@@ -6,7 +6,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from tcbench.assets import locate
 from tcbench.data.captions import END, LENGTH, PAD, WORDS
-from tcbench.data.scenes import SIDE
+from tcbench.data.sets.scenes import SIDE
 from tcbench.models.weights import check_state, read_state
 
 DIGITS_CLIP = "scenes/clip.safetensors"

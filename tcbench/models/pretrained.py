@@ -114,6 +114,7 @@ class Autoencoder:
             raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
         _check_complete(folder, loading)
         self.vae, self.scale = vae.eval().to(device), scale
+        self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()

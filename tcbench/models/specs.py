@@ -107,6 +107,8 @@ class DiTSpec(ImageSpec):
             num_tokens=tokens,
             width=width,
             grid=self.grid,
+            latent_shape=self.latent_shape,
+            output_shape=(self.out_channels, *self.latent_shape[1:]),
             outer=Macs(
                 # patch convolution, timestep MLP from 256 frequencies, final modulation, final linear
                 matmul=patch_in * width * tokens + 256 * width + width**2 + 2 * width**2 + patch_out * width * tokens,
@@ -137,6 +139,8 @@ class TextSpec(ModelSpec):
             num_tokens=tokens,
             width=width,
             grid=self.grid,
+            latent_shape=self.latent_shape,
+            output_shape=(self.out_channels, *self.latent_shape[1:]),
             frames=frames,
             # caption projection, keys and values of all blocks; the paper's count has them in every step instead
             once=Macs(once := projection + self.num_blocks * cross.text_macs, repeated=-once),
@@ -248,6 +252,17 @@ MODELS: dict[str, ModelSpec] = {
             num_classes=10,
             guided_channels=1,
             weights="digits/denoiser.safetensors",
+        ),
+        DiTSpec(  # as deep as DiT-XL/2 and with as many tokens, so that shares of a step's MACs are the paper's
+            name="fashion-dit",
+            num_blocks=28,
+            num_heads=3,
+            head_dim=64,
+            sample_size=32,
+            in_channels=1,
+            out_channels=1,
+            num_classes=10,
+            guided_channels=1,
         ),
         PixArtSpec(
             name="scenes-pixart",

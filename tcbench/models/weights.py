@@ -3,6 +3,7 @@
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +29,28 @@ def read_state(path: Path) -> dict[str, Tensor]:
         return read_tensors(path)[0]
     if path.suffix not in {".pt", ".pth", ".bin"}:
         raise UserError(f"{path}: unknown kind of checkpoint; give a .safetensors, .pt, .pth or .bin file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training script saves its flags along
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; download the checkpoint or correct the path") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: truncated or not a plain checkpoint ({reason}); download it again") from error
+    state = read_pickle(path)
     if isinstance(state, dict):  # as the training scripts of DiT and PixArt-alpha save
         state = state.get("ema", state.get("state_dict", state))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a state dict of tensors; give a checkpoint of weights only")
     return state
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, without executing anything in it.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds more than plain values and tensors.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training script saves its flags along
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; download the checkpoint or correct the path") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: truncated or not a plain checkpoint ({reason}); download it again") from error
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

@@ -5,18 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from tcbench.config import TABLE_2, Ablation
+from tcbench.config import Ablation
 from tcbench.errors import UserError
-from tcbench.report.compare import SIGNS, Comparison, compare
+from tcbench.metrics.catalogue import METRICS
+from tcbench.report.compare import Comparison, compare
 from tcbench.report.render import Table
 from tcbench.report.scores import Row, mac_ratio, quality_of
 from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
 from tcbench.score import Quality
-
-PRINTED = (
-    *(*TABLE_2.metrics, "accuracy", "clip_score", "digits_clip_score", "alignment"),
-    *("image_reward", "vbench", "temporal_flickering", "mae"),
-)
 
 
 def table_ablation(
@@ -36,7 +32,7 @@ def table_ablation(
     printed = [row for row in rows if row["row"] in variants]
     if not printed:
         raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
-    metrics = [m for m in PRINTED if any(quality_of(row, m) for row in printed)]
+    metrics = [m for m in METRICS if METRICS[m].printed and any(quality_of(row, m) for row in printed)]
     bases = {row["row"]: _base(row, printed) for row in printed}
     found = marks(
         [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
@@ -56,7 +52,7 @@ def table_ablation(
             numbers: dict[str, Any] = {**quality} if quality else {}
             record |= {f"{metric}{end}": numbers.get(key) for end, key in _ENDS}
             record |= _difference(metric, mark)
-            name = SIGNS[metric][0]
+            name = METRICS[metric].label
             cell[name] = _text(quality, mark)
             if metric in with_paper:
                 record[f"paper_{metric}"] = paper.get(metric)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tcbench.metrics.catalogue import METRICS
 from tcbench.report.compare import (
     NOT_DISTINGUISHABLE,
     NOT_REPRODUCED,
     NOT_TESTED,
     REPRODUCED,
-    SIGNS,
     Comparison,
     compare,
     decide_together,
@@ -113,12 +113,12 @@ def _superior(
     for metric in metrics if pairs else ():
         decided = decide_together([compare(ours, theirs, metric) for ours, theirs in pairs])
         if decided:
-            findings.append(Finding(SIGNS[metric][0], superiority(decided), _told(rows, decided)))
+            findings.append(Finding(METRICS[metric].label, superiority(decided), _told(rows, decided)))
         elif reason := pairs[0][0].get("metrics_not_run", {}).get(metric):
-            findings.append(Finding(SIGNS[metric][0], NOT_TESTED, reason))
+            findings.append(Finding(METRICS[metric].label, NOT_TESTED, reason))
     if findings:
         return findings
-    return [untested(f"{' or '.join(SIGNS[m][0] for m in metrics)} among the suite's metrics" if pairs else needs)]
+    return [untested(f"{' or '.join(METRICS[m].label for m in metrics)} among the suite's metrics" if pairs else needs)]
 
 
 def _rivals(results: Results, ours: Row, methods: Sequence[str] | None = None) -> list[Row]:
@@ -144,7 +144,7 @@ def _best_at_matched_macs(nfes: Sequence[int], metrics: Sequence[str]) -> Callab
         pairs = [(row, rival) for row in _tokencache(results, nfes) for rival in _rivals(results, row)]
         needs = f"rows at NFE {' or '.join(map(str, nfes))} with matched MACs"
         findings = _superior(results.rows, pairs, metrics, needs)
-        won = any(finding.measure == SIGNS["fid"][0] and finding.verdict == REPRODUCED for finding in findings)
+        won = any(finding.measure == METRICS["fid"].label and finding.verdict == REPRODUCED for finding in findings)
         return [*findings, *(_guidance_control(results) if won else [])]
 
     return test
@@ -168,13 +168,13 @@ def _no_loss(rows: Sequence[Row], row: Row, metrics: Sequence[str], other: Row |
         interval = interval_text(comparison.interval.value, comparison.interval.low, comparison.interval.high)
         findings.append(
             Finding(
-                SIGNS[metric][0],
+                METRICS[metric].label,
                 no_loss(comparison, value, MARGIN),
                 f"NFE {row['nfe']} − {name_of(against) if other else 'uncached'}: {interval} on {value:.4g}; margin "
                 f"{MARGIN:.0%}, MAC ratio {mac_ratio(row, rows):.2f}",
             )
         )
-    return findings or [untested(f"{' or '.join(SIGNS[m][0] for m in metrics)} among the suite's metrics")]
+    return findings or [untested(f"{' or '.join(METRICS[m].label for m in metrics)} among the suite's metrics")]
 
 
 def _little_loss_at_50(results: Results) -> list[Finding]:

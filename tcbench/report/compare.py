@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tcbench.metrics.catalogue import METRICS
 from tcbench.report.scores import Row, paired_interval, quality_of
 from tcbench.score import Quality
 from tcbench.stats import Interval, Replicates, holm, welch
@@ -15,25 +16,6 @@ LEVEL = 0.05
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 NOT_DISTINGUISHABLE, NOT_TESTED = "not distinguishable", "not tested"
 
-# Metric -> (name, sign of a better difference), for every metric that rows may hold.
-SIGNS = {
-    "fid": ("FID", -1),
-    "sfid": ("sFID", -1),
-    "is": ("IS", +1),
-    "precision": ("Precision", +1),
-    "recall": ("Recall", +1),
-    "accuracy": ("Accuracy", +1),
-    "mae": ("MAE to uncached", -1),
-    "psnr": ("PSNR to uncached", +1),
-    "feature_mse": ("Feature MSE to uncached", -1),
-    "clip_score": ("CLIP score", +1),
-    "image_reward": ("ImageReward", +1),
-    "vbench": ("VBench", +1),
-    "digits_clip_score": ("CLIP score (digits CLIP)", +1),
-    "alignment": ("Alignment (digit reader)", +1),
-    "temporal_flickering": ("Temporal flickering", +1),
-}
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -41,7 +23,7 @@ class Comparison:
 
     Attributes:
         row, other: row ids.
-        metric: a key of `SIGNS`.
+        metric: a name in the catalogue.
         interval: this row less the other.
         paired: same noise, labels and batches on both sides, so that what they share cancelled.
         p: two-sided, adjusted if `decide_together` made it.
@@ -59,7 +41,7 @@ class Comparison:
         """`better`, `worse` or, where the difference may be chance, `≈`."""
         if self.p > LEVEL:
             return "≈"
-        return "better" if self.interval.value * SIGNS[self.metric][1] > 0 else "worse"
+        return "better" if self.interval.value * METRICS[self.metric].sign > 0 else "worse"
 
 
 def compare(row: Row, other: Row, metric: str) -> Comparison | None:
@@ -104,7 +86,7 @@ def superiority(comparisons: Sequence[Comparison]) -> str:
 
 def no_loss(comparison: Comparison, value: float, margin: float) -> str:
     """The verdict on "not worse than": the whole interval of the loss lies below `margin` times the other's value."""
-    sign = SIGNS[comparison.metric][1]
+    sign = METRICS[comparison.metric].sign
     low, high = sorted((-sign * comparison.interval.low, -sign * comparison.interval.high))
     if high < margin * abs(value):
         return REPRODUCED

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tcbench.entry import Entry
+from tcbench.metrics.catalogue import METRICS
 from tcbench.registry import method_class
 from tcbench.report.claims import MATCHED
-from tcbench.report.compare import SIGNS, compare, decide_together
+from tcbench.report.compare import compare, decide_together
 from tcbench.report.scores import Results, Row, kept_shares, label_of, mac_ratio, name_of
 from tcbench.report.tables import PAPER_TABLE_1, interval_text
 
@@ -135,9 +136,9 @@ def _against_fewer_steps(row: Row, results: Results) -> str:
     if nearest is None or off[nearest] > MATCHED:
         return f"no row of fewer steps is within {MATCHED:.0%} of its MACs"
     other = results.row(nearest)
-    decided = decide_together([compare(row, other, metric) for metric in row["quality"] if metric in SIGNS])
+    decided = decide_together([compare(row, other, metric) for metric in row["quality"] if metric in METRICS])
     told = [
-        f"{SIGNS[d.metric][0]} {interval_text(d.interval.value, d.interval.low, d.interval.high)} {d.outcome}"
+        f"{METRICS[d.metric].label} {interval_text(d.interval.value, d.interval.low, d.interval.high)} {d.outcome}"
         for d in decided
     ]
     return f"this less {label_of(other)}: " + "; ".join(told)

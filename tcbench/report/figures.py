@@ -13,7 +13,7 @@ from PIL import Image
 
 from tcbench.errors import UserError
 from tcbench.files import atomic
-from tcbench.report.compare import SIGNS
+from tcbench.metrics.catalogue import METRICS
 from tcbench.report.scores import Row, is_reference, mac_ratio, name_of, quality_of
 
 Style = dict[str, Any]
@@ -198,7 +198,7 @@ def figure_cache_ratio(rows: Sequence[Row]) -> Figure:
     metrics = [metric for metric in ("fid", "sfid", "mae") if all(quality_of(row, metric) for row in rows)]
     for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         _with_intervals(panel, ratios, rows, metric, STYLES["tokencache"])
-        panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=SIGNS[metric][0])
+        panel.set(xlabel="cache ratio r (share of tokens reused)", ylabel=METRICS[metric].axis)
     figure.suptitle(f"TokenCache, NFE {rows[0]['nfe']}, 95 % intervals", fontsize=10)
     return figure
 
@@ -228,7 +228,7 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
             )
             for row, point in zip(line, points, strict=True):
                 panel.annotate(f"{row['guidance_scale']:g}", point, (3, 3), textcoords="offset points", fontsize=6)
-        panel.set(xlabel=SIGNS[x][0], ylabel=SIGNS[y][0])
+        panel.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
     figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale", fontsize=10)
     _legend(figure, handles)
     return figure

@@ -8,15 +8,12 @@ import pandas as pd
 
 from tcbench.config import TABLE_2, PaperTable
 from tcbench.errors import UserError
-from tcbench.report.compare import SIGNS, Comparison, compare, decide_together
+from tcbench.metrics.catalogue import METRICS, paper_headings
+from tcbench.report.compare import Comparison, compare, decide_together
 from tcbench.report.render import Table
 from tcbench.report.scores import IDENTITY, Row, is_reference, mac_ratio, name_of, reference_of, target_macs
 
-# The paper's columns of quality: those of a metric here, then those that stand beside it with names of their own.
-PAPER_QUALITY = {metric: SIGNS[metric][0] for metric in (*TABLE_2.metrics, "image_reward", "vbench")} | {
-    "coco_clip": "CLIP score, MSCOCO",
-    "parti_clip": "CLIP score, PartiPrompts",
-}
+PAPER_QUALITY = paper_headings()
 MAC_UNITS = (("TMACs", 1e12), ("GMACs", 1e9), ("MMACs", 1e6))
 
 # Table I of the paper: (model, resolution, NFE) -> (#Full, beta).
@@ -187,7 +184,7 @@ def _cells(
         "Sampled steps": str(record["sampled_steps"]),
     }
     for metric in metrics:
-        cells[SIGNS[metric][0]] = quality(metric)
+        cells[METRICS[metric].label] = quality(metric)
         if metric in papers:
             cells[f"paper {PAPER_QUALITY[metric]}"] = paper(metric)
     cells |= {f"paper {PAPER_QUALITY[key]}": paper(key) for key in papers if key not in metrics}
@@ -227,7 +224,7 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
         for metric, spread in floor.items():
             numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
             decimals = _decimals(spread["std"], 2)
-            if (column := SIGNS[metric][0]) in cells:
+            if (column := METRICS[metric].label) in cells:
                 cells[column] = f"{spread['mean']:.{decimals}f} ± {spread['std']:.{decimals}f}"
     record = {"row": "floor", "suite": suite, "method": "floor", "label": label, **numbers}
     return record, cells | {"Method": label}

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import METRICS
 from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
-from tcbench.report.compare import LEVEL, NOT_TESTED, SIGNS
+from tcbench.report.compare import LEVEL, NOT_TESTED
 from tcbench.report.render import Table
 from tcbench.report.scores import Results, Row, paired_interval, quality_of, reference_of
 
@@ -48,12 +49,12 @@ def what_it_can_show(results: Results) -> list[str]:
         lines.append(
             "Minimum detectable difference to uncached (median over rows; 5 % level, 80 % power, one comparison): "
             + "; ".join(
-                f"{SIGNS[m][0]} {size:.3g} ({share:.2g} of the uncached value)"
+                f"{METRICS[m].label} {size:.3g} ({share:.2g} of the uncached value)"
                 for m, (size, share) in detectable.items()
             )
             + ". A smaller true difference will usually be called not distinguishable."
         )
-        blind = [SIGNS[m][0] for m, (_, share) in detectable.items() if share > 0.1]
+        blind = [METRICS[m].label for m, (_, share) in detectable.items() if share > 0.1]
         if blind:
             lines.append(
                 f"Differences of 10 % are out of this suite's sight in {', '.join(blind)}. The paired "
@@ -84,7 +85,7 @@ def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     return {
         metric: (float(np.median([size for size, _ in found])), float(np.median([size / base for size, base in found])))
         for metric, found in sizes.items()
-        if metric in SIGNS
+        if metric in METRICS
     }
 
 

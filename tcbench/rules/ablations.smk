@@ -20,7 +20,7 @@ for name, ablation in SUITE.ablation_suites.items():
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
         params:
-            code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries})),
+            code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries}), data=SUITE.data),
             name=name,
             settings=[ablation.metrics, ablation.extractor, *(entry.sample_settings for entry in ablation.entries)],
         log:

@@ -1,10 +1,5 @@
-# An embedded suite's base model and the networks of its metrics ship with the package; `pretrain` makes them again from
-# scratch. The reader of `scenes` serves `moving` too.
-PRETRAINED = {
-    "digits": ["denoiser", "classifier"],
-    "scenes": ["denoiser", "reader", "clip"],
-    "moving": ["denoiser"],
-}
+# The base model of a suite and the networks of its metrics, made from scratch by `pretrain`; those of the embedded suites
+# ship with the package.
 
 
 rule pretrain_one:
@@ -22,4 +17,4 @@ rule pretrain_one:
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=PRETRAINED.get(SUITE.data, [])),
+        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=SUITE.source.recipes),

@@ -22,7 +22,7 @@ for group, rows in SUITE.groups.items():
         output:
             expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
         params:
-            code=source_digest("sample", *methods_of(group)),
+            code=source_digest("sample", *methods_of(group), data=SUITE.data),
             rows=rows,
             settings=[SUITE[row].sample_settings for row in rows],
         log:
@@ -43,7 +43,7 @@ rule latency:
     output:
         f"{RESULTS}/latency.json",
     params:
-        code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()})),
+        code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()}), data=SUITE.data),
         settings=[[entry.sample_settings for entry in SUITE.entries], SUITE.latency.model_dump()],
     log:
         f"{RESULTS}/logs/latency.log",

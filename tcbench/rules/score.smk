@@ -47,9 +47,9 @@ for group, rows in SUITE.scored_together.items():
         output:
             expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
         params:
-            code=source_digest("score"),
+            code=source_digest("score", data=SUITE.data),
             rows=rows,
-            settings=[SUITE.metrics, SUITE.extractor, SUITE.data, SUITE.model_dump(include={'clip', 'image_reward', 'real', 'extractor_weights'}, mode='json')]
+            settings=[SUITE.metrics, SUITE.extractor, SUITE.data_settings, SUITE.model_dump(include=settings_of(SUITE.metrics) | {'real', 'extractor_weights'}, mode='json')]
             + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
         log:
             f"{RESULTS}/logs/score-{group}.log",
@@ -64,8 +64,8 @@ rule floor:
     output:
         f"{RESULTS}/scores/floor.json",
     params:
-        code=source_digest("score"),
-        settings=[SUITE.extractor, SUITE.data, str(SUITE.real), SUITE.samples, SUITE.floor_draws, SUITE.seed],
+        code=source_digest("score", data=SUITE.data),
+        settings=[SUITE.extractor, SUITE.data_settings, str(SUITE.real), SUITE.samples, SUITE.floor_draws, SUITE.seed],
     log:
         f"{RESULTS}/logs/floor.log",
     threads: 1

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from tcbench.config import load_suite
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import settings_of
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.places import PACKAGE, suite_file, suite_word
 from tcbench.sources import source_digest

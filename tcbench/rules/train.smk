@@ -22,7 +22,7 @@ rule train:
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
-        code=lambda w: source_digest("train", SUITE.find(w.row).row.method),
+        code=lambda w: source_digest("train", SUITE.find(w.row).row.method, data=SUITE.data),
         settings=lambda w: SUITE.find(w.row).training_settings,
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
@@ -43,7 +43,7 @@ rule diagnose:
     output:
         f"{RESULTS}/diagnostics/{{row}}.json",
     params:
-        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method),
+        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method, data=SUITE.data),
         settings=lambda w: [SUITE[w.row].training_settings, SUITE.diagnostics_pairs],
     log:
         f"{RESULTS}/logs/diagnose-{{row}}.log",

@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from tcbench.assets import locate
 from tcbench.borrowing import check_training
-from tcbench.config import PROMPT_SETS, Suite
-from tcbench.data import DataName, Dataset, load_images
-from tcbench.data.captioned import CaptionedName, captions
+from tcbench.config import Suite
+from tcbench.data import Dataset
+from tcbench.data.captioned import Captioned
 from tcbench.data.images import Latents
-from tcbench.data.prompts import read_prompts
+from tcbench.data.source import PromptSet
 from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.files import read_json, sha256
@@ -27,8 +26,6 @@ from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_
 from tcbench.sampling import SamplerSettings
 from tcbench.stages.images import device_of, list_training_images
 from tcbench.training.caching import load_artefacts
-
-EMBEDDED = get_args(DataName)
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,11 @@ class Captions:
     """
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
-        spec = MODELS[suite.model]
-        if suite.data == "digits" or not isinstance(spec, TextSpec) or spec.caption_channels != CHANNELS:
+        spec, source = MODELS[suite.model], suite.source
+        reads = isinstance(spec, TextSpec) and spec.caption_channels == CHANNELS
+        if not reads or not isinstance(source, Captioned):
             raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
-        self.data: CaptionedName = suite.data
+        self.source = source
         self.seed, self.held_out = suite.seed, held_out
         if suite.weights == "random":
             self.encoder = build_text_encoder(suite.seed, device_of(suite))
@@ -81,7 +79,7 @@ class Captions:
 
     def words(self, index: Tensor) -> Tensor:
         """Word ids of the captions of samples, int64 [n, LENGTH]."""
-        return captions(self.data, index, self.held_out, self.seed)
+        return self.source.captions(index, self.held_out, self.seed)
 
     @torch.no_grad()
     def read(self, words: Tensor) -> Text:
@@ -107,12 +105,12 @@ class PromptedCaptions:
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
 
-        spec, device = MODELS[suite.model], device_of(suite)
-        if not isinstance(spec, TextSpec) or suite.text_encoder is None:
+        spec, source, device = MODELS[suite.model], suite.source, device_of(suite)
+        if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
-        self.settings = suite.prompts
+        self.settings, self.held_out = suite.prompts, held_out
         if held_out or not suite.training:
-            self.prompts = read_prompts(suite.data, suite.prompts.file)
+            self.prompts = source.prompts(suite.prompts.file)
         else:
             self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -128,11 +126,12 @@ class PromptedCaptions:
         """Prompts for the denoiser."""
         from tcbench.models.pretrained import clean_captions
 
-        if self.settings.clean:
+        if self.settings.clean is True or (self.settings.clean == "training" and not self.held_out):
             prompts = clean_captions(prompts)
         elif self.settings.lowercase:
             prompts = [prompt.lower() for prompt in prompts]
-        return replace(self.encoder([self.settings.template.format(x) for x in prompts]), negative=self.negative)
+        template = self.settings.template if self.held_out else "{}"
+        return replace(self.encoder([template.format(x) for x in prompts]), negative=self.negative)
 
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""
@@ -155,9 +154,9 @@ class Unread:
 
 def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | PromptedCaptions | None:
     """The suite's captions; None where samples are conditioned on classes."""
-    if suite.data in PROMPT_SETS:
-        return PromptedCaptions(suite, held_out=held_out)
-    return None if suite.data in ("digits", "imagenet") else Captions(suite, held_out=held_out)
+    if suite.source.conditioning == "class":
+        return None
+    return (PromptedCaptions if isinstance(suite.source, PromptSet) else Captions)(suite, held_out=held_out)
 
 
 def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) -> Dataset:
@@ -166,15 +165,17 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     Raises:
         UserError: there is nothing to train on, or it is not encoded.
     """
-    if suite.data in EMBEDDED:
-        data = load_images(suite.data)
+    if suite.source.brings_images:
+        data = suite.source.images()
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
     listing, index = list_training_images(suite), read_json(suite.latents_index)
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
-    if index["settings"]["images"] != listing.digest or len(latents) != len(listing):
+    left_out = index["left_out"]
+    if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
         raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
     if isinstance(captions, PromptedCaptions):
-        return Dataset(latents, Unread(listing.captions, captions.read))
+        shown = [caption for number, caption in enumerate(listing.captions) if str(number) not in left_out]
+        return Dataset(latents, Unread(shown, captions.read))
     return Dataset(latents, torch.tensor(listing.classes))
 
 

@@ -1,66 +1,116 @@
-"""Training images through the autoencoder, once: shards of latents that every suite of the same images shares."""
+"""Training images or videos through the autoencoder, once: shards of latents that all suites of the same ones share."""
 
+import sys
 import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import noise
 from tcbench.config import Suite
-from tcbench.files import digest, sha256, write_json, write_tensors
-from tcbench.models.pretrained import weights_files
+from tcbench.data.images import Listing
+from tcbench.data.videos import VideoListing
+from tcbench.errors import UserError
+from tcbench.files import digest, read_json, write_json, write_tensors
+from tcbench.models.pretrained import Autoencoder
 from tcbench.models.specs import MODELS
+from tcbench.models.wf_vae import SPACE, TIME, VideoAutoencoder
 from tcbench.provenance import collect
 from tcbench.sources import source_digest
-from tcbench.stages.images import image_side, list_training_images, load_autoencoder
+from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 
 SHARD = 1024  # images: 8 MB of latents at 256x256
+VIDEO_SHARD = 64  # videos: 25 MB of latents at 93 frames of 256x256
 BATCH = 16
+MOST_LEFT_OUT = 0.1  # of all videos
 
 
 def encode_images(suite: Suite) -> None:
     """Write results/latents/<key>/shard-*.safetensors, those that are not there yet, and results/<suite>/latents.json.
 
     A latent is one draw from its image's posterior, keyed by the image's number, and kept in float16. The key
-    identifies images (by name), autoencoder, resolution, seed and code.
+    identifies images (by name), autoencoder, resolution, seed and code. Videos that cannot be used are left out, each
+    with a line that says why, and by their numbers in latents.json.
 
     Raises:
-        UserError: the suite trains on no images, one cannot be read, or the autoencoder is missing or not the model's.
+        UserError: the suite trains on no images, one cannot be read, or a tenth of the videos cannot be used, or the
+            autoencoder is missing or not the model's.
     """
     started = time.time()
     listing, autoencoder = list_training_images(suite), load_autoencoder(suite)
     assert suite.latents and suite.training  # else refused above
-    shape, side = MODELS[suite.model].latent_shape, image_side(suite)
     settings = {
         "images": listing.digest,
-        "autoencoder": [sha256(path) for path in weights_files(suite.latents.folder)],
+        "autoencoder": autoencoder_digests(suite),
         "scale": suite.latents.scale,
-        "side": side,
+        "side": image_side(suite),
         "seed": suite.training_seed,
         "device": suite.device,
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
-    shards = {f"shard-{start // SHARD:05d}.safetensors": start for start in range(0, len(listing), SHARD)}
+    size = VIDEO_SHARD if isinstance(listing, VideoListing) else SHARD
+    shards = {f"shard-{start // size:05d}.safetensors": start for start in range(0, len(listing), size)}
+    left_out: dict[str, str] = {}
     with tqdm(total=len(listing), desc="encode images", unit="image", mininterval=1) as bar:
         for name, start in shards.items():
-            stop = min(start + SHARD, len(listing))
+            stop, record = min(start + size, len(listing)), (folder / name).with_suffix(".left-out.json")
             if not (folder / name).exists():
-                index = torch.arange(start, stop)
-                latents = [
-                    autoencoder.encode(images, noise.gaussian(suite.training_seed, part, shape))
-                    for images, part in zip(listing.decoded(side, BATCH, start, stop), index.split(BATCH), strict=True)
-                ]
-                write_tensors(folder / name, {"latent": torch.cat(latents).half()})
+                if isinstance(listing, VideoListing):
+                    latents, without = _videos(suite, listing, autoencoder, start, stop, bar)
+                    write_json(record, without)
+                else:
+                    latents = _images(suite, listing, autoencoder, start, stop)
+                write_tensors(folder / name, {"latent": latents.half()})
+            left_out |= read_json(record) if isinstance(listing, VideoListing) else {}
+            if len(left_out) > MOST_LEFT_OUT * len(listing):
+                raise UserError(
+                    f"{suite.training.folder}: {len(left_out)} of the {len(listing)} videos cannot be used, "
+                    f"{next(iter(left_out.values()))} for one; get them again or list others"
+                )
             bar.update(stop - start)
     write_json(
         suite.latents_index,
         {
             "folder": str(folder),
             "shards": list(shards),
-            "images": len(listing),
+            "images": len(listing) - len(left_out),
+            "left_out": left_out,
             "settings": settings,
             "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed], started),
         },
     )
+
+
+def _images(
+    suite: Suite, listing: Listing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int
+) -> Tensor:
+    index, shape = torch.arange(start, stop), MODELS[suite.model].latent_shape
+    batches = listing.decoded(image_side(suite), BATCH, start, stop)
+    latents = [
+        autoencoder.encode(images, noise.gaussian(suite.training_seed, part, shape))
+        for images, part in zip(batches, index.split(BATCH), strict=True)
+    ]
+    return torch.cat(latents)
+
+
+def _videos(
+    suite: Suite, listing: VideoListing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int, bar: tqdm
+) -> tuple[Tensor, dict[str, str]]:
+    """Latents of the videos that can be used, and why others cannot, by number; where a clip begins is drawn."""
+    shape = MODELS[suite.model].latent_shape
+    frames, size = TIME * (shape[1] - 1) + 1, (SPACE * shape[2], SPACE * shape[3])
+    latents, left_out = [torch.empty(0, *shape)], {}
+    for number in range(start, stop):
+        index = torch.tensor([number])
+        place = noise.uniform(suite.training_seed, index, 1).item()
+        try:
+            video = listing.read(number, frames, size, place)
+        except UserError as error:
+            left_out[str(number)] = str(error)
+            bar.write(f"left out: {error}", file=sys.stderr)
+        else:
+            latents.append(autoencoder.encode(video[None], noise.gaussian(suite.training_seed, index, shape)))
+    return torch.cat(latents), left_out

@@ -1,4 +1,4 @@
-"""What stands before and behind a suite's denoiser: training images in files, the autoencoder, the device of both."""
+"""What stands before and behind a suite's denoiser: training files, the autoencoder, the device of both."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from tcbench.config import Suite
-from tcbench.data.images import Listing, list_images
+from tcbench.data.images import Listing
+from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
-from tcbench.files import read_json
+from tcbench.files import read_json, sha256
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
+    from tcbench.models.wf_vae import VideoAutoencoder
 
 
 def device_of(suite: Suite) -> torch.device:
@@ -28,6 +30,10 @@ def image_side(suite: Suite) -> int:
     side = MODELS[suite.model].latent_shape[-1]
     if suite.latents is None:
         return side
+    if suite.latents.kind == "wf":
+        from tcbench.models.wf_vae import SPACE
+
+        return side * SPACE
     return side * 2 ** (len(read_json(suite.latents.folder / "config.json")["block_out_channels"]) - 1)
 
 
@@ -42,32 +48,44 @@ def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
     return load_autoencoder(suite).decode
 
 
-def load_autoencoder(suite: Suite) -> "Autoencoder":
+def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
     """The autoencoder of `latents`.
 
     Raises:
-        UserError: it is not there, not the model's, or not one that this package runs.
+        UserError: it is not there, or not the model's.
     """
     from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
+    from tcbench.models.wf_vae import VideoAutoencoder
 
     if suite.latents is None:
         raise UserError(f"suite {suite.suite}: latents: names no autoencoder; give its folder")
-    if suite.latents.kind == "wf":
+    folder, spec, device = suite.latents.folder, MODELS[suite.model], device_of(suite)
+    kind = "wf" if len(spec.latent_shape) == 4 else "sd"
+    if suite.latents.kind != kind:
+        raise UserError(f"suite {suite.suite}: latents.kind: {spec.name} was trained with kind {kind!r}; write that")
+    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, suite.latents.scale, device)
+    if autoencoder.channels != spec.in_channels:
         raise UserError(
-            f"suite {suite.suite}: latents.kind: WF-VAE is part of Open-Sora-Plan's own code and not run here; "
-            "remove `latents` to sample latents, which no metric of videos reads"
-        )
-    autoencoder, spec = Autoencoder(suite.latents.folder, suite.latents.scale, device_of(suite)), MODELS[suite.model]
-    if (channels := autoencoder.vae.config.latent_channels) != spec.in_channels:
-        raise UserError(
-            f"{suite.latents.folder}: latents of {channels} channels, and {spec.name} denoises {spec.in_channels}; "
+            f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "
             "give the autoencoder that the model was trained with"
         )
     return autoencoder
 
 
-def list_training_images(suite: Suite) -> Listing:
-    """The images that methods are trained on.
+def autoencoder_digests(suite: Suite) -> dict[str, str]:
+    """Identifies what is read of the autoencoder's folder, by content; empty where the model works on pixels."""
+    if suite.latents is None:
+        return {}
+    from tcbench.models.pretrained import weights_files
+    from tcbench.models.wf_vae import WEIGHTS
+
+    folder = suite.latents.folder
+    weights = [folder / WEIGHTS] if suite.latents.kind == "wf" else weights_files(folder)
+    return {file.name: sha256(file) for file in (folder / "config.json", *weights) if file.exists()}
+
+
+def list_training_images(suite: Suite) -> Listing | VideoListing:
+    """The images or videos that methods are trained on.
 
     Raises:
         UserError: there are none, or they do not show what the suite's model is conditioned on.
@@ -75,7 +93,7 @@ def list_training_images(suite: Suite) -> Listing:
     spec, training = MODELS[suite.model], suite.training
     if training is None:
         raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
-    listing = list_images(training.folder, training.captions)
+    listing = list_media(training.folder, training.captions, training.frames_per_second)
     if isinstance(spec, TextSpec) and not listing.captions:
         raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:

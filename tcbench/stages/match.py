@@ -49,13 +49,16 @@ class Calibration:
         return load_captions(self.suite, held_out=False)
 
     def basis(self, entry: Entry) -> Basis:
-        """Shapes, if the row trains nothing or was not trained yet with the settings it has; else what was trained,
-        and a calibration set if that does not settle the MACs.
+        """Shapes, if they settle the MACs or the row was not trained yet with the settings it has.
+
+        Else what was trained, and a calibration set if that does not settle them either.
 
         Raises:
             UserError: an artefact is damaged.
         """
         source = entry.trained_as
+        if source is None and entry.method.decides == "host":
+            return self._measured(entry)
         if source is None or not (log := source.trained / "artefacts.json").exists():
             return SHAPES
         if read_json(log)["settings"] != source.training_settings:
@@ -65,6 +68,10 @@ class Calibration:
         numbers = load_numbers(source.trained)
         if not entry.method.macs_depend_on(numbers):
             return Basis(numbers)
+        return self._measured(entry)
+
+    def _measured(self, entry: Entry) -> Basis:
+        """MACs of a calibration set that runs through the engine."""
         from tcbench.stages.common import ready_row
 
         ready = ready_row(entry, self.adapter)

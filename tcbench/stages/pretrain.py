@@ -6,12 +6,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from tcbench.config import Suite
-from tcbench.data import DataName, Dataset, load_images, split
-from tcbench.data.captioned import compose
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.models.specs import MODELS
+from tcbench.registry import data_names, data_source
 from tcbench.stages.images import device_of
-from tcbench.training.base import RECIPES, PretrainRecipe, Target, pretrain_denoiser
+from tcbench.training.base import PretrainRecipe, Target, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, train_reader
@@ -27,8 +27,8 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
     device = device_of(suite)
     try:
         if what == "denoiser":
-            recipe = PretrainRecipe(**RECIPES[suite.data].model_dump() | changes)
-            data = _parts(suite.data, recipe.examples)
+            recipe = PretrainRecipe(**_recipe(suite, what) | changes)
+            data = suite.source.parts(recipe.examples)
             target: Target = "v" if suite.solver == "euler_ancestral" else "eps"
             pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
         elif what == "reader":
@@ -36,14 +36,17 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
         elif what == "clip":
             train_clip(ClipRecipe(**changes), device, weights, log)
         else:
-            train_classifier(load_images(suite.data), ClassifierRecipe(**changes), device, weights, log)
+            classifier = ClassifierRecipe(**_recipe(suite, what) | changes)
+            network = EXTRACTORS[str(suite.extractor)].network().NETWORK
+            train_classifier(suite.source.images(), classifier, device, weights, log, network)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"--set {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}") from error
 
 
-def _parts(name: DataName, examples: int) -> tuple[Dataset, Dataset]:
-    """(what a denoiser trains on, what is held out of it)."""
-    if name == "digits":
-        return split(load_images(name))
-    return compose(name, range(examples), held_out=False), compose(name, range(512), held_out=True)
+def _recipe(suite: Suite, what: str) -> dict[str, Any]:
+    """In which the data set's recipe differs from the defaults."""
+    if what not in (recipes := suite.source.recipes):
+        known = [name for name in data_names() if what in data_source(name).recipes]
+        raise UserError(f"suite {suite.suite}: data {suite.data!r} have no {what} to train; known: {', '.join(known)}")
+    return dict(recipes[what])

@@ -12,7 +12,8 @@ from tcbench.data.captions import decode
 from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
 from tcbench.files import digest, read_tensors, write_tensors
-from tcbench.metrics.readings import Scorer, temporal_flickering
+from tcbench.metrics.catalogue import METRICS, settings_of
+from tcbench.metrics.readings import Scorer
 from tcbench.metrics.vbench import table
 from tcbench.sources import source_digest
 from tcbench.stages import vbench
@@ -28,37 +29,13 @@ def load_scorers(suite: Suite) -> Scorers:
         UserError: weights that are there and not what they should be.
     """
     scorers: Scorers = {}
-    for name in suite.metrics:
+    for metric in [METRICS[name] for name in suite.metrics if METRICS[name].per_sample]:
+        settings = dict(getattr(suite, metric.settings)) if metric.settings else {}
         try:
-            if scorer := _load(suite, name):
-                scorers[name] = scorer
+            scorers[metric.name] = metric.function()(**settings, device=suite.device)
         except NotRun as reason:
-            scorers[name] = reason
+            scorers[metric.name] = reason
     return scorers
-
-
-def _load(suite: Suite, name: str) -> Scorer | None:
-    """Each import only where it is needed: open_clip and BLIP cost seconds."""
-    if name == "clip_score":
-        from tcbench.metrics.clip import load_clip
-
-        return load_clip(suite.clip.model, suite.clip.weights, suite.device)
-    if name == "digits_clip_score":
-        from tcbench.metrics.clip import load_digits_clip_scorer
-
-        return load_digits_clip_scorer(suite.device)
-    if name == "image_reward":
-        from tcbench.metrics.image_reward import load_image_reward
-
-        files = suite.image_reward
-        return load_image_reward(files.weights, files.tokenizer, suite.device)
-    if name == "alignment":
-        from tcbench.metrics.alignment import load_alignment
-
-        return load_alignment(suite.device)
-    if name == "temporal_flickering":
-        return lambda videos, captions: temporal_flickering(videos)
-    return None
 
 
 def read_samples(
@@ -84,8 +61,8 @@ def read_samples(
 def _kept(
     entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
 ) -> dict[str, Tensor]:
-    path, settings = entry.readings, entry.suite.model_dump(include={"clip", "image_reward"}, mode="json")
-    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score")])
+    path, settings = entry.readings, entry.suite.model_dump(include=settings_of(entry.suite.metrics), mode="json")
+    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=entry.suite.data)])
     if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
         return stored[0]
     media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)

@@ -21,6 +21,7 @@ from tcbench.report.strips import read_strip, write_strip
 from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8
+FRAMES = 5  # of a video in a picture
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:
@@ -85,7 +86,7 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
     images = np.empty((0,))
     for name in read_json(folder / "row.json")["shards"]:
         shard = load_file(folder / name)["image"]
-        shard = shard.transpose(0, 2, 3, 1) if shard.shape[1] == 3 else shard[:, 0]
+        shard = np.moveaxis(shard, 1, -1) if shard.shape[1] == 3 else shard[:, 0]
         images = np.concatenate([images, shard]) if len(images) else shard
         if len(images) >= count:
             break
@@ -94,11 +95,13 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
 
 def _tiles(images: np.ndarray) -> np.ndarray:
     """Bytes of grey pixels [n, H, W] in [-1, 1], beyond which they are clipped, or of uint8 colours [n, H, W, 3], which
-    stay; the frames of a video [n, T, H, W] side by side."""
-    if images.dtype == np.uint8:
+    stay; of a video [n, T, H, W] or [n, T, H, W, 3] up to `FRAMES`, evenly spaced and side by side."""
+    colours = images.dtype == np.uint8
+    if images.ndim == (5 if colours else 4):
+        shown = np.linspace(0, images.shape[1] - 1, min(FRAMES, images.shape[1])).round().astype(int)
+        images = np.concatenate([images[:, frame] for frame in shown], axis=2)
+    if colours:
         return images
-    if images.ndim == 4:
-        images = np.concatenate(list(images.swapaxes(0, 1)), axis=2)
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 

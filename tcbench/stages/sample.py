@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.config import PROMPT_SETS, Suite
-from tcbench.data.prompts import read_prompts
+from tcbench.config import Suite
+from tcbench.data.source import PromptSet
 from tcbench.entry import Entry
 from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
 from tcbench.provenance import collect
@@ -27,11 +27,12 @@ from tcbench.stages.common import (
     sampler_settings,
     weights_digest,
 )
-from tcbench.stages.images import image_side, load_decoder
+from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
 
 
 def row_fingerprint(entry: Entry) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, artefacts, code, torch, device, threads.
+    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, device,
+    threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
@@ -40,9 +41,10 @@ def row_fingerprint(entry: Entry) -> str:
         {
             "settings": {key: value for key, value in settings.items() if key not in ("samples", "traced")},
             "weights": weights_digest(suite.model, suite.weights),
+            "autoencoder": autoencoder_digests(suite),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(entry),
-            "code": source_digest("sample", entry.row.method),
+            "code": source_digest("sample", entry.row.method, data=suite.data),
             "torch": torch.__version__,
             "device": suite.device,
             "threads": torch.get_num_threads(),
@@ -175,16 +177,16 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": digests,
-            **({"captions": _captions(suite)} if suite.data in PROMPT_SETS else {}),
+            **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         },
     )
 
 
-def _captions(suite: Suite) -> list[str]:
+def _captions(suite: Suite, source: PromptSet) -> list[str]:
     """The prompt of every sample."""
-    prompts = read_prompts(suite.data, suite.prompts.file)
+    prompts = source.prompts(suite.prompts.file)
     return [prompts[index // suite.prompts.per_prompt % len(prompts)] for index in range(suite.samples)]
 
 

@@ -9,25 +9,20 @@ import torch
 from torch import Tensor
 
 from tcbench import stats
-from tcbench.config import READINGS, Suite
-from tcbench.data import load_images, to_uint8
+from tcbench.config import Suite
+from tcbench.data import to_uint8
 from tcbench.data.images import list_images
 from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.executed import PlanRecord
 from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
-from tcbench.metrics import (
-    METRICS,
-    Extractor,
-    Features,
-    Real,
-    Samples,
-    make_extractor,
-    real_floor,
-    score_row,
-    trajectory_mae,
-)
 from tcbench.metrics.adm import read_moments, read_reference_images
+from tcbench.metrics.catalogue import METRICS
+from tcbench.metrics.deviation import trajectory_mae
+from tcbench.metrics.extractors import Extractor, Features, make_extractor
+from tcbench.metrics.frechet import real_floor
+from tcbench.metrics.samples import Real, Samples
+from tcbench.metrics.scoring import score_row
 from tcbench.provenance import collect
 from tcbench.score import Score
 from tcbench.sources import source_digest
@@ -84,13 +79,13 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     if extractor is None:
         return Real(Features.none(0))
     if (real := suite.real) is None:
-        return Real(extractor.extract(to_uint8(load_images(suite.data).images)))
+        return Real(extractor.extract(to_uint8(suite.source.images().images)))
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
-        key = digest([sha256(real), suite.extractor, source_digest("score")])
+        key = digest([sha256(real), suite.extractor, source_digest("score", data=suite.data)])
         return Real(_kept(path, key, lambda: extractor.extract(read_reference_images(real))), read_moments(real))
-    listing = list_images(real, suite.prompts.file if suite.data == "coco" else None)
-    key = digest([listing.digest, side, suite.extractor, source_digest("score")])
+    listing = list_images(real, suite.captions_of_real)
+    key = digest([listing.digest, side, suite.extractor, source_digest("score", data=suite.data)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
 
@@ -125,7 +120,7 @@ def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: as `read_shards`.
     """
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
-    if any(name in READINGS or "images" in METRICS[name].needs for name in entry.suite.metrics):
+    if any({"images", "reading"} & METRICS[name].needs for name in entry.suite.metrics):
         along["image"] = 0
     parts = [{key: part[key] for key in along} for part in read_shards(entry)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
@@ -192,7 +187,7 @@ def _samples(
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
     features = Features.none(manifest["samples"])
     if extractor is not None:
-        key = digest([manifest["shards"], entry.suite.extractor, source_digest("score")])
+        key = digest([manifest["shards"], entry.suite.extractor, source_digest("score", data=entry.suite.data)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry))
         features = _kept(entry.features, key, lambda: Features.joined(parts))
     read, not_run = read_samples(entry, manifest, tensors, scorers)

@@ -2,9 +2,9 @@
 
     python vbench_process.py TASK.json
 
-The task names shards (safetensors with "image", float [n, 3, T, H, W] in [-1, 1]), a file name for every sample, the
-dimensions that can run, and where to write the answer: {dimension: {"score": ..., "videos": {file name: score}}}, or
-{"not_run": why} where the package fails.
+The task names shards (safetensors with "image", [n, C, T, H, W], float in [-1, 1] or uint8), a file name for every
+sample, the dimensions that can run, and where to write the answer: {dimension: {"score": ..., "videos": {file name:
+score}}}, or {"not_run": why} where the package fails.
 """
 
 import json
@@ -48,7 +48,9 @@ def _write_videos(task: dict[str, Any]) -> None:
     names = iter(task["names"])
     for shard in tqdm(task["shards"], desc="write videos", unit="shard"):
         for video in load_file(shard)["image"]:
-            frames = (video.transpose(1, 2, 3, 0) * 127.5 + 128).clip(0, 255).astype("uint8")  # as data.to_uint8
+            frames = video.transpose(1, 2, 3, 0)
+            if frames.dtype != "uint8":
+                frames = (frames * 127.5 + 128).clip(0, 255).astype("uint8")  # as data.to_uint8
             path = folder / next(names)
             partial = path.with_name(f".{path.name}")
             imageio.mimwrite(

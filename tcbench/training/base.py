@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tcbench.data import DataName, Dataset
+from tcbench.data import Dataset
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
 from tcbench.files import atomic, write_json, write_tensors
-from tcbench.models.adapter import Text
+from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, make_adapter, save_transformer
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
@@ -29,7 +29,7 @@ from tcbench.training.common import deterministic, provenance, require_finite
 
 
 class PretrainRecipe(BaseModel):
-    """How to train a denoiser; `RECIPES` with `bfloat16` and `compile`, on a GPU, made the shipped weights."""
+    """How to train a denoiser; a data set's, with `bfloat16` and `compile` on a GPU, made the shipped weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,14 +64,6 @@ SCHEDULERS: dict[Target, DDPMScheduler] = {
     ),
 }
 """Linear betas; the noise is predicted, or the velocity with the last timestep pure noise (Open-Sora-Plan)."""
-
-
-RECIPES: dict[DataName, PretrainRecipe] = {
-    "digits": PretrainRecipe(),
-    "scenes": PretrainRecipe(iterations=15000, affine=Affine()),
-    "moving": PretrainRecipe(iterations=12000, batch_size=128, learning_rate=1.5e-3, affine=Affine()),
-}
-"""How each embedded suite's denoiser is trained; captioned examples vary enough as they are composed."""
 
 
 class Conditioned(nn.Module):
@@ -112,6 +104,7 @@ def pretrain_denoiser(
     device: torch.device | str,
     out: Path,
     log: Path,
+    watch: Callable[[int, Adapter], None] | None = None,
 ) -> None:
     """Train a denoiser by L_simple (Ho et al. 2020) and write its averaged weights.
 
@@ -129,6 +122,7 @@ def pretrain_denoiser(
             encoder goes beside it.
         log: JSON file to write: every `log_every` iterations the mean training loss, and the loss of the averaged
             weights on held-out images and on as many training images, at the same timesteps and noise.
+        watch: called with the iteration and the averaged network whenever the log has grown.
 
     Raises:
         UserError: the data do not fit the spec, the loss is not finite, or a file cannot be written.
@@ -178,13 +172,16 @@ def pretrain_denoiser(
                 record = {
                     "iteration": iteration,
                     "loss": mean,
-                    "train_loss": _fixed_loss(averaged, train[: len(held_out)], target),
-                    "held_out_loss": _fixed_loss(averaged, held_out, target),
                 }
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+                    record["train_loss"] = _fixed_loss(averaged, train[: len(held_out)], target)
+                    record["held_out_loss"] = _fixed_loss(averaged, held_out, target)
                 history.append(record)
                 progress.set_postfix(loss=f"{mean:.4f}", held_out=f"{record['held_out_loss']:.4f}")
                 total, count = torch.zeros((), device=device), 0
                 state.save(generator, iteration, history)
+                if watch is not None:
+                    watch(iteration, averaged.adapter)
     averaged.save(out, metadata)
     write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
     state.path.unlink()

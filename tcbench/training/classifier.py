@@ -1,11 +1,13 @@
-"""Training of the digits classifier, whose features take Inception's place in the embedded suite's metrics."""
+"""Training of the classifiers whose features take Inception's place in a suite's metrics."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 from tqdm import tqdm
 
 from tcbench.data import Dataset, split
@@ -30,15 +32,23 @@ class ClassifierRecipe(BaseModel):
     seed: int = 0
 
 
-def train_classifier(data: Dataset, recipe: ClassifierRecipe, device: torch.device | str, out: Path, log: Path) -> None:
-    """Train `DigitsCNN` by cross-entropy on nine tenths of `data` and write it.
+def train_classifier(
+    data: Dataset,
+    recipe: ClassifierRecipe,
+    device: torch.device | str,
+    out: Path,
+    log: Path,
+    build: Callable[[], nn.Module] = DigitsCNN,
+) -> None:
+    """Train a classifier by cross-entropy on nine tenths of `data` and write it.
 
     Args:
-        data: images [n, 1, 16, 16] and labels.
+        data: images [n, C, H, W] and labels.
         recipe: hyperparameters and seed; the same on the same kind of device give the same bits.
         device: where to train.
         out: safetensors file to write, with the recipe and versions in its metadata.
         log: JSON file to write: every `log_every` iterations the mean training loss and the held-out accuracy.
+        build: makes the network, from torch's global generator.
 
     Raises:
         UserError: the loss is not finite, or a file cannot be written.
@@ -48,12 +58,12 @@ def train_classifier(data: Dataset, recipe: ClassifierRecipe, device: torch.devi
     history = []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # of the initial weights, drawn on the CPU
-        model = DigitsCNN().to(device)
+        model = build().to(device)
         optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
         total, count = torch.zeros((), device=device), 0
-        progress = tqdm(range(1, recipe.iterations + 1), desc="train the digits classifier", unit="it")
+        progress = tqdm(range(1, recipe.iterations + 1), desc="train the classifier", unit="it")
         for iteration in progress:
             batch = train[torch.randint(len(train), (recipe.batch_size,), generator=generator, device=device)]
             logits = model(recipe.affine(batch.images, generator))["logits"]
@@ -76,6 +86,7 @@ def train_classifier(data: Dataset, recipe: ClassifierRecipe, device: torch.devi
 
 
 @torch.no_grad()
-def accuracy(model: DigitsCNN, data: Dataset) -> float:
+def accuracy(model: nn.Module, data: Dataset) -> float:
     """Share of `data` classified right."""
-    return (model(data.images)["logits"].argmax(1) == data.labels).float().mean().item()
+    parts = (data[first : first + 1000] for first in range(0, len(data), 1000))
+    return torch.cat([model(part.images)["logits"].argmax(1) == part.labels for part in parts]).float().mean().item()

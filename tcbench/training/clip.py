@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tcbench.data.augment import Affine
-from tcbench.data.captioned import compose
+from tcbench.data.sets.scenes import Scenes
 from tcbench.files import write_json, write_tensors
 from tcbench.models.digits_clip import build_digits_clip
 from tcbench.training.common import deterministic, provenance, require_finite
@@ -52,8 +52,8 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
         UserError: the loss is not finite, or a file cannot be written.
     """
     device = torch.device(device)
-    train = compose("scenes", range(recipe.scenes), held_out=False).to(device)
-    held_out = compose("scenes", range(recipe.held_out), held_out=True).to(device)
+    train = Scenes().compose(range(recipe.scenes), held_out=False).to(device)
+    held_out = Scenes().compose(range(recipe.held_out), held_out=True).to(device)
     metadata, history = provenance(recipe, device), []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

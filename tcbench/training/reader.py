@@ -11,8 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.data.augment import Affine
-from tcbench.data.captioned import compose, draw
-from tcbench.data.scenes import SIDE, SIZES, Scene
+from tcbench.data.sets.scenes import SIDE, SIZES, Scenes
 from tcbench.files import write_json, write_tensors
 from tcbench.models.reader import CLASSES, NONE, DigitReader, Reading, read_digits, target_map
 from tcbench.training.common import deterministic, provenance, require_finite
@@ -53,7 +52,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
     """
     device = torch.device(device)
     images, targets = (part.to(device) for part in _scenes(recipe.scenes, held_out=False))
-    held_out, truth = compose("scenes", range(recipe.held_out), True).images, layouts(recipe.held_out, True)
+    held_out, truth = Scenes().compose(range(recipe.held_out), True).images, layouts(recipe.held_out, True)
     metadata, history = provenance(recipe, device), []
     with deterministic(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -101,7 +100,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
 
 def _scenes(count: int, held_out: bool) -> tuple[Tensor, Tensor]:
     """(uint8 images [n, 1, 24, 24], uint8 target maps [n, 24, 24])."""
-    images = compose("scenes", range(count), held_out).images
+    images = Scenes().compose(range(count), held_out).images
     return (127.5 * images + 128).clamp(0, 255).byte(), target_map(layouts(count, held_out), SIDE).byte()
 
 
@@ -110,8 +109,7 @@ def layouts(count: int, held_out: bool) -> list[list[Reading]]:
     names = {pixels: name for name, pixels in SIZES.items()}
     layouts = []
     for index in range(count):
-        scene = draw("scenes", index, held_out)
-        assert isinstance(scene, Scene)
+        scene = Scenes().draw(index, held_out)
         items = (
             Reading(item.digit, names[item.size], item.top + item.size // 2, item.left + item.size // 2)
             for item in scene.items

@@ -70,6 +70,8 @@ class FluxSpec(TextSpec):
             num_tokens=self.num_tokens,
             width=width,
             grid=self.grid,
+            latent_shape=self.latent_shape,
+            output_shape=(self.out_channels, *self.latent_shape[1:]),
             joint_text=self.caption_tokens,
             outer=Macs(ends + conditioning, width * self.num_tokens),
             once=Macs(self.caption_tokens * self.caption_channels * width),

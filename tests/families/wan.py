@@ -60,6 +60,8 @@ class WanSpec(TextSpec):
             num_tokens=tokens,
             width=width,
             grid=self.grid,
+            latent_shape=self.latent_shape,
+            output_shape=(self.out_channels, *self.latent_shape[1:]),
             frames=self.sample_frames,
             outer=Macs(ends + FREQUENCIES * width + width**2 + 6 * width**2, width * tokens),
             once=Macs(text * (self.caption_channels * width + width**2) + self.num_blocks * cross.text_macs),

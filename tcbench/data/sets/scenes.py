@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tcbench.data.captioned import Bank, Captioned
 from tcbench.data.captions import DIGITS, is_held_out, plural
 
 SIDE = 24
@@ -125,3 +126,22 @@ def _three_alike(random: np.random.Generator) -> Scene:
 
 
 _KINDS = (_one, _pair, _two_alike, _three_alike)
+
+
+class Scenes(Captioned):
+    """Images [n, 1, 24, 24]; captions and handwriting are held out."""
+
+    name = "scenes"
+    recipes = {"denoiser": {"iterations": 15000, "affine": {}}, "reader": {}, "clip": {}}
+
+    def item(self, random: np.random.Generator, held_out: bool) -> Scene:
+        """As `draw_scene`."""
+        return draw_scene(random, held_out)
+
+    def canvas(self, item: Scene, random: np.random.Generator, bank: Bank) -> np.ndarray:
+        """Each digit in a handwriting of its own, [24, 24]."""
+        canvas = np.full((SIDE, SIDE), -1, np.float32)
+        for digit in item.items:
+            square = np.s_[digit.top : digit.top + digit.size, digit.left : digit.left + digit.size]
+            canvas[square] = random.choice(bank(digit.size)[digit.digit])
+        return canvas

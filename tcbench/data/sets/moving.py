@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tcbench.data.captioned import Bank, Captioned
 from tcbench.data.captions import DIGITS, article, is_held_out
 
 FRAMES, SIDE, SIZE = 5, 16, 8
@@ -75,3 +76,25 @@ def _two(random: np.random.Generator) -> Clip:
         phrases.append(f"{article(digit)} {DIGITS[digit]} {words}")
     caption = " left of ".join(phrases)
     return Clip(caption, tuple(movers), caption)
+
+
+class Moving(Captioned):
+    """Videos [n, 1, 5, 16, 16]; captions and handwriting are held out."""
+
+    name = "moving"
+    # the reader that judges it is trained on `scenes`
+    recipes = {"denoiser": {"iterations": 12000, "batch_size": 128, "learning_rate": 1.5e-3, "affine": {}}}
+
+    def item(self, random: np.random.Generator, held_out: bool) -> Clip:
+        """As `draw_clip`."""
+        return draw_clip(random, held_out)
+
+    def canvas(self, item: Clip, random: np.random.Generator, bank: Bank) -> np.ndarray:
+        """Each digit in one handwriting throughout, [5, 16, 16]."""
+        canvas = np.full((FRAMES, SIDE, SIDE), -1, np.float32)
+        for mover in item.items:
+            image = random.choice(bank(SIZE)[mover.digit])
+            for frame, pixels in enumerate(canvas):
+                top, left = mover.top + frame * mover.down, mover.left + frame * mover.right
+                pixels[top : top + SIZE, left : left + SIZE] = image
+        return canvas

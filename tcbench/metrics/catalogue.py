@@ -1,0 +1,197 @@
+"""The catalogue of metrics: what each is called, which way is better, what it needs and what computes it.
+
+Configs, scoring, comparisons and tables read it, so a metric is one entry here and one function, which is imported when
+the metric is computed (docs/add-a-metric.md). Imports no torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+from tcbench.errors import UserError, did_you_mean
+
+Need = Literal["features", "labels", "images", "uncached", "reading"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number about a row.
+
+    Attributes:
+        name: key in configs and score files.
+        label: heading in tables.
+        better: which direction is an improvement.
+        load: "module:function". The function takes (samples, reference), `tcbench.metrics.samples`, and returns the
+            metric of any subset of the samples (`tcbench.stats.Statistic`); of a metric `per_sample`, it takes
+            `settings` and a device and returns a scorer (`tcbench.metrics.readings.Scorer`).
+        needs: what it looks at: an extractor's features, labels, images, the uncached run at equal noise, or a reading
+            of every sample, which may be missing for a reason that the row records.
+        per_sample: whether `load` makes a scorer of single samples; the metric is the mean of its readings.
+        settings: the suite's field with the arguments of `load`, if it takes any.
+        unit: of the value; axes of figures show it.
+        paper: the paper's columns of this metric: the key in a row's `paper`, and what the column is of, "" if that is
+            the metric as such.
+        usual: whether suites that list no metrics have it.
+        printed: whether tables of ablations have a column of it; not where another column shows the same.
+    """
+
+    name: str
+    label: str
+    better: Literal["lower", "higher"]
+    load: str
+    needs: frozenset[Need] = frozenset({"features"})
+    per_sample: bool = False
+    settings: str | None = None
+    unit: str = ""
+    paper: Mapping[str, str] = field(default_factory=dict)
+    usual: bool = False
+    printed: bool = True
+
+    @property
+    def sign(self) -> int:
+        """Of a difference that is an improvement."""
+        return 1 if self.better == "higher" else -1
+
+    @property
+    def axis(self) -> str:
+        """Label of a figure's axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def function(self) -> Callable[..., Any]:
+        """What `load` names, imported."""
+        return _loaded(self.load)
+
+
+def _loaded(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(module), name)
+
+
+_SET, _READING = "tcbench.metrics.functions", frozenset[Need]({"reading"})
+_PAIRED = frozenset[Need]({"images", "uncached"})
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("fid", "FID", "lower", f"{_SET}:fid", paper={"fid": ""}, usual=True),
+        Metric("sfid", "sFID", "lower", f"{_SET}:sfid", paper={"sfid": ""}, usual=True),
+        Metric("is", "IS", "higher", f"{_SET}:inception", paper={"is": ""}, usual=True),
+        Metric("precision", "Precision", "higher", f"{_SET}:precision", paper={"precision": ""}, usual=True),
+        Metric("recall", "Recall", "higher", f"{_SET}:recall", paper={"recall": ""}, usual=True),
+        Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid"),
+        Metric(
+            "accuracy", "Accuracy", "higher", f"{_SET}:accuracy", frozenset[Need]({"features", "labels"}), usual=True
+        ),
+        Metric(
+            "image_reward",
+            "ImageReward",
+            "higher",
+            "tcbench.metrics.image_reward:load_image_reward",
+            _READING,
+            per_sample=True,
+            settings="image_reward",
+            paper={"image_reward": ""},
+        ),
+        # read from files: VBench runs in an environment of its own (tcbench/stages/vbench.py)
+        Metric("vbench", "VBench", "higher", f"{_SET}:vbench_total", _READING, unit="%", paper={"vbench": ""}),
+        Metric(
+            "clip_score",
+            "CLIP score",
+            "higher",
+            "tcbench.metrics.clip:load_clip",
+            _READING,
+            per_sample=True,
+            settings="clip",
+            paper={"coco_clip": "MSCOCO", "parti_clip": "PartiPrompts"},
+        ),
+        Metric(
+            "digits_clip_score",
+            "CLIP score (digits CLIP)",
+            "higher",
+            "tcbench.metrics.clip:load_digits_clip_scorer",
+            _READING,
+            per_sample=True,
+        ),
+        Metric(
+            "alignment",
+            "Alignment (digit reader)",
+            "higher",
+            "tcbench.metrics.alignment:load_alignment",
+            _READING,
+            per_sample=True,
+        ),
+        Metric(
+            "temporal_flickering",
+            "Temporal flickering",
+            "higher",
+            "tcbench.metrics.readings:load_temporal_flickering",
+            _READING,
+            per_sample=True,
+        ),
+        Metric("mae", "MAE to uncached", "lower", f"{_SET}:mae", _PAIRED, usual=True),
+        Metric("psnr", "PSNR to uncached", "higher", f"{_SET}:psnr", _PAIRED, unit="dB", usual=True, printed=False),
+        Metric(
+            "feature_mse",
+            "Feature MSE to uncached",
+            "lower",
+            f"{_SET}:feature_mse",
+            frozenset[Need]({"features", "uncached"}),
+            usual=True,
+            printed=False,
+        ),
+    )
+}
+"""By name, in the order of tables that list all they have."""
+
+
+@dataclass(frozen=True)
+class ExtractorEntry:
+    """A network whose features metrics compare.
+
+    Attributes:
+        load: "module:class", a `tcbench.metrics.extractors` network.
+        ships: whether its weights do; a suite must name those of others.
+    """
+
+    load: str
+    ships: bool = True
+
+    def network(self) -> Any:
+        """The class, imported."""
+        return _loaded(self.load)
+
+
+_NETWORKS = "tcbench.metrics.extractors"
+EXTRACTORS = {
+    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor"),
+    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor"),
+    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", ships=False),
+    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", ships=False),
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name; raises UserError, with near misses, if there is none."""
+    if name not in METRICS:
+        raise UserError(f"metric {name!r}: unknown; {did_you_mean(name, METRICS)}")
+    return METRICS[name]
+
+
+def usual_metrics() -> tuple[str, ...]:
+    """What suites that list no metrics are scored by."""
+    return tuple(name for name, metric in METRICS.items() if metric.usual)
+
+
+def settings_of(metrics: Iterable[str]) -> set[str]:
+    """The fields of a suite that these metrics depend on."""
+    return {settings for name in metrics if (settings := METRICS[name].settings)}
+
+
+def paper_headings() -> dict[str, str]:
+    """Headings of the paper's columns of quality, by key in a row's `paper`."""
+    return {
+        key: f"{metric.label}, {of}" if of else metric.label
+        for metric in METRICS.values()
+        for key, of in metric.paper.items()
+    }

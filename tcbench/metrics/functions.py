@@ -1,0 +1,75 @@
+"""The metrics of a set of samples, as `catalogue` names them: of (samples, reference), a function of sample indices.
+
+Each computes what subsets share (distances, per-sample values) at once, so that the jackknife passes nothing through a
+network again. All raise UserError if an input they need is missing.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from tcbench.metrics import deviation, precision_recall, vbench
+from tcbench.metrics.accuracy import correct
+from tcbench.metrics.frechet import frechet_distance
+from tcbench.metrics.inception_score import inception_score
+from tcbench.metrics.samples import Reference, Samples, given, mean_of
+from tcbench.stats import Statistic
+
+
+def fid(samples: Samples, reference: Reference) -> Statistic:
+    """Frechet distance of the pooled features to the real images'."""
+    features = samples.features.pooled.double()
+    return lambda indices: frechet_distance(features[indices], reference.real.pooled)
+
+
+def sfid(samples: Samples, reference: Reference) -> Statistic:
+    """Frechet distance of the spatial features."""
+    features = samples.features.spatial.double()
+    return lambda indices: frechet_distance(features[indices], reference.real.spatial)
+
+
+def inception(samples: Samples, reference: Reference) -> Statistic:
+    """Inception score."""
+    return lambda indices: inception_score(samples.features.logits[indices].flatten(0, -2))
+
+
+def precision(samples: Samples, reference: Reference) -> Statistic:
+    """Share of samples inside some real ball."""
+    real = reference.real
+    return mean_of(precision_recall.inside_real(samples.features.pooled, real.manifold, real.radii))
+
+
+def recall(samples: Samples, reference: Reference) -> Statistic:
+    """Share of real images inside some sample's ball."""
+    return precision_recall.recall(samples.features.pooled, reference.real.manifold)
+
+
+def accuracy(samples: Samples, reference: Reference) -> Statistic:
+    """Share of samples that the classifier takes for what they were conditioned on."""
+    return mean_of(correct(samples.features.logits, given(samples.labels, "labels")))
+
+
+def mae(samples: Samples, reference: Reference) -> Statistic:
+    """Mean absolute difference from the uncached images."""
+    return mean_of(deviation.final_mae(*_image_pair(samples, reference)))
+
+
+def psnr(samples: Samples, reference: Reference) -> Statistic:
+    """Peak signal-to-noise ratio against the uncached images."""
+    return mean_of(deviation.psnr(*_image_pair(samples, reference)))
+
+
+def feature_mse(samples: Samples, reference: Reference) -> Statistic:
+    """Mean squared difference from the uncached images' features."""
+    uncached = given(reference.uncached, "uncached samples")
+    return mean_of(deviation.feature_mse(samples.features.pooled, uncached.features.pooled))
+
+
+def vbench_total(samples: Samples, reference: Reference) -> Statistic:
+    """VBench's total, in per cent, of its readings."""
+    scores_ND = given(samples.readings.get("vbench"), "VBench's results").double().numpy()
+    return lambda indices: 100 * vbench.total(np.nanmean(scores_ND[indices], axis=0))["total"]
+
+
+def _image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:
+    uncached = given(reference.uncached, "uncached samples")
+    return given(samples.images, "images"), given(uncached.images, "images of the uncached samples")

@@ -1,0 +1,117 @@
+"""What metrics look at: generated samples, the real images they are compared with, and the uncached run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from tcbench.errors import UserError
+from tcbench.metrics import deviation, precision_recall
+from tcbench.metrics.extractors import Features
+from tcbench.metrics.frechet import Gaussian
+from tcbench.stats import Statistic
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated samples of one row, in sampling order.
+
+    Attributes:
+        features: of the n images.
+        labels: int64 [n] that the samples were conditioned on, in the classifier's numbering, or None.
+        images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or uint8 where they were decoded from latents;
+            videos [n, C, T, H, W]; None if no metric looks at them.
+        readings: what scorers (`tcbench.metrics.readings`) and VBench said of every sample, by metric, float [n, ...].
+        not_run: why a metric of that kind has no reading, by metric: "needs ...".
+
+    Raises:
+        UserError: lengths differ, or a value is NaN or infinite.
+    """
+
+    features: Features
+    labels: Tensor | None = None
+    images: Tensor | None = None
+    readings: Mapping[str, Tensor] = field(default_factory=dict)
+    not_run: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensors = {**vars(self.features), "labels": self.labels, "images": self.images, **self.readings}
+        for name, values in tensors.items():
+            if values is None:
+                continue
+            if len(values) != len(self):
+                raise UserError(
+                    f"samples: {len(values)} {name} for {len(self)} samples; score one row's files together"
+                )
+            if values.is_floating_point() and name not in self.readings:  # NaN there: not asked of this sample
+                deviation.require_finite(f"samples: {name}", values)
+
+    def __len__(self) -> int:
+        return len(self.features.pooled)
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real images' side of the distribution metrics; moments and radii are computed once.
+
+    Attributes:
+        features: of the real images, or of the reference batch that goes with published moments.
+        moments: (pooled, spatial) Gaussians where they are published; by default fitted to `features`.
+    """
+
+    features: Features
+    moments: tuple[Gaussian, Gaussian] | None = None
+    _computed: dict[Callable[[Features], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, compute: Callable[[Features], T]) -> T:
+        """What a metric computes of the real images alone, computed when it is first asked for."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self.features)
+        return self._computed[compute]
+
+    @cached_property
+    def pooled(self) -> Gaussian:
+        """Moments of the pooled features, for FID."""
+        return self.moments[0] if self.moments else Gaussian.fit(self.features.pooled)
+
+    @cached_property
+    def spatial(self) -> Gaussian:
+        """Moments of the spatial features, for sFID."""
+        return self.moments[1] if self.moments else Gaussian.fit(self.features.spatial)
+
+    @cached_property
+    def manifold(self) -> Tensor:
+        """Pooled features [m, d] that precision and recall use, m <= 10 000; raises UserError for videos."""
+        if self.features.pooled.ndim > 2:
+            raise UserError("metrics: precision and recall are of images; take them out of a video suite's list")
+        return precision_recall.thin(self.features.pooled)
+
+    @cached_property
+    def radii(self) -> Tensor:
+        """Distance [m] of each of `manifold` to its third neighbour."""
+        return precision_recall.radii(self.manifold)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: real images, and for paired metrics the uncached run at equal noise."""
+
+    real: Real
+    uncached: Samples | None = None
+
+
+def mean_of(values_N: Tensor) -> Statistic:
+    """The metric that is the mean of a number per sample."""
+    values = values_N.double().numpy()
+    return lambda indices: float(values[indices].mean())
+
+
+def given(value: T | None, what: str) -> T:
+    """An input that a metric needs; raises UserError if it is missing."""
+    if value is None:
+        raise UserError(f"metrics: a metric of this row needs {what}; provide them or take the metric out of the list")
+    return value

@@ -1,0 +1,144 @@
+"""What a method may look at at the start of a step: one registry of sizes, prices and how each is computed.
+
+The engine computes and charges (`tcbench.engine`), costing charges and answers with the size alone (`tcbench.costing`);
+both read the same entry, so nothing can be looked at without its price. Imports no torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tcbench.errors import UserError
+from tcbench.ledger import block_macs, predictor_macs
+from tcbench.method import Run
+from tcbench.shapes import Macs, ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LiveStep(Protocol):
+    """A step whose tensors exist: what an observation is computed from."""
+
+    run: Run
+    step: int
+    x_RND: "Tensor"
+    """The embedded stream."""
+    condition: Any
+    input_RC: "Tensor | None"
+    """The transformer's input latents, where the engine has them."""
+    engine: Any
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Something to look at; `arguments` are the method's, a block's number for one.
+
+    Attributes:
+        size: (shape, *arguments) -> sizes of the tensor after its rows.
+        compute: (live step, *arguments) -> the tensor, [R, *size].
+        macs: (shape, *arguments) -> the price per row.
+        tag: (*arguments) -> the heading it is charged under.
+    """
+
+    size: Callable[..., tuple[int, ...]]
+    compute: Callable[..., "Tensor"]
+    macs: Callable[..., Macs] = lambda shape, *_: Macs()
+    tag: Callable[..., str] = lambda *_: "score"
+
+
+def _scores(live: LiveStep, name: str) -> "Tensor":
+    scorer = live.run.artefacts.scorers.get(name)
+    if scorer is None:
+        raise UserError(f"scorer {name!r} is not among the artefacts; train the row first, or set artefacts_from")
+    return scorer(live.engine.blocks, live.x_RND, live.condition)
+
+
+def _uniform(live: LiveStep) -> "Tensor":
+    import torch
+
+    from tcbench import noise
+
+    run = live.run
+    blocks = torch.arange(run.shape.num_blocks, device=run.sample_index.device)
+    numbers = noise.uniform(run.seed, run.sample_index[:, None], run.shape.num_tokens, live.step, blocks)
+    return numbers.repeat(run.rows_per_sample, 1, 1)
+
+
+def _updates(live: LiveStep) -> "Tensor":
+    import torch
+
+    x, updates = live.x_RND, []
+    for module in live.engine.adapter.blocks:
+        after = live.engine.blocks.block(module, x, live.condition)
+        updates.append(after - x)
+        x = after
+    return _of_image(live, torch.stack(updates, dim=1), dim=2)
+
+
+def _modulated_input(live: LiveStep) -> "Tensor":
+    adapter = live.engine.adapter
+    module = adapter.blocks[0]
+    name, gated = next(iter(adapter.modulation(module, live.condition).items()))
+    return _of_image(live, adapter.part_input(module, name, live.x_RND, gated))
+
+
+def _output(live: LiveStep) -> "Tensor":
+    if live.engine.output is None:
+        raise UserError("the network's output is looked at before there is one; compute the first step in full")
+    return live.engine.output
+
+
+def _input(live: LiveStep) -> "Tensor":
+    assert live.input_RC is not None, "the engine was given embedded tokens, not latents"
+    return live.input_RC
+
+
+def _of_image(live: LiveStep, stream: "Tensor", dim: int = 1) -> "Tensor":
+    text = live.run.shape.joint_text
+    return stream.narrow(dim, text, stream.shape[dim] - text)
+
+
+def _every_token(shape: ModelShape, *_: Any) -> tuple[int, ...]:
+    return (shape.num_tokens,)
+
+
+def _every_token_of_blocks(shape: ModelShape, *_: Any) -> tuple[int, ...]:
+    return shape.num_blocks, shape.num_tokens
+
+
+OBSERVATIONS: dict[str, Observation] = {
+    "latent": Observation(
+        size=lambda shape: (shape.num_tokens, shape.width),
+        compute=lambda live: _of_image(live, live.x_RND),
+    ),
+    "input": Observation(size=lambda shape: shape.latent_shape, compute=_input),
+    "output": Observation(size=lambda shape: shape.output_shape, compute=_output),
+    "modulated_input": Observation(
+        size=lambda shape: (shape.num_tokens, shape.width),
+        compute=_modulated_input,
+        # the first block's modulation once more, and a LayerNorm
+        macs=lambda shape: shape.blocks[0].modulation + Macs(0, shape.width * shape.stream_tokens),
+    ),
+    "scores": Observation(
+        size=_every_token_of_blocks,
+        compute=_scores,
+        macs=lambda shape, name: predictor_macs(shape),
+        tag=lambda name: name,
+    ),
+    "uniform": Observation(size=_every_token_of_blocks, compute=_uniform),
+    # charged by the plan that asked for them (`ledger.observation_macs`)
+    "attention_received": Observation(
+        size=_every_token, compute=lambda live, block: live.engine.cache.attention_received(block)
+    ),
+    "attention_entropy": Observation(
+        size=_every_token, compute=lambda live, block: live.engine.cache.attention_entropy(block)
+    ),
+    "updates": Observation(
+        size=lambda shape: (shape.num_blocks, shape.num_tokens, shape.width),
+        compute=_updates,
+        macs=lambda shape: sum((block_macs(shape, block, None) for block in range(shape.num_blocks)), Macs()),
+        tag=lambda: "oracle",
+    ),
+}
+"""By name; `tcbench.method.Look` has a method for each."""

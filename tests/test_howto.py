@@ -1,0 +1,223 @@
+"""The examples of docs/add-a-metric.md and docs/add-data.md work as they are printed."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from tcbench.config import Suite, load_suite
+from tcbench.data import to_uint8
+from tcbench.errors import UserError
+from tcbench.files import read_json, sha256
+from tcbench.metrics import extractors
+from tcbench.metrics.catalogue import METRICS, Metric
+from tcbench.metrics.extractors import Features
+from tcbench.metrics.samples import Real, Samples
+from tcbench.metrics.scoring import score_row
+from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.needs import needs
+from tcbench.registry import data_source
+from tcbench.report.compare import compare
+from tcbench.stages.common import load_examples
+from tcbench.stages.pretrain import pretrain
+from tcbench.stages.sample import sample_rows
+from tcbench.stages.score import measure_floor, score_rows
+from tcbench.stats import batches
+
+DOCS = Path(__file__).parent.parent / "docs"
+INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
+
+
+def example(page: str, first_line: str) -> str:
+    """The block of a page that begins with this comment."""
+    (block,) = re.findall(rf"```\w+\n# {re.escape(first_line)}\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    return block
+
+
+# a metric
+
+
+@pytest.fixture
+def feature_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metric:
+    """The example, as if its file and its entry were where the page says."""
+    path, name = tmp_path / "feature_shift.py", "tcbench.metrics.feature_shift"
+    path.write_text(example("add-a-metric.md", "tcbench/metrics/feature_shift.py"), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, name, module)
+    entry = eval(example("add-a-metric.md", "an entry of METRICS"), {"Metric": Metric})
+    monkeypatch.setitem(METRICS, entry.name, entry)
+    return entry
+
+
+def test_the_example_metric_is_scored_compared_and_accepted(feature_shift: Metric, tmp_path: Path) -> None:
+    def features(count: int, shift: float) -> Features:
+        pooled = torch.randn(count, 3, generator=torch.Generator().manual_seed(count)) + shift
+        return Features(pooled, pooled, pooled)
+
+    near, far, real = Samples(features(32, 0.1)), Samples(features(32, 2)), Real(features(500, 0))
+    score = score_row(far, near, real, batches(32, 4), ["feature_shift"])
+    cell = score["quality"]["feature_shift"]
+    assert cell["value"] == pytest.approx(2 * 3**0.5, rel=0.2) and cell["low"] < cell["value"] < cell["high"]
+    row = {"row": "far", "reference": "near", "groups": 8, "group_sizes": [4] * 8, **score}
+    found = compare(row, {"row": "near", "reference": "near"}, "feature_shift")
+    assert found.paired and found.outcome == "worse"  # lower is better
+
+    settings = yaml.safe_load((Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8"))
+    metrics = re.search(r"```yaml\nmetrics: \[(.*?)\]", (DOCS / "add-a-metric.md").read_text("utf-8"))[1].split(", ")
+    settings |= {"metrics": metrics, "tables": {"table2": {"title": "Table II", "metrics": metrics[:2]}}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert load_suite(tmp_path / "suite.yaml").metrics == tuple(metrics)
+
+
+# data
+
+
+class Colours(extractors._Network):
+    """In Inception's place: mean colour."""
+
+    LAYERS = ("3", "4", "logits")
+    IMAGE_SHAPE = (3, None, None)
+
+    def __init__(self, name: str, features_list: list[str], weights: Path, **_: object) -> None:
+        super().__init__(name, features_list)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        self.check(images)
+        pooled, spatial = images.float().mean((2, 3)) / 255, F.adaptive_avg_pool2d(images[:, :1].float(), 2).flatten(1)
+        return pooled, spatial, pooled
+
+
+def write_images(folder: Path, size: tuple[int, int] = (16, 16)) -> None:
+    """Ten images each of classes 1, 2 and 10, whose red is their class's number."""
+    for name in ("10", "2", "1"):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", size, (int(name), 20 * number, 255)).save(folder / name / f"image {number}.png")
+
+
+@pytest.fixture
+def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the page's files, the images of its config, and `Colours` as Inception."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "data/shapes")
+    for file in ("config/shapes.yaml", "data_sets/stripes.py"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(example("add-data.md", file), encoding="utf-8")
+    (tmp_path / INCEPTION).parent.mkdir()
+    (tmp_path / INCEPTION).write_bytes(b"any")
+    monkeypatch.setattr(extractors, "InceptionADM", Colours)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(tmp_path / INCEPTION))
+    spec = eval(example("add-data.md", "an entry of MODELS"), {"DiTSpec": DiTSpec})
+    monkeypatch.setitem(MODELS, spec.name, spec)
+    return tmp_path
+
+
+def changed(suite: Path, **changes: Any) -> Suite:
+    """The suite of a config with some fields changed."""
+    settings = yaml.safe_load(suite.read_text(encoding="utf-8")) | changes
+    suite.with_name("changed.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return load_suite(suite.with_name("changed.yaml"))
+
+
+def test_a_suite_of_class_folders_is_sampled_and_scored(working: Path) -> None:
+    suite = load_suite(working / "config/shapes.yaml")
+    assert {need.name: need.problem for need in needs(suite)} == {"data": None}
+    sample_rows(suite.entries)
+    score_rows(suite.entries)
+    score = read_json(working / "results/shapes/scores/nfe4-fora.json")
+    assert list(score["quality"]) == ["kid", "mae", "psnr"] and list(score["paired"]) == ["kid"]
+    assert score["quality"]["kid"]["se"] > 0 and score["quality"]["mae"]["value"] > 0
+    measure_floor(suite)
+    assert read_json(working / "results/shapes/scores/floor.json")["fid"]["n"] == 12
+
+
+def test_class_folders_are_read_in_order_and_trained_on(working: Path) -> None:
+    (working / "data/shapes/.DS_Store").write_bytes(b"hidden")
+    (working / "data/shapes/2/.thumbnails").mkdir()
+    (working / "data/shapes/2/image 10.png").write_bytes((working / "data/shapes/2/image 9.png").read_bytes())
+    suite = load_suite(working / "config/shapes.yaml")
+    data = load_examples(suite, None)
+    assert data.labels.tolist() == [0] * 10 + [1] * 11 + [2] * 10
+    assert to_uint8(data.images)[:, 0, 0, 0].tolist() == [1] * 10 + [2] * 11 + [10] * 10
+    assert to_uint8(data.images)[:10, 1, 3, 3].tolist() == list(range(0, 200, 20))
+    changes = {"iterations": 2, "batch_size": 4, "warmup": 1, "log_every": 1}
+    pretrain(suite, "denoiser", working, changes)
+    assert len(read_json(working / "denoiser-log.json")["history"]) == 2
+
+
+def test_what_was_made_of_a_folder_depends_on_its_files(working: Path) -> None:
+    path = working / "config/shapes.yaml"
+    before = load_suite(path).data_settings
+    assert load_suite(path).data_settings == before
+    (working / "data/shapes/2/image 9.png").unlink()
+    assert load_suite(path).data_settings != before
+    assert changed(path, data_folder="data/elsewhere").data_settings["data_files"] == ""
+
+
+def grey(folder: Path) -> None:
+    Image.new("L", (16, 16)).save(folder / "2/image 3.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (grey, r"2/image 3.png: holds L, not RGB"),
+        (lambda folder: Image.new("RGB", (8, 16)).save(folder / "2/image 3.png"), "is 8x16, the first image 16x16"),
+        (lambda folder: (folder / "2/image 3.png").write_bytes(b"no"), r"2/image 3.png: not a readable image"),
+        (lambda folder: (folder / "2/notes.txt").write_bytes(b"no"), r"2/notes.txt: not one of .jpeg, .jpg, .png"),
+        (lambda folder: (folder / "notes.txt").write_bytes(b"no"), r"notes.txt: lies beside the classes' folders"),
+        (lambda folder: (folder / "3").mkdir(), r"shapes/3: is empty"),
+    ],
+)
+def test_bad_files_in_class_folders_are_named(working: Path, spoil: Any, says: str) -> None:
+    spoil(working / "data/shapes")
+    with pytest.raises(UserError, match=says) as caught:
+        load_suite(working / "config/shapes.yaml").source.images()
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_and_folders_must_agree(working: Path) -> None:
+    path = working / "config/shapes.yaml"
+    with pytest.raises(UserError, match="data_folder: data 'folders' are files of yours; name their folder"):
+        changed(path, data_folder=None)
+    with pytest.raises(UserError, match="data_folder: data 'stripes' are not read from a folder; remove it"):
+        changed(path, data="stripes")
+    with pytest.raises(UserError, match="data: 'folder' is unknown; did you mean 'folders'"):
+        changed(path, data="folder")
+    with pytest.raises(UserError, match="data_folder: nowhere is not a folder"):
+        data_source("folders", Path("nowhere")).images()
+
+
+def test_a_data_set_of_ones_own(working: Path) -> None:
+    source = data_source("stripes")
+    train, held_out = source.parts(0)
+    assert len(train) == len(held_out) == 128 and not torch.equal(train.images, held_out.images)
+    upright, flat = train.images[0, 0], train.images[1, 0]
+    assert (upright == upright[:1]).all() and (flat == flat[:, :1]).all() and not torch.equal(upright, flat)
+    suite = changed(working / "config/shapes.yaml", data="stripes", data_folder=None)
+    sample_rows([suite["nfe4-uncached"]])
+    score_rows([suite["nfe4-uncached"]])
+    assert "kid" in read_json(working / "results/shapes/scores/nfe4-uncached.json")["quality"]
+    (working / "data_sets/stripes.py").write_text("class Stripes: pass", encoding="utf-8")
+    with pytest.raises(UserError, match="must define exactly one DataSource with name = 'stripes'"):
+        _fresh("stripes", working)
+
+
+def _fresh(name: str, folder: Path) -> None:
+    """Load a data set as another process would: its class is kept by path."""
+    other = folder / "elsewhere/data_sets"
+    other.mkdir(parents=True)
+    (other / f"{name}.py").write_bytes((folder / f"data_sets/{name}.py").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(other.parent)
+        data_source(name)
