@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _WORDS = re.compile(r"forecast \d+|\S+")
 
@@ -84,8 +85,10 @@ class PlanRecord:
         """Whether no tokens were chosen, so that the record says all that was computed and reused."""
         return all(done.who != "some" for step in self.steps for done in step.values())
 
-    def kept_shares(self, tokens: int) -> np.ndarray:
+    def kept_shares(self, tokens: int) -> "np.ndarray":
         """The share of `tokens` that every step computed in every unit, [S, units]."""
+        import numpy as np  # so that commands that read a config alone start quickly
+
         return np.array([[self.at(step, unit).share(tokens) for unit in self.units] for step in range(len(self.steps))])
 
     def beside(self, other: "PlanRecord", name: str, unless: "PlanRecord") -> "PlanRecord":
