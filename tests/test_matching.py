@@ -19,7 +19,7 @@ from tcbench.entry import Entry
 from tcbench.errors import UserError
 from tcbench.matching import SHAPES, Basis, knob_settings, mean, solve, targeted_rows, with_knob
 from tcbench.method import Artefacts, Method
-from tcbench.registry import make_method, method_names
+from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import sample_batch
 from tcbench.stages.common import load_adapter, ready_row, sampler_settings
 from tcbench.stages.match import Calibration
@@ -31,7 +31,8 @@ from .test_report import DIFFERS, main_table, make_latency, make_rows
 
 MODEL = "dit-xl-2-256"
 OPTIONS = {"tokencache": {"num_full_steps": 4, "beta": -2000}}
-WITH_KNOB = [name for name in method_names() if make_method(name, OPTIONS.get(name, {})).knob]
+WITH_KNOB = [name for name in method_names() if (method := method_class(name)).knob and method.decides != "host"]
+ON_THE_HOST = [name for name in method_names() if method_class(name).decides == "host"]
 
 
 @cache
@@ -57,6 +58,12 @@ def test_no_setting_is_nearer(name: str, share: float) -> None:
         below, above = [m for m in by_hand if m < target], [m for m in by_hand if m >= target]
         assert [m for _, m in found.nearest] == [*sorted(below)[-1:], *sorted(above)[:1]]
     assert {key for key, value in found.method.model_dump().items() if value != getattr(method, key)} <= {method.knob}
+
+
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_what_depends_on_the_sample_is_not_matched_by_shapes(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: its MACs depend on the sample; match a suite's row"):
+        solve(MODEL, make_method(name, {}), 12, 1e12)
 
 
 @pytest.mark.parametrize(
