@@ -263,14 +263,19 @@ def test_folders_that_do_not_fit_the_model_are_refused(imagenet: Suite, coco: Su
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "not found; `tcbench validate"), (b"no archive", "not a reference batch of ADM"), ({"mu": [0]}, "sigma")],
+    [
+        (None, "not found; `tcbench validate"),
+        (b"no archive", "not a reference batch of ADM"),
+        ({"mu": [0]}, "sigma"),
+        ({"mu": [0.0], "sigma": [[1.0]], "mu_s": [-0.1], "sigma_s": [[1.0]]}, "mu_s is negative"),
+    ],
 )
 def test_other_reference_batches_are_refused(tmp_path: Path, content: Any, says: str) -> None:
     path = tmp_path / "batch.npz"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content:
-        np.savez(path, **content)
+        np.savez(path, **{name: np.asarray(values) for name, values in content.items()})
     with pytest.raises(UserError, match=says):
         read_moments(path)
 

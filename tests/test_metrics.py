@@ -176,8 +176,13 @@ def test_inception_gives_the_layers_of_adms_evaluator(inception_file):
 
     assert features.spatial.shape == (2, 7 * 17 * 17) and features.logits.shape == (2, 1008)
     assert_close(features.pooled, random(images)[0], NETWORK)
-    weight = random.Mixed_6d.branch1x1.conv.weight[:7]
-    assert_close(features.spatial, F.conv2d(seen[0], weight).permute(0, 2, 3, 1).flatten(1), NETWORK)
+    branch = random.Mixed_6d.branch1x1
+    norm = [
+        parameter[:7] for parameter in (branch.bn.running_mean, branch.bn.running_var, branch.bn.weight, branch.bn.bias)
+    ]
+    expected = F.relu(F.batch_norm(F.conv2d(seen[0], branch.conv.weight[:7]), *norm, eps=branch.bn.eps))
+    assert_close(features.spatial, expected.permute(0, 2, 3, 1).flatten(1), NETWORK)
+    assert features.spatial.min() >= 0, "ADM's moments are of a map after ReLU"
 
 
 # distances to real images

@@ -20,9 +20,11 @@ def read_moments(path: Path) -> tuple[Gaussian, Gaussian]:
     """The published moments of pooled and of spatial features.
 
     Raises:
-        UserError: the file is missing, damaged, or another archive.
+        UserError: the file is missing, damaged, or another archive, or its spatial moments are of another layer.
     """
     mu, sigma, mu_s, sigma_s = (moment.astype(np.float64) for moment in _read(path, "mu", "sigma", "mu_s", "sigma_s"))
+    if mu_s.min() < 0:
+        raise UserError(f"{path}: mu_s is negative, so it is not of ADM's spatial features, which come after a ReLU")
     return Gaussian(mu, sigma), Gaussian(mu_s, sigma_s)
 
 

@@ -165,8 +165,8 @@ class FashionExtractor(_Classifier):
 class InceptionADM(_Network):
     """Inception-v3 (TensorFlow 2015 weights) on uint8 [n, 3, H, W], with the layers of ADM's evaluator.
 
-    "2048" pooled; "2023" the first 7 channels of `mixed_6/conv`, that is Mixed_6d.branch1x1's convolution
-    before batch normalisation, 17 x 17; "logits_unbiased" 1008.
+    "2048" pooled; "2023" the first 7 channels of `mixed_6/conv:0`, 17 x 17, that is Mixed_6d.branch1x1's output: in the
+    graph the name without a suffix is what comes after batch normalisation and ReLU; "logits_unbiased" 1008.
     """
 
     LAYERS = ("2048", "2023", "logits_unbiased")
@@ -194,7 +194,7 @@ class InceptionADM(_Network):
         except RuntimeError as error:
             reason = " ".join(str(error).split("\n\t")[:2])
             raise UserError(f"{path}: not torch-fidelity's Inception-v3 ({reason}); download it again") from error
-        self.network.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)  # in ADM's order, for its published moments
