@@ -1,6 +1,5 @@
 """Open-Sora-Plan's denoiser and WF-VAE against outputs of the reference code: the cases of tests/golden-video."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from tcbench.models.specs import MODELS
 from .conftest import GOLDEN
 
 WF_VAE, OSP = (GOLDEN.with_name("golden-video") / name for name in ("wfvae", "osp"))
-OSP_WEIGHTS = "c38ba8f1da4429a4d3490cca5482ed5278b2efee83ca3e2411a1307ea1c6dbf8"
+OSP_WEIGHTS = 52801.19602990127
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,9 @@ def osp(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state[name] = torch.randn(shape, generator=draw)
         state[name] *= 0.05 if name.endswith("bias") else state[name][0].numel() ** -0.5
         state[name] *= gain
-    content = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
-    assert content == OSP_WEIGHTS, "torch draws other numbers than when the cases were made"
+    # not a digest: with fewer instructions torch rounds what it draws otherwise
+    size = sum(tensor.double().abs().sum().item() for tensor in state.values())
+    assert size == pytest.approx(OSP_WEIGHTS, rel=1e-7), "torch draws other numbers than when the cases were made"
     write_tensors(folder / "diffusion_pytorch_model.safetensors", state)
     return folder
 
