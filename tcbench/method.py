@@ -348,4 +348,4 @@ class Method(BaseModel):
 
         None: on nothing else.
         """
-        return "the sample: it decides on the host" if self.decides == "host" else None
+        return "numbers of the sample, read on the host, decide" if self.decides == "host" else None
