@@ -98,6 +98,20 @@ class _Classifier(_Network):
     NETWORK: ClassVar[type[torch.nn.Module] | None] = None  # the class that `tcbench pretrain` trains as a classifier
     network: torch.nn.Module
 
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Path | str | None = None,
+        **_: object,  # torch-fidelity hands every extractor all of its options
+    ):
+        super().__init__(name, features_list)
+        self.network = self.load(feature_extractor_weights_path)
+
+    def load(self, weights: Path | str | None) -> torch.nn.Module:
+        """The network with these weights, a file or its name in the package's assets; None: its own, if they ship."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features of uint8 images [n, *IMAGE_SHAPE] in the order of `features_list`."""
         self.check(images)
@@ -114,15 +128,9 @@ class DigitsExtractor(_Classifier):
     IMAGE_SHAPE = (1, 16, 16)
     NETWORK = DigitsCNN
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: Path | str | None = None,
-        **_: object,  # torch-fidelity hands every extractor all of its options
-    ):
-        super().__init__(name, features_list)
-        self.network = load_classifier(DigitsCNN, feature_extractor_weights_path or DIGITS_CLASSIFIER)
+    def load(self, weights: Path | str | None) -> torch.nn.Module:
+        """Those that ship, without other weights."""
+        return load_classifier(DigitsCNN, weights or DIGITS_CLASSIFIER)
 
 
 class ReaderExtractor(_Classifier):
@@ -131,15 +139,9 @@ class ReaderExtractor(_Classifier):
     LAYERS = ("64", "spatial", "logits")
     IMAGE_SHAPE = (1, None, None)
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: Path | str | None = None,
-        **_: object,
-    ):
-        super().__init__(name, features_list)
-        self.network = load_reader(feature_extractor_weights_path or DIGIT_READER)
+    def load(self, weights: Path | str | None) -> torch.nn.Module:
+        """Those that ship, without other weights."""
+        return load_reader(weights or DIGIT_READER)
 
 
 class FashionExtractor(_Classifier):
@@ -149,17 +151,13 @@ class FashionExtractor(_Classifier):
     IMAGE_SHAPE = (1, 32, 32)
     NETWORK = FashionCNN
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: Path | str | None = None,
-        **_: object,
-    ):
-        super().__init__(name, features_list)
-        if feature_extractor_weights_path is None:
-            raise UserError(f"{name}: needs weights; run `tcbench pretrain config/fashion.yaml classifier` for them")
-        self.network = load_classifier(FashionCNN, feature_extractor_weights_path)
+    def load(self, weights: Path | str | None) -> torch.nn.Module:
+        """None ship."""
+        if weights is None:
+            raise UserError(
+                f"{self.name}: needs weights; run `tcbench pretrain config/fashion.yaml classifier` for them"
+            )
+        return load_classifier(FashionCNN, weights)
 
 
 class InceptionADM(_Network):
