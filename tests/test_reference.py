@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tcbench.config import Suite
+from tcbench.errors import UserError
 from tcbench.files import read_json
 from tcbench.report.names import figure_names
 from tcbench.report.scores import paired_interval
@@ -101,6 +102,26 @@ def test_every_figure_and_grid_is_made_again(remade):
     }
     for name in ("grids/nfe20.png",) if suite.suite == "digits" else ():
         assert look_alike(committed / name, copy / name), name
+
+
+def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
+    """While a workflow runs, the rest is half made: scores of an ablation lack, other files are still being written."""
+    copy = measured(REFERENCE / "digits", tmp_path_factory)
+    suite = suite_of(REFERENCE / "digits")
+    ablated = [next((copy / "ablations" / name / "scores").glob("*.json")) for name in suite.ablations]
+    diagnosed = [copy / "diagnostics" / f"{row}.json" for row in suite.predictor_rows]
+    timed = [copy / "latency.json", copy / "scores" / "floor.json"]
+    stored = {path: path.read_bytes() for path in [*ablated, *diagnosed, *timed]}
+    for render_job, inputs in (
+        (render.render_tables, timed),
+        (render.render_diagnostics, diagnosed),
+        (render.render_ablations, ablated),
+    ):
+        for path, content in stored.items():
+            path.write_bytes(content if path in inputs else b"{")
+        render_job(suite, copy)
+    with pytest.raises(UserError, match="floor.json"):
+        render.render_verdicts(suite, copy)  # depends on everything
 
 
 def test_what_is_committed_is_what_publish_keeps(remade):

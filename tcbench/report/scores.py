@@ -4,7 +4,7 @@ A score file is plain JSON, one per row of a suite (`tcbench.score`).
 A row that could not be run carries `"not_run": "<why>"` instead of `quality` and `macs`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,33 +157,40 @@ class Results:
         return next((row for row in rows if row["row"] == f"{ablation}-{key}"), None)
 
 
-def read_results(suite: Suite, folder: Path) -> Results:
+PARTS = ("ablations", "training", "diagnostics", "latency", "floor")
+
+
+def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> Results:
     """Read what there is below a suite's folder; the rows' scores are required, the rest is optional.
+
+    Args:
+        parts: what to read beside the rows; the others are left empty. While a workflow runs, what a job does not
+            depend on may be half made: it must not read that.
 
     Raises:
         UserError: a score is missing or malformed.
     """
 
-    def optional(name: str) -> Any:
-        return read_json(folder / name) if (folder / name).exists() else None
+    def optional(part: str, name: str) -> Any:
+        return read_json(folder / name) if part in parts and (folder / name).exists() else None
 
-    def by_row(pattern: str, rows: Sequence[str]) -> dict[str, Any]:
-        found = {row: optional(pattern.format(row)) for row in rows}
+    def by_row(part: str, pattern: str, rows: Sequence[str]) -> dict[str, Any]:
+        found = {row: optional(part, pattern.format(row)) for row in rows}
         return {row: content for row, content in found.items() if content is not None}
 
     ablations = {}
     for name, ablation in suite.ablation_suites.items():
         below = folder / "ablations" / name
-        if below.exists():
+        if "ablations" in parts and below.exists():
             ablations[name] = read_rows(below, ablation.own)
     return Results(
         suite=suite,
         rows=read_rows(folder, list(suite.rows)),
         ablations=ablations,
-        training=by_row("trained/{}/artefacts.json", suite.trained_rows),
-        diagnostics=by_row("diagnostics/{}.json", suite.predictor_rows),
-        latency=optional("latency.json"),
-        floor=optional("scores/floor.json"),
+        training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows),
+        diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows),
+        latency=optional("latency", "latency.json"),
+        floor=optional("floor", "scores/floor.json"),
     )
 
 

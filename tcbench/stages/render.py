@@ -31,17 +31,17 @@ def _write(tables: dict[str, Table], folder: Path) -> None:
 
 def render_tables(suite: Suite, folder: Path) -> None:
     """Write tables/table<N>.* below `folder`, from the scores and latency there."""
-    _write(main_tables(read_results(suite, folder)), folder)
+    _write(main_tables(read_results(suite, folder, ("latency", "floor"))), folder)
 
 
 def render_diagnostics(suite: Suite, folder: Path) -> None:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    _write(diagnostic_tables(read_results(suite, folder)), folder)
+    _write(diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder)
 
 
 def render_ablations(suite: Suite, folder: Path) -> None:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
-    _write(ablation_tables(read_results(suite, folder)), folder)
+    _write(ablation_tables(read_results(suite, folder, ("ablations",))), folder)
 
 
 def render_verdicts(suite: Suite, folder: Path) -> None:
