@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from tcbench.config import Ablation
+from tcbench.config.fields import Ablation
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.score import Quality
 from tcbench.report.compare import Comparison, compare
 from tcbench.report.render import Table
 from tcbench.report.scores import Row, mac_ratio, quality_of
 from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
-from tcbench.score import Quality
 
 
 def table_ablation(

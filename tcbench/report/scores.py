@@ -1,6 +1,6 @@
 """Score files and all else that reports are made from: reading, checking, and the ratio that tables and figures share.
 
-A score file is plain JSON, one per row of a suite (`tcbench.score`).
+A score file is plain JSON, one per row of a suite (`tcbench.record.score`).
 A row that could not be run carries `"not_run": "<why>"` instead of `quality` and `macs`.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.executed import PlanRecord
-from tcbench.files import read_json
-from tcbench.score import Quality, Score
+from tcbench.record.executed import PlanRecord
+from tcbench.record.files import read_json
+from tcbench.record.score import Quality, Score
 from tcbench.stats import Interval
 
 Row = Score
