@@ -12,7 +12,8 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {f"tcbench.{name}" for name in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "noise")}
+VOCABULARY = ("plan", "shapes", "guidance", "method", "selector")
+CORE = {f"tcbench.{name}" for name in (*VOCABULARY, "ledger", "cache", "engine", "noise")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config",
@@ -46,7 +47,8 @@ def files(folder: str) -> list[Path]:
 @pytest.mark.parametrize("name", method_names())
 def test_methods_import_the_vocabulary_only(name: str) -> None:
     imported = imported_names(ROOT / "methods" / f"{name}.py")
-    assert tcbench_modules(imported) <= {"tcbench.method", "tcbench.plan", "tcbench.unseen", "tcbench.errors"}
+    allowed = {f"tcbench.{name}" for name in ("method", "plan", "selector", "unseen", "errors")}
+    assert tcbench_modules(imported) <= allowed
     outside = {module.split(".")[0] for module in imported} - {"tcbench"}
     assert outside - set(sys.stdlib_module_names) <= {"torch", "numpy", "pydantic"}
 
@@ -66,6 +68,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("shapes", {"plan"}),
         ("guidance", set()),
         ("method", {"errors", "guidance", "plan", "shapes", "unseen"}),
+        ("selector", {"errors", "guidance", "method", "plan", "shapes", "unseen"}),
         ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
         ("ledger", {"plan", "shapes"}),
         ("cache", {"plan"}),
@@ -107,7 +110,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "fused", "noise"):
+    for module in (*VOCABULARY, "ledger", "cache", "engine", "fused", "noise"):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -131,7 +134,19 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 LIGHT = [
     *("places", "workflow", "shapes", "guidance", "observations", "executed"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
-    *("registry", "config", "entry", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
+    *(
+        "selector",
+        "registry",
+        "config",
+        "entry",
+        "borrowing",
+        "speed_config",
+        "cli",
+        "files",
+        "imports",
+        "sources",
+        "needs",
+    ),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",
