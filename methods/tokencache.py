@@ -48,8 +48,8 @@ class TokenCache(TokenSelector):
     """Predicted token-level caching of whole block updates.
 
     Options:
-        num_full_steps, refiner_blocks, beta: None is the paper's value for this number of tokens and NFE (Table I and
-            Sec. IV-C); for refiner_blocks it is 2 at 250 steps, else 4.
+        num_full_steps, refiner_blocks, beta: None is the paper's value for this number of tokens and NFE, from
+            Table I and Sec. IV-C; for refiner_blocks it is 2 at 250 steps, else 4.
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
         budget_pool: r counts over the blocks that may be cached, or over all blocks.
         guided_halves: the halves of a guided pair choose their tokens independently, or share the mean of their scores.

@@ -132,21 +132,9 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *("places", "workflow", "shapes", "guidance", "observations", "executed"),
+    *("places", "workflow", "shapes", "guidance", "selector", "observations", "executed"),
     *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
-    *(
-        "selector",
-        "registry",
-        "config",
-        "entry",
-        "borrowing",
-        "speed_config",
-        "cli",
-        "files",
-        "imports",
-        "sources",
-        "needs",
-    ),
+    *("registry", "config", "entry", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",
