@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tcbench.cli import main
 from tcbench.errors import UserError
+from tcbench.golden import check as golden
+from tcbench.golden import weights as golden_weights
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.check import case_names, check_case
-from tcbench.golden.check import check as golden
-from tcbench.golden.check import weights as golden_weights
 from tcbench.golden.sampling import sample_case
 from tcbench.record.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.registry import make_method

@@ -12,22 +12,9 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {
-    f"tcbench.{name}"
-    for name in (
-        "plan",
-        "choose",
-        "schedule",
-        "selector",
-        "shapes",
-        "guidance",
-        "method",
-        "trainable",
-        "ledger",
-        "engine",
-        "noise",
-    )
-}
+FOR_METHODS = ("plan", "choose", "schedule", "selector", "method", "trainable")
+"""The vocabulary: what a method's file is written in."""
+CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise")}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
