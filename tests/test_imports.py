@@ -18,9 +18,8 @@ CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledg
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
-    "tcbench.config.suite",
-    "tcbench.budget.costing",
-    "tcbench.budget.matching",
+    "tcbench.config",
+    "tcbench.budget",
     "tcbench.metrics",
     "tcbench.registry",
     "tcbench.replay",
