@@ -17,9 +17,11 @@ FOR_METHODS = ("plan", "choose", "schedule", "selector", "method", "trainable")
 CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise")}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
+    "tcbench.artefacts",
     "tcbench.audit",
     "tcbench.config",
     "tcbench.budget",
+    "tcbench.golden",
     "tcbench.metrics",
     "tcbench.registry",
     "tcbench.replay",
