@@ -1,7 +1,7 @@
 """Fused kernels of the fast path, each beside the plain PyTorch that says what it computes.
 
-Functions take `path`: "triton" launches the kernel, "torch" runs the reference. Those of `selection` and `choice` have
-theirs in `tcbench.plan`, which calls them where they say that they serve. `available` says whether a device can run the
+Functions take `path`: "triton" launches the kernel, "torch" runs the reference. The references of `selection` and
+`choice` are the functions of `tcbench.choose`, which call the kernels where `serves` says so. `available` says whether a device can run the
 kernels; without one, or without Triton, nothing in the project needs this package. The kernels are tested against their
 references in Triton's interpreter on the CPU (tests/test_kernels.py).
 

@@ -113,6 +113,7 @@ if triton is not None:
         AREA: tl.constexpr,
         KEY_BITS: tl.constexpr,
     ):
+        # all tokens of a row are in one program: the norm, the cells and the threshold each need all of them
         row, block = tl.program_id(0), tl.program_id(1)
         cell, inner = tl.arange(0, CELLS)[:, None], tl.arange(0, AREA)[None, :]  # a row of the tile is a cell
         across = columns // CELL

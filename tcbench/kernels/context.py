@@ -222,7 +222,7 @@ if triton is not None:
         PRECISION: tl.constexpr,
     ):
         count = tl.load(used)
-        if tl.program_id(1) * BLOCK_Q >= count:
+        if tl.program_id(1) * BLOCK_Q >= count:  # the grid is made for as many tokens as there can be
             return
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -245,6 +245,7 @@ if triton is not None:
         acc = tl.zeros((BLOCK_Q, MAIN), dtype=tl.float32)
         acc_rest = tl.zeros((BLOCK_Q, REST), dtype=tl.float32)
         last = count if AMONG else context
+        # softmax in one pass, as in `rows`
         for start in range(0, last, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             in_k = k < last
@@ -257,6 +258,7 @@ if triton is not None:
             score = tl.dot(query, key.T, input_precision=PRECISION)
             score = tl.dot(query_rest, key_rest.T, score, input_precision=PRECISION) * scale
             if bias is not None:
+                # the bias is in units of e, the scores of 2
                 score += (tl.load(bias + row * bias_row + k, in_k, other=0.0).to(tl.float32) * LOG2_E)[None, :]
             seen = in_k[None, :]
             if GROUPS:
@@ -313,6 +315,7 @@ if triton is not None:
         keys += row.to(tl.int64) * k_row + t[:, None] * k_token
         shift = tl.load(bias + row * bias_row + t, in_t, other=float("-inf")).to(tl.float32)
         mean = tl.zeros((BLOCK_Q, BLOCK_T), dtype=tl.float32)
+        # the entropy of a mean is not the mean of entropies: the map of all heads is complete before it is taken
         for head in range(heads):
             query = tl.load(queries + head * HEAD_DIM + main, q_main, other=0.0)
             query_rest = tl.load(queries + head * HEAD_DIM + rest, q_rest, other=0.0)

@@ -89,7 +89,7 @@ if triton is not None:
         x = tl.load(start + column, mask, other=0.0)
         if part * width < turned:
             half: tl.constexpr = HEAD_DIM // 6
-            is_second = column // half % 2
+            is_second = column // half % 2  # a channel's partner is half an axis further on, or back
             other = tl.load(start + column + half - 2 * half * is_second, mask, other=0.0).to(tl.float32)
             at = token * HEAD_DIM + column % HEAD_DIM
             turned_x = x.to(tl.float32) * tl.load(cos + at, mask, other=0.0)

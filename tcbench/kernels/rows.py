@@ -316,6 +316,7 @@ if triton is not None:
         count = tl.load(used)
         total = rows * count
         tiles_m = tl.cdiv(total, BLOCK_M)
+        # the grid is fixed before the number of tokens is known, so that programs walk over as many tiles as there are;
         # neighbouring programs share a panel of the weights, which are what has to come from memory; `flatten` fetches
         # the next tile of a program while it stores the last one
         for tile in tl.range(tl.program_id(0), tiles_m * tl.cdiv(features, BLOCK_N), tl.num_programs(0), flatten=True):
@@ -323,6 +324,7 @@ if triton is not None:
             acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
             for k in range(0, channels, BLOCK_K):
                 acc = tl.dot(a.load([first_m, k]), weight.load([first_n, k]).T, acc, input_precision=PRECISION)
+            # rows from `total` on were computed from undefined values, and are not stored
             m, n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
             in_m, in_n = m < total, n < features
             both = in_m[:, None] & in_n[None, :]
@@ -330,12 +332,12 @@ if triton is not None:
             if GELU:
                 inner = 0.7978845608028654 * (acc + 0.044715 * acc * acc * acc)
                 acc = acc * tl.sigmoid(2 * inner)  # 0.5 (1 + tanh(z)) = sigmoid(2z)
-            compact = m[:, None].to(tl.int64) * features + n[None, :]
+            compact = m[:, None].to(tl.int64) * features + n[None, :]  # a large batch has more than 2^31 elements
             row = m // count
             if gate is not None:
                 acc *= tl.load(gate + row[:, None] * gate_stride + n[None, :], both, other=0.0).to(tl.float32)
                 rest = tl.load(base + compact, both, other=0.0).to(tl.float32)
-                if middle is not None:
+                if middle is not None:  # the update of the whole block: what it has become, less what it began with
                     rest = tl.load(middle + compact, both, other=0.0).to(tl.float32) - rest
                 acc += rest
             place = compact
@@ -374,11 +376,12 @@ if triton is not None:
         PRECISION: tl.constexpr,
     ):
         count = tokens if used is None else tl.load(used)
-        if tl.program_id(1) * BLOCK_Q >= count:
+        if tl.program_id(1) * BLOCK_Q >= count:  # the grid is made for as many tokens as there can be
             return
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
         in_q = q < count
+        # a head's channels are two tiles, `main` and `rest`, because the side of a tile is a power of two
         main, rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
         in_main, in_rest = main < HEAD_DIM, rest < HEAD_DIM
         at_main, at_rest = in_q[:, None] & in_main[None, :], in_q[:, None] & in_rest[None, :]
@@ -393,10 +396,12 @@ if triton is not None:
         acc = tl.zeros((BLOCK_Q, MAIN), dtype=tl.float32)
         acc_rest = tl.zeros((BLOCK_Q, REST), dtype=tl.float32)
         context = count if AMONG else tokens
+        # softmax in one pass: weights are relative to the best score so far, and what was summed shrinks when a better
+        # one comes
         for start in range(0, context, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             in_k = k < context
-            if AMONG:
+            if AMONG:  # the copy engine fetches neighbouring rows alone, and the chosen ones are scattered
                 place = row * tokens + tl.load(index + row * index_stride + k, in_k, other=0)
                 k_at, v_at = keys + place[:, None] * k_token + first, values + place[:, None] * v_token + first
                 key = tl.load(k_at + main[None, :], in_k[:, None] & in_main[None, :], other=0.0)
@@ -418,7 +423,7 @@ if triton is not None:
             weight = tl.exp2(score - new_best[:, None])
             shrink = tl.exp2(best - new_best)
             weight_sum = weight_sum * shrink + tl.sum(weight, axis=1)
-            weight = weight.to(value.dtype)
+            weight = weight.to(value.dtype)  # both factors of a product have one type; the sum stays in float32
             acc = tl.dot(weight, value, acc * shrink[:, None], input_precision=PRECISION)
             acc_rest = tl.dot(weight, value_rest, acc_rest * shrink[:, None], input_precision=PRECISION)
             best = new_best
@@ -448,6 +453,7 @@ if triton is not None:
         BLOCK_K: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
+        # a program has some keys and walks over all queries: no two programs add to one sum, whose order would vary
         row, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
         in_k = k < tokens
@@ -464,6 +470,7 @@ if triton is not None:
             score = tl.dot(query, key.T, input_precision=PRECISION)
             score = tl.dot(query_rest, key_rest.T, score, input_precision=PRECISION)
             q = start + tl.arange(0, BLOCK_Q)
+            # an infinite denominator leaves nothing of queries beyond the last
             log_sum = tl.load(log_sums + tl.program_id(0) * tokens + q, q < tokens, other=float("inf"))
             total += tl.sum(tl.exp2(score * (scale * 1.4426950408889634) - log_sum[:, None]), axis=0)
         tl.store(received + tl.program_id(0) * tokens + k, total, in_k)

@@ -1,6 +1,6 @@
 """The best tokens of each row in each block, and a budget shared out over the blocks, in five launches.
 
-`tcbench.plan` says what is computed (`allocate_tokens`, `top_tokens_by_block`) and calls these where they run. They
+`tcbench.choose` says what is computed (`allocate_tokens`, `top_tokens_by_block`) and calls these where they run. They
 give exactly the same, and among equal scores the same tokens, so that nothing else need know.
 
 Each row's scores in each block, a *list*, are sorted by a key that falls with the score (`_falling`) and, among equals,
@@ -127,6 +127,7 @@ if triton is not None:
         n = tl.arange(0, BLOCK)
         inside = n < tokens
         score = tl.load(scores + row.to(tl.int64) * row_stride + block * block_stride + n * token_stride, inside)
+        # score above, token below: one sort orders by both; what pads the list comes last
         ordered = tl.sort(tl.where(inside, (_falling(score.to(tl.float32)) << 16) | n, 1 << 62))
         place = tl.program_id(0).to(tl.int64) * tokens + n
         tl.store(index + place, ordered & 0xFFFF, inside)
@@ -181,6 +182,7 @@ if triton is not None:
     @triton.jit
     def _keys_below(keys, bound, tokens, inside, HALVINGS: tl.constexpr):
         """How many keys of each sorted list lie below the bound; `keys` points to the first of each."""
+        # all lists are halved together, as often as the longest needs
         low = tl.where(inside, 0, 0)
         high = tl.where(inside, tokens, 0)
         for _ in range(HALVINGS):

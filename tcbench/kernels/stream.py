@@ -170,8 +170,9 @@ if triton is not None:
 
     @triton.jit
     def _sum(x, values, gates, gate_strides, start, row, column, mask):
+        # in float32, so that what waited rounds once, not once a term
         total = tl.load(x + start, mask, other=0.0).to(tl.float32)
-        for i in tl.static_range(len(values)):
+        for i in tl.static_range(len(values)):  # unrolled: every number of terms is a kernel of its own
             value = tl.load(values[i] + start, mask, other=0.0).to(tl.float32)
             if gates[i] is not None:
                 value *= tl.load(gates[i] + row * gate_strides[i] + column, mask, other=0.0).to(tl.float32)
@@ -180,6 +181,7 @@ if triton is not None:
 
     @triton.jit
     def _normalised(x, mask, shift, scale, width, eps):
+        # squares around the mean: the difference of two large sums would lose the digits that matter
         mean = tl.sum(x, axis=0) / width
         centred = tl.where(mask, x - mean, 0.0)
         variance = tl.sum(centred * centred, axis=0) / width
@@ -241,6 +243,7 @@ if triton is not None:
         eps,
         BLOCK: tl.constexpr,
     ):
+        # only reads the stream: its terms go on waiting for the tokens that are not chosen
         place = tl.program_id(0)
         count = tl.load(used)
         if place >= rows * count:
