@@ -11,7 +11,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts
 from tcbench.plan import Tokens
 from tcbench.registry import make_method
-from tcbench.report.ablations import table_ablation
+from tcbench.report.ablation_table import table_ablation
 from tcbench.sampling import SamplerSettings, sample_batch
 from tcbench.stages import sample
 from tcbench.stages.common import load_adapter, ready_row

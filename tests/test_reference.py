@@ -15,7 +15,7 @@ from tcbench.config import Suite
 from tcbench.errors import UserError
 from tcbench.files import read_json
 from tcbench.report.names import figure_names
-from tcbench.report.scores import paired_interval
+from tcbench.report.rows import paired_interval
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
 from tcbench.score import Score

@@ -7,18 +7,17 @@ import pytest
 from tcbench.config import Suite, load_suite
 from tcbench.errors import UserError
 from tcbench.report import claims, verdicts
-from tcbench.report.compare import (
+from tcbench.report.compare import Comparison, compare, decide_together
+from tcbench.report.findings import (
     NOT_DISTINGUISHABLE,
     NOT_REPRODUCED,
     NOT_TESTED,
     REPRODUCED,
-    Comparison,
-    compare,
-    decide_together,
     no_loss,
     superiority,
 )
-from tcbench.report.scores import Results, kept_shares
+from tcbench.report.results import Results
+from tcbench.report.rows import kept_shares
 from tcbench.stats import Interval
 
 from .test_ablations import SMOKE
@@ -58,7 +57,7 @@ def test_the_stored_difference_to_the_reference_is_the_one_compared():
 
 def test_a_metric_that_was_not_run_compares_with_nothing():
     ours, theirs = make_rows()[1:3]
-    ours["quality"]["fid"] = {"not_run": "needs X"}
+    del ours["quality"]["fid"]
     assert compare(ours, theirs, "fid") is None
     assert compare(ours, theirs, "vbench") is None
 
@@ -109,8 +108,12 @@ def results() -> Results:
     return Results(Suite.model_validate(suite.model_dump(by_alias=True)), rows, {}, {}, {}, None, FLOOR)
 
 
+def all_claims():
+    return [claim for under_a_heading in claims.CLAIMS.values() for claim in under_a_heading]
+
+
 def found(results, words):
-    claim = next(claim for claim in claims.CLAIMS if words in claim.claim)
+    (claim,) = [claim for claim in all_claims() if words in claim.words]
     return {finding.measure: finding for finding in claim.test(results)}
 
 
@@ -225,6 +228,6 @@ def test_suites_side_by_side(results, tmp_path):
     line = table.loc[next(claim for claim in table.index if "adaptive schedule" in claim)]
     assert line["smoke"] == "not tested: needs the ablation `schedule`"
     assert line["other"].endswith(": reproduced")
-    assert len(table) == len(claims.CLAIMS)
+    assert len(table) == len(all_claims())
     with pytest.raises(UserError, match="no suite has verdicts"):
         verdicts.across_suites(tmp_path / "smoke")

@@ -14,7 +14,7 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.files import atomic
 from tcbench.metrics.catalogue import METRICS
-from tcbench.report.scores import Row, is_reference, mac_ratio, name_of, quality_of
+from tcbench.report.rows import Row, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]
 
@@ -152,7 +152,8 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
     Raises:
         UserError: no row at this resolution and NFE holds a trajectory.
     """
-    drawn = [row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and row.get("trajectory")]
+    here = [row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and was_run(row)]
+    drawn = [row for row in here if row["trajectory"]]
     if not drawn:
         raise UserError(f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling")
     figure = Figure(figsize=(9, 4.2), layout="constrained")
