@@ -17,7 +17,7 @@ from tcbench.report import figures
 from tcbench.report.cells import interval_text
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.main_table import main_table
-from tcbench.report.results import read_rows
+from tcbench.report.results import MEASURED, read_rows
 from tcbench.report.rows import mac_ratio
 from tcbench.report.schedule_table import table1
 
@@ -195,7 +195,6 @@ def test_report_imports_no_torch():
         (0.0125, 0.0121, 0.0129, "0.01250 [0.01210, 0.01290]"),
         (240.24, 201.0, 279.0, "240 [201, 279]"),
         (0.97, 0.97, 0.97, "0.9700 [0.9700, 0.9700]"),
-        (2.3456, None, None, "2.346 (no interval)"),
     ],
 )
 def test_interval_text(value, low, high, text):
@@ -373,6 +372,9 @@ def test_read_rows(rows, tmp_path):
         read_rows(tmp_path, ["nfe50-fora"])
     with pytest.raises(UserError, match=r"absent\.json"):
         read_rows(tmp_path, ["absent"])
+    not_run = {field: value for field, value in rows[2].items() if field not in MEASURED} | {"not_run": "needs X"}
+    (folder / "nfe50-fora.json").write_text(json.dumps(not_run))
+    assert read_rows(tmp_path, ids)[ids.index("nfe50-fora")] == not_run
     del rows[0]["quality"]
     (folder / "nfe50-uncached.json").write_text(json.dumps(rows[0]))
     with pytest.raises(UserError, match=r"nfe50-uncached\.json: field `quality`"):

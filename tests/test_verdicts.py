@@ -1,6 +1,7 @@
 """Comparisons and verdicts: pairing, correction, and what a claim makes of differences."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -181,6 +182,13 @@ def test_claims_on_other_models_are_not_tested_here(results):
     line = table.loc[next(claim for claim in table.index if "Open-Sora-Plan" in claim)]
     assert line["verdict"] == NOT_TESTED and "Open-Sora-Plan" in line["evidence"]
     assert set(table["verdict"]) <= {REPRODUCED, NOT_REPRODUCED, NOT_DISTINGUISHABLE, NOT_TESTED}
+
+
+def test_a_suite_beside_no_model_of_the_paper_tests_no_claim(results):
+    alone = replace(results, suite=results.suite.model_copy(update={"stands_for": None}))
+    findings = [finding for _, _, finding in verdicts.verdicts(alone)]
+    assert {finding.verdict for finding in findings} == {NOT_TESTED} and len(findings) == len(all_claims())
+    assert "needs a suite whose rows stand for a model of the paper" in {finding.evidence for finding in findings}
 
 
 def test_a_win_on_fid_must_survive_the_guidance_control(results):

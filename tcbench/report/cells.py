@@ -38,10 +38,8 @@ def decimals(number: float, significant: int) -> int:
     return max(0, significant - 1 - magnitude)
 
 
-def interval_text(value: float, low: float | None, high: float | None) -> str:
+def interval_text(value: float, low: float, high: float) -> str:
     """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match."""
-    if low is None or high is None:
-        return f"{value:.4g} (no interval)"
     half = (high - low) / 2
     shown = min(5, decimals(half, 2) if half > 0 else decimals(value, 4))
     return f"{value:.{shown}f} [{low:.{shown}f}, {high:.{shown}f}]"

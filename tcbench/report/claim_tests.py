@@ -65,7 +65,7 @@ def _of_method(results: Results, method: str, nfe: int) -> list[Row]:
 
 
 def _rivals(ours: Row, results: Results) -> list[Row]:
-    """Rows at matched MACs of the methods that the paper's tables compare: neither controls nor Table VI's selectors."""
+    """Rows at matched MACs of what the paper's tables compare: no controls, and none of Table VI's selectors."""
     others = ("uncached", "tokencache", *SELECTORS)
     return [row for row in matched(ours, results.rows) if row["method"] not in others and not row["control"]]
 
