@@ -7,7 +7,8 @@ reused and pass through the current step's gates.
 from pydantic import PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Plan, every_unit, spread_evenly
+from tcbench.plan import ALL, NONE, Plan, every_unit
+from tcbench.schedule import spread_evenly
 
 
 class Fora(Method):

@@ -10,8 +10,9 @@ import math
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, ImportRouter, Look, Method, Run, Stage, TrainRouter
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
+from tcbench.trainable import ImportRouter, Stage, TrainRouter
 
 
 class LearningToCache(Method):

@@ -6,8 +6,9 @@ the refiners run. It is cheaper than any token selection with the same I-steps, 
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
+from tcbench.method import Look, Method, Run, free_blocks
 from tcbench.plan import ALL, NONE, Block, Plan, every_unit
+from tcbench.schedule import Schedule, full_steps
 
 
 class NoTokens(Method):

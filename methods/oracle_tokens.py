@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import (
-    ALL,
-    Block,
-    Decision,
-    Keys,
-    Plan,
-    Tokens,
-    allocate_evenly,
-    best_tokens,
-    every_unit,
-    top_tokens_by_block,
-)
+from tcbench.choose import allocate_evenly, best_tokens, top_tokens_by_block
+from tcbench.method import Artefacts, Look, Method, Run, free_blocks
+from tcbench.plan import ALL, Block, Decision, Keys, Plan, Tokens, every_unit
+from tcbench.schedule import Schedule, full_steps
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:

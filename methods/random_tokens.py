@@ -6,8 +6,10 @@ uniformly, for every sample, block and P-step. It needs no predictor, so at equa
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit, top_tokens_by_block
+from tcbench.choose import top_tokens_by_block
+from tcbench.method import Look, Method, Run, free_blocks
+from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit
+from tcbench.schedule import Schedule, full_steps
 
 
 class RandomTokens(Method):

@@ -19,21 +19,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from tcbench.choose import AttentionScore, choose_by_attention, counted
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
-from tcbench.plan import (
-    ALL,
-    NONE,
-    AttentionScore,
-    Decision,
-    Deferred,
-    Plan,
-    Site,
-    Tokens,
-    Unit,
-    choose_by_attention,
-    counted,
-)
+from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from tcbench.choose import AttentionScore, choose_by_attention
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, NONE, AttentionScore, Block, Decision, Keys, Plan, Tokens, choose_by_attention, every_unit
+from tcbench.method import Artefacts, Look, Method, Run, free_blocks
+from tcbench.plan import ALL, NONE, Block, Decision, Keys, Plan, Tokens, every_unit
+from tcbench.schedule import Schedule, full_steps
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,31 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from tcbench.choose import allocate_evenly, best_tokens, top_tokens_by_block
 from tcbench.errors import UserError
-from tcbench.method import (
-    Artefacts,
-    CollectScores,
-    Look,
-    Method,
-    Run,
-    Schedule,
-    Stage,
-    TrainRefiners,
-    TrainScorer,
-    free_blocks,
-    full_steps,
-)
-from tcbench.plan import (
-    ALL,
-    Block,
-    Decision,
-    Keys,
-    Plan,
-    allocate_evenly,
-    best_tokens,
-    every_unit,
-    top_tokens_by_block,
-)
+from tcbench.method import Artefacts, Look, Method, Run, free_blocks
+from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit
+from tcbench.schedule import Schedule, full_steps
+from tcbench.trainable import CollectScores, Stage, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from tcbench.choose import counted
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run, Schedule, free_blocks, full_steps
-from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, counted, every_unit
+from tcbench.method import Look, Method, Run, free_blocks
+from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, every_unit
+from tcbench.schedule import Schedule, full_steps
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:

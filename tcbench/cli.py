@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from tcbench import __version__
-from tcbench.borrowing import check_borrowing
-from tcbench.config import Suite, load_suite, validated
-from tcbench.entry import Entry
+from tcbench.budget.borrowing import check_borrowing
+from tcbench.config.load import load_suite, validated
+from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.files import read_json, write_text
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
+from tcbench.record.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
-from tcbench.speed_config import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
-    from tcbench.matching import Basis, Match
+    from tcbench.budget.matching import Basis, Match
     from tcbench.method import Method
 
     ToMatch = tuple[str, int, tuple[Method, Basis], tuple[Method, Basis] | None]
@@ -240,7 +240,7 @@ def _validate(parsed: argparse.Namespace) -> int:
         trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
         print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
     if parsed.macs:
-        from tcbench.matching import TOLERANCE, targeted_rows
+        from tcbench.budget.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
 
         for targeted in targeted_rows(suite, Calibration(suite, prepare=_set_threads).basis):
@@ -253,7 +253,7 @@ def _validate(parsed: argparse.Namespace) -> int:
             print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
     if not parsed.files:
         return 0
-    from tcbench.needs import needs
+    from tcbench.config.needs import needs
 
     found = needs(suite)
     for need in found:
@@ -475,7 +475,7 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 def _macs(parsed: argparse.Namespace) -> None:
     method = make_method(parsed.method, _options(parsed.set))
-    from tcbench.costing import macs_of
+    from tcbench.budget.costing import macs_of
     from tcbench.method import Artefacts
 
     totals = macs_of(parsed.model, method, parsed.nfe)
@@ -499,7 +499,7 @@ def _macs(parsed: argparse.Namespace) -> None:
 
 
 def _golden(parsed: argparse.Namespace) -> int:
-    from tcbench.golden import check
+    from tcbench.golden.check import check
 
     _set_threads()
     report = check(parsed.directory, parsed.cases)
@@ -511,7 +511,7 @@ def _match(parsed: argparse.Namespace) -> None:
     if parsed.like_set and not parsed.like:
         raise UserError("--like-set: these are options of --like; give it too")
     model, nfe, (method, basis), like = _row_to_match(parsed) if parsed.suite else _shapes_to_match(parsed)
-    from tcbench.matching import mean, solve
+    from tcbench.budget.matching import mean, solve
 
     target = like[1].macs(model, like[0], nfe) if like else (parsed.macs,)
     target_estimate = like[1].estimate(like[0]) if like else None
@@ -553,7 +553,7 @@ def _match(parsed: argparse.Namespace) -> None:
 
 def _shapes_to_match(parsed: argparse.Namespace) -> "ToMatch":
     """(model, NFE, what to match, what to match it to unless that is --macs), from shapes."""
-    from tcbench.matching import SHAPES
+    from tcbench.budget.matching import SHAPES
 
     for option in ("model", "method", "nfe"):
         if getattr(parsed, option) is None:

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from tcbench.errors import UserError
 from tcbench.guidance import Guidance
-from tcbench.plan import Plan, reverse_gaps, spread_by_scores, spread_evenly
+from tcbench.plan import Plan
 from tcbench.shapes import ModelShape
+from tcbench.trainable import Stage
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -168,28 +168,6 @@ class Policy(Protocol):
         """The decisions for step `look.step`."""
 
 
-Schedule = Literal["adaptive", "even", "reversed"]
-
-
-def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[int, ...]:
-    """`count` I-steps: by Eq. (13) from the run's alpha-bar, spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
-
-    Raises:
-        UserError: the schedule needs an alpha-bar and nothing was trained, or the count is impossible.
-    """
-    if schedule == "even":
-        return spread_evenly(count, run.nfe)
-    if run.artefacts.alpha_bar is None:
-        raise UserError(
-            f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
-            "or set schedule: even"
-        )
-    if len(run.artefacts.alpha_bar) != run.nfe:
-        raise UserError(f"alpha_bar has {len(run.artefacts.alpha_bar)} steps, the run {run.nfe}; train for this NFE")
-    chosen = spread_by_scores(run.artefacts.alpha_bar, count, beta)
-    return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
-
-
 def free_blocks(shape: ModelShape, refiners: int) -> int:
     """L - K: how many blocks may be cached if the last `refiners` are always computed.
 
@@ -199,96 +177,6 @@ def free_blocks(shape: ModelShape, refiners: int) -> int:
     if refiners >= shape.num_blocks:
         raise UserError(f"refiner_blocks: {refiners} of {shape.num_blocks} blocks leave none to cache; give fewer")
     return shape.num_blocks - refiners
-
-
-@dataclass(frozen=True)
-class TrainScorer:
-    """Declare a scorer trained with soft gates (Eq. 9) on pairs of neighbouring steps of the sampler's grid.
-
-    Attributes:
-        name: the scorer's name in `Artefacts.scorers`.
-        free_blocks: gates act on blocks 0..free_blocks-1; the rest is always computed and costs nothing.
-        cost_weight: lambda of Eq. (9); `auto` takes the one at which Eq. (11) closes half of the gates.
-        cost_reduction: the cost loss sums the gates of a sample, or averages them.
-        recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
-    """
-
-    name: str
-    free_blocks: int
-    cost_weight: float | Literal["auto"]
-    iterations: int
-    batch_size: int
-    learning_rate: float
-    cost_reduction: Literal["sum", "mean"] = "sum"
-    recursion: Literal["propagated", "literal"] = "propagated"
-
-
-@dataclass(frozen=True)
-class TrainRefiners:
-    """Declare LoRA on the last blocks, trained on the method's own hard P-step plans, everything else frozen.
-
-    Attributes:
-        blocks: how many of the last blocks (K).
-        rank: of every LoRA update.
-    """
-
-    blocks: int
-    rank: int
-    iterations: int
-    batch_size: int
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class CollectScores:
-    """Declare that alpha-bar, the scorer's mean score per step, is collected on uncached trajectories (Sec. III-D).
-
-    Attributes:
-        name: the scorer.
-        free_blocks: blocks that take part in the mean.
-        samples: the paper collects a batch of 256.
-    """
-
-    name: str
-    free_blocks: int
-    samples: int
-
-
-@dataclass(frozen=True)
-class TrainRouter:
-    """Declare a table of logits [S, branches * L], one row for every second step, trained with soft gates on branches.
-
-    Rows are numbered as the reference numbers steps: from the last sampled step (0) to the first (S - 1). Column
-    order is block by block, in the order of the model's branches (Learning-to-Cache, arXiv 2406.01733).
-
-    Attributes:
-        name: the table's name in `Artefacts.tables`.
-        cost_weight: lambda, the price of an open gate.
-        straight_through: gates act hard at this threshold and learn as if they were soft; None keeps them soft.
-    """
-
-    name: str
-    cost_weight: float
-    iterations: int
-    batch_size: int
-    learning_rate: float
-    straight_through: float | None = None
-
-
-@dataclass(frozen=True)
-class ImportRouter:
-    """Declare a table of `TrainRouter`'s form that is read from a file in the reference's format instead.
-
-    Attributes:
-        name: the table's name in `Artefacts.tables`.
-        path: the file.
-    """
-
-    name: str
-    path: str
-
-
-Stage = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter
 
 
 class Method(BaseModel):

@@ -1,7 +1,7 @@
 """What a method may look at at the start of a step: one registry of sizes, prices and how each is computed.
 
-The engine computes and charges (`tcbench.engine`), costing charges and answers with the size alone (`tcbench.costing`);
-both read the same entry, so nothing can be looked at without its price. Imports no torch.
+The engine computes and charges (`tcbench.engine.engine`), costing charges and answers with the size alone
+(`tcbench.budget.costing`); both read the same entry, so nothing can be looked at without its price. Imports no torch.
 """
 
 from collections.abc import Callable

@@ -125,3 +125,12 @@ def _the_one(what: str, name: str, files: list[Path]) -> Path:
         if other.read_bytes() != first.read_bytes():
             raise UserError(f"{what} {name!r}: {other} and {first} differ; rename yours, for a name has one meaning")
     return first
+
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+def locate(file: Path | str) -> Path:
+    """The package's own file of that name under its assets if there is one, else the user's path."""
+    packaged = ASSETS / file
+    return packaged if packaged.exists() else Path(file)

@@ -7,21 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tcbench.engine import PlainBlocks
-from tcbench.fused import FusedBlocks, can_fuse
+from tcbench.engine.fused import FusedBlocks, can_fuse
+from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
-from tcbench.sampling import (
-    Passes,
-    Prompts,
-    SamplerSettings,
-    ancestral_noise,
-    default_prompts,
-    denoise,
-    initial_noise,
-    make_sampler,
-    start_run,
-)
+from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
+from tcbench.sampling import Passes, Prompts, default_prompts, denoise, initial_noise, start_run
 
 ExecutionPath = Literal["fused", "plain"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before tcbench.kernels is imported
 
-from tcbench.golden_weights import read_weights
+from tcbench.golden.weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter
@@ -68,7 +68,7 @@ def golden_model() -> DiTAdapter:
 @pytest.fixture(scope="session")
 def official_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the paper suites name, at toy size, but for Inception, which has one size."""
-    from tcbench.config import load_suite
+    from tcbench.config.load import load_suite
     from tests import official  # slow to import, and most tests do without
 
     folder = tmp_path_factory.mktemp("official")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tcbench.golden import MARGIN
+from tcbench.golden.compare import MARGIN
 
 ENOUGH = 5
 """The margin that must be left on every machine; where it is not, a floor was measured too low."""

@@ -38,12 +38,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tcbench.config import Suite, load_suite
-from tcbench.files import write_json
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Suite
 from tcbench.metrics import image_reward
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS, ModelSpec
 from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
+from tcbench.record.files import write_json
 from tcbench.registry import data_source
 from tests.references import image_reward as reference
 

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tcbench.config import Ablation, load_suite
+from tcbench.config.fields import Ablation
+from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.method import Artefacts
 from tcbench.plan import Tokens
 from tcbench.registry import make_method
 from tcbench.report.ablation_table import table_ablation
-from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tcbench.stages import sample
-from tcbench.stages.common import load_adapter, ready_row
+from tcbench.stages.ready import load_adapter, ready_row
 
 from .test_contract import artefacts_for
 from .test_report import make_rows

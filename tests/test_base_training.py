@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from tcbench.assets import ASSETS, locate
 from tcbench.data import Dataset, split
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, write_tensors
 from tcbench.models.adapter import Text
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classifier
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
+from tcbench.places import ASSETS, locate
+from tcbench.record.files import read_json, read_tensors, write_tensors
 from tcbench.registry import data_source
 from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
-from tcbench.training.common import deterministic
+from tcbench.training.running import deterministic
 from tests.floors import NETWORK, assert_close
 
 SMALL = MODELS["digits-dit"].model_copy(update={"num_blocks": 2, "num_heads": 2, "patch_size": 4, "name": "small"})

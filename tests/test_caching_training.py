@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
 from tcbench.data import Dataset
 from tcbench.errors import UserError
-from tcbench.files import read_tensors, write_tensors
 from tcbench.method import Artefacts, Method
 from tcbench.models.dit import DiTAdapter
+from tcbench.record.files import read_tensors, write_tensors
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, sample_batch
-from tcbench.training.caching import add_refiners, load_artefacts, save_artefacts, train
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
+from tcbench.training.caching import train
 from tests.floors import READING, TRAJECTORY, assert_close, deviation
 
 from .conftest import make_adapter, model_inputs

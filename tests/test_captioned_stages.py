@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tcbench.config import Suite, load_suite
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Suite
 from tcbench.data.captions import decode, is_held_out
 from tcbench.errors import UserError
-from tcbench.files import read_json
+from tcbench.record.files import read_json
+from tcbench.record.sources import source_files
 from tcbench.registry import data_source
-from tcbench.sources import source_files
-from tcbench.stages.common import Captions, load_captions, load_examples
+from tcbench.stages.conditioning import Captions, load_captions, load_examples
 from tcbench.stages.diagnose import diagnose_row
 from tcbench.stages.latency import measure_latency
 from tcbench.stages.sample import sample_rows

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tcbench.borrowing import check_training
-from tcbench.config import load_suite
+from tcbench.budget.borrowing import check_training
+from tcbench.config.load import load_suite
+from tcbench.config.speed import is_speed_config
 from tcbench.errors import UserError
-from tcbench.speed_config import is_speed_config
 
 CONFIGS = [
     path for path in sorted((Path(__file__).parent.parent / "config").glob("*.yaml")) if not is_speed_config(path)
@@ -220,7 +220,8 @@ def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
 
 def test_checking_a_config_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from tcbench.config import load_suite; load_suite(sys.argv[1]); sys.exit('torch' in sys.modules)"
+        "import sys; from tcbench.config.load import load_suite; "
+        "load_suite(sys.argv[1]); sys.exit('torch' in sys.modules)"
     )
     path = written(tmp_path, VALID)
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0

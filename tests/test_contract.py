@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcbench.costing import macs_of
-from tcbench.engine import Engine
+from tcbench.budget.costing import macs_of
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.executed import PlanRecord
 from tcbench.method import Artefacts, Decides, Look, Method, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
+from tcbench.record.executed import PlanRecord
 from tcbench.registry import make_method, method_class, method_names
-from tcbench.sampling import SamplerSettings, Samples, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import Samples, sample_batch
 from tests.floors import TRAJECTORY, assert_close
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs

@@ -9,12 +9,12 @@ import torch
 from tcbench.data import to_uint8
 from tcbench.data.captions import decode
 from tcbench.errors import UserError
-from tcbench.files import sha256, write_tensors
 from tcbench.metrics.alignment import Alignment, scene_agrees, video_agrees
 from tcbench.metrics.clip import load_digits_clip_scorer
 from tcbench.metrics.extractors import make_extractor
 from tcbench.models.digits_clip import build_digits_clip, load_digits_clip
 from tcbench.models.reader import CLASSES, DigitReader, Reading, load_reader, read_digits, target_map
+from tcbench.record.files import sha256, write_tensors
 from tcbench.registry import data_source
 from tcbench.training.clip import ClipRecipe, train_clip
 from tcbench.training.reader import ReaderRecipe, layouts, train_reader

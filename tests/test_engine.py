@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.cache import Cache
-from tcbench.engine import Engine, soft_hidden
+from tcbench.choose import top_tokens
+from tcbench.engine.cache import Cache
+from tcbench.engine.engine import Engine
+from tcbench.engine.soft import soft_hidden
 from tcbench.ledger import plan_macs
 from tcbench.method import Run
 from tcbench.models import adapter as adapters
@@ -32,7 +34,6 @@ from tcbench.plan import (
     Tokens,
     Unit,
     every_unit,
-    top_tokens,
 )
 from tests.floors import NETWORK, assert_close, deviation
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tcbench.config import load_suite
+from tcbench.config.load import load_suite
 from tcbench.registry import method_names
 from tcbench.report.evidence import GOLDEN_CASES, chosen_by, evidence
 from tcbench.report.results import Results

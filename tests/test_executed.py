@@ -2,7 +2,7 @@
 
 import pytest
 
-from tcbench.executed import ALL, Executed, PlanRecord
+from tcbench.record.executed import ALL, Executed, PlanRecord
 
 STEPS = [
     {},

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from tcbench.config import load_suite
+from tcbench.config.load import load_suite
+from tcbench.config.needs import needs
 from tcbench.data import to_uint8
 from tcbench.data.sets import fashion as fashion_module
 from tcbench.data.sets.cifar10 import Cifar10
 from tcbench.data.sets.fashion import Fashion
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors
 from tcbench.metrics.extractors import make_extractor
 from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.networks import load_transformer
 from tcbench.models.specs import MODELS
-from tcbench.needs import needs
+from tcbench.record.files import read_json, read_tensors
 from tcbench.registry import data_source
 from tcbench.stages import pretrain as pretrain_module
 from tcbench.stages import trial

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tcbench.errors import UserError
-from tcbench.files import atomic, digest, read_json, read_tensors, shortened, write_json, write_tensors
+from tcbench.record.files import atomic, digest, read_json, read_tensors, shortened, write_json, write_tensors
 
 
 def test_round_trips(tmp_path):

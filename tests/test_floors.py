@@ -10,7 +10,7 @@ from torch import Tensor
 from tcbench.guidance import GuidedPair
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import make_adapter as adapt
-from tcbench.sampling import ReferenceDDIM
+from tcbench.samplers import ReferenceDDIM
 from tests.conftest import make_adapter, model_inputs
 from tests.floors import NETWORK, TRAJECTORY, Floor, assert_close, deviation
 

@@ -8,31 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench.engine import Engine, PlainBlocks
-from tcbench.fused import FusedBlocks
+from tcbench.choose import top_tokens
+from tcbench.engine.engine import Engine
+from tcbench.engine.fused import FusedBlocks
+from tcbench.engine.plain import PlainBlocks
 from tcbench.guidance import GuidedPair
 from tcbench.kernels import choice
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import (
-    ALL,
-    NONE,
-    Block,
-    Decision,
-    Deferred,
-    Forecast,
-    Plan,
-    Site,
-    Span,
-    Tokens,
-    every_unit,
-    top_tokens,
-)
+from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, every_unit
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
-from tcbench.sampling import Passes, SamplerSettings, Solver, denoise, initial_noise, start_run
+from tcbench.samplers import SamplerSettings, Solver
+from tcbench.sampling import Passes, denoise, initial_noise, start_run
 from tests.conftest import make_adapter, make_prompt
 from tests.floors import TRAJECTORY, assert_close
 

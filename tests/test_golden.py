@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench import golden, golden_weights
 from tcbench.cli import main
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, write_json, write_tensors
-from tcbench.golden import Case, Unsupported, case_names, check_case, sample_case
+from tcbench.golden import check as golden
+from tcbench.golden import weights as golden_weights
+from tcbench.golden.case import Case, Unsupported
+from tcbench.golden.check import case_names, check_case
+from tcbench.golden.sampling import sample_case
+from tcbench.record.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.registry import make_method
-from tcbench.sampling import training_alphas_cumprod
+from tcbench.samplers import training_alphas_cumprod
 from tcbench.timesteps import respaced_timesteps
 from tests.floors import note
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tcbench.cli import main
-from tcbench.files import read_json, read_tensors, write_json, write_tensors
-from tcbench.golden import check_case
+from tcbench.golden.check import check_case
 from tcbench.models import wf_vae
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS
+from tcbench.record.files import read_json, read_tensors, write_json, write_tensors
 
 from .conftest import GOLDEN
 

@@ -13,20 +13,21 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from tcbench.config import Suite, load_suite
+from tcbench.config.load import load_suite
+from tcbench.config.needs import needs
+from tcbench.config.suite import Suite
 from tcbench.data import to_uint8
 from tcbench.errors import UserError
-from tcbench.files import read_json, sha256
 from tcbench.metrics import extractors
 from tcbench.metrics.catalogue import METRICS, Metric
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
 from tcbench.models.specs import MODELS, DiTSpec
-from tcbench.needs import needs
+from tcbench.record.files import read_json, sha256
 from tcbench.registry import data_source
 from tcbench.report.compare import compare
-from tcbench.stages.common import load_examples
+from tcbench.stages.conditioning import load_examples
 from tcbench.stages.pretrain import pretrain
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, score_rows

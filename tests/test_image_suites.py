@@ -12,19 +12,18 @@ from torch import Tensor
 
 from tcbench import noise
 from tcbench.cli import main
-from tcbench.config import Suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.data.images import Latents, list_images
-from tcbench.entry import Entry
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, sha256, write_json
 from tcbench.metrics import extractors
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.metrics.precision_recall import inside_real, radii
 from tcbench.models.pretrained import Autoencoder, clean_captions
+from tcbench.record.files import read_json, read_tensors, sha256, write_json
 from tcbench.report.strips import read_strip
 from tcbench.stages import encode
-from tcbench.stages.common import load_captions, load_examples
+from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_decoder
 from tcbench.stages.sample import sample_rows

@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from tcbench.imports import imported_names
+from tcbench.record.imports import imported_names
 from tcbench.registry import method_names
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {f"tcbench.{name}" for name in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "noise")}
+CORE = {
+    f"tcbench.{name}"
+    for name in ("plan", "choose", "schedule", "shapes", "guidance", "method", "trainable", "ledger", "engine", "noise")
+}
+VOCABULARY = {f"tcbench.{name}" for name in ("method", "plan", "choose", "schedule", "trainable", "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
-    "tcbench.config",
-    "tcbench.costing",
-    "tcbench.matching",
+    "tcbench.config.suite",
+    "tcbench.budget.costing",
+    "tcbench.budget.matching",
     "tcbench.metrics",
     "tcbench.registry",
     "tcbench.replay",
     "tcbench.report",
+    "tcbench.samplers",
     "tcbench.sampling",
     "tcbench.stages",
     "tcbench.training",
@@ -34,6 +39,7 @@ def touched(imported: set[str], modules: set[str]) -> set[str]:
 
 
 def tcbench_modules(imported: set[str]) -> set[str]:
+    """The rooms that are imported: modules at the top of the package, and folders."""
     return {".".join(name.split(".")[:2]) for name in imported if name.startswith("tcbench")} - {"tcbench"}
 
 
@@ -46,7 +52,7 @@ def files(folder: str) -> list[Path]:
 @pytest.mark.parametrize("name", method_names())
 def test_methods_import_the_vocabulary_only(name: str) -> None:
     imported = imported_names(ROOT / "methods" / f"{name}.py")
-    assert tcbench_modules(imported) <= {"tcbench.method", "tcbench.plan", "tcbench.unseen", "tcbench.errors"}
+    assert tcbench_modules(imported) <= VOCABULARY
     outside = {module.split(".")[0] for module in imported} - {"tcbench"}
     assert outside - set(sys.stdlib_module_names) <= {"torch", "numpy", "pydantic"}
 
@@ -55,46 +61,58 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
     ("module", "allowed"),
     [
         ("errors", set()),
-        ("assets", set()),
         ("unseen", set()),
-        ("timesteps", {"errors"}),
-        ("executed", set()),
-        ("score", set()),
-        ("plan", {"errors", "executed", "kernels", "unseen"}),
-        ("files", {"errors"}),
         ("noise", set()),
-        ("shapes", {"plan"}),
-        ("guidance", set()),
-        ("method", {"errors", "guidance", "plan", "shapes", "unseen"}),
-        ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
-        ("ledger", {"plan", "shapes"}),
-        ("cache", {"plan"}),
-        ("stats", {"errors"}),
         ("groups", set()),
+        ("guidance", set()),
+        ("places", {"errors"}),
+        ("timesteps", {"errors"}),
+        ("stats", {"errors"}),
+        ("record/executed", set()),
+        ("record/score", set()),
+        ("record/files", {"errors"}),
+        ("record/imports", {"places"}),
+        ("record/sources", {"places", "record"}),
+        ("plan", {"record"}),
+        ("choose", {"kernels", "plan", "unseen"}),
+        ("shapes", {"plan"}),
+        ("trainable", set()),
+        ("method", {"errors", "guidance", "plan", "shapes", "trainable", "unseen"}),
+        ("schedule", {"errors", "method"}),
+        ("ledger", {"plan", "shapes"}),
+        ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),
         ("models/adapter", {"groups", "models", "shapes"}),
+        ("models/layers", set()),
         ("models/dit", {"errors", "models"}),
+        ("models/text_adapter", {"errors", "models"}),
         ("models/pixart", {"errors", "models"}),
         ("models/open_sora_plan", {"groups", "models"}),
-        ("models/networks", {"assets", "errors", "files", "models"}),
+        ("models/networks", {"errors", "models", "places", "record"}),
         ("models/predictor", {"kernels", "ledger", "models"}),
-        ("fused", {"cache", "kernels", "method", "models", "plan"}),
-        ("engine", {"cache", "executed", "ledger", "method", "models", "observations", "plan", "shapes"}),
-        ("sampling", {"cache", "noise", "engine", "errors", "executed", "fused", "method", "models", "timesteps"}),
-        ("replay", {"engine", "fused", "method", "models", "sampling"}),
-        ("places", {"errors"}),
-        ("imports", {"places"}),
-        ("sources", {"files", "imports", "places"}),
+        ("engine/cache", {"plan"}),
+        ("engine/blocks", {"plan"}),
+        ("engine/plain", {"engine", "method", "models", "plan"}),
+        ("engine/fused", {"engine", "kernels", "method", "models", "plan"}),
+        ("engine/soft", {"models", "plan"}),
+        ("engine/engine", {"engine", "ledger", "method", "models", "observations", "plan", "record", "shapes"}),
+        ("samplers", {"errors", "models", "noise", "timesteps"}),
+        ("sampling", {"engine", "errors", "method", "models", "noise", "record", "samplers"}),
+        ("replay", {"engine", "method", "models", "samplers", "sampling"}),
+        ("artefacts", {"errors", "method", "models", "record"}),
         ("registry", {"data", "errors", "method", "places"}),
-        ("entry", {"config", "files", "method", "registry"}),
-        ("config", {"data", "entry", "errors", "files", "method", "metrics", "models", "places", "registry"}),
-        ("speed_config", {"config", "errors", "files", "method", "models", "registry"}),
-        ("workflow", {"config", "errors", "places", "speed_config"}),
+        ("config/fields", {"errors", "metrics", "models", "registry"}),
+        ("config/suite", {"config", "data", "method", "metrics", "record", "registry"}),
+        ("config/check", {"config", "data", "errors", "method", "metrics", "registry"}),
+        ("config/load", {"config", "errors", "places"}),
+        ("config/speed", {"config", "errors", "method", "models", "record", "registry"}),
+        ("workflow", {"config", "errors", "places"}),
         (
-            "costing",
-            {"ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "training", "unseen"},
+            "budget/costing",
+            {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
+            | {"unseen"},
         ),
-        ("borrowing", {"config", "costing", "entry", "errors"}),
+        ("budget/borrowing", {"budget", "config", "errors"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -103,11 +121,23 @@ def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
 
 @pytest.mark.parametrize("path", files("models"), ids=lambda path: path.stem)
 def test_models_know_no_engine(path: Path) -> None:
-    assert not touched(imported_names(path), ABOVE_THE_ENGINE | {"tcbench.engine", "tcbench.cache"})
+    assert not touched(imported_names(path), ABOVE_THE_ENGINE | {"tcbench.engine.engine", "tcbench.engine.cache"})
 
 
 def test_the_engine_names_no_method() -> None:
-    for module in ("plan", "shapes", "guidance", "method", "ledger", "cache", "engine", "fused", "noise"):
+    engine = [f"engine/{path.stem}" for path in files("engine")]
+    for module in (
+        "plan",
+        "choose",
+        "schedule",
+        "shapes",
+        "guidance",
+        "method",
+        "trainable",
+        "ledger",
+        "noise",
+        *engine,
+    ):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -129,9 +159,11 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *("places", "workflow", "shapes", "guidance", "observations", "executed"),
-    *("errors", "assets", "unseen", "timesteps", "plan", "method", "ledger", "models/specs", "costing", "matching"),
-    *("registry", "config", "entry", "borrowing", "speed_config", "cli", "files", "imports", "sources", "needs"),
+    *("errors", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
+    *("plan", "choose", "schedule", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
+    *(f"config/{path.stem}" for path in files("config")),
+    *(f"record/{name}" for name in ("__init__", "executed", "files", "imports", "sources")),
+    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",

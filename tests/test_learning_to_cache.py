@@ -11,26 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench.config import load_suite
-from tcbench.costing import macs_of
+from tcbench.artefacts import as_table, load_artefacts, read_router, save_artefacts
+from tcbench.budget.costing import macs_of
+from tcbench.config.load import load_suite
 from tcbench.data import Dataset
-from tcbench.engine import Engine
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.executed import PlanRecord
-from tcbench.files import read_json, read_tensors, write_json, write_tensors
-from tcbench.golden import Case, check_case, sample_case
+from tcbench.golden.case import Case
+from tcbench.golden.check import check_case
+from tcbench.golden.sampling import sample_case
 from tcbench.guidance import Unguided
-from tcbench.method import Artefacts, Run, Table, TrainRouter
+from tcbench.method import Artefacts, Run, Table
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import Site
+from tcbench.record.executed import PlanRecord
+from tcbench.record.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.registry import make_method
-from tcbench.sampling import ReferenceDDIM, SamplerSettings, sample_batch
-from tcbench.stages.common import load_adapter, ready_row
+from tcbench.samplers import ReferenceDDIM, SamplerSettings
+from tcbench.sampling import sample_batch
+from tcbench.stages.ready import load_adapter, ready_row
 from tcbench.stages.sample import row_fingerprint
 from tcbench.stages.score import plans_digest
 from tcbench.stages.train import train_row
-from tcbench.training.caching import Pairs, load_artefacts, save_artefacts, train
-from tcbench.training.routers import LOGIT_BOUND, RouterTrainer, as_table, read_router
+from tcbench.trainable import TrainRouter
+from tcbench.training.caching import train
+from tcbench.training.pairs import Pairs
+from tcbench.training.routers import LOGIT_BOUND, RouterTrainer
 from tests.floors import LOSS, assert_close
 
 from .conftest import GOLDEN, make_adapter, make_run

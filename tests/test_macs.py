@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.budget.costing import macs_of
 from tcbench.cli import main
-from tcbench.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger, block_macs, part_macs, plan_macs
 from tcbench.models.specs import MODELS

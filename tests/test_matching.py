@@ -11,20 +11,20 @@ import torch
 import yaml
 from pydantic import Field, PositiveInt
 
-from tcbench import matching
+from tcbench.budget import matching
+from tcbench.budget.costing import macs_of
+from tcbench.budget.matching import SHAPES, Basis, knob_settings, mean, solve, targeted_rows, with_knob
 from tcbench.cli import main
-from tcbench.config import Suite, load_suite
-from tcbench.costing import macs_of
-from tcbench.entry import Entry
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.matching import SHAPES, Basis, knob_settings, mean, solve, targeted_rows, with_knob
 from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.sampling import sample_batch
-from tcbench.stages.common import load_adapter, ready_row, sampler_settings
 from tcbench.stages.match import Calibration
+from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
 from tcbench.stages.train import train_row
-from tcbench.training.caching import CALIBRATION_INDEX
+from tcbench.training.pairs import CALIBRATION_INDEX
 
 from .test_config import VALID, changed, written
 from .test_report import DIFFERS, main_table, make_latency, make_rows

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from tcbench.config import PaperCell, Suite
+from tcbench.config.fields import PaperCell
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.files import sha256
 from tcbench.metrics.accuracy import correct
 from tcbench.metrics.catalogue import METRICS, find_metric, paper_headings, usual_metrics
 from tcbench.metrics.deviation import final_mae, psnr, trajectory_mae
@@ -25,6 +25,7 @@ from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
 from tcbench.metrics.samples import Real, Reference, Samples
 from tcbench.metrics.scoring import compute, prepare, score_row
 from tcbench.models.classifier import DigitsCNN
+from tcbench.record.files import sha256
 from tcbench.stats import batches, jackknife
 from tests.floors import DISTANCE, NETWORK, READING, assert_close
 
@@ -125,7 +126,7 @@ def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(di
 def test_the_packages_own_classifier_is_the_default(weights, digits, tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/classifier.safetensors").write_bytes(weights.read_bytes())
-    monkeypatch.setattr("tcbench.assets.ASSETS", tmp_path)
+    monkeypatch.setattr("tcbench.places.ASSETS", tmp_path)
     images = random_images(4, 5)
     assert torch.equal(make_extractor("digits-cnn").extract(images).logits, digits.extract(images).logits)
 

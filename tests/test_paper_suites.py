@@ -10,19 +10,22 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
+from tcbench.budget.costing import macs_of
 from tcbench.cli import main
-from tcbench.config import Images, Suite, load_suite
-from tcbench.costing import macs_of
+from tcbench.config.fields import Images
+from tcbench.config.load import load_suite
+from tcbench.config.needs import needs
+from tcbench.config.suite import Suite
 from tcbench.data import to_uint8
 from tcbench.errors import NotRun, UserError
-from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, weights_files
 from tcbench.models.specs import MODELS
-from tcbench.needs import needs
+from tcbench.record.files import read_json, read_tensors, write_json
 from tcbench.registry import data_source
-from tcbench.stages.common import load_adapter, load_captions, load_examples
+from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.images import autoencoder_digests, load_decoder
 from tcbench.stages.readings import load_scorers
+from tcbench.stages.ready import load_adapter
 from tcbench.stages.render import _first_images
 from tcbench.stages.sample import row_fingerprint, sample_rows
 from tcbench.stages.score import score_rows

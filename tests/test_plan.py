@@ -8,30 +8,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tcbench.choose import allocate_evenly, allocate_tokens, best_tokens, top_tokens
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
-from tcbench.method import Artefacts, Run, full_steps
-from tcbench.plan import (
-    ALL,
-    NONE,
-    Block,
-    Decision,
-    Deferred,
-    Forecast,
-    Plan,
-    Site,
-    Span,
-    Tokens,
-    Unit,
-    allocate_evenly,
-    allocate_tokens,
-    best_tokens,
-    every_unit,
-    reverse_gaps,
-    spread_by_scores,
-    spread_evenly,
-    top_tokens,
-)
+from tcbench.method import Artefacts, Run
+from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, Unit, every_unit
+from tcbench.schedule import full_steps, reverse_gaps, spread_by_scores, spread_evenly
 
 from .conftest import make_shape
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tcbench import __version__, provenance
-from tcbench.files import digest
+from tcbench import __version__
+from tcbench.record import provenance
+from tcbench.record.files import digest
 
 
 def test_record_is_complete_json_without_machine_names():

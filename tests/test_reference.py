@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcbench.config import Suite
+from tcbench.config.speed import SpeedSuite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.files import read_json
+from tcbench.record.files import read_json
+from tcbench.record.score import Score
 from tcbench.report.names import figure_names
 from tcbench.report.rows import paired_interval
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
-from tcbench.score import Score
-from tcbench.speed_config import SpeedSuite
 from tcbench.stages import publish, render
 from tcbench.stats import Replicates
 
@@ -120,7 +120,7 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
         for path, content in stored.items():
             path.write_bytes(content if path in inputs else b"{")
         render_job(suite, copy)
-    with pytest.raises(UserError, match="floor.json"):
+    with pytest.raises(UserError, match="not valid JSON"):
         render.render_verdicts(suite, copy)  # depends on everything
 
 

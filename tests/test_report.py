@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tcbench.config import PaperTable
+from tcbench.config.fields import PaperTable
 from tcbench.errors import UserError
 from tcbench.report import figures
 from tcbench.report.cells import interval_text
@@ -178,11 +178,11 @@ def line_of(table, row_id):
 
 def test_report_imports_no_torch():
     code = (
-        "import sys, pkgutil, importlib, tcbench.report, tcbench.provenance\n"
+        "import sys, pkgutil, importlib, tcbench.report, tcbench.record.provenance\n"
         "names = [m.name for m in pkgutil.iter_modules(tcbench.report.__path__, 'tcbench.report.')]\n"
         "assert len(names) >= 5, names\n"
         "[importlib.import_module(name) for name in names]\n"
-        "tcbench.provenance.collect({}, [0], 0.0)\n"
+        "tcbench.record.provenance.collect({}, [0], 0.0)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.sampling import (
+from tcbench.samplers import (
     Chain,
     EulerAncestral,
     FlowEuler,

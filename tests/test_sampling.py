@@ -14,16 +14,8 @@ from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
-from tcbench.sampling import (
-    AncestralDDPM,
-    ReferenceDDIM,
-    SamplerSettings,
-    Samples,
-    initial_noise,
-    sample_batch,
-    sample_labels,
-    training_alphas_cumprod,
-)
+from tcbench.samplers import AncestralDDPM, ReferenceDDIM, SamplerSettings, training_alphas_cumprod
+from tcbench.sampling import Samples, initial_noise, sample_batch, sample_labels
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 from tests.floors import ANCESTRAL, SAMPLER, TRAJECTORY, assert_close
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tcbench.imports import closure, imported_names, module_file, modules_loaded
 from tcbench.metrics.catalogue import METRICS
 from tcbench.models.networks import FAMILIES
+from tcbench.record.imports import closure, imported_names, module_file, modules_loaded
+from tcbench.record.sources import CANNOT_CHANGE_NUMBERS, STAGES, source_files, source_modules
 from tcbench.registry import data_names, method_names
-from tcbench.sources import CANNOT_CHANGE_NUMBERS, STAGES, source_files, source_modules
 from tests import official
 
 ROOT = Path(__file__).parent.parent
@@ -145,10 +145,10 @@ def test_names_of_modules_in_strings_count(tmp_path: Path) -> None:
 
 
 def test_a_closure_neither_names_nor_follows_what_it_is_without() -> None:
-    assert "tcbench.config" in closure({"tcbench.stages.render"}, frozenset())
+    assert "tcbench.config.suite" in closure({"tcbench.stages.render"}, frozenset())
     assert "tcbench.models.specs" in closure({"tcbench.stages.render"}, frozenset())
-    assert not {"tcbench.config", "tcbench.models.specs"} & closure(
-        {"tcbench.stages.render"}, frozenset({"tcbench.config"})
+    assert not {"tcbench.config.suite", "tcbench.models.specs"} & closure(
+        {"tcbench.stages.render"}, frozenset({"tcbench.config.suite"})
     )
 
 
@@ -185,4 +185,4 @@ def test_named_modules_exist() -> None:
 def test_a_table_retrains_nothing() -> None:
     for stage in STAGES.keys() - {"report", "speed"}:
         assert not [module for module in source_modules(stage) if module.startswith("tcbench.report")]
-    assert not {"tcbench.engine", "tcbench.stages.common"} & (source_modules("score") | source_modules("encode"))
+    assert not {"tcbench.engine.engine", "tcbench.stages.ready"} & (source_modules("score") | source_modules("encode"))

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.files import read_tensors, write_tensors
 from tcbench.models.dit import from_reference_layout
 from tcbench.models.networks import build_transformer, load_transformer, save_transformer
 from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.record.files import read_tensors, write_tensors
 from tests import official
 
 TINY = MODELS["tiny-dit"]

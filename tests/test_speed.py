@@ -12,21 +12,22 @@ import pytest
 import torch
 import yaml
 
-from tcbench.costing import macs_of
+from tcbench.budget.costing import macs_of
+from tcbench.budget.untrained import random_predictor, random_router, untrained_artefacts
+from tcbench.config.speed import PeerName, load_speed_suite, parts
 from tcbench.errors import NotRun, UserError
-from tcbench.files import read_json, write_json
 from tcbench.method import Artefacts
 from tcbench.models.specs import MODELS
+from tcbench.record.files import read_json, write_json
 from tcbench.registry import make_method
 from tcbench.replay import Replay
 from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
-from tcbench.sampling import SamplerSettings, sample_batch
-from tcbench.speed_config import PeerName, load_speed_suite, parts
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tcbench.stages.bench import bench, is_full
 from tcbench.stages.peers import PEERS, DiffusersRun, macs_per_sample
 from tcbench.stages.profile import covered, kernel_class, profile_parts
 from tcbench.stages.timing import run_seconds, step_seconds
-from tcbench.untrained import random_predictor, random_router, untrained_artefacts
 from tests.floors import TRAJECTORY, assert_close
 
 ROOT = Path(__file__).resolve().parent.parent

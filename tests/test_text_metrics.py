@@ -16,11 +16,10 @@ from open_clip.openai import load_openai_model
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig
 
-from tcbench.config import load_suite
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Entry
 from tcbench.data.captions import encode
-from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
-from tcbench.files import write_json, write_tensors
 from tcbench.metrics.catalogue import usual_metrics
 from tcbench.metrics.clip import load_clip
 from tcbench.metrics.extractors import Features
@@ -29,6 +28,7 @@ from tcbench.metrics.readings import temporal_flickering
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.vbench import DIMENSIONS, table, total
+from tcbench.record.files import write_json, write_tensors
 from tcbench.stages import vbench, vbench_process
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches

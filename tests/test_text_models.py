@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tcbench.costing import macs_of
+from tcbench.artefacts import load_artefacts, save_artefacts
+from tcbench.budget.costing import macs_of
 from tcbench.data import Dataset
-from tcbench.engine import Engine, soft_hidden
+from tcbench.engine.engine import Engine
+from tcbench.engine.soft import soft_hidden
 from tcbench.errors import UserError
-from tcbench.files import read_tensors
 from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
 from tcbench.models.adapter import Adapter, Text
@@ -26,11 +27,13 @@ from tcbench.models.open_sora_plan import attend_in_groups, groups_of
 from tcbench.models.pixart import from_reference_layout
 from tcbench.models.specs import MODELS, OpenSoraPlanSpec, PixArtSpec
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Tokens, every_unit
+from tcbench.record.files import read_tensors
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tcbench.shapes import Macs
-from tcbench.training.caching import load_artefacts, save_artefacts, train
-from tcbench.training.common import uncached_values
+from tcbench.training.caching import train
+from tcbench.training.pairs import uncached_values
 from tests import official
 from tests.floors import NETWORK, TRAJECTORY, assert_close, deviation
 

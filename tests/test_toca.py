@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench.costing import macs_of
+from tcbench.budget.costing import macs_of
+from tcbench.choose import AttentionScore
 from tcbench.errors import UserError
 from tcbench.guidance import Unguided
 from tcbench.method import ModelShape, Run
-from tcbench.plan import ALL, NONE, AttentionScore, Deferred, Plan, Site, Tokens
+from tcbench.plan import ALL, NONE, Deferred, Plan, Site, Tokens
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tests.floors import SCORE, assert_close
 
 from .conftest import make_shape

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tcbench.costing import macs_of
+from tcbench.budget.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair, Unguided
 from tcbench.method import Artefacts, Method, ModelShape, Run
 from tcbench.plan import ALL, Block, Plan, Tokens
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tests.conftest import make_adapter, make_prompt, make_shape
 
 SMALL = make_shape(3, 4)

@@ -5,14 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.costing import macs_of
-from tcbench.engine import Engine
+from tcbench.budget.costing import macs_of
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
 from tcbench.method import Method, Run
 from tcbench.models.dit import DiTAdapter
 from tcbench.plan import Block, Deferred, Tokens
 from tcbench.registry import make_method
-from tcbench.sampling import SamplerSettings, sample_batch
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 
 from .conftest import make_run
 

@@ -6,21 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from tcbench import costing
+from tcbench.budget import costing
+from tcbench.choose import AttentionScore, best_tokens, choose_by_attention, counted, top_tokens, top_tokens_by_block
 from tcbench.method import Look, Method
-from tcbench.plan import (
-    ALL,
-    AttentionScore,
-    Block,
-    Decision,
-    Plan,
-    best_tokens,
-    choose_by_attention,
-    counted,
-    every_unit,
-    top_tokens,
-    top_tokens_by_block,
-)
+from tcbench.plan import ALL, Block, Decision, Plan, every_unit
 from tcbench.registry import make_method, method_names
 from tcbench.unseen import is_unseen, on_values, unseen
 

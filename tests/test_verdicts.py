@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tcbench.config import Suite, load_suite
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.report import claims, verdicts
 from tcbench.report.compare import Comparison, compare, decide_together

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tcbench import noise
-from tcbench.config import Suite
+from tcbench.config.needs import needs
+from tcbench.config.suite import Suite
 from tcbench.data.videos import VideoListing, centred, frame_numbers, list_videos
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, write_json
-from tcbench.needs import needs
+from tcbench.record.files import read_json, read_tensors, write_json
 from tcbench.stages import encode
-from tcbench.stages.common import load_captions, load_examples
+from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_autoencoder
 from tcbench.stages.sample import sample_rows

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, write_json
 from tcbench.models.wf_vae import (
     WFVAE,
     VideoAutoencoder,
@@ -21,6 +20,7 @@ from tcbench.models.wf_vae import (
     read_config,
     to_bytes,
 )
+from tcbench.record.files import read_json, read_tensors, write_json
 from tests.floors import NETWORK, assert_close
 from tests.official import WF_VAE, write_wf_vae
 

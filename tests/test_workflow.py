@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 
 from tcbench.cli import main
+from tcbench.record.sources import STAGES, source_digest
 from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
-from tcbench.sources import STAGES, source_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
@@ -151,7 +151,7 @@ def test_the_wheel_carries_the_checkouts_files(wheel):
 def test_the_wheels_sources_have_the_checkouts_digests(wheel, tmp_path):
     """So that samples, scores and timings have the same fingerprints."""
     names = [*method_names()]
-    code = f"import tcbench, json; from tcbench.sources import *; print(tcbench.__file__); {names = }; "
+    code = f"import tcbench, json; from tcbench.record.sources import *; print(tcbench.__file__); {names = }; "
     code += "print(json.dumps({stage: source_digest(stage, *names) for stage in STAGES}))"
     file, digests = run(wheel[0], tmp_path, "python", "-c", code).stdout.splitlines()
     assert Path(file).is_relative_to(wheel[1])

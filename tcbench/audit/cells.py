@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from tcbench.audit.checks import Check
 from tcbench.audit.paper import PaperRow, find, name, number, reference, statement, table, underived
-from tcbench.costing import macs_of
+from tcbench.budget.costing import macs_of
 from tcbench.ledger import plan_macs, predictor_macs
 from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.plan import NONE, Plan, Site, every_unit

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tcbench.data.prompts import coco_captions
 from tcbench.errors import UserError
-from tcbench.files import digest, read_json
+from tcbench.record.files import digest, read_json
 
 if TYPE_CHECKING:  # listing images must not pay for importing torch
     from torch import Tensor

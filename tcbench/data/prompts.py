@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tcbench.files import read_json
+from tcbench.record.files import read_json
 
 
 def coco_captions(path: Path) -> list[tuple[int, str]]:

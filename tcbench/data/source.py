@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tcbench.assets import locate
 from tcbench.data import Dataset
 from tcbench.errors import UserError
+from tcbench.places import locate
 
 
 class DataSource(ABC):

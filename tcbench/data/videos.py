@@ -9,7 +9,7 @@ import numpy as np
 
 from tcbench.data.images import Listing, list_images
 from tcbench.errors import UserError
-from tcbench.files import digest, read_json
+from tcbench.record.files import digest, read_json
 
 if TYPE_CHECKING:  # listing videos must not pay for importing torch
     from torch import Tensor

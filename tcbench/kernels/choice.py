@@ -1,6 +1,6 @@
 """ToCa's choice of tokens in one launch: scores, the best of every cell, the highest of each row, and new ages.
 
-The plain PyTorch beside it is `tcbench.plan.choose_by_attention`, through which both are called.
+The plain PyTorch beside it is `tcbench.choose.choose_by_attention`, through which both are called.
 """
 
 from math import log
@@ -41,7 +41,7 @@ def choose_by_attention(
     cell: int,
     halves: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tcbench.plan.choose_by_attention` by an `AttentionScore` of these settings, up to rounding of the scores.
+    """As `tcbench.choose.choose_by_attention` by an `AttentionScore` of these settings, up to rounding of the scores.
 
     Of equal scores the lower token is chosen.
 

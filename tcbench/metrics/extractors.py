@@ -17,15 +17,15 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm import tqdm
 
-from tcbench.assets import locate
 from tcbench.errors import UserError
-from tcbench.files import sha256
 from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.metrics.deviation import require_finite
 from tcbench.metrics.readings import frames
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
 from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import read_state
+from tcbench.places import locate
+from tcbench.record.files import sha256
 
 INCEPTION_SHA256 = "6726825d"
 """Beginning of the SHA-256 of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, as published."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import Metric, find_metric
 from tcbench.metrics.samples import Real, Reference, Samples, given, mean_of
-from tcbench.score import Measured, Paired, Quality
+from tcbench.record.score import Measured, Paired, Quality
 from tcbench.stats import Indices, Replicates, Statistic, replicate
 
 

@@ -322,7 +322,7 @@ class Adapter(ABC):
 
     @property
     def fuses(self) -> bool:
-        """Whether `linear_layers` and `patches` serve this family (`tcbench.fused`)."""
+        """Whether `linear_layers` and `patches` serve this family (`tcbench.engine.fused`)."""
         return False
 
     def linear_layers(self, block: TransformerBlock) -> LinearLayers:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.assets import locate
 from tcbench.models.weights import check_state, read_state
+from tcbench.places import locate
 
 DIGITS_CLASSIFIER = "digits/classifier.safetensors"
 

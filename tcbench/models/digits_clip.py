@@ -4,10 +4,10 @@ from pathlib import Path
 
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from tcbench.assets import locate
 from tcbench.data.captions import END, LENGTH, PAD, WORDS
 from tcbench.data.sets.scenes import SIDE
 from tcbench.models.weights import check_state, read_state
+from tcbench.places import locate
 
 DIGITS_CLIP = "scenes/clip.safetensors"
 _WIDTH, _LAYERS, _HEAD = 96, 4, 32

@@ -6,7 +6,6 @@ the epsilon of the pre-MLP LayerNorm (1e-5 instead of 1e-6). Its per-block times
 every official conversion, are one shared module here.
 """
 
-import math
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter, Family, Modulation, TransformerBlock
+from tcbench.models.layers import unpatchify, xavier_uniform
 from tcbench.models.specs import DiTSpec
 
 _EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
@@ -74,15 +74,6 @@ class DiTAdapter(Adapter):
         return unpatchify(self.model.proj_out_2(h_RND), self.spec.grid, self.spec.patch_size)
 
 
-def unpatchify(x_RND: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Images [R, C, H, W] of tokens that hold a patch each, channels last."""
-    x = x_RND.unflatten(2, (patch, patch, -1)).unflatten(1, grid)  # [R, h, w, p, q, C]
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-# --- the network
-
-
 def _skeleton(spec: DiTSpec) -> DiTTransformer2DModel:
     """The network with its parameters on meta and its position embedding computed."""
     with init_empty_weights():
@@ -127,12 +118,6 @@ def _initial_value(name: str, shape: torch.Size, generator: torch.Generator, zer
     # the reference initialises q, k and v as one matrix
     matrices = 3 if ".attn1.to_" in name and ".to_out." not in name else 1
     return xavier_uniform(shape, generator, matrices)
-
-
-def xavier_uniform(shape: torch.Size, generator: torch.Generator, matrices: int = 1) -> Tensor:
-    """Xavier-uniform numbers for a layer that is one of `matrices` stacked ones."""
-    bound = math.sqrt(6 / (math.prod(shape[1:]) + matrices * shape[0]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 _REFERENCE_NAMES = {

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tcbench.assets import locate
 from tcbench.errors import UserError
-from tcbench.files import write_tensors
 from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
 from tcbench.models.weights import check_state, read_state
+from tcbench.places import locate
+from tcbench.record.files import write_tensors
 
 FAMILIES = {
     "dit": "tcbench.models.dit",

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from tcbench.groups import Groups, group_of, join_groups, split_groups
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
-from tcbench.models.pixart import TextAdapter, TextContext, add_null_caption, initial_value
 from tcbench.models.specs import SPARSE_GROUPS, OpenSoraPlanSpec
+from tcbench.models.text_adapter import TextAdapter, TextContext, add_null_caption, initial_value
 
 
 def groups_of(block: int) -> Groups:

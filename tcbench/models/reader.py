@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.assets import locate
 from tcbench.models.weights import check_state, read_state
+from tcbench.places import locate
 
 DIGIT_READER = "scenes/reader.safetensors"
 SIZES = ("small", "large")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-from tcbench.assets import locate
 from tcbench.data.captions import PAD, WORDS
 from tcbench.models.weights import check_state, read_state
+from tcbench.places import locate
 
 CHANNELS = 64
 """Of the states that the denoiser's captions come in."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors
+from tcbench.record.files import read_json, read_tensors
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tcbench.data import refuse_nan
 from tcbench.errors import UserError
-from tcbench.files import read_json
 from tcbench.models.weights import check_state, read_pickle
+from tcbench.record.files import read_json
 
 SPACE, TIME = 8, 4  # pixels and frames of a latent's
 GROUPS = 32

@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from tcbench.config import Ablation
+from tcbench.config.fields import Ablation
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.score import Quality
 from tcbench.report.cells import NO_CELL, interval_text, mac_unit, marked, marks, table_title
 from tcbench.report.compare import Comparison, compare
 from tcbench.report.rows import Row, mac_ratio, macs_of, paper_of, quality_of
 from tcbench.report.table import Table
-from tcbench.score import Quality
 
 
 def table_ablation(

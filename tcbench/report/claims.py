@@ -7,7 +7,7 @@ suite must have to test it. Methods and metrics are called as in configs; `fid`,
 
 from dataclasses import dataclass
 
-from tcbench.config import PaperModel
+from tcbench.config.fields import PaperModel
 from tcbench.report import log_statistics as statistics
 from tcbench.report.claim_tests import (
     Test,

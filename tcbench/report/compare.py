@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.score import Quality
 from tcbench.report.rows import Row, is_reference, paired_interval, quality_of
-from tcbench.score import Quality
 from tcbench.stats import Interval, Replicates, holm, welch
 
 LEVEL = 0.05

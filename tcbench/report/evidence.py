@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.entry import Entry
+from tcbench.config.suite import Entry
 from tcbench.metrics.catalogue import METRICS
 from tcbench.registry import method_class
 from tcbench.report.cells import difference_text

@@ -12,8 +12,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from tcbench.errors import UserError
-from tcbench.files import atomic
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.files import atomic
 from tcbench.report.rows import Row, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]

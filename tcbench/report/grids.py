@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tcbench.errors import UserError
-from tcbench.files import atomic
+from tcbench.record.files import atomic
 
 TILE = 64  # pixels; smaller images are enlarged by a whole factor to at least this
 GAP = 4

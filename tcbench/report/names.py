@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 
 
 @dataclass(frozen=True)

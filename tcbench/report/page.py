@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.report.evidence import evidence
 from tcbench.report.findings import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names

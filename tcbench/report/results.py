@@ -1,6 +1,6 @@
 """Everything of a suite that reports are made from: reading it, and checking that nothing lacks.
 
-A score file is plain JSON, one per row of a suite (`tcbench.score`).
+A score file is plain JSON, one per row of a suite (`tcbench.record.score`).
 """
 
 from collections.abc import Collection, Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.files import read_json
+from tcbench.record.files import read_json
+from tcbench.record.score import Score
 from tcbench.report.rows import Row, reference_of, row_named, was_run
-from tcbench.score import Score
 
 MEASURED = (
     *("i_steps", "plans", "plan", "tokens", "samples", "groups", "group_sizes", "extractor", "metrics_not_run"),

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from tcbench.errors import UserError
-from tcbench.executed import PlanRecord
-from tcbench.score import Quality, Score
+from tcbench.record.executed import PlanRecord
+from tcbench.record.score import Quality, Score
 from tcbench.stats import Interval
 
 Row = Score

@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from tcbench.config.speed import SpeedSuite, parts
 from tcbench.errors import UserError
-from tcbench.files import read_json
+from tcbench.record.files import read_json
 from tcbench.registry import method_class
 from tcbench.report.cells import NO_CELL, Record, ratio
 from tcbench.report.figures import LOOK, save, styles
 from tcbench.report.table import Table
-from tcbench.speed_config import SpeedSuite, parts
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 
@@ -198,8 +198,8 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         f"{protocol.warmup} warm-up, rows interleaved; the paper's is of a batch of {PAPER_BATCH} on its own GPU. "
         "P-step: median of all steps that are not full, and its share of a full step. "
         "Peak memory: weights, and what preparing and running the row alone adds. "
-        "Weights are random and stand-ins take the place of trained parts (tcbench/untrained.py), so token choices are "
-        "those of the method without skill. "
+        "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
+        "choices are those of the method without skill. "
         f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
     )
     return Table(

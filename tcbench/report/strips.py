@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tcbench.errors import UserError
-from tcbench.files import atomic
+from tcbench.record.files import atomic
 
 
 def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from tcbench.files import write_text
+from tcbench.record.files import write_text
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

@@ -9,8 +9,8 @@ from snakemake.exceptions import WorkflowError
 
 from tcbench.errors import UserError
 from tcbench.places import suite_file, suite_word
-from tcbench.sources import source_digest
-from tcbench.speed_config import load_speed_suite
+from tcbench.record.sources import source_digest
+from tcbench.config.speed import load_speed_suite
 from tcbench.workflow import SUITES, TARGETS
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tcbench.budget.untrained import random_captions, untrained_artefacts
+from tcbench.config.speed import Dtype, Part, SpeedSuite
 from tcbench.errors import NotRun, UserError
-from tcbench.files import digest, read_json, write_json
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
-from tcbench.provenance import collect
+from tcbench.record.files import digest, read_json, write_json
+from tcbench.record.provenance import collect
+from tcbench.record.sources import source_digest
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.sampling import SamplerSettings
-from tcbench.sources import source_digest
-from tcbench.speed_config import Dtype, Part, SpeedSuite
+from tcbench.samplers import SamplerSettings
 from tcbench.stages.peers import PEERS, macs_per_sample
 from tcbench.stages.timing import Prepared, machine, run_seconds, spread, step_seconds
-from tcbench.untrained import random_captions, untrained_artefacts
 
 WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Record = dict[str, Any]

@@ -22,38 +22,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import noise
-from tcbench.engine import Engine
-from tcbench.entry import Entry
-from tcbench.files import shortened, write_json
+from tcbench.artefacts import load_artefacts
+from tcbench.choose import allocate_evenly, allocate_tokens, top_tokens, top_tokens_by_block
+from tcbench.config.suite import Entry
+from tcbench.engine.engine import Engine
 from tcbench.guidance import Unguided
-from tcbench.method import Artefacts, Look, Run, TrainScorer
+from tcbench.method import Artefacts, Look, Run
 from tcbench.models.adapter import Adapter
-from tcbench.plan import (
-    ALL,
-    NONE,
-    Block,
-    Decision,
-    Hold,
-    Keys,
-    Plan,
-    Unit,
-    allocate_evenly,
-    allocate_tokens,
-    every_unit,
-    top_tokens,
-    top_tokens_by_block,
-)
-from tcbench.provenance import collect
-from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, make_sampler, start_run
-from tcbench.stages.common import (
-    Captions,
-    PromptedCaptions,
-    load_adapter,
-    load_captions,
-    load_examples,
-    sampler_settings,
-)
-from tcbench.training.caching import CALIBRATION_INDEX, Pairs, load_artefacts, uncached_updates
+from tcbench.plan import ALL, NONE, Block, Decision, Hold, Keys, Plan, Unit, every_unit
+from tcbench.record.files import shortened, write_json
+from tcbench.record.provenance import collect
+from tcbench.samplers import make_sampler
+from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, start_run
+from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions, load_examples
+from tcbench.stages.ready import load_adapter, sampler_settings
+from tcbench.trainable import TrainScorer
+from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
 
 BATCH = 8  # samples in each of the two batches whose trajectories are observed
 SEED_OFFSET = 7919  # the pairs are not the ones that training saw

@@ -9,16 +9,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench import noise
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing
 from tcbench.errors import UserError
-from tcbench.files import digest, read_json, write_json, write_tensors
 from tcbench.models.pretrained import Autoencoder
 from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import SPACE, TIME, VideoAutoencoder
-from tcbench.provenance import collect
-from tcbench.sources import source_digest
+from tcbench.record.files import digest, read_json, write_json, write_tensors
+from tcbench.record.provenance import collect
+from tcbench.record.sources import source_digest
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 
 SHARD = 1024  # images: 8 MB of latents at 256x256

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
-from tcbench.files import read_json, sha256
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
+from tcbench.record.files import read_json, sha256
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder

@@ -6,11 +6,12 @@ import time
 import torch
 from tqdm import tqdm
 
-from tcbench.config import Suite
-from tcbench.files import write_json
-from tcbench.provenance import collect
+from tcbench.config.suite import Suite
+from tcbench.record.files import write_json
+from tcbench.record.provenance import collect
 from tcbench.sampling import sample_batch
-from tcbench.stages.common import load_adapter, load_captions, ready_row, sampler_settings
+from tcbench.stages.conditioning import load_captions
+from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
 
 
 def measure_latency(suite: Suite) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from tcbench.config import Suite
-from tcbench.entry import Entry
+from tcbench.budget.matching import SHAPES, Basis
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.files import read_json
-from tcbench.matching import SHAPES, Basis
 from tcbench.method import Method
+from tcbench.record.files import read_json
 
 if TYPE_CHECKING:
     from tcbench.models.adapter import Adapter
@@ -36,7 +35,7 @@ class Calibration:
     @cached_property
     def adapter(self) -> "Adapter":
         """The suite's model, loaded when a row first needs it."""
-        from tcbench.stages.common import load_adapter
+        from tcbench.stages.ready import load_adapter
 
         self.prepare()
         return load_adapter(self.suite)
@@ -44,7 +43,7 @@ class Calibration:
     @cached_property
     def captions(self) -> "Prompts | None":
         """What calibration samples show."""
-        from tcbench.stages.common import load_captions
+        from tcbench.stages.conditioning import load_captions
 
         return load_captions(self.suite, held_out=False)
 
@@ -63,7 +62,7 @@ class Calibration:
             return SHAPES
         if read_json(log)["settings"] != source.training_settings:
             return SHAPES
-        from tcbench.training.caching import load_numbers
+        from tcbench.artefacts import load_numbers
 
         numbers = load_numbers(source.trained)
         if not entry.method.macs_depend_on(numbers):
@@ -72,7 +71,7 @@ class Calibration:
 
     def _measured(self, entry: Entry) -> Basis:
         """MACs of a calibration set that runs through the engine."""
-        from tcbench.stages.common import ready_row
+        from tcbench.stages.ready import ready_row
 
         ready = ready_row(entry, self.adapter)
 
@@ -81,8 +80,8 @@ class Calibration:
             from tqdm import tqdm
 
             from tcbench.sampling import sample_batch
-            from tcbench.stages.common import sampler_settings
-            from tcbench.training.caching import CALIBRATION_INDEX
+            from tcbench.stages.ready import sampler_settings
+            from tcbench.training.pairs import CALIBRATION_INDEX
 
             size, settings = self.suite.batch_size, sampler_settings(entry)
             starts = [CALIBRATION_INDEX + batch * size for batch in range(self.batches)]

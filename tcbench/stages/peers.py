@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.config.speed import PeerName
 from tcbench.errors import NotRun
 from tcbench.models.adapter import Adapter
 from tcbench.models.dit import DiTAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.sampling import ReferenceDDIM, SamplerSettings, initial_noise, sample_labels
-from tcbench.speed_config import PeerName
+from tcbench.samplers import ReferenceDDIM, SamplerSettings
+from tcbench.sampling import initial_noise, sample_labels
 from tcbench.stages.timing import Prepared
 
 BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tcbench.config import Suite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.models.specs import MODELS

@@ -11,12 +11,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from tcbench.config.speed import Part, SpeedSuite
 from tcbench.errors import UserError
-from tcbench.files import write_json
 from tcbench.method import ModelShape
-from tcbench.provenance import collect
+from tcbench.record.files import write_json
+from tcbench.record.provenance import collect
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.speed_config import Part, SpeedSuite
 from tcbench.stages.bench import device_of, is_full, precision, prepare_row, random_adapter
 from tcbench.stages.timing import machine
 

@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tcbench.config import Suite
+from tcbench.config.speed import SpeedSuite
+from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.files import read_json, write_json
-from tcbench.speed_config import SpeedSuite
+from tcbench.record.files import read_json, write_json
 
 SPEED_RECORDS = ("runs/*.json", "peers/*.json", "profile/*.json")
 MEASURED = (

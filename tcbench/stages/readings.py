@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.config import Suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.captions import decode
-from tcbench.entry import Entry
 from tcbench.errors import NotRun, UserError
-from tcbench.files import digest, read_tensors, write_tensors
 from tcbench.metrics.catalogue import METRICS, settings_of
 from tcbench.metrics.readings import Scorer
 from tcbench.metrics.vbench import table
-from tcbench.sources import source_digest
+from tcbench.record.files import digest, read_tensors, write_tensors
+from tcbench.record.sources import source_digest
 from tcbench.stages import vbench
 
 Scorers = dict[str, Scorer | NotRun]

@@ -8,9 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from tcbench.config import Suite
-from tcbench.entry import Entry
-from tcbench.files import read_json, write_text
+from tcbench.config.suite import Entry, Suite
+from tcbench.record.files import read_json, write_text
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page

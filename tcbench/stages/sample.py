@@ -9,25 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.config import Suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.data.source import PromptSet
-from tcbench.entry import Entry
-from tcbench.files import digest, read_tensors, sha256, write_json, write_tensors
-from tcbench.provenance import collect
-from tcbench.sampling import make_sampler, sample_batch
-from tcbench.sources import source_digest
-from tcbench.stages.common import (
-    Captions,
-    PromptedCaptions,
-    ReadyRow,
-    files_digests,
-    load_adapter,
-    load_captions,
-    ready_row,
-    sampler_settings,
-    weights_digest,
-)
+from tcbench.record.files import digest, read_tensors, sha256, write_json, write_tensors
+from tcbench.record.provenance import collect
+from tcbench.record.sources import source_digest
+from tcbench.samplers import make_sampler
+from tcbench.sampling import sample_batch
+from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
+from tcbench.stages.ready import ReadyRow, files_digests, load_adapter, ready_row, sampler_settings, weights_digest
 
 
 def row_fingerprint(entry: Entry) -> str:

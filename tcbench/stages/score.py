@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from tcbench import stats
-from tcbench.config import Suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.images import list_images
-from tcbench.entry import Entry
 from tcbench.errors import UserError
-from tcbench.executed import PlanRecord
-from tcbench.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.deviation import trajectory_mae
@@ -23,9 +20,11 @@ from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
-from tcbench.provenance import collect
-from tcbench.score import Score
-from tcbench.sources import source_digest
+from tcbench.record.executed import PlanRecord
+from tcbench.record.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
+from tcbench.record.provenance import collect
+from tcbench.record.score import Score
+from tcbench.record.sources import source_digest
 from tcbench.stages.images import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
 

@@ -2,16 +2,12 @@
 
 import time
 
-from tcbench.entry import Entry
-from tcbench.provenance import collect
-from tcbench.stages.common import (
-    files_digests,
-    load_adapter,
-    load_captions,
-    load_examples,
-    sampler_settings,
-)
-from tcbench.training.caching import save_artefacts, train
+from tcbench.artefacts import save_artefacts
+from tcbench.config.suite import Entry
+from tcbench.record.provenance import collect
+from tcbench.stages.conditioning import load_captions, load_examples
+from tcbench.stages.ready import files_digests, load_adapter, sampler_settings
+from tcbench.training.caching import train
 
 
 def train_row(entry: Entry) -> None:

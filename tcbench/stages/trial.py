@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from tcbench.data import Dataset, to_uint8
 from tcbench.data.sets.fashion import Fashion
-from tcbench.files import read_json, read_tensors, write_json, write_shards
 from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.models.adapter import Adapter
 from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.networks import load_transformer, make_adapter
 from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.record.files import read_json, read_tensors, write_json, write_shards
 from tcbench.report.grids import grid, save_grid
-from tcbench.sampling import ReferenceDDIM, initial_noise, sample_labels
+from tcbench.samplers import ReferenceDDIM
+from tcbench.sampling import initial_noise, sample_labels
 from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, train_classifier
-from tcbench.training.common import deterministic
+from tcbench.training.running import deterministic
 
 SEED = 1
 """Keys the noise that guidance is chosen on; a suite's evaluated samples have another."""

@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tcbench.assets import ASSETS
-from tcbench.config import Suite
-from tcbench.entry import Entry
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
-from tcbench.files import atomic, read_json, write_json, write_text
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
-from tcbench.provenance import collect
+from tcbench.places import ASSETS
+from tcbench.record.files import atomic, read_json, write_json, write_text
+from tcbench.record.provenance import collect
 
 REQUIREMENTS = ASSETS / "vbench" / "requirements.txt"
 DOWNLOADS = "about 110 packages with a torch of their own, 6 GB on disk, 3 minutes on a fast line"

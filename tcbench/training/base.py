@@ -20,12 +20,12 @@ from tqdm import tqdm
 from tcbench.data import Dataset
 from tcbench.data.augment import Affine
 from tcbench.errors import UserError
-from tcbench.files import atomic, write_json, write_tensors
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, make_adapter, save_transformer
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
-from tcbench.training.common import deterministic, provenance, require_finite
+from tcbench.record.files import atomic, write_json, write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite
 
 
 class PretrainRecipe(BaseModel):

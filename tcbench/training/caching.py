@@ -6,114 +6,35 @@ The cache the later step sees is filled by the uncached forward at the earlier o
 "Training", lists the choices that the paper leaves open.
 """
 
-import copy
-import re
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.engine import Engine, soft_hidden
-from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors, sha256, shortened, write_json, write_tensors
+from tcbench.artefacts import add_refiners, read_router
+from tcbench.engine.engine import Engine
+from tcbench.engine.soft import soft_hidden
 from tcbench.guidance import Unguided
-from tcbench.method import (
-    Artefacts,
-    CollectScores,
-    ImportRouter,
-    Look,
-    Method,
-    Run,
-    Stage,
-    TrainRefiners,
-    TrainRouter,
-    TrainScorer,
-)
-from tcbench.models.adapter import Adapter, Prompt
-from tcbench.models.networks import make_adapter
+from tcbench.method import Artefacts, Look, Method, Run
+from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import Block, Plan, Unit
-from tcbench.sampling import (
-    Chain,
-    Passes,
-    Prompts,
-    SamplerSettings,
-    default_prompts,
-    denoise,
-    initial_noise,
-    make_sampler,
-    start_run,
-)
-from tcbench.training.common import check_finite, deterministic, uncached_values
-from tcbench.training.routers import as_table, read_router, train_router
+from tcbench.record.files import shortened
+from tcbench.samplers import SamplerSettings, make_sampler
+from tcbench.sampling import Passes, Prompts, default_prompts, denoise, initial_noise, start_run
+from tcbench.trainable import CollectScores, ImportRouter, Stage, TrainRefiners, TrainRouter, TrainScorer
+from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
+from tcbench.training.routers import train_router
+from tcbench.training.running import check_finite, deterministic
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
-
-LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
-CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
-
-
-class Pairs:
-    """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
-
-    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int) -> None:
-        self.adapter, self.data, self.sampler = adapter, data, sampler
-        self.generator = torch.Generator().manual_seed(seed)
-        self.timesteps = torch.tensor([*sampler.timesteps, 0])
-
-    def steps(self, batch_size: int) -> Tensor:
-        """Earlier steps of the pairs, uniform over the grid: [R]."""
-        return torch.randint(len(self.sampler.timesteps) - 1, (batch_size,), generator=self.generator)
-
-    def one_of(self, steps: list[int]) -> int:
-        """One step out of `steps`, uniformly."""
-        return steps[int(torch.randint(len(steps), (), generator=self.generator))]
-
-    def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
-        """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
-        device = self.adapter.device
-        chosen = torch.randint(len(self.data), (len(step_R),), generator=self.generator)
-        x0, label = self.data.images[chosen], self.data.labels[chosen]
-        dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
-        label = self.adapter.drop(label, dropped)
-        noise = torch.randn(x0.shape, generator=self.generator)
-        return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
-
-    def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
-        """(tokens [R, N, D], condition)."""
-        timestep = self.timesteps[step_R].to(x.device)
-        context = self.adapter.prepare(label)
-        return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
-
-    @torch.no_grad()
-    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
-        """A batch of pairs, uncached on both sides.
-
-        Returns:
-            Updates at the earlier steps; tokens and condition at the later ones, their x^L, and their updates.
-        """
-        step = self.steps(batch_size)
-        x, label = self.start(step)
-        tokens, condition = self.embed(x, step, label)
-        hidden, cached = uncached_updates(self.adapter, tokens, condition)
-        later = self.next(x, hidden, condition, step)
-        tokens, condition = self.embed(later, step + 1, label)
-        return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
-
-    def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
-        """x at the later steps, from the last block's output at the earlier ones."""
-        output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
-        return self.sampler.step_rows(output, step_R.to(x.device), x)
 
 
 @deterministic()
@@ -218,11 +139,6 @@ def half_closing_cost(adapter: Adapter, stage: TrainScorer, pairs: Pairs, batche
     return weight if stage.cost_reduction == "sum" else weight * stage.free_blocks * shape.num_tokens
 
 
-def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:
-    """(x^L, every block's update f^l), without a gradient."""
-    return uncached_values(adapter, tokens, condition, [Block(block) for block in range(adapter.shape.num_blocks)])
-
-
 def _block_inputs(tokens: Tensor, updates: dict[Unit, Tensor]) -> list[Tensor]:
     """x^0..x^{L-1} of the uncached path."""
     inputs = [tokens]
@@ -321,98 +237,3 @@ def _train_refiners(
     state = {name: parameter.detach().cpu() for name, parameter in lora.named_parameters() if "lora_" in name}
     lora.unload()
     return state, history
-
-
-def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
-    """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
-    names = {module: name for name, module in adapter.model.named_modules()}
-    last = "|".join(re.escape(names[block]) for block in adapter.blocks[adapter.shape.num_blocks - blocks :])
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"({last})\.({adapter.refiner_layers})")
-    lora = LoraModel(adapter.model, {"default": config}, "default")
-    if generator is not None:
-        for name, parameter in lora.named_parameters():
-            if "lora_A" in name:  # peft draws it from the global generator
-                bound = parameter.shape[1] ** -0.5
-                with torch.no_grad():
-                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    return lora
-
-
-def save_artefacts(folder: Path, artefacts: Artefacts, refiners: dict[str, Tensor], log: dict) -> None:
-    """Write what `train` made: one safetensors file a scorer or table, the refiners, and last `artefacts.json`, which
-    vouches for them with their digests, so that an interrupted save is never taken for a finished one."""
-    names = []
-    for name, scorer in artefacts.scorers.items():
-        write_tensors(folder / f"{name}.safetensors", {key: value.cpu() for key, value in scorer.state_dict().items()})
-        names.append(name)
-    for name, table in artefacts.tables.items():
-        write_tensors(folder / f"{name}.safetensors", {"table": torch.tensor(table)})
-        names.append(name)
-    log["tables"] = list(artefacts.tables)
-    if refiners:
-        write_tensors(folder / "refiners.safetensors", refiners)
-    files = [*names, "refiners"] if refiners else names
-    log["files"] = {name: sha256(folder / f"{name}.safetensors") for name in files}
-    write_json(folder / "artefacts.json", log)
-
-
-def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
-    """Read what `save_artefacts` wrote: the artefacts, and the adapter to sample with.
-
-    That adapter is a copy with the refiners merged into its weights (they cost no MACs), or `adapter` itself.
-
-    Raises:
-        UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
-    """
-    log, numbers = read_json(folder / "artefacts.json"), load_numbers(folder)
-    scorers: dict[str, nn.Module] = {}
-    for name in log["files"].keys() - numbers.tables:
-        tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
-        if name == "refiners":
-            stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
-            adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
-        else:
-            scorers[name] = CachePredictor(adapter)
-            _load_exactly(scorers[name], tensors, path)
-            scorers[name].eval().requires_grad_(False)
-    return replace(numbers, scorers=scorers), adapter
-
-
-def load_numbers(folder: Path) -> Artefacts:
-    """The part of what `save_artefacts` wrote that needs no model: tables and alpha-bar.
-
-    Raises:
-        UserError: as `load_artefacts`.
-    """
-    log = read_json(folder / "artefacts.json")
-    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log.get("tables", ())}
-    return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
-
-
-def _vouched(folder: Path, name: str, log: dict[str, Any]) -> dict[str, Tensor]:
-    path = folder / f"{name}.safetensors"
-    tensors, _ = read_tensors(path)
-    if sha256(path) != log["files"][name]:
-        raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
-    return tensors
-
-
-def _merged(adapter: Adapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> Adapter:
-    merged = make_adapter(copy.deepcopy(adapter.model), adapter.spec)
-    lora = add_refiners(merged, blocks, rank)
-    _load_exactly(lora, tensors, path, only="lora_")
-    lora.merge_and_unload()
-    return make_adapter(merged.model, merged.spec)  # the merged layers are new modules
-
-
-def _load_exactly(module: nn.Module, tensors: dict[str, Tensor], path: Path, only: str = "") -> None:
-    expected = {key for key in module.state_dict() if only in key}
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))[0]
-        raise UserError(
-            f"{path}: {odd} is missing or unknown; the file belongs to another model or version: train again"
-        )
-    try:
-        module.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[-1].strip()}; train the row again") from error

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from tcbench.data import Dataset, split
 from tcbench.data.augment import Affine
-from tcbench.files import write_json, write_tensors
 from tcbench.models.classifier import DigitsCNN
-from tcbench.training.common import deterministic, provenance, require_finite
+from tcbench.record.files import write_json, write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite
 
 
 class ClassifierRecipe(BaseModel):

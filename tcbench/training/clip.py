@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from tcbench.data.augment import Affine
 from tcbench.data.sets.scenes import Scenes
-from tcbench.files import write_json, write_tensors
 from tcbench.models.digits_clip import build_digits_clip
-from tcbench.training.common import deterministic, provenance, require_finite
+from tcbench.record.files import write_json, write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite
 
 
 class ClipRecipe(BaseModel):

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from tcbench.data.augment import Affine
 from tcbench.data.sets.scenes import SIDE, SIZES, Scenes
-from tcbench.files import write_json, write_tensors
 from tcbench.models.reader import CLASSES, NONE, DigitReader, Reading, read_digits, target_map
-from tcbench.training.common import deterministic, provenance, require_finite
+from tcbench.record.files import write_json, write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite
 
 
 class ReaderRecipe(BaseModel):

@@ -7,26 +7,24 @@ s * fresh + (1 - s) * cached with s = sigmoid(logit), and the error of the model
 against the sum of s.
 """
 
-import argparse
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tcbench.engine import soft_hidden
-from tcbench.errors import UserError
-from tcbench.method import ModelShape, Table, TrainRouter
+from tcbench.artefacts import as_table
+from tcbench.engine.soft import soft_hidden
+from tcbench.method import ModelShape, Table
 from tcbench.models.adapter import Prompt
 from tcbench.plan import Site, Unit
-from tcbench.training.common import check_finite, uncached_values
+from tcbench.trainable import TrainRouter
+from tcbench.training.pairs import uncached_values
+from tcbench.training.running import check_finite
 
 if TYPE_CHECKING:
-    from tcbench.training.caching import Pairs
+    from tcbench.training.pairs import Pairs
 
 LOGIT_BOUND = 5.0  # logits are clamped to this after every step, so that no gate stops learning
 
@@ -127,38 +125,3 @@ def train_router(pairs: "Pairs", stage: TrainRouter) -> tuple[Table, dict[str, l
             history["mean_gate"].append(trainer.logits()[: steps - 1 : 2].sigmoid().mean().item())
             progress.set_postfix(cache=f"{history['cache_loss'][-1]:.3g}", gate=f"{history['mean_gate'][-1]:.3f}")
     return as_table(trainer.logits()), history
-
-
-def as_table(logits_SG: Tensor) -> Table:
-    """A tensor of two dimensions as host data; float32 numbers survive the way there and back unchanged."""
-    return tuple(tuple(row) for row in logits_SG.tolist())
-
-
-def read_router(path: Path | str) -> Table:
-    """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
-
-    Nothing in the file is executed; `argparse.Namespace`, in which the script keeps its settings, is data.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another form.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a router checkpoint") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: truncated or not a plain checkpoint; download it again") from error
-    wanted = '{"routers": {"0.prob": logits, "1.prob": logits, ...}}'
-    routers = content.get("routers") if isinstance(content, Mapping) else None
-    if not isinstance(routers, Mapping) or not routers:
-        raise UserError(f"{path}: holds no routers; a checkpoint of the form {wanted} is needed")
-    rows: list[Tensor] = []
-    for index in range(len(routers)):
-        row = routers.get(f"{index}.prob")
-        if not isinstance(row, Tensor) or row.ndim != 1 or not row.isfinite().all():
-            raise UserError(f"{path}: {index}.prob is missing, not a vector or not finite; {wanted} is needed")
-        rows.append(row)
-    if len({len(row) for row in rows}) > 1:
-        raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
-    return as_table(torch.stack(rows).float())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tcbench.guidance import GuidanceKind
 from tcbench.models.adapter import Adapter, Family, Gated, Modulation, Text, TransformerBlock
-from tcbench.models.pixart import Cross
 from tcbench.models.specs import TextSpec
+from tcbench.models.text_adapter import Cross
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
 FREQUENCIES = 256

@@ -9,7 +9,7 @@ from PIL import Image
 from tcbench.data import Dataset, split
 from tcbench.data.source import DataSource
 from tcbench.errors import UserError
-from tcbench.files import digest
+from tcbench.record.files import digest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 

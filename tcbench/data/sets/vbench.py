@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tcbench.data.source import PromptSet
-from tcbench.files import read_json
+from tcbench.record.files import read_json
 
 
 class VBench(PromptSet):

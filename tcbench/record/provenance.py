@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcbench import __version__
-from tcbench.files import digest
+from tcbench.record.files import digest
 
 PACKAGES = ("torch", "diffusers", "peft", "torch_fidelity", "numpy", "snakemake")
 

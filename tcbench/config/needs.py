@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcbench.config import File, Suite
+from tcbench.config.fields import File
+from tcbench.config.suite import Suite
 from tcbench.data.source import PromptSet
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError

@@ -7,9 +7,9 @@ on what cannot change a number, so that editing an error message or a table does
 from functools import lru_cache
 from pathlib import Path
 
-from tcbench.files import digest, sha256
-from tcbench.imports import closure, module_file, modules_loaded, with_packages
 from tcbench.places import data_file, method_file
+from tcbench.record.files import digest, sha256
+from tcbench.record.imports import closure, module_file, modules_loaded, with_packages
 
 STAGES = {
     "encode": ("tcbench.stages.encode",),
@@ -30,10 +30,10 @@ CANNOT_CHANGE_NUMBERS = frozenset(
     {
         "tcbench",  # its version
         # what a config says reaches fingerprints and rules as values
-        *("tcbench.config", "tcbench.entry", "tcbench.speed_config"),
-        *("tcbench.borrowing", "tcbench.errors"),  # these refuse
-        *("tcbench.files", "tcbench.imports", "tcbench.places", "tcbench.provenance", "tcbench.registry"),
-        "tcbench.sources",
+        *(f"tcbench.config.{name}" for name in ("fields", "suite", "load", "check", "speed", "needs")),
+        *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
+        *("tcbench.places", "tcbench.registry"),  # these find
+        *(f"tcbench.record.{name}" for name in ("files", "imports", "provenance", "sources")),
     }
 )
 """What every stage imports and none depends on, nor on what it is imported for by these alone."""

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from tcbench.ledger import Ledger, plan_macs
-from tcbench.method import Artefacts, ImportRouter, Look, Method, Run, Table, Undecided
+from tcbench.method import Artefacts, Look, Method, Run, Table, Undecided
 from tcbench.models.specs import MODELS
 from tcbench.observations import OBSERVATIONS
 from tcbench.plan import Deferred, Plan
 from tcbench.shapes import Macs
 from tcbench.timesteps import respaced_timesteps
+from tcbench.trainable import ImportRouter
 from tcbench.unseen import unseen
 
 if TYPE_CHECKING:
@@ -96,6 +97,6 @@ def _cheapest(plan: Plan) -> Plan:
 
 
 def _router(path: str) -> Table:
-    from tcbench.training.routers import read_router  # torch's own format: the one part of costing that imports torch
+    from tcbench.artefacts import read_router  # torch's own format: the one part of costing that imports torch
 
     return read_router(path)

@@ -1,21 +1,16 @@
 """What every training run shares: determinism, a schedule of the learning rate, and a record of its circumstances."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from tcbench.engine import Engine
 from tcbench.errors import UserError
-from tcbench.guidance import Unguided
-from tcbench.method import Run, Stage
-from tcbench.models.adapter import Adapter
-from tcbench.plan import ALL, Hold, Unit, every_unit
+from tcbench.trainable import Stage
 
 
 @contextmanager
@@ -50,13 +45,3 @@ def check_finite(loss: Tensor, stage: Stage, iteration: int) -> None:
             f"{type(stage).__name__}: the loss became {loss.item()} at iteration {iteration}; "
             "lower the learning rate and train again"
         )
-
-
-def uncached_values(
-    adapter: Adapter, tokens: Tensor, condition: Any, units: Sequence[Unit]
-) -> tuple[Tensor, dict[Unit, Tensor]]:
-    """(x^L, what would be cached of every unit) of a forward that computes everything, without a gradient."""
-    engine = Engine(adapter, Run(adapter.shape, (0,), Unguided(), torch.arange(len(tokens))))
-    with torch.no_grad():
-        hidden = engine.hidden(every_unit(units, ALL), 0, tokens, condition)
-    return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}

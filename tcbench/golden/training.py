@@ -8,13 +8,14 @@ from torch import Tensor
 
 from tcbench.data import Dataset
 from tcbench.errors import UserError
-from tcbench.method import TrainRouter
-from tcbench.sampling import ReferenceDDIM
-from tcbench.training.caching import Pairs
+from tcbench.samplers import ReferenceDDIM
+from tcbench.trainable import TrainRouter
+from tcbench.training.pairs import Pairs
 from tcbench.training.routers import RouterTrainer
 
 if TYPE_CHECKING:
-    from tcbench.golden import Case
+    from tcbench.golden.case import Case
+
 
 ROUNDING = 1e-8  # a loss below this is rounding: that of hard gates which are all open is 0 or nearly
 

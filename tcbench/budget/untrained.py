@@ -8,24 +8,16 @@ schedule has the published number of I-steps; refiners need nothing, because LoR
 import torch
 from torch import Tensor
 
+from tcbench.artefacts import read_router
 from tcbench.errors import UserError
-from tcbench.method import (
-    Artefacts,
-    CollectScores,
-    ImportRouter,
-    Method,
-    Run,
-    Table,
-    TrainRouter,
-    TrainScorer,
-)
+from tcbench.method import Artefacts, Method, Run, Table
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import ModelSpec, TextSpec
 from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
-from tcbench.training.routers import read_router
+from tcbench.trainable import CollectScores, ImportRouter, TrainRouter, TrainScorer
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
 

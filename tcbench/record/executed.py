@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import numpy as np
 
+
 _WORDS = re.compile(r"forecast \d+|\S+")
 
 

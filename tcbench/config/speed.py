@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from tcbench.config import PaperCell, PaperModel, read_mapping, validated
+from tcbench.config.fields import PaperCell, PaperModel, Strict
+from tcbench.config.load import read_mapping, validated
 from tcbench.errors import UserError
-from tcbench.files import digest
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
+from tcbench.record.files import digest
 from tcbench.registry import make_method
 
 Dtype = Literal["bf16", "tf32", "fp32"]
@@ -32,15 +33,11 @@ PeerName = Literal[
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SpeedRow(_Strict):
+class SpeedRow(Strict):
     """One line of a table.
 
     Attributes:
-        method, nfe, options: as in `tcbench.config.Row`.
+        method, nfe, options: as in `tcbench.config.fields.Row`.
         open_branches: for a method with a trained router, the share of branches that its stand-in recomputes where the
             router decides.
         paper: the paper's numbers; its latency is of a batch of 8 on its own GPU.
@@ -48,12 +45,12 @@ class SpeedRow(_Strict):
 
     method: str
     nfe: int = Field(ge=2, le=1000)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     open_branches: float | None = Field(None, ge=0, le=1)
     paper: PaperCell | None = None
 
 
-class Setting(_Strict):
+class Setting(Strict):
     """One dtype and batch size that all rows of a model are timed at.
 
     Attributes:
@@ -69,12 +66,12 @@ class Setting(_Strict):
     peers: bool = False
 
 
-class SpeedModel(_Strict):
+class SpeedModel(Strict):
     """A model's rows and the settings they are timed at.
 
     Attributes:
         stands_for: the paper's model and resolution.
-        solver, guidance_scale: as in `tcbench.sampling.SamplerSettings`; every run has both guided halves.
+        solver, guidance_scale: as in `tcbench.samplers.SamplerSettings`; every run has both guided halves.
         needs: what is missing to run it, if it cannot be run yet; its rows are then printed as not run.
     """
 
@@ -99,7 +96,7 @@ class SpeedModel(_Strict):
         return tuple(nfe for nfe in every if setting.nfes is None or nfe in setting.nfes)
 
 
-class Protocol(_Strict):
+class Protocol(Strict):
     """How a row is timed: whole runs, rows interleaved, the first `warmup` rounds dropped.
 
     Attributes:
@@ -111,7 +108,7 @@ class Protocol(_Strict):
     step_rounds: PositiveInt = 1
 
 
-class Peers(_Strict):
+class Peers(Strict):
     """Other implementations of the uncached model, or with caching of their own, timed beside the rows.
 
     Attributes:
@@ -123,7 +120,7 @@ class Peers(_Strict):
     names: tuple[PeerName, ...] = ()
 
 
-class SpeedSuite(_Strict):
+class SpeedSuite(Strict):
     """Everything that a timing depends on besides code and machine.
 
     Attributes:

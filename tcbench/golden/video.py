@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tcbench.engine import Engine
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.files import read_json, read_tensors
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import load_transformer, make_adapter
@@ -25,11 +24,14 @@ from tcbench.models.wf_vae import (
     to_bytes,
     weights_in,
 )
+from tcbench.record.files import read_json, read_tensors
 from tcbench.registry import make_method
-from tcbench.sampling import EulerAncestral, Passes, denoise
+from tcbench.samplers import EulerAncestral
+from tcbench.sampling import Passes, denoise
 
 if TYPE_CHECKING:
-    from tcbench.golden import Case
+    from tcbench.golden.case import Case
+
 
 FRAMES = {"frames": 1.0, "frames_that_differ": 1e-3}
 """Bytes are cut off, and a value near a whole level falls either way: by how many levels, in which share of them."""
@@ -54,9 +56,6 @@ def stated_tolerances(case: "Case") -> dict[str, float]:
         path = case.directory / f"{case.name}.json"
         raise UserError(f"{path}: quantities: not tolerances by quantity; see docs/goldens.md") from error
     return stated | FRAMES
-
-
-# --- the denoiser
 
 
 def run_forward(case: "Case") -> dict[str, float]:
@@ -151,9 +150,6 @@ def _outputs(
     (rows,) = run.guidance.prompts(adapter, prompt)
     context = engine.prepare(rows)
     return [engine(step, run.guidance.latents(latents[step]), context) for step in range(len(timesteps))]
-
-
-# --- the autoencoder
 
 
 def run_autoencoder(case: "Case") -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Rows that sample with what was trained for another row: whether they may, from shapes and options alone."""
 
-from tcbench.config import Suite
-from tcbench.costing import run_of_shapes
-from tcbench.entry import Entry
+from tcbench.budget.costing import run_of_shapes
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.files import read_tensors, write_tensors
+from tcbench.record.files import read_tensors, write_tensors
 
 Recipe = dict[str, dict[str, list[int]]]
 """By tensor: `shape`, `start` [place in the stream], and `scaled` [rows, factor], the first rows times a factor."""

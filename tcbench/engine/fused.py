@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.cache import Cache
+from tcbench.engine.cache import Cache
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.chosen import Path, on_device
@@ -30,7 +30,7 @@ from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
-from tcbench.models.pixart import Cross
+from tcbench.models.text_adapter import Cross
 from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
 
 
@@ -40,7 +40,7 @@ def can_fuse(adapter: Adapter) -> bool:
 
 
 class FusedBlocks:
-    """`tcbench.engine.Blocks` with fused kernels, for sampling: a run begins with `prepare`, nothing has a gradient.
+    """`Blocks` with fused kernels, for sampling: a run begins with `prepare`, nothing has a gradient.
 
     Args:
         path: `torch` runs the kernels' references instead, on any device; for tests.

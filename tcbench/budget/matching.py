@@ -2,7 +2,7 @@
 
 A setting is searched over a finite list in which MACs must rise or fall: the integers from 1 to the NFE, or steps of
 `FLOAT_STEP` strictly between the bounds that the option declares (`Field(ge=..., le=...)`). A trial is a call of
-`tcbench.costing.macs_of`, which builds no model, or, where MACs depend on the sample, a run of a calibration set.
+`costing.macs_of`, which builds no model, or, where MACs depend on the sample, a run of a calibration set.
 """
 
 from bisect import bisect_left
@@ -12,9 +12,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from tcbench.config import Suite
-from tcbench.costing import macs_of
-from tcbench.entry import Entry
+from tcbench.budget.costing import macs_of
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.registry import make_method

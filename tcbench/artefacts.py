@@ -1,0 +1,152 @@
+"""What training made for a row, on disk: one file a scorer or table, LoRA refiners, and an index of digests."""
+
+import argparse
+import copy
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import Tensor, nn
+
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, Table
+from tcbench.models.adapter import Adapter
+from tcbench.models.networks import make_adapter
+from tcbench.models.predictor import CachePredictor
+from tcbench.record.files import read_json, read_tensors, sha256, write_json, write_tensors
+
+
+def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
+    """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
+    names = {module: name for name, module in adapter.model.named_modules()}
+    last = "|".join(re.escape(names[block]) for block in adapter.blocks[adapter.shape.num_blocks - blocks :])
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"({last})\.({adapter.refiner_layers})")
+    lora = LoraModel(adapter.model, {"default": config}, "default")
+    if generator is not None:
+        for name, parameter in lora.named_parameters():
+            if "lora_A" in name:  # peft draws it from the global generator
+                bound = parameter.shape[1] ** -0.5
+                with torch.no_grad():
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return lora
+
+
+def save_artefacts(folder: Path, artefacts: Artefacts, refiners: dict[str, Tensor], log: dict) -> None:
+    """Write what `train` made: one safetensors file a scorer or table, the refiners, and last `artefacts.json`, which
+    vouches for them with their digests, so that an interrupted save is never taken for a finished one."""
+    names = []
+    for name, scorer in artefacts.scorers.items():
+        write_tensors(folder / f"{name}.safetensors", {key: value.cpu() for key, value in scorer.state_dict().items()})
+        names.append(name)
+    for name, table in artefacts.tables.items():
+        write_tensors(folder / f"{name}.safetensors", {"table": torch.tensor(table)})
+        names.append(name)
+    log["tables"] = list(artefacts.tables)
+    if refiners:
+        write_tensors(folder / "refiners.safetensors", refiners)
+    files = [*names, "refiners"] if refiners else names
+    log["files"] = {name: sha256(folder / f"{name}.safetensors") for name in files}
+    write_json(folder / "artefacts.json", log)
+
+
+def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
+    """Read what `save_artefacts` wrote: the artefacts, and the adapter to sample with.
+
+    That adapter is a copy with the refiners merged into its weights (they cost no MACs), or `adapter` itself.
+
+    Raises:
+        UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
+    """
+    log, numbers = read_json(folder / "artefacts.json"), load_numbers(folder)
+    scorers: dict[str, nn.Module] = {}
+    for name in log["files"].keys() - numbers.tables:
+        tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
+        if name == "refiners":
+            stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
+            adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
+        else:
+            scorers[name] = CachePredictor(adapter)
+            _load_exactly(scorers[name], tensors, path)
+            scorers[name].eval().requires_grad_(False)
+    return replace(numbers, scorers=scorers), adapter
+
+
+def load_numbers(folder: Path) -> Artefacts:
+    """The part of what `save_artefacts` wrote that needs no model: tables and alpha-bar.
+
+    Raises:
+        UserError: as `load_artefacts`.
+    """
+    log = read_json(folder / "artefacts.json")
+    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log.get("tables", ())}
+    return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
+
+
+def _vouched(folder: Path, name: str, log: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / f"{name}.safetensors"
+    tensors, _ = read_tensors(path)
+    if sha256(path) != log["files"][name]:
+        raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
+    return tensors
+
+
+def _merged(adapter: Adapter, blocks: int, rank: int, tensors: dict[str, Tensor], path: Path) -> Adapter:
+    merged = make_adapter(copy.deepcopy(adapter.model), adapter.spec)
+    lora = add_refiners(merged, blocks, rank)
+    _load_exactly(lora, tensors, path, only="lora_")
+    lora.merge_and_unload()
+    return make_adapter(merged.model, merged.spec)  # the merged layers are new modules
+
+
+def _load_exactly(module: nn.Module, tensors: dict[str, Tensor], path: Path, only: str = "") -> None:
+    expected = {key for key in module.state_dict() if only in key}
+    if expected != set(tensors):
+        odd = sorted(expected ^ set(tensors))[0]
+        raise UserError(
+            f"{path}: {odd} is missing or unknown; the file belongs to another model or version: train again"
+        )
+    try:
+        module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[-1].strip()}; train the row again") from error
+
+
+def as_table(logits_SG: Tensor) -> Table:
+    """A tensor of two dimensions as host data; float32 numbers survive the way there and back unchanged."""
+    return tuple(tuple(row) for row in logits_SG.tolist())
+
+
+def read_router(path: Path | str) -> Table:
+    """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
+
+    Nothing in the file is executed; `argparse.Namespace`, in which the script keeps its settings, is data.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another form.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a router checkpoint") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: truncated or not a plain checkpoint; download it again") from error
+    wanted = '{"routers": {"0.prob": logits, "1.prob": logits, ...}}'
+    routers = content.get("routers") if isinstance(content, Mapping) else None
+    if not isinstance(routers, Mapping) or not routers:
+        raise UserError(f"{path}: holds no routers; a checkpoint of the form {wanted} is needed")
+    rows: list[Tensor] = []
+    for index in range(len(routers)):
+        row = routers.get(f"{index}.prob")
+        if not isinstance(row, Tensor) or row.ndim != 1 or not row.isfinite().all():
+            raise UserError(f"{path}: {index}.prob is missing, not a vector or not finite; {wanted} is needed")
+        rows.append(row)
+    if len({len(row) for row in rows}) > 1:
+        raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
+    return as_table(torch.stack(rows).float())

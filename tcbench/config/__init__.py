@@ -1,0 +1,1 @@
+"""Suite configs: their schema, reading and checking. Imports no torch."""

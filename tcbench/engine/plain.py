@@ -1,0 +1,136 @@
+"""Units executed by the model's own layers; runs everywhere, and is what every other execution is held to."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tcbench.engine.cache import Cache, take_tokens
+from tcbench.method import Run
+from tcbench.models.adapter import Adapter, Gated
+from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
+
+
+class PlainBlocks:
+    """`Blocks` by the model's own layers, in the order of its own forward."""
+
+    path: Literal["torch"] = "torch"
+
+    def __init__(self, adapter: Adapter, run: Run, cache: Cache) -> None:
+        self.adapter, self.run, self.cache = adapter, run, cache
+
+    def prepare(self, context: Any) -> None:
+        """Nothing can be made ahead without changing the order of operations."""
+
+    def condition(self, step: int, context: Any) -> Any:
+        """What conditions the rows at a step."""
+        rows = len(self.run.sample_index) * self.run.rows_per_sample
+        timestep = torch.full((rows,), self.run.timesteps[step], device=self.adapter.device)
+        return self.adapter.condition(timestep, context)
+
+    def embed(self, latent: Tensor, context: Any) -> Tensor:
+        """Tokens of the latents."""
+        return self.adapter.embed(latent, context)
+
+    def begin(self, step: int, x_RND: Tensor, condition: Any) -> None:
+        """Start a step."""
+        self.step, self.stream, self._condition = step, x_RND, condition
+        self._modulated: tuple[int, Mapping[str, Gated]] = (-1, {})
+
+    def add(self, value_RND: Tensor) -> None:
+        """Add to the stream."""
+        self.stream = self.stream + value_RND
+
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
+        """A block whose update is one unit."""
+        unit = Block(block)
+        if isinstance(who, Tokens):
+            who = who.settled()
+        if isinstance(who, Nothing):
+            self.add(self.cache.read(unit, decision.fill, self.step))
+            return
+        index = self._places(who)
+        before = after = self.stream if index is None else take_tokens(self.stream, index)
+        for name, gated in self._modulation(block).items():
+            value = self._compute(Site(block, name), after, gated, decision, index)
+            after = after + self.adapter.gate(gated, value)
+        if index is None:
+            self.cache.store(unit, after - before, self.step, decision.fill.order)
+            self.stream = after
+        else:
+            self.cache.refresh(unit, index, after - before)
+            self.add(self.cache.read(unit, decision.fill, self.step))
+
+    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """One part of a block."""
+        gated = self._modulation(site.block)[site.part]
+        self.stream = self.stream + self.adapter.gate(gated, self._value(site, who, decision, gated))
+
+    def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
+        """A whole block beside the stream."""
+        return self.adapter.block(module, x_RND, condition)
+
+    def unembed(self, condition: Any) -> Tensor:
+        """The model's output."""
+        return self.adapter.unembed(self.stream, condition)
+
+    def _modulation(self, block: int) -> Mapping[str, Gated]:
+        if self._modulated[0] != block:
+            self._modulated = block, self.adapter.modulation(self.adapter.blocks[block], self._condition)
+        return self._modulated[1]
+
+    def _places(self, who: All | Tokens) -> Tensor | None:
+        """Where the recomputed tokens are in the stream, [R, K]; None means everywhere. Joint text is among them."""
+        if isinstance(who, All):
+            return None
+        if not (text := self.run.shape.joint_text):
+            return who.index_RK
+        places = torch.arange(text, device=who.index_RK.device).expand(len(who.index_RK), -1)
+        return torch.cat([places, who.index_RK + text], dim=1)
+
+    def _value(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None, gated: Gated) -> Tensor:
+        """A part's output for all tokens, before its gate."""
+        if decision is None:
+            return self._compute(site, self.stream, gated, None, None)
+        match who.settled() if isinstance(who, Tokens) else who:
+            case All():
+                value = self._compute(site, self.stream, gated, decision, None)
+                self.cache.store(site, value, self.step, decision.fill.order)
+                return value
+            case Tokens() as tokens:
+                index = self._places(tokens)
+                assert index is not None
+                value = self._compute(site, take_tokens(self.stream, index), gated, decision, index)
+                self.cache.refresh(site, index, value)
+        return self.cache.read(site, decision.fill, self.step)
+
+    def _compute(
+        self, site: Site, x_RKD: Tensor, gated: Gated, decision: Decision | None, index_RK: Tensor | None
+    ) -> Tensor:
+        """Compute a part for the tokens x_RKD (`index_RK` of the stream; None means all of them)."""
+        adapter, block, text = self.adapter, site.block, self.run.shape.joint_text
+        module, kind = adapter.blocks[block], self.run.shape.kind(site)
+        h = adapter.part_input(module, site.part, x_RKD, gated)
+        if kind == "pointwise":
+            return adapter.pointwise(module, h)
+        if kind == "cross":
+            queries = adapter.text_queries(module, h)
+            if decision and decision.observe == "cross":
+                self.cache.store_entropy(block, adapter.attention_entropy(queries, gated), index_RK)
+            return adapter.cross(module, queries, gated)
+        policy = decision.keys if decision else "fresh"
+        if index_RK is not None and policy == "recomputed":
+            everything = adapter.part_input(module, site.part, self.stream, gated)
+            keys, values = adapter.keys_values(module, everything)
+        else:
+            keys, values = adapter.keys_values(module, h, index_RK)
+        if policy == "cached":
+            if index_RK is None:
+                self.cache.store_keys_values(block, keys, values)
+            else:
+                keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
+        queries = adapter.queries(module, h, index_RK)
+        if index_RK is None and decision and decision.observe == "attn":
+            self.cache.store_attention(block, adapter.attention_received(module, queries, keys)[:, text:])
+        return adapter.mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)

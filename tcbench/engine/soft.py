@@ -1,0 +1,55 @@
+"""The training path: gates between fresh and cached values, differentiably."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tcbench.models.adapter import Adapter
+from tcbench.plan import Block, Site, Unit
+
+
+def soft_hidden(
+    adapter: Adapter,
+    x_RND: Tensor,
+    condition: Any,
+    gates: Mapping[Unit, Tensor],
+    cached: Mapping[Unit, Tensor],
+    inputs: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The training path: every unit in `gates` is gate * fresh + (1 - gate) * cached, differentiably.
+
+    This is Eq. (6) with alpha relaxed to [0, 1] and the recursion through the cached path (x-hat^l from x-hat^{l-1};
+    docs/reproduction-notes.md, reading 1). Everything is computed for all tokens and nothing is written in place. At
+    gates of 0 and 1 it equals the engine with `keys="recomputed"` (tests/test_engine.py).
+
+    Args:
+        x_RND: embedded tokens.
+        condition: of timestep and prompt; timesteps may differ between rows.
+        gates: by `Block` or `Site`, broadcastable to [R, N, D]; a joint text's tokens are always computed.
+        cached: the stored value of every unit in `gates`, [R, N, D].
+        inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
+            which is Alg. 1's literal line 13.
+
+    Returns:
+        x-hat^L, [R, N, D].
+    """
+    x, text = x_RND, adapter.shape.joint_text
+
+    def blend(unit: Unit, fresh: Tensor) -> Tensor:
+        gate = gates[unit]
+        if text and gate.ndim > 1 and gate.shape[1] > 1:
+            gate = F.pad(gate, (0, 0, text, 0), value=1.0)
+        return torch.lerp(cached[unit], fresh, gate)
+
+    for index, module in enumerate(adapter.blocks):
+        x = x if inputs is None else inputs[index]
+        before = x
+        for name, gated in adapter.modulation(module, condition).items():
+            out = adapter.part(module, name, x, gated)
+            x = x + adapter.gate(gated, blend(site, out) if (site := Site(index, name)) in gates else out)
+        if (unit := Block(index)) in gates:
+            x = before + blend(unit, x - before)
+    return x

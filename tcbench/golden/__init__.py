@@ -1,0 +1,1 @@
+"""`tcbench golden`: the harness against outputs of the original public code, case by case."""

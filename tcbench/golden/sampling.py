@@ -1,0 +1,126 @@
+"""A sampling case run with this package's engine and samplers, from the case's own noise."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tcbench.errors import UserError
+from tcbench.golden.case import Case, Unsupported
+from tcbench.method import Artefacts, Look, Method, Policy, Run
+from tcbench.plan import Plan, Site
+from tcbench.record.executed import PlanRecord
+from tcbench.samplers import AncestralDDPM, ReferenceDDIM, ReferenceDPMSolver, Sampler
+from tcbench.sampling import Passes, denoise
+
+
+@dataclass
+class _Recorder:
+    """A policy that remembers what another one chose."""
+
+    policy: Policy
+    scores: list[dict[Site, Tensor]] = field(default_factory=list)
+    chosen: list[dict[Site, Tensor]] = field(default_factory=list)
+
+    def plan(self, look: Look) -> Plan:
+        plan = self.policy.plan(look)
+        # not copies: what a policy defers is there when the step is over
+        self.scores.append(getattr(self.policy, "scores", {}))
+        self.chosen.append(getattr(self.policy, "chosen", {}))
+        return plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What this package computed for a case.
+
+    Attributes:
+        method, run: what was run.
+        executed: what was computed.
+        scores, chosen: by step and branch, the scores [R, N] by which tokens were chosen, and their places [R, K].
+        tensors: timesteps [S], eps [S, n, C, H, W], final [n, C, H, W] and, if the case stores the latents that its
+            network saw, eps_from_x_in like eps.
+    """
+
+    method: Method
+    run: Run
+    executed: PlanRecord
+    scores: list[dict[Site, Tensor]]
+    chosen: list[dict[Site, Tensor]]
+    tensors: dict[str, Tensor]
+
+
+@torch.inference_mode()
+def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) -> Outcome:
+    """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
+    adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
+    sampler = sampler_of(case, len(x))
+    guidance = adapter.spec.guidance(case.number("cfg_scale"))
+    run = Run(adapter.shape, sampler.timesteps, guidance, torch.arange(len(x)), artefacts=artefacts or Artefacts())
+    recorder = _Recorder(method.start(run))
+    passes = Passes(adapter, run, lambda _: recorder)
+    steps = list(_progress(denoise(passes, sampler, x, prompt), case, run.nfe))
+    tensors = {
+        "timesteps": torch.tensor(sampler.timesteps),
+        "eps": torch.stack([eps for eps, _, _ in steps]),
+        "final": steps[-1][2],
+    }
+    if "x_in" in case.expected:
+        again = Passes(adapter, run, method.start)
+        again.prepare(prompt)
+        eps = [again(step, seen)[0] for step, seen in enumerate(case.expected["x_in"][: run.nfe])]
+        tensors["eps_from_x_in"] = torch.stack(eps)
+    return Outcome(method, run, passes.plans, recorder.scores, recorder.chosen, tensors)
+
+
+def _progress(steps: Any, case: Case, total: int) -> Any:
+    return tqdm(steps, total=total, desc=case.name, mininterval=1, leave=False)
+
+
+def sampler_of(case: Case, samples: int) -> Sampler:
+    """DDIM or, where `sampler` says so first, ancestral sampling with the case's noise; on the grid of its respacing.
+
+    Cases of PixArt-alpha: DPM-Solver++.
+
+    Raises:
+        Unsupported: another sampler or grid, or ancestral sampling without the noise that was used.
+    """
+    if case.pixart:
+        steps = re.fullmatch(r"DPM-Solver\+\+.*order 2 multistep, time_uniform, (\d+) steps.*", case.setting("sampler"))
+        if not steps:
+            raise Unsupported(f"sampler {case.setting('sampler')!r} is not second-order DPM-Solver++, uniform in time")
+        return ReferenceDPMSolver(int(steps[1]))
+    respacing = re.fullmatch(r"(ddim)?(\d+)", str(case.setting("timestep_respacing")))
+    if not respacing:
+        raise Unsupported(f"timestep_respacing {case.setting('timestep_respacing')!r} is not 'N' or 'ddimN'")
+    nfe, spacing = int(respacing[2]), "leading" if respacing[1] else "linspace"
+    named = re.search(r"ddim|p_sample|ddpm|ancestral", str(case.setting("sampler")).lower())
+    if not named:
+        raise Unsupported(f"sampler {case.setting('sampler')!r} is neither DDIM nor ancestral DDPM")
+    if named[0] == "ddim":
+        return ReferenceDDIM(nfe, spacing)
+    return AncestralDDPM(nfe, given_noise(case, nfe, samples), spacing)
+
+
+def given_noise(case: Case, nfe: int, samples: int) -> Tensor:
+    """The noise of every ancestral step, [S or S - 1, n, C, H, W], from the case or else the shared inputs.
+
+    The tensor called `noise`, or the only one with "noise" in its name. Of rows for both halves of the guided pairs the
+    first half counts, because the network sees the first half of the latents twice.
+    """
+    for tensors in (case.expected, case.inputs):
+        names = ["noise"] if "noise" in tensors else [name for name in tensors if "noise" in name]
+        if len(names) > 1:
+            raise UserError(f"{case.name}: which of {', '.join(names)} is the sampler's noise? call it 'noise'")
+        if names:
+            noise = tensors[names[0]]
+            if noise.ndim != 5 or noise.shape[0] < nfe - 1 or noise.shape[1] not in (samples, 2 * samples):
+                raise UserError(
+                    f"{case.name}: {names[0]} has shape {list(noise.shape)}; "
+                    f"give [{nfe}, {samples}, C, H, W], in sampling order"
+                )
+            return noise[:, :samples]
+    raise Unsupported("ancestral sampling needs a tensor 'noise', in the case or in inputs.safetensors")

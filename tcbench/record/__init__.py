@@ -1,0 +1,1 @@
+"""What is written down and what vouches for it: files, scores, executed plans, provenance, source digests."""

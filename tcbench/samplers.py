@@ -1,0 +1,317 @@
+"""The references' samplers: one step back along a chain of noise levels.
+
+All work on latents as the networks see them, x = signal x0 + sigma noise. Diffusion chains preserve variance,
+signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from tcbench import noise
+from tcbench.errors import UserError
+from tcbench.models.adapter import Adapter
+from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
+
+Solver = Literal["ddim", "dpm", "euler_ancestral", "flow"]
+"""`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, `flow` FLUX's and Wan's."""
+
+Prediction = Literal["eps", "v", "flow"]
+"""What a network predicts: the noise, signal noise - sigma x0 (Salimans and Ho 2022), or noise - x0."""
+
+
+def training_alphas_cumprod() -> np.ndarray:
+    """DiT's noise schedule: linear betas 1e-4..0.02 over 1000 timesteps; cumulative alphas, float64 [1000]."""
+    return np.cumprod(1 - np.linspace(1e-4, 0.02, TRAIN_TIMESTEPS))
+
+
+class Sampler(Protocol):
+    """One step back along a chain of noise levels; made for one run, because some remember the last steps."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the network is told, in sampling order."""
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0), from what the network predicts at sampling step `step`.
+
+        `variance` is the rest of the model's output, the logits of a learned variance, if it has one.
+        """
+
+
+class Chain:
+    """The noise levels of a sampler, for training on its grid.
+
+    Attributes:
+        timesteps: what the network is told, in sampling order.
+        prediction: what the network predicts.
+        signal, sigma: scales of the clean latent and of the noise at every step, and at the end of the chain; float32
+            [S + 1].
+    """
+
+    prediction: ClassVar[Prediction] = "eps"
+
+    def __init__(self, timesteps: tuple[float, ...], signal: Tensor, sigma: Tensor) -> None:
+        self.timesteps, self.signal, self.sigma = timesteps, signal, sigma
+
+    def noised(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
+        """q(x_t | x0) at a sampling step per row: [R, C, ...]."""
+        signal, sigma = self._levels(step_R, x0)
+        return signal * x0 + sigma * noise
+
+    def target(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
+        """What the network should predict there: [R, C, ...]."""
+        signal, sigma = self._levels(step_R, x0)
+        match self.prediction:
+            case "eps":
+                return noise
+            case "v":
+                return signal * noise - sigma * x0
+            case "flow":
+                return noise - x0
+
+    def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor) -> Tensor:
+        """The first-order deterministic step (DDIM; Euler's along a flow), with a sampling step per row."""
+        signal, sigma = self._levels(step_R + 1, x)
+        x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
+        return signal * x0 + sigma * eps
+
+    def x0_and_eps(self, output: Tensor, signal: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latent and the noise that a prediction implies."""
+        match self.prediction:
+            case "eps":
+                return (x - sigma * output) / signal, output
+            case "v":
+                return signal * x - sigma * output, signal * output + sigma * x
+            case "flow":
+                return x - sigma * output, x + signal * output
+
+    def _levels(self, step_R: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (x.ndim - 1))
+        return self.signal.to(step_R.device)[step_R].view(shape), self.sigma.to(step_R.device)[step_R].view(shape)
+
+
+def variance_preserving(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """(signal, sigma) of cumulative alphas: sqrt(kept) and sqrt(1 - kept)."""
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+class ReferenceDDIM(Chain):
+    """DDIM with eta 0 on a respaced grid, by diffusers' scheduler.
+
+    No setting of `DDIMScheduler` steps between respaced timesteps as the reference does, because it always jumps by
+    1000 // N. Giving it the betas *of the respaced chain* does, and the network is fed the original timesteps
+    (docs/reproduction-notes.md, reading 8; proved against the reference in tests/test_golden.py).
+    """
+
+    def __init__(self, nfe: int, spacing: str = "linspace") -> None:
+        timesteps = respaced_timesteps(nfe, spacing)
+        used = training_alphas_cumprod()[list(timesteps[::-1])]
+        self._scheduler = DDIMScheduler(
+            num_train_timesteps=nfe,
+            trained_betas=1 - used / np.concatenate([[1.0], used[:-1]]),
+            clip_sample=False,
+            set_alpha_to_one=True,
+            steps_offset=0,
+            timestep_spacing="leading",
+        )
+        self._scheduler.set_timesteps(nfe)
+        kept = torch.cat([self._scheduler.alphas_cumprod.flip(0), torch.ones(1)])
+        super().__init__(timesteps, *variance_preserving(kept))
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0); with eta 0 a learned variance plays no part."""
+        stepped = self._scheduler.step(output, len(self.timesteps) - 1 - step, x)
+        return stepped.prev_sample, stepped.pred_original_sample
+
+
+class ReferenceDPMSolver(Chain):
+    """DPM-Solver++(2M) as PixArt-alpha samples (Lu et al. 2022), by diffusers' scheduler.
+
+    The reference walks continuous time uniformly from t = 999 to t = 0, a step short of the clean image
+    (`final_sigmas_type="sigma_min"`), and shows the network fractional timesteps. diffusers would round them, so it is
+    given the reference's noise levels: log alpha, linear between the training timesteps. The last of fewer than ten
+    steps is of first order.
+    """
+
+    def __init__(self, nfe: int) -> None:
+        respaced_timesteps(nfe)  # refuses an impossible number
+        times = np.linspace(TRAIN_TIMESTEPS - 1, 0, nfe + 1)
+        log_kept = np.interp(times, np.arange(TRAIN_TIMESTEPS), np.log(training_alphas_cumprod()))
+        kept = torch.from_numpy(np.exp(log_kept)).float()
+        super().__init__(tuple(times[:-1].tolist()), *variance_preserving(kept))
+        self._scheduler = DPMSolverMultistepScheduler(
+            beta_schedule="linear", final_sigmas_type="sigma_min", lower_order_final=nfe < 10
+        )
+        self._scheduler.set_timesteps(nfe)
+        self._scheduler.sigmas = torch.from_numpy(np.sqrt(np.expm1(-log_kept))).float()
+        self._scheduler.set_begin_index(0)
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0); steps are taken in order, a learned variance plays no part."""
+        x0, _ = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
+        return self._scheduler.step(output, self._scheduler.timesteps[step], x).prev_sample, x0
+
+
+class EulerAncestral(Chain):
+    """Euler's method with ancestral noise and zero terminal signal, as Open-Sora-Plan v1.3 samples.
+
+    Noise levels are those of diffusers' `EulerAncestralDiscreteScheduler` with `rescale_betas_zero_snr` (Lin et al.
+    2024) and trailing timesteps; the network predicts v. Its step is written out here because the scheduler's draws
+    noise for a whole batch from one generator; tests/test_sampling.py holds them together.
+
+    Args:
+        nfe: number of steps.
+        draw: step -> standard normal noise [n, C, F, H, W] for it.
+    """
+
+    prediction = "v"
+
+    def __init__(self, nfe: int, draw: Callable[[int], Tensor]) -> None:
+        respaced_timesteps(nfe)  # refuses an impossible number
+        scheduler = zero_snr_scheduler()
+        scheduler.set_timesteps(nfe)
+        self.draw, self._sigmas = draw, scheduler.sigmas.tolist()  # the scheduler's are sigma / signal
+        kept = 1 / (scheduler.sigmas.double() ** 2 + 1).float()
+        super().__init__(tuple(scheduler.timesteps.tolist()), *variance_preserving(kept))
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0); the last step adds no noise."""
+        x0, eps = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
+        here, there = self._sigmas[step : step + 2]
+        if there == 0:
+            return x0, x0
+        up = there * (1 - there**2 / here**2) ** 0.5
+        down = there**2 / here  # sqrt(there^2 - up^2)
+        noise = self.draw(step).to(x)
+        return self.signal[step + 1] * (x0 + down * eps + up * noise), x0
+
+
+class FlowEuler(Chain):
+    """Euler's method along a flow from noise to data, by diffusers' scheduler, as FLUX and Wan sample.
+
+    Args:
+        nfe: number of steps, evenly spaced before they are shifted.
+        shift: moves the steps towards noise, sigma -> shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024).
+    """
+
+    prediction = "flow"
+
+    def __init__(self, nfe: int, shift: float = 1.0) -> None:
+        respaced_timesteps(nfe)  # refuses an impossible number
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / nfe, nfe))
+        super().__init__(tuple(scheduler.timesteps.tolist()), 1 - scheduler.sigmas, scheduler.sigmas)
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0)."""
+        here, there = self.sigma[step : step + 2].tolist()
+        return x + (there - here) * output, x - here * output
+
+
+def zero_snr_scheduler() -> EulerAncestralDiscreteScheduler:
+    """Open-Sora-Plan's scheduler; its `alphas_cumprod` [1000] is the noise schedule to train such a network on."""
+    return EulerAncestralDiscreteScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+
+
+class AncestralDDPM:
+    """The reference's ancestral sampler on a respaced grid, with learned variance and given noise.
+
+    x_{t-1} is drawn from the posterior q(x_{t-1} | x_t, x0) of the respaced chain (Ho et al. 2020, Eq. 7); the model
+    interpolates the logarithm of its variance between those of beta-tilde and beta (Nichol and Dhariwal 2021, Eq. 15).
+    The last step adds no noise. diffusers' `DDPMScheduler` agrees (tests/test_sampling.py) but draws its own noise.
+
+    Args:
+        nfe: number of steps.
+        noise: standard normal, [S, n, C, H, W] in sampling order; the last step's may be left out.
+    """
+
+    def __init__(self, nfe: int, noise: Tensor, spacing: str = "linspace") -> None:
+        self.timesteps = respaced_timesteps(nfe, spacing)
+        self.noise = noise
+        kept = training_alphas_cumprod()[list(self.timesteps)]  # in sampling order, like all below
+        before = np.append(kept[1:], 1.0)
+        beta = 1 - kept / before
+        self._from_x, self._from_eps = ((1 / kept) ** 0.5).tolist(), ((1 / kept - 1) ** 0.5).tolist()
+        self._mean_x0 = (beta * before**0.5 / (1 - kept)).tolist()
+        self._mean_x = ((1 - before) * (kept / before) ** 0.5 / (1 - kept)).tolist()
+        self._log_least = np.log((beta * (1 - before) / (1 - kept))[:-1]).tolist()
+        self._log_most = np.log(beta[:-1]).tolist()
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0).
+
+        Raises:
+            UserError: the model learned no variance.
+        """
+        if variance is None or variance.shape != output.shape:
+            raise UserError("ancestral sampling needs a model that learned its variance (out_channels = 2 in_channels)")
+        x0 = self._from_x[step] * x - self._from_eps[step] * output
+        mean = self._mean_x0[step] * x0 + self._mean_x[step] * x
+        if step == len(self.timesteps) - 1:
+            return mean, x0
+        share = (variance + 1) / 2
+        log_variance = share * self._log_most[step] + (1 - share) * self._log_least[step]
+        return mean + (0.5 * log_variance).exp() * self.noise[step], x0
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What every row of a comparison shares.
+
+    Attributes:
+        guidance_scale: CFG scale; 1 still runs both halves, as the reference does.
+        seed: keys noise together with the sample index.
+        spacing: timestep respacing of DDIM, see `respaced_timesteps`.
+        solver: whose steps.
+        shift: of a flow's steps towards noise (`FlowEuler`).
+    """
+
+    guidance_scale: float
+    seed: int = 0
+    spacing: str = "linspace"
+    solver: Solver = "ddim"
+    shift: float = 1.0
+
+
+def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, step: int) -> Tensor:
+    """What an ancestral sampler adds to each sample at a step, [n, C, ...]."""
+    return noise.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
+
+
+def make_sampler(
+    adapter: Adapter,
+    steps: int,
+    settings: SamplerSettings,
+    sample_index: Tensor,
+    draw: Callable[[int], Tensor] | None = None,
+) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral | FlowEuler:
+    """A fresh sampler for the samples `sample_index`.
+
+    Args:
+        draw: step -> `ancestral_noise`, for who keeps it; without it, it is drawn when it is needed.
+
+    Raises:
+        UserError: unknown solver, or a number of steps it cannot take.
+    """
+    match settings.solver:
+        case "ddim":
+            return ReferenceDDIM(steps, settings.spacing)
+        case "dpm":
+            return ReferenceDPMSolver(steps)
+        case "euler_ancestral":
+            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index))
+        case "flow":
+            return FlowEuler(steps, settings.shift)
+    raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")

@@ -1,0 +1,75 @@
+"""Which steps compute everything: spread evenly, by Eq. (13) from what a predictor scored, or that reversed."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Literal
+
+from tcbench.errors import UserError
+from tcbench.method import Run
+
+Schedule = Literal["adaptive", "even", "reversed"]
+
+
+def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[int, ...]:
+    """`count` I-steps: by Eq. (13) from the run's alpha-bar, spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
+
+    Raises:
+        UserError: the schedule needs an alpha-bar and nothing was trained, or the count is impossible.
+    """
+    if schedule == "even":
+        return spread_evenly(count, run.nfe)
+    if run.artefacts.alpha_bar is None:
+        raise UserError(
+            f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
+            "or set schedule: even"
+        )
+    if len(run.artefacts.alpha_bar) != run.nfe:
+        raise UserError(f"alpha_bar has {len(run.artefacts.alpha_bar)} steps, the run {run.nfe}; train for this NFE")
+    chosen = spread_by_scores(run.artefacts.alpha_bar, count, beta)
+    return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
+
+
+def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
+    """`count` I-steps spread evenly over `nfe` steps, the first step among them.
+
+    Raises:
+        UserError: count is not in 1..nfe.
+    """
+    if not 1 <= count <= nfe:
+        raise UserError(f"num_full_steps={count} must lie between 1 and the number of sampled steps, {nfe}")
+    return tuple(i * nfe // count for i in range(count))
+
+
+@lru_cache
+def spread_by_scores(alpha_bar: tuple[float, ...], count: int, beta: float) -> tuple[int, ...]:
+    """I-steps from the mean score of every step (Eq. 13): denser where many decisions have accumulated.
+
+    gamma_t = log sum_{i>=t} exp(beta * alpha_bar_i), taken in log-space because |beta| is in the thousands; v_t is
+    exp(gamma_t) normalised over *all* steps; its cumulative distribution, walked in sampling order, is cut at the
+    quantiles k / count. The paper normalises over i >= t, which makes v_T = 1 and crowds the start, its own worst case
+    (docs/reproduction-notes.md, reading 4). A duplicate moves to the nearest unused later step, else earlier one.
+
+    Args:
+        alpha_bar: mean score per step in sampling order.
+        count: number of I-steps, the first step included.
+        beta: smoothing; the paper uses -2e3 to -8e3.
+    """
+    import numpy as np
+
+    nfe = len(alpha_bar)
+    spread_evenly(count, nfe)  # refuses an impossible count
+    gamma = np.logaddexp.accumulate(beta * np.array(alpha_bar))
+    weights = np.exp(gamma - gamma.max())
+    cumulative = np.cumsum(weights / weights.sum())
+    chosen = [0]
+    for step in np.searchsorted(cumulative, np.arange(1, count) / count).tolist():
+        free = [other for other in range(nfe) if other not in chosen]
+        chosen.append(min(free, key=lambda other: (other < step, abs(other - step))))
+    return tuple(sorted(chosen))
+
+
+def reverse_gaps(i_steps: Sequence[int], nfe: int) -> tuple[int, ...]:
+    """The same gaps between I-steps in the opposite order: Table VIII's control."""
+    gaps = [stop - start for start, stop in zip(i_steps, [*i_steps[1:], nfe], strict=True)]
+    return tuple(accumulate(reversed(gaps[1:]), initial=0))

@@ -1,0 +1,86 @@
+"""What several stages need: the suite's model, and a row ready to sample."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from tcbench.artefacts import load_artefacts
+from tcbench.budget.borrowing import check_training
+from tcbench.config.suite import Entry, Suite
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, Method
+from tcbench.models.adapter import Adapter
+from tcbench.models.networks import build_transformer, load_transformer, make_adapter
+from tcbench.models.specs import MODELS
+from tcbench.models.text import text_encoder_beside
+from tcbench.places import locate
+from tcbench.record.files import read_json, sha256
+from tcbench.samplers import SamplerSettings
+from tcbench.stages.images import device_of
+
+
+@dataclass(frozen=True)
+class ReadyRow:
+    """A row with everything loaded."""
+
+    method: Method
+    nfe: int
+    adapter: Adapter
+    artefacts: Artefacts
+
+
+def sampler_settings(entry: Entry) -> SamplerSettings:
+    """What all rows share, and the row's CFG scale."""
+    suite = entry.suite
+    return SamplerSettings(entry.guidance_scale, suite.seed, suite.spacing, suite.solver)
+
+
+def load_adapter(suite: Suite) -> Adapter:
+    """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
+    spec, device = MODELS[suite.model], device_of(suite)
+    torch.set_float32_matmul_precision("high" if suite.tf32 and device.type == "cuda" else "highest")
+    if suite.weights == "random":
+        return make_adapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
+    return make_adapter(load_transformer(spec, suite.weights, device), spec)
+
+
+@lru_cache
+def weights_digest(model: str, weights: str | None) -> str:
+    """Identifies the model's weights, and those of the text encoder beside them, by content."""
+    path = weights or MODELS[model].weights
+    if weights == "random" or path is None:
+        return "random"
+    file = locate(path)
+    files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file, text_encoder_beside(file)]
+    return "+".join(sha256(file) for file in files if file.exists())
+
+
+def files_digests(entry: Entry) -> dict[str, str]:
+    """Digests of the files that training read for a row (an imported router), as far as they are still there."""
+    source = entry.trained_as
+    files = source.method.files() if source else ()
+    return {name: sha256(Path(name)) for name in files if Path(name).exists()}
+
+
+def ready_row(entry: Entry, adapter: Adapter) -> ReadyRow:
+    """Load what a row needs; `adapter` is the plain model and stays untouched.
+
+    Raises:
+        UserError: an artefact is missing or damaged, a file that it was made from has changed since, or the artefacts
+            come from a row of the same method that was trained with other options.
+    """
+    folder = entry.artefacts
+    if folder is None:
+        return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
+    check_training(entry)
+    read = read_json(folder / "artefacts.json").get("read", {})
+    for name, digest in files_digests(entry).items():
+        if read.get(name) != digest:
+            raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
+    artefacts, refined = load_artefacts(folder, adapter)
+    refiners = entry.row.refiners
+    if refiners == "p-steps" and refined is not adapter:
+        refined.on_full_steps(adapter)
+    return ReadyRow(entry.method, entry.nfe, refined if refiners else adapter, artefacts)

@@ -1,0 +1,89 @@
+"""Pairs of neighbouring steps of the sampler's grid, which is what every caching method learns from."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tcbench.engine.engine import Engine
+from tcbench.guidance import Unguided
+from tcbench.method import Run
+from tcbench.models.adapter import Adapter, Prompt
+from tcbench.plan import ALL, Block, Hold, Unit, every_unit
+from tcbench.samplers import Chain
+
+if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
+    from tcbench.data import Dataset
+
+
+LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
+CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
+
+
+class Pairs:
+    """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
+
+    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int) -> None:
+        self.adapter, self.data, self.sampler = adapter, data, sampler
+        self.generator = torch.Generator().manual_seed(seed)
+        self.timesteps = torch.tensor([*sampler.timesteps, 0])
+
+    def steps(self, batch_size: int) -> Tensor:
+        """Earlier steps of the pairs, uniform over the grid: [R]."""
+        return torch.randint(len(self.sampler.timesteps) - 1, (batch_size,), generator=self.generator)
+
+    def one_of(self, steps: list[int]) -> int:
+        """One step out of `steps`, uniformly."""
+        return steps[int(torch.randint(len(steps), (), generator=self.generator))]
+
+    def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
+        """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
+        device = self.adapter.device
+        chosen = torch.randint(len(self.data), (len(step_R),), generator=self.generator)
+        x0, label = self.data.images[chosen], self.data.labels[chosen]
+        dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
+        label = self.adapter.drop(label, dropped)
+        noise = torch.randn(x0.shape, generator=self.generator)
+        return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
+
+    def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
+        """(tokens [R, N, D], condition)."""
+        timestep = self.timesteps[step_R].to(x.device)
+        context = self.adapter.prepare(label)
+        return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
+
+    @torch.no_grad()
+    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
+        """A batch of pairs, uncached on both sides.
+
+        Returns:
+            Updates at the earlier steps; tokens and condition at the later ones, their x^L, and their updates.
+        """
+        step = self.steps(batch_size)
+        x, label = self.start(step)
+        tokens, condition = self.embed(x, step, label)
+        hidden, cached = uncached_updates(self.adapter, tokens, condition)
+        later = self.next(x, hidden, condition, step)
+        tokens, condition = self.embed(later, step + 1, label)
+        return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
+
+    def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
+        """x at the later steps, from the last block's output at the earlier ones."""
+        output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
+        return self.sampler.step_rows(output, step_R.to(x.device), x)
+
+
+def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:
+    """(x^L, every block's update f^l), without a gradient."""
+    return uncached_values(adapter, tokens, condition, [Block(block) for block in range(adapter.shape.num_blocks)])
+
+
+def uncached_values(
+    adapter: Adapter, tokens: Tensor, condition: Any, units: Sequence[Unit]
+) -> tuple[Tensor, dict[Unit, Tensor]]:
+    """(x^L, what would be cached of every unit) of a forward that computes everything, without a gradient."""
+    engine = Engine(adapter, Run(adapter.shape, (0,), Unguided(), torch.arange(len(tokens))))
+    with torch.no_grad():
+        hidden = engine.hidden(every_unit(units, ALL), 0, tokens, condition)
+    return hidden, {unit: engine.cache.read(unit, Hold(), 0) for unit in units}
