@@ -7,43 +7,28 @@ score would cost.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt, PositiveInt
-
-from tcbench.choose import allocate_evenly, best_tokens, top_tokens_by_block
-from tcbench.method import Artefacts, Look, Method, Run, free_blocks
-from tcbench.plan import ALL, Block, Decision, Keys, Plan, Tokens, every_unit
-from tcbench.schedule import Schedule, full_steps
+from tcbench.method import Artefacts, Look, Run
+from tcbench.plan import Plan, Tokens
+from tcbench.selector import Allocation, TokenSelector, spend
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class OracleTokens(Method):
+class OracleTokens(TokenSelector):
     """Recompute the tokens whose cached update is most wrong.
 
     Options:
-        num_full_steps, cache_ratio, refiner_blocks, schedule, beta, allocation, keys: as in `methods/tokencache.py`.
-            The adaptive schedule needs the artefacts of a trained TokenCache row (`artefacts_from` in the config).
+        allocation: as in `methods/tokencache.py`.
     """
 
     name = "oracle_tokens"
     label = "oracle tokens"
-    knob = "num_full_steps"
 
-    num_full_steps: PositiveInt = 12
-    cache_ratio: float = Field(0.9, ge=0, le=1)
-    refiner_blocks: NonNegativeInt = 4
-    schedule: Schedule = "even"
-    beta: float = -8000.0
-    allocation: Literal["batch", "uniform"] = "batch"
-    keys: Keys = "cached"
-
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+    allocation: Allocation = "batch"
 
     def start(self, run: Run) -> "_Oracle":
         """Forgets nothing within a run and everything after it."""
@@ -67,20 +52,16 @@ class _Oracle:
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps the tokens whose held update is furthest from the true one."""
-        method, shape = self.method, look.run.shape
-        free = free_blocks(shape, method.refiner_blocks)
-        update_RLND = look.updates()[:, :free]
+        method, units = self.method, self.method.units(look.run)
+        update_RLND = look.updates()[:, : len(units)]
         if self.held_RLND is None or look.step in method.i_steps(look.run):
             self.held_RLND = update_RLND
-            return every_unit([Block(block) for block in range(free)], ALL, keys=method.keys)
+            return method.everything(units)
         change_RLN = on_values(_squared_distance, update_RLND, self.held_RLND, shape=update_RLND.shape[:3])
-        budget = round((1 - method.cache_ratio) * free * shape.num_tokens)
-        if method.allocation == "batch":
-            chosen = best_tokens(change_RLN, budget)
-        else:
-            chosen = top_tokens_by_block(change_RLN, allocate_evenly(free, budget))
+        budget = round((1 - method.cache_ratio) * len(units) * look.run.shape.num_tokens)
+        chosen = spend(change_RLN, budget, method.allocation)
         self.held_RLND = on_values(_refreshed, self.held_RLND, update_RLND, chosen, shape=update_RLND.shape)
-        return Plan({Block(block): Decision(tokens, keys=method.keys) for block, tokens in enumerate(chosen)})
+        return method.recompute(units, chosen)
 
 
 def _squared_distance(update_RLND: "Tensor", held_RLND: "Tensor") -> "Tensor":

@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat
 
 from tcbench.choose import AttentionScore, choose_by_attention
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, free_blocks
-from tcbench.plan import ALL, NONE, Block, Decision, Keys, Plan, Tokens, every_unit
-from tcbench.schedule import Schedule, full_steps
+from tcbench.method import Artefacts, Look, Run
+from tcbench.plan import NONE, Block, Plan, Tokens, every_unit
+from tcbench.selector import TokenSelector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ToCaTokens(Method):
+class ToCaTokens(TokenSelector):
     """Recompute the tokens of every block update that ToCa scores highest.
 
     Options:
-        num_full_steps, cache_ratio, refiner_blocks, schedule, beta, keys: as in `methods/tokencache.py`. The adaptive
-            schedule needs the artefacts of a trained TokenCache row (`artefacts_from` in the config).
         soft_fresh_weight: weight of a token's age, s3. ToCa counts age in its base interval; TokenCache's schedule has
             none, so it is counted in mean distances of I-steps, NFE / num_full_steps.
         bonus: gain of the best token of each 2x2 cell, s4.
@@ -36,20 +34,9 @@ class ToCaTokens(Method):
     name = "toca_tokens"
     label = "ToCa tokens"
     version = 2
-    knob = "num_full_steps"
 
-    num_full_steps: PositiveInt = 12
-    cache_ratio: float = Field(0.9, ge=0, le=1)
-    refiner_blocks: NonNegativeInt = 4
-    schedule: Schedule = "even"
-    beta: float = -8000.0
-    keys: Keys = "cached"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.6
-
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
 
     def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """Alpha-bar, where it places the I-steps: only maps that a P-step reads are taken."""
@@ -65,7 +52,6 @@ class ToCaTokens(Method):
         """
         if any(side % 2 for side in run.shape.grid):
             raise UserError(f"toca_tokens: its 2x2 cells need an even token grid, not {run.shape.grid}")
-        free = free_blocks(run.shape, self.refiner_blocks)
         text = "cross" in run.shape.kinds
         score = AttentionScore(
             run.shape.grid,
@@ -74,14 +60,7 @@ class ToCaTokens(Method):
             self.bonus,
             halves=run.rows_per_sample if text else None,
         )
-        return _Selection(
-            self.keys,
-            [Block(block) for block in range(free)],
-            round((1 - self.cache_ratio) * run.shape.num_tokens),
-            self.i_steps(run),
-            score,
-            "cross" if text else "attn",
-        )
+        return _Selection(self, self.units(run), self.i_steps(run), score, "cross" if text else "attn")
 
 
 @dataclass
@@ -90,14 +69,12 @@ class _Selection:
 
     Attributes:
         units: the B blocks that may be cached.
-        count: tokens that every row recomputes in each of them on a P-step.
         observes: the branch whose attention says which tokens matter.
         refreshed: by unit, the step at which each token was last recomputed, [R, N]; a number if it is one for all.
     """
 
-    keys: Keys
+    method: ToCaTokens
     units: list[Block]
-    count: int
     i_steps: tuple[int, ...]
     score: AttentionScore
     observes: Literal["attn", "cross"]
@@ -105,26 +82,21 @@ class _Selection:
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps, with attention observed if the next step reads it; on P-steps the best tokens."""
+        method, units, kept = self.method, self.units, self.method.kept(look.run)
         if look.step in self.i_steps:
-            self.refreshed = [look.step] * len(self.units)
+            self.refreshed = [look.step] * len(units)
             following = look.step + 1
-            read = self.count > 0 and following < look.run.nfe and following not in self.i_steps
-            decision = Decision(ALL, keys=self.keys, observe=self.observes if read else None)
-            return Plan(dict.fromkeys(self.units, decision))
-        if not self.count:
-            return every_unit(self.units, NONE)
+            read = kept > 0 and following < look.run.nfe and following not in self.i_steps
+            return method.everything(units, observe=self.observes if read else None)
+        if not kept:
+            return every_unit(units, NONE)
         observed = look.attention_received if self.observes == "attn" else look.attention_entropy
         choices = choose_by_attention(
             self.score,
-            [observed(unit.block) for unit in self.units],
+            [observed(unit.block) for unit in units],
             self.refreshed,
             look.step,
-            [self.count] * len(self.units),
+            [kept] * len(units),
         )
         self.refreshed = [refreshed_RN for _, _, refreshed_RN in choices]
-        return Plan(
-            {
-                unit: Decision(Tokens(index_RK), keys=self.keys)
-                for unit, (index_RK, _, _) in zip(self.units, choices, strict=True)
-            }
-        )
+        return method.recompute(units, [Tokens(index_RK) for index_RK, _, _ in choices])

@@ -11,13 +11,13 @@ says why.
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from tcbench.choose import allocate_evenly, best_tokens, top_tokens_by_block
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, free_blocks
-from tcbench.plan import ALL, Block, Decision, Keys, Plan, every_unit
+from tcbench.method import Artefacts, Look, Run, free_blocks
+from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
+from tcbench.selector import Allocation, TokenSelector, spend
 from tcbench.trainable import CollectScores, Stage, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
@@ -35,18 +35,14 @@ PUBLISHED = {
 }
 
 
-class TokenCache(Method):
+class TokenCache(TokenSelector):
     """Predicted token-level caching of whole block updates.
 
-    Options (None: the paper's value for this number of tokens and NFE, Table I and Sec. IV-C):
-        num_full_steps: number of I-steps, the first step included ("#Full").
-        cache_ratio: r, the share of tokens reused on a P-step over the blocks that may be cached.
-        refiner_blocks: K, the last blocks that are always computed; None is 2 at 250 steps, else 4.
-        schedule: I-steps by Eq. (13), spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
-        beta: smoothing in Eq. (13).
+    Options:
+        num_full_steps, refiner_blocks, beta: None is the paper's value for this number of tokens and NFE, from
+            Table I and Sec. IV-C; for refiner_blocks it is 2 at 250 steps, else 4.
         allocation: tokens per block from the scores of the whole batch (Eq. 12), or the same for every block.
         budget_pool: r counts over the blocks that may be cached, or over all blocks.
-        keys: what recomputed tokens attend to; `fresh` is the paper's literal reading.
         guided_halves: the halves of a guided pair choose their tokens independently, or share the mean of their scores.
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
             at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
@@ -58,18 +54,15 @@ class TokenCache(Method):
 
     name = "tokencache"
     label = "TokenCache"
-    knob = "num_full_steps"
     trains = True
     predicts = True
 
-    num_full_steps: PositiveInt | None = None
-    cache_ratio: float = Field(0.9, ge=0, le=1)
-    refiner_blocks: NonNegativeInt | None = None
+    num_full_steps: PositiveInt | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
+    refiner_blocks: NonNegativeInt | None = None  # type: ignore[assignment]  # wider: only `free_blocks` reads it
     schedule: Schedule = "adaptive"
-    beta: float | None = None
-    allocation: Literal["batch", "uniform"] = "batch"
+    beta: float | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
+    allocation: Allocation = "batch"
     budget_pool: Literal["free", "all"] = "free"
-    keys: Keys = "cached"
     guided_halves: Literal["independent", "shared"] = "independent"
 
     cost_weight: PositiveFloat | Literal["auto"] = 1e-4
@@ -99,21 +92,15 @@ class TokenCache(Method):
         refiners = self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
         return free_blocks(run.shape, refiners)
 
-    def plan(self, look: Look) -> Plan:
-        """Everything on I-steps; on P-steps the predictor's tokens and the refiners."""
+    def choose(self, look: Look) -> list[Tokens]:
+        """The tokens that the predictor scores highest."""
         shape, free = look.run.shape, self.free_blocks(look.run)
-        if look.step in self.i_steps(look.run):
-            return every_unit([Block(block) for block in range(free)], ALL, keys=self.keys)
         alpha_RLN = look.scores("predictor")[:, :free]
         if self.guided_halves == "shared" and look.run.rows_per_sample == 2:
             alpha_RLN = on_values(_mean_of_halves, alpha_RLN, shape=alpha_RLN.shape)
         pool = free if self.budget_pool == "free" else shape.num_blocks
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
-        if self.allocation == "batch":
-            chosen = best_tokens(alpha_RLN, budget)
-        else:
-            chosen = top_tokens_by_block(alpha_RLN, allocate_evenly(free, budget))
-        return Plan({Block(block): Decision(tokens, keys=self.keys) for block, tokens in enumerate(chosen)})
+        return spend(alpha_RLN, budget, self.allocation)
 
     def training(self, run: Run) -> tuple[Stage, ...]:
         """The predictor first; then, with it frozen, the refiners on hard masks (Sec. IV-B)."""

@@ -10,44 +10,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from tcbench.choose import counted
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run, free_blocks
-from tcbench.plan import ALL, Block, Decision, Deferred, Keys, Plan, Tokens, Unit, every_unit
-from tcbench.schedule import Schedule, full_steps
+from tcbench.method import Look, Run
+from tcbench.plan import Deferred, Plan, Tokens
+from tcbench.selector import TokenSelector
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ToMe(Method):
+class ToMe(TokenSelector):
     """Reuse the tokens that ToMe would merge.
 
     Options:
-        num_full_steps, cache_ratio, refiner_blocks, schedule, beta, keys: as in `methods/tokencache.py`. The adaptive
-            schedule needs the artefacts of a trained TokenCache row (`artefacts_from` in the config).
         cell: side of the cells with one destination each. Cells of 4 x 4 allow to reuse up to 15/16 of the tokens, the
             original's 2 x 2 only 3/4.
     """
 
     name = "tome"
     label = "ToMe"
-    knob = "num_full_steps"
 
-    num_full_steps: PositiveInt = 12
-    cache_ratio: float = Field(0.9, ge=0, le=1)
-    refiner_blocks: NonNegativeInt = 4
-    schedule: Schedule = "even"
-    beta: float = -8000.0
-    keys: Keys = "cached"
     cell: PositiveInt = 4
-
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
 
     def start(self, run: Run) -> "_Matching":
         """Draw the destinations of the whole run at once, so that no step waits for them.
@@ -57,7 +44,7 @@ class ToMe(Method):
         """
         shape = run.shape
         height, width = (side // self.cell for side in shape.grid)
-        cells, kept = shape.frames * height * width, round((1 - self.cache_ratio) * shape.num_tokens)
+        cells, kept = shape.frames * height * width, self.kept(run)
         if not 0 < cells <= kept:
             raise UserError(
                 f"tome: cells of {self.cell} x {self.cell} keep {cells} of {shape.num_tokens} tokens, cache_ratio "
@@ -69,7 +56,7 @@ class ToMe(Method):
             run.sample_index,
             shape=(run.nfe, shape.num_blocks, shape.num_tokens),
         )
-        return _Matching(self, kept, cells, order_SLN)
+        return _Matching(self, cells, order_SLN)
 
 
 @dataclass(frozen=True)
@@ -77,30 +64,24 @@ class _Matching:
     """The plans of one run.
 
     Attributes:
-        kept: tokens that every row recomputes in a block.
-        cells: how many of them are destinations.
+        cells: how many of the recomputed tokens are destinations.
         order_SLN: for every step and block all tokens, destinations first.
     """
 
     method: ToMe
-    kept: int
     cells: int
     order_SLN: "Tensor"
 
     def plan(self, look: Look) -> Plan:
         """Everything on I-steps; on P-steps a matching in every block that may be cached."""
-        shape = look.run.shape
-        free = range(free_blocks(shape, self.method.refiner_blocks))
-        if look.step in self.method.i_steps(look.run):
-            return every_unit([Block(block) for block in free], ALL, keys=self.method.keys)
-        like = counted(self.kept)
+        method, units = self.method, self.method.units(look.run)
+        if look.step in method.i_steps(look.run):
+            return method.everything(units)
+        shape, kept = look.run.shape, method.kept(look.run)
         macs = (shape.num_tokens - self.cells) * self.cells * shape.width
-        decisions: dict[Unit, Decision] = {}
-        for block in free:
-            order_N = self.order_SLN[look.step, block]
-            choose = _Chooser(self.kept, order_N[: self.cells], order_N[self.cells :])
-            decisions[Block(block)] = Decision(Deferred(choose, like, macs), keys=self.method.keys)
-        return Plan(decisions)
+        order_LN = self.order_SLN[look.step, : len(units)]
+        choosers = [_Chooser(kept, order_N[: self.cells], order_N[self.cells :]) for order_N in order_LN]
+        return method.recompute(units, [Deferred(choose, counted(kept), macs) for choose in choosers])
 
 
 @dataclass(frozen=True)

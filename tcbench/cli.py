@@ -22,7 +22,7 @@ from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
 from tcbench.record.files import read_json, write_text
-from tcbench.registry import make_method, method_class, method_names
+from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
@@ -627,7 +627,7 @@ def _methods(parsed: argparse.Namespace) -> None:
         where = "" if file.is_relative_to(SHIPPED) else f" {file}"
         print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
         if parsed.name:
-            print(f"\n    {cls.__doc__}")
+            print(f"\n    {documentation(cls)}\n")
         for option, info in cls.model_fields.items():
             print(f"    {option}" + ("" if info.is_required() else f" = {info.default!r}"))
 

@@ -8,7 +8,7 @@
 
 A `Plan` maps units to decisions. A block that no unit covers is computed in full and nothing of it is stored, so the
 empty plan is the plain model. A unit decided `ALL` is computed in full *and* stored, which is an I-step. Plans can be
-printed (`str`), stored (`Plan.summary`) and costed (`tcbench.ledger.plan_macs`) without a model.
+printed (`str`), stored (`Plan.executed`) and costed (`tcbench.ledger.plan_macs`) without a model.
 
 Shape letters: R rows of the transformer's batch (2n under classifier-free guidance, [cond; uncond]), L blocks,
 N tokens, K recomputed tokens, D width.

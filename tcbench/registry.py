@@ -32,6 +32,12 @@ def method_class(name: str) -> type[Method]:
     return _class_in(method_file(name), Method, "tcbench_methods")
 
 
+def documentation(cls: type[Method]) -> str:
+    """What the docstring of a method's class says, and below it those of the bases whose options it inherits."""
+    classes = [base for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+    return "\n\n    ".join((base.__doc__ or "").rstrip() for base in classes)
+
+
 def data_names() -> list[str]:
     """All data sets, by file name."""
     return sorted(data_files())

@@ -118,5 +118,5 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["methods", name]) == 0
     out = capsys.readouterr().out
-    assert method_class(name).__doc__ in out
+    assert method_class(name).__doc__.rstrip() in out
     assert all(f"{option} = {info.default!r}" in out for option, info in method_class(name).model_fields.items())

@@ -23,7 +23,7 @@ from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.record.executed import PlanRecord
-from tcbench.registry import make_method, method_class, method_names
+from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Samples, sample_batch
 from tests.floors import TRAJECTORY, assert_close
@@ -366,7 +366,7 @@ def test_options(name: str) -> None:
 
 
 def documented(cls: type[Method]) -> str:
-    """The docstring, `prefix_*` standing for every option that starts so."""
-    text = cls.__doc__ or ""
+    """What `tcbench methods` says of it, `prefix_*` standing for every option that starts so."""
+    text = documentation(cls)
     groups = [word.rstrip("*:,") for word in text.split() if word.rstrip(":,").endswith("_*")]
     return text + " ".join(option for option in cls.model_fields if any(option.startswith(group) for group in groups))

@@ -12,11 +12,10 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-CORE = {
-    f"tcbench.{name}"
-    for name in ("plan", "choose", "schedule", "shapes", "guidance", "method", "trainable", "ledger", "engine", "noise")
-}
-VOCABULARY = {f"tcbench.{name}" for name in ("method", "plan", "choose", "schedule", "trainable", "unseen", "errors")}
+FOR_METHODS = ("plan", "choose", "schedule", "selector", "method", "trainable")
+"""The vocabulary: what a method's file is written in."""
+CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise")}
+VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.audit",
     "tcbench.config.suite",
@@ -79,6 +78,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("trainable", set()),
         ("method", {"errors", "guidance", "plan", "shapes", "trainable", "unseen"}),
         ("schedule", {"errors", "method"}),
+        ("selector", {"choose", "method", "plan", "schedule"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),
@@ -126,18 +126,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 def test_the_engine_names_no_method() -> None:
     engine = [f"engine/{path.stem}" for path in files("engine")]
-    for module in (
-        "plan",
-        "choose",
-        "schedule",
-        "shapes",
-        "guidance",
-        "method",
-        "trainable",
-        "ledger",
-        "noise",
-        *engine,
-    ):
+    for module in (*FOR_METHODS, "shapes", "guidance", "ledger", "noise", *engine):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -160,7 +149,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
-    *("plan", "choose", "schedule", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
+    *("plan", "choose", "schedule", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
     *(f"config/{path.stem}" for path in files("config")),
     *(f"record/{name}" for name in ("__init__", "executed", "files", "imports", "sources")),
     *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),

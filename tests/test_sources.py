@@ -110,7 +110,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
 def test_no_module_that_a_stage_loads_is_missing(number: int, loaded: list[set[str]]) -> None:
     stages, _ = COMMANDS[number]
     own = {"tcbench.data.sets"} | {f"tcbench.data.sets.{data}" for data in DATA}  # found by file: `source_files`
-    named = set().union(*(source_modules(stage, data=data) for stage in stages.split() for data in DATA))
+    methods = method_names()
+    named = set().union(*(source_modules(stage, *methods, data=data) for stage in stages.split() for data in DATA))
     assert loaded[number] - named - own == set()
     assert loaded[number]
 
@@ -147,9 +148,8 @@ def test_names_of_modules_in_strings_count(tmp_path: Path) -> None:
 def test_a_closure_neither_names_nor_follows_what_it_is_without() -> None:
     assert "tcbench.config.suite" in closure({"tcbench.stages.render"}, frozenset())
     assert "tcbench.models.specs" in closure({"tcbench.stages.render"}, frozenset())
-    assert not {"tcbench.config.suite", "tcbench.models.specs"} & closure(
-        {"tcbench.stages.render"}, frozenset({"tcbench.config.suite"})
-    )
+    config = frozenset({"tcbench.config.suite", "tcbench.config.fields"})
+    assert not (config | {"tcbench.models.specs"}) & closure({"tcbench.stages.render"}, config)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES.values() if name.startswith("tcbench.")])
@@ -159,8 +159,14 @@ def test_families_are_sources_although_they_are_imported_by_name(family: str) ->
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_methods_file_and_vocabulary_are_sources(name: str) -> None:
-    assert source_modules("sample", name) == source_modules("sample")
-    assert source_files("sample", name)[-1].stem == name
+    *_, file = source_files("sample", name)
+    assert file.stem == name
+    assert modules_loaded(file) - CANNOT_CHANGE_NUMBERS <= source_modules("sample", name)
+
+
+def test_a_row_depends_on_the_vocabulary_of_its_own_method_alone() -> None:
+    """So that another way to choose tokens leaves the samples of a method that chooses none."""
+    assert "tcbench.choose" in source_modules("sample", "toca") - source_modules("sample", "fora")
 
 
 @pytest.mark.parametrize("name", data_names())

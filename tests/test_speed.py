@@ -233,6 +233,7 @@ def test_a_table_says_what_was_timed_and_what_was_not(timed):
     assert fora["latency_ratio"] == pytest.approx(uncached["latency_s"] / fora["latency_s"])
     assert fora["efficiency"] == pytest.approx(fora["latency_ratio"] / fora["mac_ratio"])
     assert (fora["full_steps"], fora["sampled_steps"]) == (3, 4)
+    assert (fora["host_reads"], lines["tiny-dit", "bf16", "nfe4-teacache"]["host_reads"]) == (0, 2)  # not at the ends
     assert fora["partial_mac_share"] < 0.05
     assert fora["paper_latency_ratio"] == pytest.approx(4.32 / 2.04)
     assert uncached["efficiency"] == 1 and uncached["partial_step_s"] is None
@@ -242,7 +243,7 @@ def test_a_table_says_what_was_timed_and_what_was_not(timed):
     for table in ("speed", "peers", "profile"):
         for kind in ("csv", "md", "tex", "html"):
             assert (folder / "tables" / f"{table}.{kind}").stat().st_size > 100
-    assert "needs an adapter for giants" in speed.markdown()
+    assert "needs an adapter for giants" in speed.markdown() and "Host reads" in speed.formatted
     assert peers.tidy["peer"].tolist() == ["tcbench", "cache-dit"]
     assert peers.tidy["latency_ratio"][0] == 1
     assert {"matrix products", "norm, modulate, gate"} <= set(profile.tidy["class"])

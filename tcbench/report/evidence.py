@@ -8,7 +8,7 @@ import numpy as np
 
 from tcbench.config.suite import Entry
 from tcbench.metrics.catalogue import METRICS
-from tcbench.registry import method_class
+from tcbench.registry import documentation, method_class
 from tcbench.report.cells import difference_text
 from tcbench.report.compare import compare, decide_together
 from tcbench.report.results import Results
@@ -38,7 +38,7 @@ def evidence(results: Results) -> list[dict[str, Any]]:
             "method": method,
             "label": method_class(method).label,
             "about": sys.modules[method_class(method).__module__].__doc__,
-            "options": method_class(method).__doc__,
+            "options": documentation(method_class(method)),
             "goldens": GOLDEN_CASES.get(method, ()),
             "rows": [_of_row(row, results) for row in run if row["method"] == method],
         }

@@ -19,6 +19,10 @@ from tcbench.report.figures import LOOK, save, styles
 from tcbench.report.table import Table
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
+HOST_READS = (
+    "Host reads: numbers of a run that the host waits for because the method decides by them; they cut its steps into "
+    "graphs. The outcome that is timed is that of the run's own noise. "
+)
 
 
 def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
@@ -84,6 +88,7 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "not_run": record.get("not_run"),
         "sampled_steps": record.get("sampled_steps"),
         "full_steps": full.get("count"),
+        "host_reads": record.get("host_reads"),
         "macs_per_sample": macs,
         "macs_without_overheads": record.get("macs", {}).get("per_sample_without_overheads"),
         "mac_ratio": mac_ratio,
@@ -162,6 +167,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
     if all(line["not_run"] for line in lines):
         raise UserError(f"suite {suite.suite}: nothing was timed; run `tcbench bench` first")
     unit, scale = ("TMACs", 1e-12) if max(line["macs_per_sample"] or 0 for line in lines) >= 1e11 else ("MMACs", 1e-6)
+    on_host = any(line["host_reads"] for line in lines)
     cells = []
     for line in lines:
         absent = "not run" if line["not_run"] else NO_CELL
@@ -171,6 +177,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
                 "Method": line["label"] + (f" (not run: {line['not_run']})" if line["not_run"] else ""),
                 "Sampled steps": _cell(line["sampled_steps"], "d", 1, absent),
                 "Full steps": _cell(line["full_steps"], "d", 1, absent),
+                **({"Host reads": _cell(line["host_reads"], "d", 1, absent)} if on_host else {}),
                 unit: _cell(line["macs_per_sample"], ".4g", scale, absent),
                 "paper TMACs": _cell(line["paper_tmacs"], ".2f"),
                 "MAC ratio": _cell(line["mac_ratio"], ".2f", 1, absent),
@@ -200,6 +207,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         "Peak memory: weights, and what preparing and running the row alone adds. "
         "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
         "choices are those of the method without skill. "
+        f"{HOST_READS if on_host else ''}"
         f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
     )
     return Table(

@@ -138,7 +138,7 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionP
     for name, replay in prepared.items():
         assert isinstance(replay, Replay)
         kinds = by_kind(replay, adapter.shape, rows[name]["step_s"])
-        rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "steps": kinds}
+        rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "host_reads": replay.reads, "steps": kinds}
     return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "rows": rows}
 
 
