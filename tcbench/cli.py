@@ -610,8 +610,9 @@ def _nearest(match: "Match") -> str:
 
 
 def _audit(parsed: argparse.Namespace) -> None:
-    from tcbench.audit import audit
-    from tcbench.report.audit import VERDICTS, audit_page
+    from tcbench.audit.checks import VERDICTS
+    from tcbench.audit.sections import audit
+    from tcbench.report.audit import audit_page
 
     sections = audit()
     write_text(parsed.out, audit_page(sections))

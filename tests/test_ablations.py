@@ -12,7 +12,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts
 from tcbench.plan import Tokens
 from tcbench.registry import make_method
-from tcbench.report.ablations import table_ablation
+from tcbench.report.ablation_table import table_ablation
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.stages import sample

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tcbench.audit import audit
+from tcbench.audit.checks import VERDICTS, Check, Section
 from tcbench.audit.paper import (
     decimals,
     find,
@@ -17,8 +17,9 @@ from tcbench.audit.paper import (
     table,
     underived,
 )
+from tcbench.audit.sections import audit
 from tcbench.cli import main
-from tcbench.report.audit import VERDICTS, Check, Section, audit_page
+from tcbench.report.audit import audit_page
 
 PAGE = Path(__file__).parent.parent / "results" / "reference" / "paper-audit.md"
 

@@ -158,7 +158,8 @@ LIGHT = [
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",
     *("metrics/__init__", "metrics/catalogue"),
-    *("audit/__init__", "audit/cells", "audit/columns", "audit/paper", "audit/text", "report/audit", "report/render"),
+    *("audit/__init__", "audit/cells", "audit/checks", "audit/columns", "audit/paper", "audit/sections", "audit/text"),
+    *("report/audit", "report/table"),
 ]
 
 

@@ -13,12 +13,12 @@ from tcbench.audit.cells import (
     packed_tmacs,
     text_tmacs,
 )
+from tcbench.audit.checks import Check
 from tcbench.audit.paper import decimals, name, table
 from tcbench.ledger import plan_macs
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
-from tcbench.report.audit import Check
 
 PLACES = [
     *(name(number, row) for number in (2, 3, 4, 5) for row in table(number)),

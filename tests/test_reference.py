@@ -17,7 +17,7 @@ from tcbench.errors import UserError
 from tcbench.record.files import read_json
 from tcbench.record.score import Score
 from tcbench.report.names import figure_names
-from tcbench.report.scores import paired_interval
+from tcbench.report.rows import paired_interval
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
 from tcbench.stages import publish, render

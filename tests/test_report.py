@@ -14,9 +14,12 @@ import pytest
 from tcbench.config.fields import PaperTable
 from tcbench.errors import UserError
 from tcbench.report import figures
+from tcbench.report.cells import interval_text
 from tcbench.report.grids import grid, save_grid
-from tcbench.report.scores import mac_ratio, read_rows
-from tcbench.report.tables import interval_text, main_table, table1
+from tcbench.report.main_table import main_table
+from tcbench.report.results import MEASURED, read_rows
+from tcbench.report.rows import mac_ratio
+from tcbench.report.schedule_table import table1
 
 STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 16]}
 FLOOR = {"fid": {"n": 512, "mean": 1.1, "std": 0.25, "draws": 20}, "sfid": {"n": 512, "mean": 2.31, "std": 0.4}}
@@ -45,10 +48,19 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
         "model": "digits-dit",
         "settings": {},
         "i_steps": [],
+        "plans": None,
+        "plan": {},
+        "tokens": 64,
         "reference": f"nfe{nfe}-uncached",
         "samples": 512,
         "groups": 8,
+        "group_sizes": [],
         "control": False,
+        "refiners": True,
+        "target": None,
+        "guidance_scale": 1.5,
+        "extractor": "digits-cnn",
+        "metrics_not_run": {},
         "quality": quality_of(fid, mae),
         "paired": {},
         "macs": {
@@ -57,6 +69,8 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
             "paper_rule": round(macs * 0.9),
             "by_tag": {"model": round(macs * 0.9), "predictor": macs - round(macs * 0.9)},
         },
+        "macs_spread": [macs, macs],
+        "cache_bytes": 10**6,
         "trajectory": None,
         "paper": paper,
         "provenance": {},
@@ -99,7 +113,8 @@ def paper_cell(fid, latency_s, tmacs, speedup):
 def make_rows():
     rows = []
     for nfe, full in ((50, 5_000_000_000), (20, 2_000_000_000)):
-        schedule = {"settings": {"num_full_steps": len(STEPS[nfe]), "beta": -20}, "i_steps": STEPS[nfe]}
+        settings = {"num_full_steps": len(STEPS[nfe]), "schedule": "adaptive", "beta": -20}
+        schedule = {"settings": settings, "i_steps": STEPS[nfe]}
         rows += [
             make_row(nfe, "uncached", "uncached", "DiT", 3.234, full, paper=paper_cell(2.25, 4.32, 11.86, 1.0)),
             make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, 0.87, sampled_steps=nfe // 2),
@@ -180,7 +195,6 @@ def test_report_imports_no_torch():
         (0.0125, 0.0121, 0.0129, "0.01250 [0.01210, 0.01290]"),
         (240.24, 201.0, 279.0, "240 [201, 279]"),
         (0.97, 0.97, 0.97, "0.9700 [0.9700, 0.9700]"),
-        (2.3456, None, None, "2.346 (no interval)"),
     ],
 )
 def test_interval_text(value, low, high, text):
@@ -264,7 +278,7 @@ def test_missing_values_say_why_and_are_never_zero(rows):
 
 def test_mac_unit_follows_the_size(rows):
     for row in rows:
-        row["macs"] = {key: value * 3000 for key, value in row["macs"].items() if key != "by_tag"}
+        row["macs"] |= {key: value * 3000 for key, value in row["macs"].items() if key != "by_tag"}
     table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
     assert line_of(table, "nfe50-uncached")[1]["TMACs"] == "15"
     assert "GMACs" not in table.formatted
@@ -358,6 +372,9 @@ def test_read_rows(rows, tmp_path):
         read_rows(tmp_path, ["nfe50-fora"])
     with pytest.raises(UserError, match=r"absent\.json"):
         read_rows(tmp_path, ["absent"])
+    not_run = {field: value for field, value in rows[2].items() if field not in MEASURED} | {"not_run": "needs X"}
+    (folder / "nfe50-fora.json").write_text(json.dumps(not_run))
+    assert read_rows(tmp_path, ids)[ids.index("nfe50-fora")] == not_run
     del rows[0]["quality"]
     (folder / "nfe50-uncached.json").write_text(json.dumps(rows[0]))
     with pytest.raises(UserError, match=r"nfe50-uncached\.json: field `quality`"):

@@ -1,6 +1,7 @@
 """Comparisons and verdicts: pairing, correction, and what a claim makes of differences."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -8,18 +9,17 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.report import claims, verdicts
-from tcbench.report.compare import (
+from tcbench.report.compare import Comparison, compare, decide_together
+from tcbench.report.findings import (
     NOT_DISTINGUISHABLE,
     NOT_REPRODUCED,
     NOT_TESTED,
     REPRODUCED,
-    Comparison,
-    compare,
-    decide_together,
     no_loss,
     superiority,
 )
-from tcbench.report.scores import Results, kept_shares
+from tcbench.report.results import Results
+from tcbench.report.rows import kept_shares
 from tcbench.stats import Interval
 
 from .test_ablations import SMOKE
@@ -59,7 +59,7 @@ def test_the_stored_difference_to_the_reference_is_the_one_compared():
 
 def test_a_metric_that_was_not_run_compares_with_nothing():
     ours, theirs = make_rows()[1:3]
-    ours["quality"]["fid"] = {"not_run": "needs X"}
+    del ours["quality"]["fid"]
     assert compare(ours, theirs, "fid") is None
     assert compare(ours, theirs, "vbench") is None
 
@@ -110,8 +110,12 @@ def results() -> Results:
     return Results(Suite.model_validate(suite.model_dump(by_alias=True)), rows, {}, {}, {}, None, FLOOR)
 
 
+def all_claims():
+    return [claim for under_a_heading in claims.CLAIMS.values() for claim in under_a_heading]
+
+
 def found(results, words):
-    claim = next(claim for claim in claims.CLAIMS if words in claim.claim)
+    (claim,) = [claim for claim in all_claims() if words in claim.words]
     return {finding.measure: finding for finding in claim.test(results)}
 
 
@@ -181,6 +185,13 @@ def test_claims_on_other_models_are_not_tested_here(results):
     assert set(table["verdict"]) <= {REPRODUCED, NOT_REPRODUCED, NOT_DISTINGUISHABLE, NOT_TESTED}
 
 
+def test_a_suite_beside_no_model_of_the_paper_tests_no_claim(results):
+    alone = replace(results, suite=results.suite.model_copy(update={"stands_for": None}))
+    findings = [finding for _, _, finding in verdicts.verdicts(alone)]
+    assert {finding.verdict for finding in findings} == {NOT_TESTED} and len(findings) == len(all_claims())
+    assert "needs a suite whose rows stand for a model of the paper" in {finding.evidence for finding in findings}
+
+
 def test_a_win_on_fid_must_survive_the_guidance_control(results):
     uncached, tokencache = results.rows[0], next(row for row in results.rows if row["method"] == "tokencache")
     sweep = []
@@ -226,6 +237,6 @@ def test_suites_side_by_side(results, tmp_path):
     line = table.loc[next(claim for claim in table.index if "adaptive schedule" in claim)]
     assert line["smoke"] == "not tested: needs the ablation `schedule`"
     assert line["other"].endswith(": reproduced")
-    assert len(table) == len(claims.CLAIMS)
+    assert len(table) == len(all_claims())
     with pytest.raises(UserError, match="no suite has verdicts"):
         verdicts.across_suites(tmp_path / "smoke")

@@ -216,7 +216,7 @@ def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(wheel, fini
 
 
 def test_editing_a_stage_does_not_retrain(wheel, finished):
-    with edited(wheel[1] / "tcbench" / "report" / "tables.py"):
+    with edited(wheel[1] / "tcbench" / "report" / "main_table.py"):
         assert plan(wheel[0], finished, "smoke.yaml", "tables") == {"render_tables", "tables"}
 
 

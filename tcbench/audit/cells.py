@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
 
+from tcbench.audit.checks import Check
 from tcbench.audit.paper import PaperRow, find, name, number, reference, statement, table, underived
 from tcbench.budget.costing import macs_of
 from tcbench.ledger import plan_macs, predictor_macs
 from tcbench.models.specs import MODELS, DiTSpec
 from tcbench.plan import NONE, Plan, Site, every_unit
 from tcbench.registry import make_method
-from tcbench.report.audit import Check
 
 BATCH = 8  # Sec. IV-B: "We measured the generation speed by latency and FLOPs using a batch size of 8"
 EVERYTHING = "every block at every step, both halves of the guided pair"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tcbench.audit.cells import BATCH, ledger
+from tcbench.audit.checks import Check
 from tcbench.audit.paper import (
     COMPARISONS,
     HEADERS,
@@ -19,7 +20,6 @@ from tcbench.audit.paper import (
     statement,
     table,
 )
-from tcbench.report.audit import Check
 
 A100_TFLOPS = 312  # NVIDIA's data sheet: dense bfloat16 or float16, two operations a multiply-accumulate
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from tcbench.report.audit import Check, Verdict
+from tcbench.audit.checks import Check, Verdict
 
 TOLERANCE = 0.01  # of a cell that a rule derives; rounding of the paper's digits stays far inside it
 LATENCY_TOLERANCE = 0.05

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
+from tcbench.audit.checks import Check
 from tcbench.audit.paper import (
     COMPARISONS,
     HEADERS,
@@ -17,7 +18,6 @@ from tcbench.audit.paper import (
     statement,
     table,
 )
-from tcbench.report.audit import Check
 
 Better = Callable[[float, float], bool]
 LOWER, HIGHER = operator.lt, operator.gt

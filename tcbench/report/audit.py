@@ -1,49 +1,11 @@
 """The paper-audit page: every number that can be checked without weights, what it should be, and a verdict."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
-from tcbench.report.render import Table
-
-Verdict = Literal["reproduced", "conflicts", "cannot be derived"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "conflicts", "cannot be derived")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One reported number, or statement, and what follows from a rule or from the paper's other numbers.
-
-    Attributes:
-        where: the cell or sentence.
-        reported, derived: as text; `derived` is empty if nothing follows.
-        difference: derived over reported, less 1; None where that means nothing.
-        verdict: whether the two agree; "cannot be derived" if no published rule gives the number.
-        why: the rule that derives it, or the closest explanation.
-    """
-
-    where: str
-    reported: str
-    derived: str
-    difference: float | None
-    verdict: Verdict
-    why: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """Checks of one kind, and the rule that they share."""
-
-    title: str
-    rule: str
-    checks: Sequence[Check]
-
-    def count(self, verdict: Verdict) -> int:
-        """How many checks have this verdict."""
-        return sum(check.verdict == verdict for check in self.checks)
-
+from tcbench.audit.checks import VERDICTS, Section
+from tcbench.report.table import Table
 
 _HEAD = """# What the paper's numbers say about each other
 

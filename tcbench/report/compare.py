@@ -1,4 +1,4 @@
-"""Differences between two rows, paired where they can be, and the verdict that several of them make up."""
+"""Differences between two rows, paired where they can be, and corrected where several decide together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,14 +7,11 @@ import numpy as np
 
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.score import Quality
-from tcbench.report.scores import Row, paired_interval, quality_of
+from tcbench.report.rows import Row, is_reference, paired_interval, quality_of
 from tcbench.stats import Interval, Replicates, holm, welch
 
 LEVEL = 0.05
 """Of every test, after Holm's correction over the comparisons that it decides together."""
-
-REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
-NOT_DISTINGUISHABLE, NOT_TESTED = "not distinguishable", "not tested"
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,8 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     Paired by what scoring stored against the row's own reference, or by the jackknife's replicates where both rows hold
     them for the same batches; otherwise the two are taken as independent, which errs on wide.
     """
-    if other["row"] == row["reference"] != row["row"] and (interval := paired_interval(row, metric)):
+    to_reference = other["row"] == row["reference"] and not is_reference(row)
+    if to_reference and (interval := paired_interval(row, metric)):
         return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
     ours, theirs = quality_of(row, metric), quality_of(other, metric)
     if ours is None or theirs is None:
@@ -74,20 +72,3 @@ def decide_together(comparisons: Sequence[Comparison | None]) -> list[Comparison
     found = [comparison for comparison in comparisons if comparison is not None]
     adjusted = holm([comparison.p for comparison in found])
     return [replace(comparison, p=p) for comparison, p in zip(found, adjusted, strict=True)]
-
-
-def superiority(comparisons: Sequence[Comparison]) -> str:
-    """The verdict on "better than each of these": all better; any worse; otherwise it cannot be told."""
-    outcomes = [comparison.outcome for comparison in comparisons]
-    if "worse" in outcomes:
-        return NOT_REPRODUCED
-    return REPRODUCED if set(outcomes) == {"better"} else NOT_DISTINGUISHABLE
-
-
-def no_loss(comparison: Comparison, value: float, margin: float) -> str:
-    """The verdict on "not worse than": the whole interval of the loss lies below `margin` times the other's value."""
-    sign = METRICS[comparison.metric].sign
-    low, high = sorted((-sign * comparison.interval.low, -sign * comparison.interval.high))
-    if high < margin * abs(value):
-        return REPRODUCED
-    return NOT_REPRODUCED if low > 0 else NOT_DISTINGUISHABLE

@@ -9,10 +9,11 @@ import numpy as np
 from tcbench.config.suite import Entry
 from tcbench.metrics.catalogue import METRICS
 from tcbench.registry import documentation, method_class
-from tcbench.report.claims import MATCHED
+from tcbench.report.cells import difference_text
 from tcbench.report.compare import compare, decide_together
-from tcbench.report.scores import Results, Row, kept_shares, label_of, mac_ratio, name_of
-from tcbench.report.tables import PAPER_TABLE_1, interval_text
+from tcbench.report.results import Results
+from tcbench.report.rows import MATCHED, Row, fewer_steps_matched, kept_shares, label_of, mac_ratio, name_of, was_run
+from tcbench.report.schedule_table import PAPER_TABLE_1
 
 UNCACHED = ("full_ddim20", "pixart_full_dpm20")
 GOLDEN_CASES = {
@@ -29,9 +30,9 @@ def evidence(results: Results) -> list[dict[str, Any]]:
     """By method, in the suite's order: what it is and is proved by, and its rows.
 
     A row's `kept` is the share of tokens that every step recomputed in every unit of its plan, [S, units]; None where
-    everything is computed or no plan was stored.
+    everything is computed.
     """
-    run = [row for row in results.rows if not row.get("not_run")]
+    run = [row for row in results.rows if was_run(row)]
     return [
         {
             "method": method,
@@ -46,14 +47,14 @@ def evidence(results: Results) -> list[dict[str, Any]]:
 
 
 def _of_row(row: Row, results: Results) -> dict[str, Any]:
-    macs, kept = row["macs"], kept_shares(row) if row.get("plan") else None
+    macs, kept = row["macs"], kept_shares(row) if row["plan"] else None
     timing = (results.latency or {"rows": {}})["rows"].get(row["row"], {})
     return {
         "row": row["row"],
         "label": label_of(row),
         "nfe": row["nfe"],
         "kept": kept,
-        "units": list(row.get("plan") or {}),
+        "units": list(row["plan"]),
         "summary": _summary(row, kept),
         "ratio": f"{mac_ratio(row, results.rows):.2f}",
         "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
@@ -90,7 +91,7 @@ def chosen_by(entry: Entry, option: str, value: Any) -> str:
 def _summary(row: Row, kept_SU: np.ndarray | None) -> str:
     """The plan in a sentence."""
     if kept_SU is None:
-        return "everything is computed at every step" if "plan" in row else "no plan was stored"
+        return "everything is computed at every step"
     partial = (kept_SU < 1).any(1)
     text = f"{(~partial).sum()} of {len(kept_SU)} steps in full"
     if not partial.any():
@@ -119,7 +120,7 @@ def _trained(row: Row, results: Results) -> list[str]:
         told += [f"last {key.replace('_', ' ')} {value:.3g}" for key, value in losses.items()]
         told.append(f"{stage['wall_s']:.0f} s")
         lines.append(f"{stage['kind']}: {', '.join(told)}")
-    lora = {True: "at every step", False: "left out", "p-steps": "on P-steps alone"}[row.get("refiners", True)]
+    lora = {True: "at every step", False: "left out", "p-steps": "on P-steps alone"}[row["refiners"]]
     return [*lines, f"LoRA refiners: {lora}"] if "refiners" in results.training[source]["files"] else lines
 
 
@@ -127,28 +128,19 @@ def _against_fewer_steps(row: Row, results: Results) -> str:
     """Quality less that of the uncached model with as many steps as cost the same; differences corrected together."""
     if row["method"] in ("fewer_steps", "uncached"):
         return ""
-    off = {
-        other["row"]: abs(other["macs"]["per_sample"] / row["macs"]["per_sample"] - 1)
-        for other in results.rows
-        if other["method"] == "fewer_steps" and other["nfe"] == row["nfe"] and not other.get("not_run")
-    }
-    nearest = min(off, key=lambda name: off[name], default=None)
-    if nearest is None or off[nearest] > MATCHED:
+    other = fewer_steps_matched(row, results.rows)
+    if other is None:
         return f"no row of fewer steps is within {MATCHED:.0%} of its MACs"
-    other = results.row(nearest)
     decided = decide_together([compare(row, other, metric) for metric in row["quality"] if metric in METRICS])
-    told = [
-        f"{METRICS[d.metric].label} {interval_text(d.interval.value, d.interval.low, d.interval.high)} {d.outcome}"
-        for d in decided
-    ]
+    told = [f"{METRICS[found.metric].label} {difference_text(found.interval)} {found.outcome}" for found in decided]
     return f"this less {label_of(other)}: " + "; ".join(told)
 
 
 def _same_plan(row: Row, results: Results) -> list[Row]:
     """Other rows whose executed plan is this one's, which makes the comparison one of names."""
-    plan = row.get("plan")
     return [
         other
         for other in results.rows
-        if plan and other.get("plan") == plan and other["nfe"] == row["nfe"] and other["row"] != row["row"]
+        if row["plan"] and was_run(other) and other["plan"] == row["plan"]
+        if other["nfe"] == row["nfe"] and other["row"] != row["row"]
     ]

@@ -14,7 +14,7 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import atomic
-from tcbench.report.scores import Row, is_reference, mac_ratio, name_of, quality_of
+from tcbench.report.rows import Row, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]
 
@@ -88,7 +88,8 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
     Raises:
         UserError: no row has both a quality and a MAC count.
     """
-    rows_run = [row for row in rows if mac_ratio(row, rows) is not None]
+    ratios = {row["row"]: ratio for row in rows if (ratio := mac_ratio(row, rows)) is not None}
+    rows_run = [row for row in rows if row["row"] in ratios]
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows_run))
     if not settings:
         raise UserError("no row of the suite was run, so there is no quality to draw; score at least one row")
@@ -101,22 +102,10 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
         for panel, metric in ((top, "fid"), (bottom, "mae")):
             drawn = [row for row in here if metric in row["quality"] and not (metric == "mae" and is_reference(row))]
             for label in dict.fromkeys(row["label"] for row in drawn):
-                points = sorted(
-                    (row for row in drawn if row["label"] == label), key=lambda row: mac_ratio(row, rows) or 0
-                )
-                x = [mac_ratio(row, rows) for row in points]
-                quality = [row["quality"][metric] for row in points]
-                y = np.array([[q["value"], q["low"], q["high"]] for q in quality], dtype=float)
-                handles[name_of(points[0])] = panel.errorbar(
-                    x,
-                    y[:, 0],
-                    yerr=np.abs(y[:, 1:] - y[:, :1]).T,
-                    **style_of[points[0]["row"]],
-                    markerfacecolor="none" if points[0]["control"] else None,
-                    markersize=6,
-                    linewidth=1,
-                    capsize=2,
-                )
+                points = sorted((row for row in drawn if row["label"] == label), key=lambda row: ratios[row["row"]])
+                x = [ratios[row["row"]] for row in points]
+                style = style_of[points[0]["row"]] | ({"markerfacecolor": "none"} if points[0]["control"] else {})
+                handles[name_of(points[0])] = _with_intervals(panel, x, points, metric, style)
             panel.set_yscale("log")  # a broken variant must not flatten the differences between the others
             panel.yaxis.set(
                 major_locator=LogLocator(subs=(1, 2, 5)),
@@ -152,7 +141,8 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
     Raises:
         UserError: no row at this resolution and NFE holds a trajectory.
     """
-    drawn = [row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and row.get("trajectory")]
+    here = [row for row in rows if (row["resolution"], row["nfe"]) == (resolution, nfe) and was_run(row)]
+    drawn = [row for row in here if row["trajectory"]]
     if not drawn:
         raise UserError(f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling")
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -235,6 +225,7 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
 
 
 def _with_intervals(panel: Any, x: Sequence[float], rows: Sequence[Row], metric: str, style: Style) -> Any:
+    """A metric of rows at x, joined, every point with its interval."""
     quality = [row["quality"][metric] for row in rows]
     y = np.array([[q["value"], q["low"], q["high"]] for q in quality], dtype=float)
     return panel.errorbar(x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, **style, markersize=6, linewidth=1, capsize=2)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tcbench.report.figures import LOOK
-from tcbench.report.scores import Row, kept_shares
+from tcbench.report.rows import Row, kept_shares
 
 STEPS = "step (sampling order)"
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tcbench.report import figures, figures_predictor, figures_samples
-from tcbench.report.scores import Results, Row, label_of, name_of
+from tcbench.report.results import Results
+from tcbench.report.rows import Row, label_of, name_of, uncached_first, was_run
 from tcbench.report.strips import read_strip
 
 
@@ -18,7 +19,7 @@ class Missing(Exception):
 
 def _with_refiners(results: Results) -> list[Row]:
     """The suite's rows but those without LoRA, which Table VI has."""
-    return [row for row in results.rows if row.get("refiners", True) is True]
+    return [row for row in results.rows if row["refiners"] is True]
 
 
 def _quality(results: Results, folder: Path) -> Figure:
@@ -78,8 +79,8 @@ def _guidance(results: Results, folder: Path) -> Figure:
 
 def at_figure_nfe(results: Results) -> list[Row]:
     """Rows at the figures' NFE, the uncached one first."""
-    rows = [row for row in _with_refiners(results) if row["nfe"] == results.suite.figure.nfe and not row.get("not_run")]
-    return sorted(rows, key=lambda row: row["method"] != "uncached")
+    nfe = results.suite.figure.nfe
+    return uncached_first([row for row in _with_refiners(results) if row["nfe"] == nfe and was_run(row)])
 
 
 def _samples(results: Results, folder: Path) -> Figure:

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from tcbench.config.suite import Suite
-from tcbench.report.collection import all_tables
-from tcbench.report.compare import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.evidence import evidence
+from tcbench.report.findings import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names
-from tcbench.report.render import template
-from tcbench.report.scores import Results, label_of, read_results
+from tcbench.report.results import Results, read_results
+from tcbench.report.rows import label_of, uncached_first, was_run
 from tcbench.report.strips import read_strip
+from tcbench.report.suite_tables import all_tables
+from tcbench.report.table import template
 
 SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DISTINGUISHABLE: "≈", NOT_TESTED: "–"}
 
@@ -71,8 +72,7 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
     """By NFE, the strip of every row and its difference to the uncached one."""
     groups = []
     for nfe in dict.fromkeys(row["nfe"] for row in results.rows):
-        rows = [row for row in results.rows if row["nfe"] == nfe and not row.get("not_run")]
-        rows.sort(key=lambda row: row["method"] != "uncached")
+        rows = uncached_first([row for row in results.rows if row["nfe"] == nfe and was_run(row)])
         paths = [folder / "grids" / "strips" / f"{row['row']}.png" for row in rows]
         if not rows or not all(path.exists() for path in paths):
             continue
@@ -110,7 +110,7 @@ def _shaded(kept_SU: np.ndarray) -> np.ndarray:
 
 def _provenance(results: Results) -> dict[str, str]:
     """Where the numbers come from: one value per field, or all there are."""
-    records: list[Any] = [row["provenance"] for row in results.rows if row.get("provenance")]
+    records: list[Any] = [row["provenance"] for row in results.rows if was_run(row)]
     records += [record["samples"] for record in records if "samples" in record]
 
     def several(*keys: str) -> str:

@@ -14,9 +14,9 @@ from tcbench.config.speed import SpeedSuite, parts
 from tcbench.errors import UserError
 from tcbench.record.files import read_json
 from tcbench.registry import method_class
+from tcbench.report.cells import NO_CELL, Record, ratio
 from tcbench.report.figures import LOOK, save, styles
-from tcbench.report.render import Table
-from tcbench.report.tables import NO_CELL, Record
+from tcbench.report.table import Table
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 HOST_READS = (
@@ -70,10 +70,10 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
     macs, latency = record.get("macs", {}).get("per_sample"), record.get("median_s")
     kinds = record.get("steps", {})
     full, partial = kinds.get("full", {}), kinds.get("partial", {})
-    mac_ratio = _ratio(base.get("macs", {}).get("per_sample"), macs)
-    latency_ratio = _ratio(base.get("median_s"), latency)
+    mac_ratio = ratio(base.get("macs", {}).get("per_sample"), macs)
+    latency_ratio = ratio(base.get("median_s"), latency)
     paper_latency = paper.latency_s if paper and part.batch_size == PAPER_BATCH else None
-    paper_ratio = _ratio(paper_reference.latency_s if paper_reference else None, paper_latency)
+    paper_ratio = ratio(paper_reference.latency_s if paper_reference else None, paper_latency)
     paper_macs = paper.speedup if paper else None
     return {
         "model": part.model,
@@ -95,24 +95,20 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "latency_s": latency,
         "latency_min_s": record.get("min_s"),
         "latency_max_s": record.get("max_s"),
-        "latency_per_image_s": _ratio(latency, part.batch_size),
+        "latency_per_image_s": ratio(latency, part.batch_size),
         "latency_ratio": latency_ratio,
-        "efficiency": _ratio(latency_ratio, mac_ratio),
+        "efficiency": ratio(latency_ratio, mac_ratio),
         "full_step_s": full.get("median_s"),
         "partial_step_s": partial.get("median_s"),
-        "partial_time_share": _ratio(partial.get("median_s"), full.get("median_s")),
-        "partial_mac_share": _ratio(partial.get("macs"), full.get("macs")),
+        "partial_time_share": ratio(partial.get("median_s"), full.get("median_s")),
+        "partial_mac_share": ratio(partial.get("macs"), full.get("macs")),
         "peak_bytes": record.get("peak_bytes"),
         "paper_tmacs": paper.tmacs if paper else None,
         "paper_mac_ratio": paper_macs,
         "paper_latency_s": paper_latency,
         "paper_latency_ratio": paper_ratio,
-        "paper_efficiency": _ratio(paper_ratio, paper_macs),
+        "paper_efficiency": ratio(paper_ratio, paper_macs),
     }
-
-
-def _ratio(numerator: float | None, denominator: float | None) -> float | None:
-    return None if numerator is None or denominator is None else numerator / denominator
 
 
 def read_peers(folder: Path) -> list[Record]:
@@ -247,9 +243,9 @@ def peer_table(records: Sequence[Record], suite: SpeedSuite) -> Table:
                 "latency_s": latency,
                 "latency_min_s": row.get("min_s"),
                 "latency_max_s": row.get("max_s"),
-                "step_s": _ratio(latency, record["nfe"]),
-                "mac_ratio": _ratio(base.get("macs_per_sample"), macs),
-                "latency_ratio": _ratio(base.get("median_s"), latency),
+                "step_s": ratio(latency, record["nfe"]),
+                "mac_ratio": ratio(base.get("macs_per_sample"), macs),
+                "latency_ratio": ratio(base.get("median_s"), latency),
                 "peak_bytes": row.get("peak_bytes"),
             }
             lines.append(line)

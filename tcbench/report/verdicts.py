@@ -8,31 +8,29 @@ import pandas as pd
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
-from tcbench.report.claims import CLAIMS, MARGIN, MATCHED, Claim, Finding, untested
-from tcbench.report.compare import LEVEL, NOT_TESTED
-from tcbench.report.render import Table
-from tcbench.report.scores import Results, Row, paired_interval, quality_of, reference_of
+from tcbench.report.claims import CLAIMS, Claim
+from tcbench.report.compare import LEVEL
+from tcbench.report.findings import MARGIN, NOT_TESTED, Finding, untested
+from tcbench.report.results import Results
+from tcbench.report.rows import MATCHED, Row, paired_interval, quality_of, reference_of, was_run
+from tcbench.report.table import Table
 
 
-def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
-    """Every claim with its findings on this suite."""
-    stands_for = results.suite.stands_for
+def verdicts(results: Results) -> list[tuple[str, Claim, Finding]]:
+    """Every claim, with the heading it stands under, once for each finding on this suite."""
     found = []
-    for claim in CLAIMS:
-        beside = stands_for is not None and claim.model in (None, stands_for.name)
-        if beside and stands_for is not None and claim.resolution in (None, stands_for.resolution):
-            findings = claim.test(results)
-        else:
-            size = f" at {claim.resolution}×{claim.resolution}" if claim.resolution else ""
-            findings = [untested(f"a suite whose rows stand for {claim.model}{size}")]
-        found += [(claim, finding) for finding in findings]
+    for topic, claims in CLAIMS.items():
+        for claim in claims:
+            testable = claim.of.include(results.suite.stands_for)
+            findings = claim.test(results) if testable else [untested(f"a suite whose rows stand for {claim.of}")]
+            found += [(topic, claim, finding) for finding in findings]
     return found
 
 
 def what_it_can_show(results: Results) -> list[str]:
     """What the suite's size allows to see, computed: samples, minimum detectable differences, floor, guidance."""
     suite, rows = results.suite, results.rows
-    scored = [row for row in rows if "quality" in row]
+    scored = [row for row in rows if was_run(row)]
     sizes = sorted({(row["samples"], row["groups"]) for row in scored})
     lines = [
         f"Suite `{suite.suite}`: {suite.description}"
@@ -77,8 +75,8 @@ def what_it_can_show(results: Results) -> list[str]:
 def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value."""
     sizes: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        for metric in row.get("paired") or {}:
+    for row in filter(was_run, rows):
+        for metric in row["paired"]:
             base, interval = quality_of(reference_of(row, rows), metric), paired_interval(row, metric)
             if base and base["value"] and interval and interval.se:
                 sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base["value"])))
@@ -95,14 +93,14 @@ def verdict_table(results: Results) -> Table:
     records = [
         {
             "suite": results.suite.suite,
-            "topic": claim.topic,
-            "claim": claim.claim,
+            "topic": topic,
+            "claim": claim.words,
             "place": claim.place,
             "measure": finding.measure,
             "verdict": finding.verdict,
             "evidence": finding.evidence,
         }
-        for claim, finding in found
+        for topic, claim, finding in found
     ]
     printed = pd.DataFrame(records)[["claim", "place", "measure", "verdict", "evidence"]]
     repeated = printed.duplicated(["claim", "place"])
@@ -120,7 +118,7 @@ def verdict_table(results: Results) -> Table:
         preface=what_it_can_show(results),
         tidy=pd.DataFrame(records),
         formatted=printed.rename(columns=str.capitalize),
-        groups=[claim.topic for claim, _ in found],
+        groups=[topic for topic, _, _ in found],
         text_columns=("Claim", "Place", "Measure", "Verdict", "Evidence"),
     )
 

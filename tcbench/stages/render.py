@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
 from tcbench.record.files import read_json, write_text
-from tcbench.report.collection import ablation_tables, diagnostic_tables, main_tables
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
-from tcbench.report.render import Table
-from tcbench.report.scores import read_results
+from tcbench.report.results import read_results
 from tcbench.report.strips import read_strip, write_strip
+from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
+from tcbench.report.table import Table
 from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8

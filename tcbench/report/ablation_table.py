@@ -9,10 +9,10 @@ from tcbench.config.fields import Ablation
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.score import Quality
+from tcbench.report.cells import NO_CELL, interval_text, mac_unit, marked, marks, table_title
 from tcbench.report.compare import Comparison, compare
-from tcbench.report.render import Table
-from tcbench.report.scores import Row, mac_ratio, quality_of
-from tcbench.report.tables import MAC_UNITS, NO_CELL, interval_text, marked, marks
+from tcbench.report.rows import Row, mac_ratio, macs_of, paper_of, quality_of
+from tcbench.report.table import Table
 
 
 def table_ablation(
@@ -24,7 +24,7 @@ def table_ablation(
         ablation: as in the config.
         rows: score rows of the variants and their references.
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
-        suite, differs: as in `tables.main_table`.
+        suite, differs: as in `main_table.main_table`.
 
     Raises:
         UserError: there is no variant.
@@ -37,15 +37,14 @@ def table_ablation(
     found = marks(
         [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
     )
-    largest = max(row["macs"]["per_sample"] for row in printed)
-    unit = next(unit for unit in MAC_UNITS if largest >= unit[1] or unit is MAC_UNITS[-1])
-    with_paper = [m for m in metrics if any(m in (row.get("paper") or {}) for row in printed)]
-    swept = len({row.get("guidance_scale") for row in printed}) > 1
+    unit = mac_unit(max(map(macs_of, printed)))
+    with_paper = [m for m in metrics if any(m in paper_of(row) for row in printed)]
+    swept = len({row["guidance_scale"] for row in printed}) > 1
     records, cells = [], []
     for row in printed:
-        paper, ratio = row.get("paper") or {}, mac_ratio(row, rows)
+        paper, ratio = paper_of(row), mac_ratio(row, rows)
         record = {"suite": suite, "row": row["row"], "variant": row["label"], "nfe": row["nfe"]}
-        record["guidance_scale"] = row.get("guidance_scale")
+        record["guidance_scale"] = row["guidance_scale"]
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
             quality, mark = quality_of(row, metric), found.get((row["row"], metric))
@@ -64,11 +63,11 @@ def table_ablation(
         }
         record |= {"mac_ratio": ratio, "paper_mac_ratio": paper.get("speedup")}
         cell |= {
-            unit[0]: f"{macs['per_sample'] / unit[1]:.4g}",
-            f"{unit[0]} without overheads": f"{macs['per_sample_without_overheads'] / unit[1]:.4g}",
+            unit.name: f"{macs['per_sample'] / unit.macs:.4g}",
+            f"{unit.name} without overheads": f"{macs['per_sample_without_overheads'] / unit.macs:.4g}",
             "MAC ratio": f"{ratio:.2f}",
         }
-        if any("speedup" in (other.get("paper") or {}) for other in printed):
+        if any("speedup" in paper_of(other) for other in printed):
             cell["paper MAC ratio"] = f"{paper['speedup']:.2f}" if "speedup" in paper else NO_CELL
         records.append(record)
         cells.append(cell)
@@ -78,11 +77,11 @@ def table_ablation(
         f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
         + (" at the same CFG scale" if swept else "")
         + ", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else "
-        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit[0]}: per sample, all "
-        "that a variant computes. Ratios are to the uncached run at the same NFE."
+        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit.name}: per sample, "
+        "all that a variant computes. Ratios are to the uncached run at the same NFE."
     )
     return Table(
-        title=f"{ablation.title} on suite `{suite}`" + (f" ({differs})" if differs else ""),
+        title=table_title(ablation.title, suite, differs),
         caption=caption,
         tidy=pd.DataFrame(records).convert_dtypes(),
         formatted=pd.DataFrame(cells),
@@ -96,8 +95,7 @@ _ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
 
 def _base(row: Row, rows: Sequence[Row]) -> Row:
     """The variant to compare with: the first one, at the row's CFG scale."""
-    alike = [other for other in rows if other.get("guidance_scale") == row.get("guidance_scale")]
-    return alike[0]
+    return next(other for other in rows if other["guidance_scale"] == row["guidance_scale"])
 
 
 def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]:

@@ -1,9 +1,11 @@
 """All tables of a suite by name, from its results: what the files in tables/ and the report hold."""
 
-from tcbench.report.ablations import table_ablation
-from tcbench.report.render import Table
-from tcbench.report.scores import Results
-from tcbench.report.tables import main_table, table1, table_local_error
+from tcbench.report.ablation_table import table_ablation
+from tcbench.report.local_error_table import table_local_error
+from tcbench.report.main_table import main_table
+from tcbench.report.results import Results
+from tcbench.report.schedule_table import table1
+from tcbench.report.table import Table
 from tcbench.report.verdicts import verdict_table
 
 

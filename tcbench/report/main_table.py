@@ -1,0 +1,353 @@
+"""The paper's Tables II to VI: quality, MACs and latency of rows, our number and its interval beside the paper's."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tcbench.config.fields import PaperTable
+from tcbench.config.suite import TABLE_2
+from tcbench.metrics.catalogue import METRICS, paper_headings
+from tcbench.report.cells import (
+    NO_CELL,
+    MacUnit,
+    Marks,
+    Record,
+    interval_text,
+    mac_unit,
+    marked,
+    marks,
+    ratio,
+    spread_text,
+    table_title,
+)
+from tcbench.report.compare import compare
+from tcbench.report.rows import (
+    Row,
+    is_reference,
+    mac_ratio,
+    name_of,
+    paired_interval,
+    paper_of,
+    quality_of,
+    reference_of,
+    suite_of,
+    target_macs,
+    was_run,
+)
+from tcbench.report.table import Table
+
+PAPER_QUALITY = paper_headings()
+IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution", "nfe", "sampled_steps", "reference")
+"""Fields of a row that the CSV begins with."""
+
+
+def main_table(
+    rows: Sequence[Row],
+    latency: dict[str, Any] | None,
+    floor: dict[str, Any] | None,
+    *,
+    differs: str,
+    guidance_scale: float,
+    table: PaperTable = TABLE_2,
+) -> Table:
+    """One of the paper's Tables II to VI: quality, MACs and latency of rows, grouped by resolution and NFE.
+
+    MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality
+    cell ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in
+    `better` or `worse`.
+
+    Args:
+        rows: score rows in the suite's order (`results.read_rows`).
+        latency: content of `latency.json`, seconds per batch; None if nothing was timed.
+        floor: content of `floor.json`; None if it was not measured.
+        differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
+            for the paper's own setting.
+        guidance_scale: the CFG scale of all rows.
+        table: its name, its columns of quality, and which of the rows it has.
+
+    Raises:
+        UserError: rows of several suites, or a reference row that is not among them.
+    """
+    suite = suite_of(rows)
+    shown = _in_order(rows, table.rows)
+    beside = [(row, reference_of(row, rows)) for row in shown if was_run(row) and not is_reference(row)]
+    found = marks(
+        [compare(row, other, metric) for row, other in beside for metric in table.metrics if metric in row["paired"]]
+    )
+    columns = _columns(shown, table, latency)
+    records = [_record(row, rows, columns, latency, found) for row in shown]
+    cells = [_cells(record, columns, found) for record in records]
+    floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
+    caption = _caption(shown, columns, latency, differs, guidance_scale, len(found))
+    records, cells = [*records, floor_record], [*cells, floor_cells]
+    if not table.paper:
+        records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
+    return Table(
+        title=table_title(table.title, suite, differs),
+        caption=caption,
+        tidy=pd.DataFrame(records).convert_dtypes(),
+        formatted=pd.DataFrame(cells),
+        groups=[*(f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in shown), "Real images"],
+        text_columns=("Method",),
+    )
+
+
+def _in_order(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The named rows, or all, those of one resolution and NFE together."""
+    by_name = {row["row"]: row for row in rows}
+    shown = [by_name[name] for name in names or by_name]
+    settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in shown))
+    return sorted(shown, key=lambda row: settings.index((row["resolution"], row["nfe"])))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that depend on what the rows hold.
+
+    Attributes:
+        printed: metrics with a column of their own.
+        stored: metrics in the CSV.
+        paper: the paper's columns of quality.
+        unit: of MACs.
+        latency: heading of the latency.
+        targets: whether any row was solved for another one's MACs.
+    """
+
+    printed: tuple[str, ...]
+    stored: tuple[str, ...]
+    paper: tuple[str, ...]
+    unit: MacUnit
+    latency: str
+    targets: bool
+
+
+def _columns(rows: Sequence[Row], table: PaperTable, latency: dict[str, Any] | None) -> _Columns:
+    run = [row for row in rows if was_run(row)]
+    cited = {*table.metrics, *(key for row in rows for key in paper_of(row))}
+    return _Columns(
+        printed=table.metrics,
+        stored=tuple(dict.fromkeys([*table.metrics, "mae", *(metric for row in run for metric in row["quality"])])),
+        paper=tuple(key for key in PAPER_QUALITY if key in cited),
+        unit=mac_unit(max((row["macs"]["per_sample"] for row in run), default=0)),
+        latency=f"Latency (s, batch {latency['protocol']['batch_size']})" if latency else "Latency (s)",
+        targets=any(row["target"] for row in rows),
+    )
+
+
+# --- the CSV: one record per row, None where there is no number
+
+
+def _record(row: Row, rows: Sequence[Row], columns: _Columns, latency: dict[str, Any] | None, marks: Marks) -> Record:
+    fields: dict[str, Any] = {**row}
+    record = {name: fields[name] for name in IDENTITY}
+    record |= {name: fields.get(name) for name in ("not_run", "samples", "groups")}
+    for metric in columns.stored:
+        record |= _quality_record(row, metric, marks)
+    record |= {f"paper_{metric}": paper_of(row).get(metric) for metric in columns.paper}
+    record |= _macs_record(row, rows)
+    record |= _latency_record(row, reference_of(row, rows), latency)
+    return record | ({f"macs_{tag}": count for tag, count in row["macs"]["by_tag"].items()} if was_run(row) else {})
+
+
+def _quality_record(row: Row, metric: str, marks: Marks) -> Record:
+    quality, difference, mark = quality_of(row, metric), paired_interval(row, metric), marks.get((row["row"], metric))
+    record = {
+        metric: quality and quality["value"],
+        f"{metric}_low": quality and quality["low"],
+        f"{metric}_high": quality and quality["high"],
+        f"{metric}_se": quality and quality["se"],
+        f"{metric}_difference": difference and difference.value,
+        f"{metric}_difference_low": difference and difference.low,
+        f"{metric}_difference_high": difference and difference.high,
+        f"{metric}_p_holm": mark and mark.p,
+    }
+    reason = row["metrics_not_run"].get(metric) if was_run(row) else None
+    return record | ({f"{metric}_not_run": reason} if reason else {})
+
+
+def _macs_record(row: Row, rows: Sequence[Row]) -> Record:
+    macs = row["macs"] if was_run(row) else None
+    low, high = row["macs_spread"] if was_run(row) else (None, None)
+    target = target_macs(row, rows)
+    return {
+        "macs_per_sample": macs and macs["per_sample"],
+        "macs_per_sample_low": low,
+        "macs_per_sample_high": high,
+        "macs_without_overheads": macs and macs["per_sample_without_overheads"],
+        "macs_paper_rule": macs and macs["paper_rule"],
+        "target": row["target"],
+        "target_macs": target,
+        "macs_over_target": ratio(macs and macs["per_sample"], target),
+        "paper_tmacs": paper_of(row).get("tmacs"),
+        "mac_ratio": mac_ratio(row, rows),
+        "paper_mac_ratio": paper_of(row).get("speedup"),
+    }
+
+
+def _latency_record(row: Row, reference: Row, latency: dict[str, Any] | None) -> Record:
+    timings = latency["rows"] if latency else {}
+    timing, reference_timing = timings.get(row["row"], {}), timings.get(reference["row"], {})
+    paper, reference_paper = paper_of(row).get("latency_s"), paper_of(reference).get("latency_s")
+    return {
+        "latency_s": timing.get("median_s"),
+        "latency_min_s": timing.get("min_s"),
+        "latency_max_s": timing.get("max_s"),
+        "paper_latency_s": paper,
+        "latency_ratio": ratio(reference_timing.get("median_s"), timing.get("median_s")),
+        "paper_latency_ratio": ratio(reference_paper, paper),
+    }
+
+
+# --- the printed lines: an empty cell says why, and a row that was not run says it beside its name
+
+
+def _cells(record: Record, columns: _Columns, marks: Marks) -> dict[str, str]:
+    cells = {
+        "Method": name_of(record) + (f" (not run: {record['not_run']})" if record["not_run"] else ""),
+        "Resolution": str(record["resolution"]),
+        "NFE": str(record["nfe"]),
+        "Sampled steps": str(record["sampled_steps"]),
+    }
+    for metric in columns.printed:
+        cells[METRICS[metric].label] = _quality(record, metric, marks)
+        if metric in columns.paper:
+            cells[f"paper {PAPER_QUALITY[metric]}"] = _paper(record, metric)
+    cells |= {f"paper {PAPER_QUALITY[key]}": _paper(record, key) for key in columns.paper if key not in columns.printed}
+    cells["MAE to uncached"] = "reference" if is_reference(record) else _quality(record, "mae", marks)
+    return cells | _macs_cells(record, columns) | _latency_cells(record, columns)
+
+
+def _ours(record: Record, number: float | None, form: str, why: str) -> str:
+    """Our number; where there is none, `why`, unless the whole row was not run."""
+    if number is not None:
+        return format(number, form)
+    return "not run" if record["not_run"] else f"not run: {why}"
+
+
+def _paper(record: Record, key: str) -> str:
+    number = record[f"paper_{key}"]
+    return NO_CELL if number is None else f"{number:.2f}"
+
+
+def _quality(record: Record, metric: str, marks: Marks) -> str:
+    if record[metric] is None:
+        return _ours(record, None, "", record.get(f"{metric}_not_run", "not scored"))
+    text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
+    return marked(text, marks.get((record["row"], metric)))
+
+
+def _macs_cells(record: Record, columns: _Columns) -> dict[str, str]:
+    unit = columns.unit.name
+
+    def macs(key: str) -> str:
+        return _ours(record, ratio(record[key], columns.unit.macs), ".4g", "not counted")
+
+    cells = {unit: macs("macs_per_sample"), f"{unit} without overheads": macs("macs_without_overheads")}
+    if columns.targets:
+        off = record["macs_over_target"]
+        missed = _ours(record, off and off - 1, "+.2%", "not counted")
+        has_target = record["target"] is not None
+        cells |= {
+            f"target {unit}": macs("target_macs") if has_target else NO_CELL,
+            "off target": missed if has_target else NO_CELL,
+        }
+    return cells | {
+        "paper TMACs": _paper(record, "tmacs"),
+        "MAC ratio": _ours(record, record["mac_ratio"], ".2f", "not counted"),
+        "paper MAC ratio": _paper(record, "mac_ratio"),
+    }
+
+
+def _latency_cells(record: Record, columns: _Columns) -> dict[str, str]:
+    median = _ours(record, record["latency_s"], ".3g", "not timed")
+    spread = " ({latency_min_s:.3g}–{latency_max_s:.3g})"
+    return {
+        columns.latency: median if record["latency_s"] is None else median + spread.format(**record),
+        "paper latency (s)": _paper(record, "latency_s"),
+        "Latency ratio": _ours(record, record["latency_ratio"], ".2f", "not timed"),
+        "paper latency ratio": _paper(record, "latency_ratio"),
+    }
+
+
+def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> tuple[Record, dict[str, str]]:
+    """The floor's line: Frechet distance of real images to real images, mean ± std over random subsets."""
+    cells = dict.fromkeys(columns, NO_CELL)
+    if floor is None or "not_run" in floor:
+        reason = floor["not_run"] if floor else "no floor was measured"
+        label, numbers = f"Real subset, floor (not run: {reason})", {}
+        cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
+    else:
+        label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
+        for metric, spread in floor.items():
+            numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
+            if (column := METRICS[metric].label) in cells:
+                cells[column] = spread_text(spread["mean"], spread["std"])
+    record = {"row": "floor", "suite": suite, "method": "floor", "label": label, **numbers}
+    return record, cells | {"Method": label}
+
+
+def _without_paper(line: Record) -> Record:
+    """A line without the paper's columns, of the CSV or printed."""
+    return {column: value for column, value in line.items() if not column.startswith(("paper ", "paper_"))}
+
+
+# --- the caption
+
+
+def _caption(
+    rows: Sequence[Row],
+    columns: _Columns,
+    latency: dict[str, Any] | None,
+    differs: str,
+    guidance_scale: float,
+    comparisons: int,
+) -> str:
+    run = [row for row in rows if was_run(row)]
+    unit = columns.unit.name
+    lines = [
+        "Quality: value [95 % interval], delete-one-batch jackknife over",
+        f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",
+        f"CFG scale {guidance_scale:g}.",
+        "Marks compare with the uncached run at the same NFE, paired on noise and labels:",
+        "≈ not distinguishable at 5 %, else better or worse, corrected (Holm) for the",
+        f"{comparisons} comparisons of the table; no mark: not paired.",
+        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
+        "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
+        f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
+        "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
+        "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
+        "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
+    ]
+    if columns.targets:
+        pairs = dict.fromkeys((row["label"], row["target"]) for row in rows if row["target"])
+        lines.append(
+            f"target {unit}: of the row that a row's knob was solved for; off target: by how much it missed. "
+            "Matched: " + "; ".join(f"{label} to {target}" for label, target in pairs) + "."
+        )
+    lines += [
+        f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
+        for nfe, same in _equal_plans(run)
+    ]
+    if latency:
+        details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
+        lines.append(f"Latency protocol: {details}.")
+    lines.append(f"{NO_CELL}: no such cell.")
+    if differs:
+        lines.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")
+    return " ".join(lines)
+
+
+def _several(values: Iterable[int]) -> str:
+    """The distinct values, as "8" or "8 or 16"."""
+    return " or ".join(map(str, sorted({*values})))
+
+
+def _equal_plans(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
+    """NFE and labels of rows whose plans coincide, as Learning-to-Cache's and FORA's do if a router opens nothing."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for row in rows:
+        if plans := row["plans"]:
+            groups.setdefault((row["nfe"], plans), []).append(name_of(row))
+    return [(nfe, labels) for (nfe, _), labels in groups.items() if len(labels) > 1]

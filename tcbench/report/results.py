@@ -1,0 +1,117 @@
+"""Everything of a suite that reports are made from: reading it, and checking that nothing lacks.
+
+A score file is plain JSON, one per row of a suite (`tcbench.record.score`).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcbench.config.suite import Suite
+from tcbench.errors import UserError
+from tcbench.record.files import read_json
+from tcbench.record.score import Score
+from tcbench.report.rows import Row, reference_of, row_named, was_run
+
+MEASURED = (
+    *("i_steps", "plans", "plan", "tokens", "samples", "groups", "group_sizes", "extractor", "metrics_not_run"),
+    *("quality", "paired", "macs", "macs_spread", "cache_bytes", "trajectory", "provenance"),
+)
+"""Fields that only a row which was run has; the config knows all others."""
+
+
+def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
+    """Read `folder/scores/<row>.json` for every row id, in the given (the suite's) order.
+
+    Raises:
+        UserError: a file is missing, malformed or lacks a field, or its reference row is not in the suite.
+    """
+    rows = []
+    for row_id in row_ids:
+        path = Path(folder) / "scores" / f"{row_id}.json"
+        row = read_json(path)
+        required = Score.__required_keys__ - (set() if was_run(row) else {*MEASURED})
+        if absent := sorted(required - row.keys()):
+            raise UserError(f"{path}: field `{absent[0]}` is missing; delete the file and score the row again")
+        rows.append(row)
+    for row in rows:
+        reference_of(row, rows)
+    return rows
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything of a suite that reports are made from.
+
+    Attributes:
+        rows: the suite's rows, in its order.
+        ablations: rows by ablation, references first; an ablation that was not run is absent.
+        training: `artefacts.json` of every row that is trained.
+        diagnostics: by row; empty if not run.
+        latency, floor: their files; None if not run.
+    """
+
+    suite: Suite
+    rows: list[Row]
+    ablations: dict[str, list[Row]]
+    training: dict[str, Any]
+    diagnostics: dict[str, Any]
+    latency: dict[str, Any] | None
+    floor: dict[str, Any] | None
+
+    @property
+    def predictors(self) -> dict[str, Any]:
+        """The part of `training` that made a predictor, whose `scores` the log describes."""
+        return {row: log for row, log in self.training.items() if "scores" in log}
+
+    def row(self, name: str) -> Row:
+        """A row of the suite.
+
+        Raises:
+            KeyError: the suite has no such row.
+        """
+        if row := row_named(name, self.rows):
+            return row
+        raise KeyError(name)
+
+    def variant(self, ablation: str, key: str) -> Row | None:
+        """A row of an ablation by its key in the config; None if that was not run."""
+        return row_named(f"{ablation}-{key}", self.ablations.get(ablation, []))
+
+
+PARTS = ("ablations", "training", "diagnostics", "latency", "floor")
+
+
+def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> Results:
+    """Read what there is below a suite's folder; the rows' scores are required, the rest is optional.
+
+    Args:
+        parts: what to read beside the rows; the others are left empty. While a workflow runs, what a job does not
+            depend on may be half made: it must not read that.
+
+    Raises:
+        UserError: a score is missing or malformed.
+    """
+
+    def optional(part: str, name: str) -> Any:
+        return read_json(folder / name) if part in parts and (folder / name).exists() else None
+
+    def by_row(part: str, pattern: str, rows: Sequence[str]) -> dict[str, Any]:
+        found = {row: optional(part, pattern.format(row)) for row in rows}
+        return {row: content for row, content in found.items() if content is not None}
+
+    ablations = {}
+    for name, ablation in suite.ablation_suites.items():
+        below = folder / "ablations" / name
+        if "ablations" in parts and below.exists():
+            ablations[name] = read_rows(below, ablation.own)
+    return Results(
+        suite=suite,
+        rows=read_rows(folder, list(suite.rows)),
+        ablations=ablations,
+        training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows),
+        diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows),
+        latency=optional("latency", "latency.json"),
+        floor=optional("floor", "scores/floor.json"),
+    )
