@@ -90,6 +90,29 @@ class ImageSpec(ModelSpec):
         return (self.in_channels, self.sample_size, self.sample_size)
 
 
+class VideoSpec(ModelSpec):
+    """A model of videos; time is not patched."""
+
+    sample_frames: int = Field(gt=0, description="latent frames")
+    sample_height: int = Field(gt=0, description="of the latent, in latent pixels")
+    sample_width: int = Field(gt=0, description="of the latent, in latent pixels")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens."""
+        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one sample."""
+        return self.sample_frames * self.grid[0] * self.grid[1]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, frames, height, width)."""
+        return (self.in_channels, self.sample_frames, self.sample_height, self.sample_width)
+
+
 class DiTSpec(ImageSpec):
     """A DiT; the null label is `num_classes`."""
 
@@ -169,13 +192,10 @@ class PixArtSpec(ImageSpec, TextSpec):
         return replace(shape, outer=shape.outer + Macs(3 * (256 * third + third**2)))
 
 
-class OpenSoraPlanSpec(TextSpec):
+class OpenSoraPlanSpec(VideoSpec, TextSpec):
     """An Open-Sora-Plan; blocks but the `dense_blocks` attend sparsely."""
 
     family: Literal["open_sora_plan"] = "open_sora_plan"
-    sample_frames: int = Field(gt=0, description="latent frames")
-    sample_height: int = Field(gt=0, description="of the latent, in latent pixels")
-    sample_width: int = Field(gt=0, description="of the latent, in latent pixels")
     dense_blocks: tuple[int, ...] = ()
 
     @model_validator(mode="after")
@@ -185,21 +205,6 @@ class OpenSoraPlanSpec(TextSpec):
         if self.head_dim % 6:
             raise ValueError(f"head_dim {self.head_dim}; three rotary axes need a multiple of 6")
         return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
-        return self.sample_frames * self.grid[0] * self.grid[1]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, frames, height, width)."""
-        return (self.in_channels, self.sample_frames, self.sample_height, self.sample_width)
 
     @property
     def shape(self) -> ModelShape:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from tcbench.guidance import GuidanceKind
 from tcbench.models.adapter import Adapter, Family, Modulation, Text, TransformerBlock
-from tcbench.models.specs import TextSpec
+from tcbench.models.specs import ImageSpec, TextSpec
 from tcbench.shapes import BlockShape, Macs, ModelShape, PartShape, mlp, self_attention
 
 FREQUENCIES = 256
 
 
-class FluxSpec(TextSpec):
+class FluxSpec(ImageSpec, TextSpec):
     """A FLUX.1-dev; of its blocks the first `double_blocks` are double."""
 
     guidance_kind: ClassVar[GuidanceKind] = "distilled"
@@ -32,24 +32,8 @@ class FluxSpec(TextSpec):
     family: Literal["flux"] = "flux"
     null_caption: bool = False
     double_blocks: int = Field(gt=0)
-    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
     pooled_channels: int = Field(gt=0)
     axes: tuple[int, int, int]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the image's tokens."""
-        return (self.sample_size // self.patch_size,) * 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample's image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width)."""
-        return (self.in_channels, self.sample_size, self.sample_size)
 
     @property
     def shape(self) -> ModelShape:

@@ -15,38 +15,21 @@ from torch import Tensor, nn
 
 from tcbench.guidance import GuidanceKind
 from tcbench.models.adapter import Adapter, Family, Gated, Modulation, Text, TransformerBlock
-from tcbench.models.specs import TextSpec
+from tcbench.models.specs import TextSpec, VideoSpec
 from tcbench.models.text_adapter import Cross
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
 FREQUENCIES = 256
 
 
-class WanSpec(TextSpec):
+class WanSpec(VideoSpec, TextSpec):
     """A Wan; it learned no null caption."""
 
     guidance_kind: ClassVar[GuidanceKind] = "two_passes"
 
     family: Literal["wan"] = "wan"
     null_caption: bool = False
-    sample_frames: int = Field(gt=0, description="latent frames")
-    sample_size: int = Field(gt=0, description="side of the latent, in latent pixels")
     mlp_width: int = Field(gt=0)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        return (self.sample_size // self.patch_size,) * 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample."""
-        return self.sample_frames * self.grid[0] * self.grid[1]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, frames, height, width)."""
-        return (self.in_channels, self.sample_frames, self.sample_size, self.sample_size)
 
     @property
     def shape(self) -> ModelShape:
@@ -206,7 +189,8 @@ TINY_WAN = WanSpec(
     num_heads=2,
     head_dim=24,
     sample_frames=2,
-    sample_size=8,
+    sample_height=8,
+    sample_width=8,
     in_channels=4,
     out_channels=4,
     guided_channels=4,
