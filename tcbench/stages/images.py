@@ -93,7 +93,7 @@ def list_training_images(suite: Suite) -> Listing | VideoListing:
     spec, training = MODELS[suite.model], suite.training
     if training is None:
         raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
-    listing = list_media(training.folder, training.captions, training.frames_per_second)
+    listing = list_media(training.folder, training.captions, training.frames_per_second, training.resize)
     if isinstance(spec, TextSpec) and not listing.captions:
         raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:
