@@ -24,8 +24,6 @@ _STAND_INS = {
     b"\x93NUMPY": "an array of NumPy; get the file itself",
     b"GGUF": "a GGUF file of quantised weights; get the original ones",
     b"%PDF": "a PDF document; get the file itself",
-    b"\x89PNG": "a PNG image; get the file itself",
-    b"\xff\xd8\xff": "a JPEG image; get the file itself",
 }
 """By their first bytes, what is often found under the name of another file."""
 
