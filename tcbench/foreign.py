@@ -67,8 +67,12 @@ def refuse_stand_in(path: Path, wanted: str) -> None:
 
 def _as_text(head: bytes) -> str | None:
     """The first words of what can be read as text."""
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
-    return text[:40].splitlines()[0] if all(char.isprintable() or char in "\r\n\t" for char in text) else None
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut off
+    except UnicodeDecodeError:
+        return None
+    printable = all(char.isprintable() or char in "\r\n\t" for char in text)
+    return text.strip()[:40].partition("\n")[0] if printable else None
 
 
 def read_text(path: Path) -> str:
