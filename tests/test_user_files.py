@@ -27,10 +27,11 @@ from tcbench.data.videos import list_videos
 from tcbench.errors import UserError
 from tcbench.foreign import read_text
 from tcbench.metrics.adm import read_moments, read_reference_images
-from tcbench.models.networks import load_transformer
+from tcbench.models.networks import fill_transformer, load_transformer
 from tcbench.models.specs import MODELS
 from tcbench.models.weights import read_state
 from tcbench.registry import data_source
+from tcbench.stages.images import image_side
 from tests import official
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 334643268\n"
@@ -507,12 +508,37 @@ def test_tensors_that_are_no_weights_are_named(tmp_path: Path, change: Any, says
     assert says in one_line(load_transformer, TINY, tmp_path / "a.safetensors")
 
 
-def test_folders_cloned_without_large_files_say_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["dit-xl-2-256", "pixart-1024"])
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path, name: str) -> None:
+    """In the other one's layout, and in the right one with a tensor of a wrong shape or missing."""
+    layouts = {"dit-xl-2-256": official.dit_layout, "pixart-1024": official.pixart_layout}
+    spec, states = official.SPECS[name], {}
+    for other, layout in layouts.items():
+        states[other] = layout(official.random_denoiser(official.SPECS[other]))
+    state, path = states[name], tmp_path / "a.pt"
+    other = next(content for other, content in states.items() if other != name)
+    for key in state.keys() - {"pos_embed"}:
+        without = {other: tensor for other, tensor in state.items() if other != key}
+        tensor = state[key]
+        for wrong in ({}, {key: tensor[:-1]}, {key: tensor.flatten()[None]}, {key: torch.tensor(1.0)}):
+            assert one_line(fill_transformer, spec, without | wrong, path).startswith(f"{path}: ")
+    assert one_line(fill_transformer, spec, other, path).startswith(f"{path}: ")
+
+
+def test_folders_cloned_without_large_files_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tcbench.models.pretrained import Autoencoder, TextEncoder
 
+    monkeypatch.chdir(tmp_path)
     official.write_autoencoder(tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(LFS)
     assert "it is a Git LFS pointer" in one_line(Autoencoder, tmp_path / "vae", 0.18215, "cpu")
+    (tmp_path / "vae" / "config.json").write_bytes(PAGE)
+    suite = official.small_suite(
+        "paper-dit-256",
+        latents={"kind": "sd", "folder": str(tmp_path / "vae")},
+        rows={"plain": {"method": "uncached", "nfe": 3}},
+    )
+    assert "config.json: not the config of an autoencoder (Invalid JSON" in one_line(image_side, suite)
     official.write_t5(tmp_path / "t5")
     (tmp_path / "t5" / "spiece.model").write_bytes(LFS)
     assert "spiece.model: not weights or" in one_line(TextEncoder, tmp_path / "t5", 8, "cpu", torch.float32)

@@ -191,6 +191,11 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     return state
 
 
+def divides(tensor: Tensor, parts: int) -> bool:
+    """Whether a tensor has so many equal parts along its first dimension, as stacked weights do."""
+    return tensor.ndim > 0 and len(tensor) % parts == 0
+
+
 def check_state(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) -> None:
     """Check that `state` has exactly the parameters of `model`, called `name`, in shape and finite.
 
