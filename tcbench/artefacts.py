@@ -1,8 +1,6 @@
 """What training made for a row, on disk: one file a scorer or table, LoRA refiners, and an index of digests."""
 
-import argparse
 import copy
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +17,7 @@ from tcbench.method import Artefacts, Table
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
+from tcbench.models.weights import read_pickle
 from tcbench.record.files import read_json, read_tensors, sha256, write_json, write_tensors
 
 
@@ -125,18 +124,12 @@ def as_table(logits_SG: Tensor) -> Table:
 def read_router(path: Path | str) -> Table:
     """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
 
-    Nothing in the file is executed; `argparse.Namespace`, in which the script keeps its settings, is data.
+    Nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, damaged, or of another form.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a router checkpoint") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: truncated or not a plain checkpoint; download it again") from error
+    content = read_pickle(Path(path))
     wanted = '{"routers": {"0.prob": logits, "1.prob": logits, ...}}'
     routers = content.get("routers") if isinstance(content, Mapping) else None
     if not isinstance(routers, Mapping) or not routers:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tcbench.cli import main
 from tcbench.errors import UserError
-from tcbench.golden import check as golden
 from tcbench.golden import weights as golden_weights
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.check import case_names, check_case
+from tcbench.golden.kinds import KINDS, Kind
 from tcbench.golden.sampling import sample_case
 from tcbench.record.files import read_json, read_tensors, write_json, write_tensors
 from tcbench.registry import make_method
@@ -74,12 +74,12 @@ def test_the_released_setting_for_pixart_is_seen(options: dict) -> None:
     released = {"fresh_ratio": 0.3, "interval": 3, "schedule": "pixart", "bonus": 0.4, "cell": 4}
     case = Case(GOLDEN, "pixart_toca_dpm20_r0.30_n3")
     final = sample_case(case, make_method("toca", released | options)).tensors["final"]
-    assert (final - case.expected["final"]).abs().max() > 10 * golden.KINDS["toca_pixart"].tolerances["final"]
+    assert (final - case.expected["final"]).abs().max() > 10 * KINDS["toca_pixart"].tolerances["final"]
 
 
 def test_pixart_uncached() -> None:
     case = Case(GOLDEN, "pixart_full_dpm20")
-    tensors, tolerances = sample_case(case, make_method("uncached", {})).tensors, golden.KINDS["toca_pixart"].tolerances
+    tensors, tolerances = sample_case(case, make_method("uncached", {})).tensors, KINDS["toca_pixart"].tolerances
     for name in ("eps", "final"):
         expected = case.expected[name]  # eps of the last steps alone
         assert (tensors[name][-len(expected) :] - expected).abs().max() <= tolerances[name]
@@ -160,7 +160,7 @@ def test_command_reports_largest_errors(capsys: pytest.CaptureFixture[str]) -> N
     )
     final = report["cases"]["fora_ddim20_n3"]["quantities"]["final"]
     assert set(final) == {"error", "tolerance", "passed"}
-    assert 0 < final["error"] <= final["tolerance"] == golden.KINDS["fora"].tolerances["final"]
+    assert 0 < final["error"] <= final["tolerance"] == KINDS["fora"].tolerances["final"]
 
 
 def test_command_finds_a_miss_and_lists_what_it_skips(capsys: pytest.CaptureFixture[str], directory: Path) -> None:
@@ -275,10 +275,10 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], directory: Pa
 def test_kinds_are_open(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     """A kind is an entry of `KINDS`: how to know a case, how to run it, what error is allowed."""
     add(directory, "case", {"source": "someone/duca@1"}, {"final": torch.zeros(1)})
-    kind = golden.Kind(
+    kind = Kind(
         lambda case: case.repository == "duca", lambda folder, name: {"loss": 1e-5, "count": 0}, {"loss": 1e-4}
     )
-    monkeypatch.setitem(golden.KINDS, "duca", kind)
+    monkeypatch.setitem(KINDS, "duca", kind)
     report = check_case(directory, "case")
     assert report["kind"] == "duca" and report["passed"]
     assert report["quantities"]["count"] == {"error": 0, "tolerance": 0.0, "passed": True}

@@ -64,6 +64,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("unseen", set()),
         ("noise", set()),
         ("groups", set()),
+        ("foreign", {"errors"}),
         ("guidance", set()),
         ("places", {"errors"}),
         ("timesteps", {"errors"}),
@@ -89,6 +90,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/text_adapter", {"errors", "models"}),
         ("models/pixart", {"errors", "models"}),
         ("models/open_sora_plan", {"groups", "models"}),
+        ("models/weights", {"errors", "foreign", "models"}),
         ("models/networks", {"errors", "models", "places", "record"}),
         ("models/predictor", {"kernels", "ledger", "models"}),
         ("engine/cache", {"plan"}),
@@ -149,7 +151,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *("errors", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
+    *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
     *("plan", "choose", "schedule", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
     *(f"config/{path.stem}" for path in files("config")),
     *(f"record/{name}" for name in ("__init__", "executed", "files", "imports", "sources")),

@@ -491,9 +491,9 @@ def infinite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (missing, "cannot be read .*; give the path of a router checkpoint"),
-        (empty, "truncated or not a plain checkpoint"),
-        (other_object, "truncated or not a plain checkpoint"),
+        (missing, "not found; download it or correct the path"),
+        (empty, "not a checkpoint: it is empty"),
+        (other_object, r"0\.prob is missing, not a vector"),
         (no_routers, "holds no routers"),
         (a_hole, r"1\.prob is missing"),
         (ragged, "different lengths"),

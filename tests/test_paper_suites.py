@@ -45,7 +45,8 @@ def test_every_outside_file_is_described(path: Path) -> None:
         outside.append(suite.clip.weights)
     if "image_reward" in suite.metrics:
         outside += [suite.image_reward.weights, suite.image_reward.tokenizer]
-    outside += [suite.extractor_weights, *(suite.training or Images(folder=suite.latents.folder)).model_dump().values()]
+    training = suite.training or Images(folder=suite.latents.folder)
+    outside += [suite.extractor_weights, training.folder, training.captions]
     assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
     reads = {"text_encoder", "prompts"} if suite.data != "imagenet" else set()
     assert {need.name for need in needs(suite)} >= {"denoiser", "autoencoder"} | reads
@@ -154,8 +155,8 @@ def test_captions_are_cleaned_as_pixart_alphas() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("coco", "{}", "not the prompts of coco (KeyError: 'annotations')"),
-        ("vbench", "{", "not valid JSON"),
+        ("coco", "{}", "not captions of MSCOCO (annotations: Field required)"),
+        ("vbench", "{", "not the prompts of vbench (Invalid JSON: "),
         ("vbench", "[]", "holds no prompts of vbench"),
         ("partiprompts", "Prompts\nbond\n", "not the prompts of partiprompts (KeyError: 'Prompt')"),
         ("coco", None, "not found; `tcbench validate CONFIG --files`"),
@@ -232,7 +233,7 @@ SECOND = "pytorch_model-00002-of-00002.bin"
         (lambda folder: (folder / "spiece.model").write_bytes(b"\x0a\xff"), r"no text encoder there \(.*ModelProto"),
         (lambda folder: (folder / SECOND).unlink(), rf"no text encoder there \(.*{SECOND}"),
         (
-            lambda folder: (folder / SECOND).write_bytes(b"PK"),
+            lambda folder: (folder / SECOND).write_bytes(b"PK\x03\x04"),
             r"no text encoder there \(.+\); download its whole folder",
         ),
         (

@@ -117,8 +117,6 @@ def spoil(saved: Path, how: str) -> Path:
     elif how == "not torch":
         saved = saved.with_suffix(".pt")
         saved.write_bytes(b"not a checkpoint")
-    elif how == "kind":
-        saved = saved.rename(saved.with_suffix(".npz"))
     elif how == "absent":
         saved.unlink()
     else:
@@ -138,8 +136,7 @@ def spoil(saved: Path, how: str) -> Path:
     ("how", "says"),
     [
         ("truncated", "truncated"),
-        ("not torch", "not a plain checkpoint"),
-        ("kind", "unknown kind"),
+        ("not torch", "not a checkpoint: it is text that begins 'not a checkpoint'"),
         ("absent", "not found"),
         ("missing", "proj_out_2.bias is missing"),
         ("shape", r"proj_out_2.bias has shape \[31\], not \[32\]"),

@@ -148,10 +148,13 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "not valid JSON"),
+        ("{", "not annotations of Open-Sora-Plan (Invalid JSON: "),
         ('{"images": []}', "not annotations of Open-Sora-Plan"),
-        ('[{"cap": "One."}]', "not annotations of Open-Sora-Plan (KeyError: 'path')"),
-        ('[{"path": "a.mp4", "cap": "One.", "frame_idx": "all"}]', "not annotations of Open-Sora-Plan (ValueError"),
+        ('[{"cap": "One."}]', "not annotations of Open-Sora-Plan (0.path: Field required)"),
+        (
+            '[{"path": "a.mp4", "cap": "One.", "frame_idx": "all"}]',
+            "not annotations of Open-Sora-Plan (0.frame_idx.0: ",
+        ),
         ("[]", "describes no videos"),
         ('[{"path": "a/b.mp4", "cap": "One."}]', "lacks 1 of the 1 videos that"),
     ],

@@ -211,11 +211,13 @@ class Images(Strict):
         captions: COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the
             folders inside are the classes.
         frames_per_second: of videos, as the model is trained with.
+        resize: how images become squares: "once", or "halving", as ADM and DiT do (`tcbench.data.images.to_square`).
     """
 
     folder: Path
     captions: Path | None = None
     frames_per_second: PositiveFloat | None = None
+    resize: Literal["once", "halving"] = "once"
 
 
 class File(Strict):

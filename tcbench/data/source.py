@@ -105,4 +105,6 @@ class PromptSet(NamedImages):
             ) from error
         if not prompts:
             raise UserError(f"{file}: holds no prompts of {self.name}; get it again")
+        if empty := [number for number, prompt in enumerate(prompts, 1) if not (prompt or "").strip()]:
+            raise UserError(f"{file}: prompt {empty[0]} is empty; write or remove it")
         return tuple(prompts)

@@ -1,15 +1,18 @@
 """Videos in files, as Open-Sora-Plan's annotations list them; clips are chosen, cropped and scaled as it trains."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, PositiveInt
 
-from tcbench.data.images import Listing, list_images
+from tcbench.data.images import Listing, Resize, list_images
 from tcbench.errors import UserError
-from tcbench.record.files import digest, read_json
+from tcbench.foreign import read_json_as
+from tcbench.record.files import digest
 
 if TYPE_CHECKING:  # listing videos must not pay for importing torch
     from torch import Tensor
@@ -79,13 +82,17 @@ class VideoListing:
         return _read(self.clips[number], self.rate, frames, size, place)
 
 
-def list_media(folder: Path, captions: Path | None, rate: float | None) -> Listing | VideoListing:
-    """What is in a folder: videos if they are shown at some rate, else images.
+def list_media(
+    folder: Path, captions: Path | None, rate: float | None, resize: Resize = "once"
+) -> Listing | VideoListing:
+    """What is in a folder: videos if they are shown at some rate, else images, which become squares by `resize`.
 
     Raises:
         UserError: as `list_videos` and `list_images`.
     """
-    return list_images(folder, captions) if rate is None or captions is None else list_videos(folder, captions, rate)
+    if rate is None or captions is None:
+        return list_images(folder, captions, resize)
+    return list_videos(folder, captions, rate)
 
 
 def list_videos(folder: Path, annotations: Path, rate: float) -> VideoListing:
@@ -102,32 +109,41 @@ def list_videos(folder: Path, annotations: Path, rate: float) -> VideoListing:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found; `tcbench validate CONFIG --files` says how to get it")
-    try:
-        clips = tuple(_clip(folder, entry) for entry in read_json(annotations) if entry.get("cap"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{annotations}: not annotations of Open-Sora-Plan ({type(error).__name__}: {error}); get it again"
-        ) from error
-    if not clips:
+    entries = read_json_as(annotations, list[_Entry], "annotations of Open-Sora-Plan")
+    described = [(entry, caption) for entry in entries if (caption := entry.caption)]
+    if not described:
         raise UserError(f"{annotations}: describes no videos; get it again")
-    if lacking := [clip.path for clip in clips if not clip.path.exists()]:
+    if lacking := [entry.path for entry, _ in described if not os.path.exists(folder / entry.path)]:
         raise UserError(
-            f"{folder}: lacks {len(lacking)} of the {len(clips)} videos that {annotations} describes, "
-            f"{lacking[0].relative_to(folder)} for one; unpack its archives again"
+            f"{folder}: lacks {len(lacking)} of the {len(described)} videos that {annotations} describes, "
+            f"{lacking[0]} for one; unpack its archives again"
         )
-    return VideoListing(clips, rate)
+    return VideoListing(tuple(_clip(folder, entry, caption) for entry, caption in described), rate)
 
 
-def _clip(folder: Path, entry: dict[str, Any]) -> Clip:
-    start, stop = 0, entry.get("num_frames")
-    if "frame_idx" in entry:
-        start, stop = map(int, entry["frame_idx"].split(":"))
-    elif "cut" in entry:
-        start, stop = entry["cut"]
-    caption = entry["cap"] if isinstance(entry["cap"], str) else entry["cap"][0]
-    left, right, top, bottom = entry.get("crop") or (0, 0, 0, 0)
-    crop = (left, right, top, bottom) if entry.get("crop") else None
-    return Clip(folder / entry["path"], " ".join(caption.split()), start, stop, entry.get("fps"), crop)
+def _parts(text: object) -> object:
+    return text.split(":") if isinstance(text, str) else text
+
+
+class _Entry(BaseModel):
+    path: str
+    cap: str | list[str] | None = None
+    frame_idx: Annotated[tuple[NonNegativeInt, PositiveInt], BeforeValidator(_parts)] | None = None
+    num_frames: NonNegativeInt | None = None
+    cut: tuple[NonNegativeInt, PositiveInt] | None = None
+    fps: FiniteFloat | None = None
+    crop: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | tuple[()] | None = None
+
+    @property
+    def caption(self) -> str:
+        """The first one, "" without."""
+        first = self.cap if isinstance(self.cap, str) else next(iter(self.cap or []), "")
+        return " ".join(first.split())
+
+
+def _clip(folder: Path, entry: _Entry, caption: str) -> Clip:
+    start, stop = entry.frame_idx or entry.cut or (0, entry.num_frames)
+    return Clip(folder / entry.path, caption, start, stop, entry.fps, entry.crop or None)
 
 
 # --- which frames, and what of them

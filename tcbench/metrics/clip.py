@@ -5,6 +5,7 @@ Scores of different CLIP models do not compare, so the model is recorded with ev
 use OpenAI's ViT-L/14: `ViT-L-14-quickgelu` with weights `openai` here; plain `ViT-L-14` computes another activation.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
+from tcbench.foreign import refuse_stand_in
 from tcbench.metrics.readings import rgb
 from tcbench.models.digits_clip import load_digits_clip
 from tcbench.models.torchscript import is_torchscript, read_torchscript
@@ -67,17 +69,25 @@ def load_clip(model: str, weights: str | None, device: torch.device | str = "cpu
     file = Path(weights or "").expanduser()
     if is_torchscript(file):
         return _scorer(*_load_openai(model, file, device))
+    if file.is_file():
+        refuse_stand_in(file, "weights of CLIP")
     try:
         network, _, transform = open_clip.create_model_and_transforms(
             model, pretrained=str(file) if file.is_file() else weights, device=device, require_pretrained=True
         )
         tokenize = open_clip.get_tokenizer(model)
-    except (OSError, RuntimeError, ValueError) as error:  # open_clip wraps whatever its download raised
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:  # open_clip wraps whatever its download raised
         if weights and "/" not in weights:
             raise NotRun(
                 f"needs the CLIP weights {model}/{weights}: let open_clip download them, or give a file"
             ) from error
-        raise NotRun(f"needs CLIP weights for {model} at {weights or folder} ({str(error).splitlines()[0]})") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # torch goes on to advise to load without safeguards
+        raise NotRun(f"needs CLIP weights for {model} at {weights or folder} ({reason})") from error
     return _scorer(network, transform, tokenize)
 
 

@@ -18,6 +18,7 @@ from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter, Family, Modulation, TransformerBlock
 from tcbench.models.layers import unpatchify, xavier_uniform
 from tcbench.models.specs import DiTSpec
+from tcbench.models.weights import divides
 
 _EMBEDDER = "transformer_blocks.0.norm1.emb"  # where the shared embedder lives in a state dict
 
@@ -146,13 +147,14 @@ def from_reference_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state.items():
         module, _, kind = key.rpartition(".")  # kind: weight or bias
         if module.startswith("blocks."):
-            _, index, inner = module.split(".", 2)
+            index, _, inner = module.removeprefix("blocks.").partition(".")
             block = f"transformer_blocks.{index}"
-            if inner == "attn.qkv":
+            if inner == "attn.qkv" and divides(tensor, 3):
                 for name, part in zip("qkv", tensor.chunk(3), strict=True):
                     renamed[f"{block}.attn1.to_{name}.{kind}"] = part
             else:
-                renamed[f"{block}.{_REFERENCE_BLOCK_NAMES.get(inner, inner)}.{kind}"] = tensor
+                names = [block, _REFERENCE_BLOCK_NAMES.get(inner, inner), kind]
+                renamed[".".join(name for name in names if name)] = tensor
         elif key != "pos_embed":
             renamed[f"{_REFERENCE_NAMES.get(module, module)}.{kind}"] = tensor
     return renamed

@@ -22,6 +22,7 @@ from tcbench.models.adapter import (
 from tcbench.models.layers import unpatchify
 from tcbench.models.specs import PixArtSpec
 from tcbench.models.text_adapter import TextAdapter, TextContext, add_null_caption, initial_value
+from tcbench.models.weights import divides
 
 
 class PixArtAdapter(TextAdapter):
@@ -107,10 +108,10 @@ def from_reference_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state.items():
         module, _, kind = key.rpartition(".")  # kind: weight, bias or the name of a bare parameter
         if module.startswith("blocks."):
-            _, index, inner = f"{module}.".split(".", 2)
-            inner, block = inner.rstrip("."), f"transformer_blocks.{index}"
-            if inner in _REFERENCE_STACKS:
-                name, _, letters = _REFERENCE_STACKS[inner].partition(":")
+            index, _, inner = module.removeprefix("blocks.").partition(".")
+            block = f"transformer_blocks.{index}"
+            name, _, letters = _REFERENCE_STACKS.get(inner, "").partition(":")
+            if letters and divides(tensor, len(letters)):
                 for letter, part in zip(letters, tensor.chunk(len(letters)), strict=True):
                     renamed[f"{block}.{name.format(letter)}.{kind}"] = part
             else:

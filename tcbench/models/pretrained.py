@@ -7,18 +7,26 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
 
 from tcbench.data import to_uint8
 from tcbench.errors import UserError
+from tcbench.foreign import refuse_stand_in
 from tcbench.models.adapter import Text
 
 ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
 
-_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 """What readers of folders raise at files that are missing or damaged."""
+
+
+def _check_downloaded(folder: Path) -> None:
+    """Name what a clone without its large files leaves, which readers take for damage."""
+    for path in (*weights_files(folder), *folder.glob("spiece.model")):
+        refuse_stand_in(path, "weights or a vocabulary")
 
 
 def _check_complete(folder: Path, loading: dict[str, Any]) -> None:
@@ -47,6 +55,7 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, tokens: int, device: torch.device | str, dtype: torch.dtype) -> None:
+        _check_downloaded(folder)
         try:
             kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind not in ENCODERS:
@@ -108,6 +117,7 @@ class Autoencoder:
     """
 
     def __init__(self, folder: Path, scale: float, device: torch.device | str) -> None:
+        _check_downloaded(folder)
         try:
             vae, loading = AutoencoderKL.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except _UNREADABLE as error:

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from tcbench.config.suite import Suite
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
+from tcbench.foreign import read_json_as
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
-from tcbench.record.files import read_json, sha256
+from tcbench.record.files import sha256
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
@@ -26,7 +28,11 @@ def device_of(suite: Suite) -> torch.device:
 
 
 def image_side(suite: Suite) -> int:
-    """Pixels along a side of the suite's images; where the model denoises latents, by the autoencoder's config."""
+    """Pixels along a side of the suite's images; where the model denoises latents, by the autoencoder's config.
+
+    Raises:
+        UserError: the autoencoder's config is missing or something else.
+    """
     side = MODELS[suite.model].latent_shape[-1]
     if suite.latents is None:
         return side
@@ -34,7 +40,12 @@ def image_side(suite: Suite) -> int:
         from tcbench.models.wf_vae import SPACE
 
         return side * SPACE
-    return side * 2 ** (len(read_json(suite.latents.folder / "config.json")["block_out_channels"]) - 1)
+    config = read_json_as(suite.latents.folder / "config.json", _Config, "the config of an autoencoder")
+    return side * 2 ** (len(config.block_out_channels) - 1)
+
+
+class _Config(BaseModel):
+    block_out_channels: list[int]
 
 
 def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
@@ -93,7 +104,7 @@ def list_training_images(suite: Suite) -> Listing | VideoListing:
     spec, training = MODELS[suite.model], suite.training
     if training is None:
         raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
-    listing = list_media(training.folder, training.captions, training.frames_per_second)
+    listing = list_media(training.folder, training.captions, training.frames_per_second, training.resize)
     if isinstance(spec, TextSpec) and not listing.captions:
         raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:

@@ -82,7 +82,8 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
         key = digest([sha256(real), suite.extractor, source_digest("score", data=suite.data)])
-        return Real(_kept(path, key, lambda: extractor.extract(read_reference_images(real))), read_moments(real))
+        features = _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
+        return Real(features, read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1]))
     listing = list_images(real, suite.captions_of_real)
     key = digest([listing.digest, side, suite.extractor, source_digest("score", data=suite.data)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))

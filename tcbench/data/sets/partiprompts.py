@@ -1,9 +1,11 @@
 """The 1632 prompts of Yu et al. 2022, which ship."""
 
 import csv
+import io
 from pathlib import Path
 
 from tcbench.data.source import PromptSet
+from tcbench.foreign import read_text
 
 
 class PartiPrompts(PromptSet):
@@ -14,5 +16,5 @@ class PartiPrompts(PromptSet):
 
     def read(self, path: Path) -> list[str]:
         """In the file's order."""
-        with open(path, encoding="utf-8", newline="") as lines:
-            return [row["Prompt"].strip() for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        rows = csv.DictReader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["Prompt"] or "").strip() for row in rows]

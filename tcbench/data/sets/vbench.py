@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from tcbench.data.source import PromptSet
-from tcbench.record.files import read_json
+from tcbench.foreign import read_json_as
+
+
+class _Entry(BaseModel):
+    prompt_en: str
 
 
 class VBench(PromptSet):
@@ -13,4 +19,6 @@ class VBench(PromptSet):
 
     def read(self, path: Path) -> list[str]:
         """In the file's order, each once."""
-        return list(dict.fromkeys(entry["prompt_en"] for entry in read_json(path)))
+        return list(
+            dict.fromkeys(entry.prompt_en for entry in read_json_as(path, list[_Entry], "the prompts of vbench"))
+        )
