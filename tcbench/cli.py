@@ -621,8 +621,13 @@ def _audit(parsed: argparse.Namespace) -> None:
 
 def _methods(parsed: argparse.Namespace) -> None:
     for name in [parsed.name] if parsed.name else method_names():
-        cls = method_class(name)
-        file = method_file(name)
+        try:
+            cls, file = method_class(name), method_file(name)
+        except UserError as error:
+            if parsed.name:
+                raise
+            print(f"{name}: broken: {error}")
+            continue
         where = "" if file.is_relative_to(SHIPPED) else f" {file}"
         print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
         if parsed.name:

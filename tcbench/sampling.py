@@ -23,6 +23,7 @@ from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.specs import DiTSpec
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import Sampler, SamplerSettings, make_sampler
+from tcbench.undisturbed import undisturbed
 
 Prompts = Callable[[Tensor], Prompt]
 """Sample indices [n] -> what the samples shall show."""
@@ -82,7 +83,7 @@ def start_run(
     """The sampler and the run of one batch; `nfe` is the uncached reference's number of steps."""
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, sample_index)
     guidance = adapter.spec.guidance(settings.guidance_scale)
-    index = sample_index.to(adapter.device)
+    index = sample_index.to(adapter.device, copy=True)
     run = Run(adapter.shape, sampler.timesteps, guidance, index, settings.seed, artefacts)
     return sampler, run
 
@@ -166,17 +167,18 @@ def sample_batch(
         prompts: sample indices [n] -> what they shall show; without it, class labels in turn (`sample_labels`).
 
     Raises:
-        UserError: a sample became NaN or infinite; names the sample.
+        UserError: a sample became NaN or infinite; names the sample. The method misbehaves; names it and the step.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
     device, dtype = adapter.device, adapter.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
-        x0s.append(x0[:traced])
-        xts.append(x[:traced])
+    with undisturbed(adapter, method, run):
+        passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
+        for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
+            x0s.append(x0[:traced])
+            xts.append(x[:traced])
     bad = ~x.flatten(1).isfinite().all(dim=1)
     if bad.any():
         first = int(sample_index[bad.cpu()][0])

@@ -1,0 +1,58 @@
+"""A batch leaves everything as it found it: the weights, what was trained, the process; or it is refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tcbench.errors import UserError
+from tcbench.guard import author_of
+from tcbench.method import Method, Run
+from tcbench.models.adapter import Adapter
+from tcbench.surroundings import kept_surroundings
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@contextmanager
+def undisturbed(adapter: Adapter, method: Method, run: Run) -> Iterator[None]:
+    """Sample a batch inside; whatever its method changed under the batches and rows after it is noticed.
+
+    The host waits for the device once, at the end.
+
+    Raises:
+        UserError: weights of the model or of a scorer, indices of samples or the process are not what they were.
+    """
+    modules = [adapter.model, *run.artefacts.scorers.values()]
+    before = _checksum(modules, run.sample_index)
+    with kept_surroundings(author_of(method)):
+        yield
+    after = _checksum(modules, run.sample_index)
+    if after.shape != before.shape or not after.equal(before):
+        raise UserError(f"{author_of(method)}: changes the weights of the model or what was trained; read them at most")
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The same memory read as integers, which are equal where numbers are not (NaN)."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view(_INTEGERS[real.element_size()])
+
+
+def _checksum(modules: list[nn.Module], *others: Tensor) -> Tensor:
+    """A number for every tensor, int64 [T], on the device: a change of any entry shows, and of their order."""
+    tensors = [*others]
+    for module in modules:
+        tensors += [*module.parameters(), *module.buffers()]
+    words = [_words(tensor.detach()) for tensor in tensors]
+    places = {value.device: torch.arange(1, 1 + max(map(len, words)), device=value.device) for value in words}
+    return torch.stack([(value * places[value.device][: len(value)]).sum().to(words[-1].device) for value in words])
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """A tensor's bytes as int64, the last word filled up with zeros."""
+    octets = bits(tensor).flatten().view(torch.int8)
+    if len(octets) % 8 or octets.storage_offset() % 8:
+        octets = F.pad(octets, (0, -len(octets) % 8)).clone()
+    return octets.view(torch.int64)
