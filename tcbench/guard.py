@@ -101,6 +101,8 @@ def _line(error: BaseException, author: str, where: str, file: str | None) -> st
     what = text if said else f"{type(error).__name__}: {text}" if text else type(error).__name__
     if "meta tensor" in text.lower():
         what += '; while it is costed tensors have no values: say decides = "host" and read numbers with look.read'
+    if what.startswith(f"{where} returned"):
+        where = ""
     lines = [frame.tb_lineno for frame in _frames(error) if frame.tb_frame.f_code.co_filename == file]
     return ": ".join(filter(None, (author, where, what))) + (f" (line {lines[-1]})" if lines else "")
 

@@ -320,7 +320,8 @@ def described(value: Any) -> str:
         text = repr(value)
     except Exception:
         text = ""
-    return text if 0 < len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"
+    telling = 0 < len(text) <= 60 and "\n" not in text and " at 0x" not in text
+    return text if telling else f"of type {type(value).__name__}"
 
 
 def _is_count(value: Any) -> bool:

@@ -31,7 +31,8 @@ def undisturbed(adapter: Adapter, method: Method, run: Run) -> Iterator[None]:
         yield
     after = _checksum(modules, run.sample_index)
     if after.shape != before.shape or not after.equal(before):
-        raise UserError(f"{author_of(method)}: changes the weights of the model or what was trained; read them at most")
+        what = "the weights of the model, what was trained or the samples"
+        raise UserError(f"{author_of(method)}: changes {what}, which are there to be read")
 
 
 def bits(tensor: Tensor) -> Tensor:
