@@ -38,6 +38,14 @@ def readable(value: "Tensor") -> bool:
     return checks_values() and not is_unseen(value) and not value.is_meta
 
 
+def bits(tensor: "Tensor") -> "Tensor":
+    """The same memory read as integers, which are equal where numbers are not (NaN)."""
+    import torch
+
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()])
+
+
 def check_tokens(plan: Plan, rows: int, num_tokens: int, device: object = None) -> None:
     """Whether a model can recompute the tokens that a plan names; one read for all of them where values are checked.
 

@@ -25,8 +25,6 @@ from tcbench.trainable import Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tcbench.method import Look, Policy
-
 
 class Undecided(Exception):
     """A value was asked for where tensors have none: while a method is costed from shapes."""
@@ -128,7 +126,7 @@ class Guarded:
     """
 
     method: Any
-    policy: "Policy"
+    policy: Any
 
     def __getattr__(self, name: str) -> Any:
         """What else the policy has, for whoever records it."""
@@ -136,7 +134,7 @@ class Guarded:
             raise AttributeError(name)
         return getattr(self.policy, name)
 
-    def plan(self, look: "Look") -> Plan:
+    def plan(self, look: Any) -> Plan:
         """The decisions for step `look.step`."""
         with _calling(self.method, f"step {look.step}"):
             return _plan(self.method, self.policy.plan(look))
@@ -167,7 +165,7 @@ class Guarded:
             raise UserError(f'reads a number, but decides = "{decides}"; say decides = "host"')
 
 
-def guarded(policy: "Policy") -> Guarded:
+def guarded(policy: Any) -> Guarded:
     """A policy behind the guard; one that is already stays as it is."""
     return policy if isinstance(policy, Guarded) else Guarded(policy, policy)
 

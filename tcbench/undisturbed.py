@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tcbench.checking import bits
 from tcbench.errors import UserError
 from tcbench.guard import author_of
 from tcbench.method import Method, Run
 from tcbench.models.adapter import Adapter
 from tcbench.surroundings import kept_surroundings
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextmanager
@@ -33,12 +32,6 @@ def undisturbed(adapter: Adapter, method: Method, run: Run) -> Iterator[None]:
     if after.shape != before.shape or not after.equal(before):
         what = "the weights of the model, what was trained or the samples"
         raise UserError(f"{author_of(method)}: changes {what}, which are there to be read")
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The same memory read as integers, which are equal where numbers are not (NaN)."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return real.view(_INTEGERS[real.element_size()])
 
 
 def _checksum(modules: list[nn.Module], *others: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tcbench.checking import check_tokens, readable
+from tcbench.checking import bits, check_tokens, readable
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks
@@ -27,7 +27,6 @@ from tcbench.observations import observation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, PlanError, Site, Span, Tokens, Unit
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
-from tcbench.undisturbed import bits
 
 
 @dataclass
