@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tcbench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("tcbench: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        where = "".join(f" in {note}" for note in getattr(error, "__notes__", ()))
+        print(f"tcbench: interrupted{where}; finished files are kept, run the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -47,7 +47,8 @@ def blamed(author: str, where: str = "", file: str | None = None) -> Iterator[No
     Raises:
         UserError: the code raised anything, a call of `sys.exit` included, or changed its surroundings. Three things
             pass as they are: a step that is not decided while it is costed, an optional thing that cannot run here, and
-            a GPU that is out of memory. So does an interrupt from outside, as far as that can be told.
+            a GPU that is out of memory. So does an interrupt from outside, as far as that can be told, with a note of
+            where it came.
     """
     if _INSIDE.get():
         yield
@@ -63,6 +64,7 @@ def blamed(author: str, where: str = "", file: str | None = None) -> Iterator[No
         raise
     except BaseException as error:
         if _is_from_outside(error):
+            error.add_note(": ".join(filter(None, (author, where))))
             raise
         raise UserError(_line(error, author, where, file)) from error
     finally:

@@ -66,7 +66,7 @@ class Replay:
         self.reads = 0
         self.nfe = self._run.nfe
         self.step_macs: list[int] = []
-        with undisturbed(adapter, method, self._run):
+        with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
             for step in range(self.nfe):  # one run ahead, which checks, counts, and compiles what needs compiling
                 self._step(step)
                 self.step_macs.append(self._macs["per_sample"] - sum(self.step_macs))

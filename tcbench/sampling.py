@@ -5,6 +5,7 @@ signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tcbench import noise
+from tcbench.checking import checks_values
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.engine import Engine
@@ -161,6 +163,8 @@ def sample_batch(
 ) -> Samples:
     """Generate the samples named by `sample_index` (int64 [n]) as one batch.
 
+    Inside `checking.values_unchecked`, whoever calls sees to it that the method disturbs nothing (`undisturbed`).
+
     Args:
         nfe: number of steps of the uncached reference; the method may take fewer.
         traced: keep the trajectory of the first `traced` samples.
@@ -174,7 +178,7 @@ def sample_batch(
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    with undisturbed(adapter, method, run):
+    with undisturbed(adapter, method, run.artefacts, run.sample_index) if checks_values() else nullcontext():
         passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
         for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
             x0s.append(x0[:traced])

@@ -10,25 +10,33 @@ from torch import Tensor, nn
 from tcbench.checking import bits
 from tcbench.errors import UserError
 from tcbench.guard import author_of
-from tcbench.method import Method, Run
+from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.surroundings import kept_surroundings
 
 
 @contextmanager
-def undisturbed(adapter: Adapter, method: Method, run: Run) -> Iterator[None]:
-    """Sample a batch inside; whatever its method changed under the batches and rows after it is noticed.
-
-    The host waits for the device once, at the end.
+def undisturbed(adapter: Adapter, method: Method, artefacts: Artefacts, *others: Tensor) -> Iterator[None]:
+    """Sample inside; whatever a method changed under what is sampled later is noticed.
 
     Raises:
-        UserError: weights of the model or of a scorer, indices of samples or the process are not what they were.
+        UserError: `kept_weights`, or the process is not what it was; names the method.
     """
-    modules = [adapter.model, *run.artefacts.scorers.values()]
-    before = _checksum(modules, run.sample_index)
-    with kept_surroundings(author_of(method)):
+    with kept_weights(adapter, method, artefacts, *others), kept_surroundings(author_of(method)):
         yield
-    after = _checksum(modules, run.sample_index)
+
+
+@contextmanager
+def kept_weights(adapter: Adapter, method: Method, artefacts: Artefacts, *others: Tensor) -> Iterator[None]:
+    """Refuse that weights change inside. The host waits for the device once, at the end.
+
+    Raises:
+        UserError: those of the model or of a scorer, or `others`, are not what they were; names the method.
+    """
+    modules = [adapter.model, *artefacts.scorers.values()]
+    before = _checksum(modules, *others)
+    yield
+    after = _checksum(modules, *others)
     if after.shape != before.shape or not after.equal(before):
         what = "the weights of the model, what was trained or the samples"
         raise UserError(f"{author_of(method)}: changes {what}, which are there to be read")

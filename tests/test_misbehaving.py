@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tcbench.budget.costing import macs_of
 from tcbench.checking import check_tokens, values_unchecked
@@ -24,7 +26,7 @@ from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks
 from tcbench.errors import UserError
 from tcbench.guard import HOOKS
-from tcbench.method import Method, Run
+from tcbench.method import Artefacts, Method
 from tcbench.places import ADDED_METHODS
 from tcbench.plan import Block, Decision, Plan, PlanError, Tokens
 from tcbench.record.files import read_tensors
@@ -35,6 +37,7 @@ from tcbench.sampling import Passes, denoise, initial_noise, sample_batch, start
 from tcbench.surroundings import _settings
 
 from .conftest import make_adapter
+from .test_contract import small_method
 
 MODEL, NFE, SETTINGS = "tiny-dit", 3, SamplerSettings(1.5)
 KINDS = yaml.safe_load((Path(__file__).parent / "misbehaving.yaml").read_text(encoding="utf-8"))
@@ -184,7 +187,7 @@ def test_tokens_on_the_fused_path(name: str) -> None:
     adapter, index = make_adapter(MODEL), torch.arange(2)
     with torch.inference_mode(), pytest.raises(UserError) as caught:
         method = make_method(name, {})
-        sampler, run = start_run(adapter, method, NFE, SETTINGS, index, Run.artefacts)
+        sampler, run = start_run(adapter, method, NFE, SETTINGS, index, Artefacts())
         passes = Passes(adapter, run, method.start, partial(FusedBlocks, path="torch"))
         list(denoise(passes, sampler, initial_noise(adapter, 0, index), index))
     assert str(caught.value).startswith(str(line_of(name)))
@@ -335,6 +338,27 @@ def test_tokens_are_refused_where_they_are_wrong_and_only_there(seed: int) -> No
             check_tokens(plan, rows, tokens, torch.device("cpu"))
         with values_unchecked():
             check_tokens(plan, rows, tokens, torch.device("cpu"))
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations for which the host would wait on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["fora", "toca", "random_tokens", "tome", "no_tokens"])
+@pytest.mark.parametrize("checked", [True, False])
+def test_nothing_is_read_for_checks_after_the_first_batch(name: str, checked: bool, tiny) -> None:
+    method, index = small_method(name, {}), torch.arange(2)
+    sampler, run = start_run(tiny, method, NFE, SETTINGS, index, Artefacts())
+    with torch.inference_mode(), values_unchecked(not checked), Reads() as reads:
+        passes = Passes(tiny, run, method.start)
+        list(denoise(passes, sampler, initial_noise(tiny, 0, index), index))
+    assert (reads.count > 0) == (checked and name not in ("fora", "no_tokens"))
 
 
 def test_nothing_public_of_a_look_leads_to_the_engine(tiny) -> None:
