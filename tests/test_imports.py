@@ -107,7 +107,10 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"checking", "engine", "guard", "ledger", "method", "models", "observations", "plan", "record", "shapes"},
         ),
         ("samplers", {"errors", "models", "noise", "timesteps"}),
-        ("sampling", {"engine", "errors", "method", "models", "noise", "record", "samplers", "undisturbed"}),
+        (
+            "sampling",
+            {"checking", "engine", "errors", "method", "models", "noise", "record", "samplers", "undisturbed"},
+        ),
         ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
         ("artefacts", {"errors", "method", "models", "record"}),
         ("registry", {"data", "errors", "guard", "method", "places"}),
