@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tcbench.checking import checks_values
-from tcbench.errors import NotRun, UserError
+from tcbench.errors import UserError
 from tcbench.plan import Plan, PlanError, Settled, Unit, described
 from tcbench.surroundings import kept_surroundings
 from tcbench.trainable import Stage
@@ -46,9 +46,8 @@ def blamed(author: str, where: str = "", file: str | None = None) -> Iterator[No
 
     Raises:
         UserError: the code raised anything, a call of `sys.exit` included, or changed its surroundings. Three things
-            pass as they are: a step that is not decided while it is costed, an optional thing that cannot run here, and
-            a GPU that is out of memory. So does an interrupt from outside, as far as that can be told, with a note of
-            where it came.
+            pass as they are: `Undecided`, a GPU that is out of memory, and an interrupt from outside, as far as that
+            can be told, with a note of where it came.
     """
     if _INSIDE.get():
         yield
@@ -60,7 +59,7 @@ def blamed(author: str, where: str = "", file: str | None = None) -> Iterator[No
                 yield
         else:
             yield
-    except (Undecided, NotRun, GeneratorExit):
+    except (Undecided, GeneratorExit):
         raise
     except BaseException as error:
         if _is_from_outside(error):
@@ -151,11 +150,11 @@ class Guarded:
 
     @contextmanager
     def executed(self, step: int) -> Iterator[None]:
-        """Execute the plan of a step inside: one that cannot be executed is the method's fault."""
+        """Run a step inside: a plan that cannot be executed is the method's fault, and so is one not made."""
         try:
             yield
-        except PlanError as error:
-            raise UserError(f"{author_of(self.method)}: step {step}: {error}") from error
+        except (PlanError, Undecided) as error:
+            raise UserError(_line(error, author_of(self.method), f"step {step}", None)) from error
 
     def check_read(self) -> None:
         """Refuse that a number is read on the host by a method that says it never is.

@@ -78,6 +78,7 @@ BROKEN = {
     "syntax": ("def def", "SyntaxError: invalid syntax"),
     "missing": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module' (line 1)"),
     "leaves": ("import sys; sys.exit(0)", "SystemExit: 0 (line 1)"),
+    "stopped": ("raise KeyboardInterrupt", "KeyboardInterrupt (line 1)"),
     "hollow": ("", "must define exactly one Method with name = 'hollow'; found 0"),
     "double": (HEAD.replace("NAME", "double") + HEAD.replace("Misbehaving", "Other"), "must define exactly one Method"),
     "misnamed": (HEAD.replace("NAME", "other"), "must define exactly one Method with name = 'misnamed'"),
@@ -287,8 +288,9 @@ def test_ctrl_c_inside_a_plan_is_an_interrupt() -> None:
                 random.random  # noqa: B018 (something to interrupt)
             return Plan()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         macs_of(MODEL, Slow(), NFE)
+    assert caught.value.__notes__ == ["methods/slow.py: step 0"]  # said by the command line
 
 
 def test_a_full_gpu_is_not_the_methods_fault() -> None:
