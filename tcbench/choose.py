@@ -9,7 +9,8 @@ from functools import partial
 from math import log
 from typing import TYPE_CHECKING, Literal
 
-from tcbench.plan import Tokens
+from tcbench.checking import readable
+from tcbench.plan import PlanError, Tokens
 from tcbench.unseen import is_unseen, unseen
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
@@ -22,7 +23,12 @@ def counted(count: int) -> Tokens:
 
 
 def top_tokens(score_RN: "Tensor", count: int) -> Tokens:
-    """The `count` highest-scoring tokens of each row."""
+    """The `count` highest-scoring tokens of each row.
+
+    Raises:
+        PlanError: as all functions here do: there are not that many tokens, or where values are checked a score is NaN.
+    """
+    _check(score_RN, [count])
     if is_unseen(score_RN):
         return Tokens(_ranked(score_RN, count))
     return Tokens(score_RN.topk(count, dim=1, sorted=False).indices)
@@ -36,6 +42,7 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
         counts: how many per block; as a tensor (int32 [L]) they stay on the device, and the lower token is the better
             one of equals.
     """
+    _check(score_RLN, counts if isinstance(counts, Sequence) else ())
     if is_unseen(score_RLN):
         return _first_of_each(_ranked(score_RLN, max(counts)), counts)
     from tcbench.kernels import selection
@@ -49,9 +56,23 @@ def top_tokens_by_block(score_RLN: "Tensor", counts: "Sequence[int] | Tensor") -
 
 def _ranked(score: "Tensor", count: int) -> "Tensor":
     """The best `count` tokens by an unseen score."""
-    if count > score.shape[-1]:
-        raise ValueError(f"a method chooses {count} of {score.shape[-1]} tokens")
     return unseen(*score.shape[:-1], count, dtype="int64")
+
+
+def _check(score: "Tensor", counts: Sequence[int]) -> None:
+    """Whether the best tokens by a score [..., N] can be told, so many of a row."""
+    for count in counts:
+        if not 0 <= count <= score.shape[-1]:
+            raise PlanError(f"a method chooses {count} of {score.shape[-1]} tokens")
+    if readable(score) and score.isnan().any():
+        raise PlanError("a method chooses tokens by a score that is NaN for some; look at what the score is made of")
+
+
+def _check_budget(score_RLN: "Tensor", budget: int) -> None:
+    _, blocks, num_tokens = score_RLN.shape
+    if not 0 <= budget <= blocks * num_tokens:
+        raise PlanError(f"a method shares out {budget} tokens over {blocks} blocks of {num_tokens}")
+    _check(score_RLN, ())
 
 
 def _first_of_each(index_RLK: "Tensor", counts: "Sequence[int] | Tensor") -> list[Tokens]:
@@ -126,6 +147,8 @@ def choose_by_attention(
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
     """
+    for value_RN in observed:
+        _check(value_RN, counts)
     if any(map(is_unseen, observed)):
         return [
             (_ranked(value_RN, count), value_RN, unseen(*value_RN.shape, dtype="int32"))
@@ -178,6 +201,7 @@ def allocate_tokens(score_RLN: "Tensor", budget: int) -> "list[int] | Tensor":
         budget: tokens to recompute per row, summed over blocks; 0..L*N.
     """
     rows, blocks, _ = score_RLN.shape
+    _check_budget(score_RLN, budget)
     if is_unseen(score_RLN) or score_RLN.is_meta:
         return allocate_evenly(blocks, budget)
     threshold = score_RLN.flatten().topk(max(1, budget * rows), sorted=False).values.min()
@@ -199,5 +223,6 @@ def best_tokens(score_RLN: "Tensor", budget: int) -> list[Tokens]:
         from tcbench.kernels import selection
 
         if selection.serves(score_RLN):
+            _check_budget(score_RLN, budget)
             return _first_of_each(*selection.best_tokens(score_RLN, budget))
     return top_tokens_by_block(score_RLN, allocate_tokens(score_RLN, budget))

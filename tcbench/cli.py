@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"tcbench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("tcbench: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        where = "".join(f" in {note}" for note in getattr(error, "__notes__", ()))
+        print(f"tcbench: interrupted{where}; finished files are kept, run the same command to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -622,8 +623,13 @@ def _audit(parsed: argparse.Namespace) -> None:
 
 def _methods(parsed: argparse.Namespace) -> None:
     for name in [parsed.name] if parsed.name else method_names():
-        cls = method_class(name)
-        file = method_file(name)
+        try:
+            cls, file = method_class(name), method_file(name)
+        except UserError as error:
+            if parsed.name:
+                raise
+            print(f"{name}: broken: {error}")
+            continue
         where = "" if file.is_relative_to(SHIPPED) else f" {file}"
         print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
         if parsed.name:

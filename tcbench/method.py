@@ -9,11 +9,13 @@ observed).
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from tcbench.errors import UserError
+from tcbench.guard import guard_hooks
 from tcbench.guidance import Guidance
 from tcbench.plan import Plan
 from tcbench.shapes import ModelShape
@@ -40,6 +42,10 @@ class Artefacts:
     scorers: Mapping[str, Any] = field(default_factory=dict)
     alpha_bar: tuple[float, ...] | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("scorers", "tables"):  # nobody who is handed them can put others there
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,10 @@ class Run:
         return self.guidance.rows_per_sample
 
 
-class Undecided(Exception):
-    """A value was asked for where tensors have none: while a method is costed from shapes."""
-
-
 class Look(ABC):
     """What a method may observe at the start of a step; whatever costs MACs is charged when it is asked for.
+
+    Tensors are to be read: a method that writes to one is refused.
 
     Attributes:
         run, step: the run, and the step that is planned.
@@ -98,6 +102,7 @@ class Look(ABC):
         Also where a deferred decision is taken. In a batch it is one number and one decision for all samples.
 
         Raises:
+            UserError: the method says something else.
             Undecided: the method is costed from shapes.
         """
 
@@ -192,6 +197,8 @@ class Method(BaseModel):
         decides: when it decides. The MACs of one that decides on the host depend on the sample: `outcomes` bounds them.
 
     Every option has a default, so that `tcbench macs` and the contract tests can make any method.
+
+    Whatever a subclass defines runs behind `tcbench.guard`: what it may return, and what becomes of what it raises.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -203,6 +210,10 @@ class Method(BaseModel):
     trains: ClassVar[bool] = False
     predicts: ClassVar[bool] = False
     decides: ClassVar[Decides] = "device"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        guard_hooks(cls)
 
     def sampled_steps(self, nfe: int) -> int:
         """How many steps the sampler takes where the uncached reference takes `nfe`."""
@@ -218,11 +229,13 @@ class Method(BaseModel):
 
     def plan(self, look: Look) -> Plan:
         """The decisions for step `look.step`."""
-        raise TypeError(f"methods/{self.name}.py defines no plan(look)")
+        raise UserError("a method plans every step; define plan(look), here or in what start(run) returns")
 
     def outcomes(self, run: Run, step: int) -> tuple[Plan, ...]:
         """The plans between which a step is decided on the host, for methods that do so at its start."""
-        raise TypeError(f"methods/{self.name}.py reads a number at a step's start and defines no outcomes(run, step)")
+        raise UserError(
+            "a number is read when the step starts; define outcomes(run, step), the plans it decides between"
+        )
 
     def training(self, run: Run) -> tuple[Stage, ...]:
         """What must be trained before sampling, in order."""

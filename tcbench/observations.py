@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tcbench.errors import UserError
+from tcbench.errors import UserError, did_you_mean
 from tcbench.ledger import block_macs, predictor_macs
 from tcbench.method import Run
 from tcbench.shapes import Macs, ModelShape
@@ -39,12 +39,14 @@ class Observation:
         compute: (live step, *arguments) -> the tensor, [R, *size].
         macs: (shape, *arguments) -> the price per row.
         tag: (*arguments) -> the heading it is charged under.
+        lent: whether the run goes on computing with the tensor.
     """
 
     size: Callable[..., tuple[int, ...]]
     compute: Callable[..., "Tensor"]
     macs: Callable[..., Macs] = lambda shape, *_: Macs()
     tag: Callable[..., str] = lambda *_: "score"
+    lent: bool = False
 
 
 def _scores(live: LiveStep, name: str) -> "Tensor":
@@ -111,9 +113,10 @@ OBSERVATIONS: dict[str, Observation] = {
     "latent": Observation(
         size=lambda shape: (shape.num_tokens, shape.width),
         compute=lambda live: _of_image(live, live.x_RND),
+        lent=True,
     ),
-    "input": Observation(size=lambda shape: shape.latent_shape, compute=_input),
-    "output": Observation(size=lambda shape: shape.output_shape, compute=_output),
+    "input": Observation(size=lambda shape: shape.latent_shape, compute=_input, lent=True),
+    "output": Observation(size=lambda shape: shape.output_shape, compute=_output, lent=True),
     "modulated_input": Observation(
         size=lambda shape: (shape.num_tokens, shape.width),
         compute=_modulated_input,
@@ -142,3 +145,14 @@ OBSERVATIONS: dict[str, Observation] = {
     ),
 }
 """By name; `tcbench.method.Look` has a method for each."""
+
+
+def observation(name: str) -> Observation:
+    """An entry by name.
+
+    Raises:
+        UserError: there is none (suggests near misses).
+    """
+    if name not in OBSERVATIONS:
+        raise UserError(f"looks at {name!r}, which there is not; {did_you_mean(str(name), OBSERVATIONS)}")
+    return OBSERVATIONS[name]

@@ -16,9 +16,11 @@ N tokens, K recomputed tokens, D width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tcbench.record.executed import Executed
+from tcbench.unseen import dtype_of
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -31,6 +33,15 @@ Keys = Literal["cached", "fresh", "recomputed"]
 literal reading of the paper. `recomputed`: keys and values of all tokens from the current hidden state, charged.
 """
 
+Observe = Literal["attn", "cross"]
+"""Which attention of a unit is observed (`Decision`)."""
+
+_KEYS, _OBSERVED = get_args(Keys), get_args(Observe)
+
+
+class PlanError(ValueError):
+    """A plan that says nothing, or what cannot be executed; where a method made it, the line also names the method."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
@@ -38,6 +49,12 @@ class Site:
 
     block: int
     part: str
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.block):
+            raise _wrong("Site.block", "a block's number", self.block)
+        if not isinstance(self.part, str):
+            raise _wrong("Site.part", "a part's name", self.part)
 
     @property
     def blocks(self) -> range:
@@ -54,6 +71,10 @@ class Block:
 
     block: int
 
+    def __post_init__(self) -> None:
+        if not _is_count(self.block):
+            raise _wrong("Block.block", "a block's number", self.block)
+
     @property
     def blocks(self) -> range:
         """The blocks this unit touches."""
@@ -69,6 +90,10 @@ class Span:
 
     start: int
     stop: int
+
+    def __post_init__(self) -> None:
+        if not (_is_count(self.start) and _is_count(self.stop) and self.start < self.stop):
+            raise _wrong("Span", "two blocks' numbers, the first below the second", (self.start, self.stop))
 
     @property
     def blocks(self) -> range:
@@ -111,6 +136,12 @@ class Tokens:
     index_RK: "Tensor"
     used: "Tensor | None" = None
 
+    def __post_init__(self) -> None:
+        if dtype_of(self.index_RK) != "int64" or len(self.index_RK.shape) != 2:
+            raise _wrong("Tokens.index_RK", "an int64 tensor [R, K]", self.index_RK)
+        if self.used is not None and (dtype_of(self.used) != "int32" or tuple(self.used.shape) != (1,)):
+            raise _wrong("Tokens.used", "an int32 tensor [1], or None", self.used)
+
     @property
     def count(self) -> int:
         """How many tokens of a row; a shape, but where `used` holds it reading it waits for the device."""
@@ -141,11 +172,24 @@ class Deferred:
     tag: str = "score"
     least: "All | Nothing | Tokens | None" = None
 
+    def __post_init__(self) -> None:
+        if not callable(self.choose):
+            raise _wrong("Deferred.choose", "a function", self.choose)
+        if not isinstance(self.like, Settled):
+            raise _wrong("Deferred.like", "ALL, NONE or Tokens", self.like)
+        if not _is_count(self.macs):
+            raise _wrong("Deferred.macs", "a whole number of MACs, 0 or more", self.macs)
+        if not isinstance(self.tag, str):
+            raise _wrong("Deferred.tag", "a name", self.tag)
+        if not isinstance(self.least, Settled | None):
+            raise _wrong("Deferred.least", "ALL, NONE, Tokens or None", self.least)
+
     def __str__(self) -> str:
         return f"decided at the block (like {self.like})"
 
 
-Who = All | Nothing | Tokens | Deferred
+Settled = All | Nothing | Tokens
+Who = Settled | Deferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +204,10 @@ class Forecast:
     """Extrapolate with a Taylor polynomial of this order in the step index (TaylorSeer, arXiv 2503.06923, Eq. 4)."""
 
     order: int
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.order):
+            raise _wrong("Forecast.order", "a whole number, 0 or more", self.order)
 
 
 Fill = Hold | Forecast
@@ -177,7 +225,17 @@ class Decision:
     who: Who
     fill: Fill = Hold()
     keys: Keys = "fresh"
-    observe: Literal["attn", "cross"] | None = None
+    observe: Observe | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.who, Who):
+            raise _wrong("Decision.who", "ALL, NONE, Tokens or Deferred", self.who)
+        if not isinstance(self.fill, Fill):
+            raise _wrong("Decision.fill", "Hold() or Forecast(order)", self.fill)
+        if self.keys not in _KEYS:
+            raise _wrong("Decision.keys", f"one of {', '.join(_KEYS)}", self.keys)
+        if self.observe is not None and self.observe not in _OBSERVED:
+            raise _wrong("Decision.observe", f"one of {', '.join(_OBSERVED)}, or None", self.observe)
 
 
 @dataclass(frozen=True)
@@ -185,23 +243,30 @@ class Plan:
     """The decisions of one sampling step.
 
     Raises:
-        ValueError: two units cover the same part of a block; some tokens are recomputed where the rest is forecast
-            (the quotients of a forecast are of whole values); attention is observed over a span, which stores none.
+        PlanError: it is made of something else, as what it is made of raises too; two units cover the same part of a
+            block; some tokens are recomputed where the rest is forecast (the quotients of a forecast are of whole
+            values); attention is observed over a span, which stores none.
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.decisions, Mapping):
+            raise _wrong("Plan.decisions", "a mapping of units to decisions", self.decisions)
         owner: dict[int, Unit] = {}  # of a block; one of its parts stands for all of them
         for unit, decision in self.decisions.items():
+            if not isinstance(unit, Unit):
+                raise _wrong("a unit of a plan", "a Site, Block or Span", unit)
+            if not isinstance(decision, Decision):
+                raise _wrong(f"what a plan decides at {unit}", "a Decision", decision)
             if isinstance(decision.who, Tokens) and decision.fill.order:
-                raise ValueError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
+                raise PlanError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
             if decision.observe and isinstance(unit, Span):
-                raise ValueError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
+                raise PlanError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
             for block in unit.blocks:
                 other = owner.setdefault(block, unit)
                 if other is not unit and not (isinstance(other, Site) and isinstance(unit, Site)):
-                    raise ValueError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
+                    raise PlanError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
 
     def at(self, unit: Unit) -> Decision | None:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
@@ -241,3 +306,23 @@ def _said(decision: Decision) -> str:
 def every_unit(units: Sequence[Unit], who: Who, fill: Fill | None = None, keys: Keys = "fresh") -> Plan:
     """The same decision for all of `units`."""
     return Plan({unit: Decision(who, fill or Hold(), keys) for unit in units})
+
+
+def _wrong(what: str, wanted: str, value: Any) -> PlanError:
+    return PlanError(f"{what} is {described(value)}; give {wanted}")
+
+
+def described(value: Any) -> str:
+    """A value in a few words: a tensor's type and shape, what is short as it is written, else the type."""
+    if shape := getattr(value, "shape", None):
+        return f"a {dtype_of(value)} tensor {list(shape)}"
+    try:
+        text = repr(value)
+    except Exception:
+        text = ""
+    telling = 0 < len(text) <= 60 and "\n" not in text and " at 0x" not in text
+    return text if telling else f"of type {type(value).__name__}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | Integral) and int(value) >= 0

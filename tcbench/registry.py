@@ -7,13 +7,14 @@ import importlib.util
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from tcbench.data.source import DataSource
 from tcbench.errors import UserError
-from tcbench.method import Method
+from tcbench.guard import blamed
+from tcbench.method import Decides, Method
 from tcbench.places import PACKAGE, data_file, data_files, method_file, method_files
 
 
@@ -27,9 +28,22 @@ def method_class(name: str) -> type[Method]:
     """Load a method's class from its file.
 
     Raises:
-        UserError: the file does not define exactly one `Method` whose `name` is the file's.
+        UserError: the file cannot be run, does not define exactly one `Method` whose `name` is the file's, or says
+            something else of it than a method can be.
     """
-    return _class_in(method_file(name), Method, "tcbench_methods")
+    path = method_file(name)
+    cls = _class_in(path, Method, "tcbench_methods")
+    described = {
+        "label = a text": isinstance(getattr(cls, "label", None), str),
+        "version = a whole number": isinstance(cls.version, int),
+        "knob = one of its options, or None": cls.knob is None or cls.knob in cls.model_fields,
+        f"decides = one of {', '.join(get_args(Decides))}": cls.decides in get_args(Decides),
+        "trains = True or False": isinstance(cls.trains, bool),
+        "predicts = True or False": isinstance(cls.predicts, bool),
+    }
+    if wrong := [what for what, right in described.items() if not right]:
+        raise UserError(f"{path}: set {wrong[0]}")
+    return cls
 
 
 def documentation(cls: type[Method]) -> str:
@@ -68,7 +82,12 @@ def _class_in(path: Path, kind: type, package: str) -> Any:
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # so that its classes can be pickled and their annotations resolved
-        spec.loader.exec_module(module)
+        try:
+            with blamed(str(path), file=module.__file__):
+                spec.loader.exec_module(module)
+        except UserError:
+            del sys.modules[module_name]
+            raise
     found = [
         value
         for value in vars(module).values()
@@ -86,10 +105,12 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
     Raises:
         UserError: unknown method, or an option that is unknown, of the wrong type or impossible; one line each.
     """
-    try:
-        return method_class(name)(**options)
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(name, problem, method_class(name)) for problem in error.errors())) from error
+    cls = method_class(name)
+    with blamed(f"methods/{name}.py", "options", sys.modules[cls.__module__].__file__):
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise UserError("; ".join(_explain(name, problem, cls) for problem in error.errors())) from error
 
 
 def _explain(name: str, problem: Any, cls: type[Method]) -> str:

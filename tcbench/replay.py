@@ -7,12 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tcbench.checking import values_unchecked
 from tcbench.engine.fused import FusedBlocks, can_fuse
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
 from tcbench.sampling import Passes, Prompts, default_prompts, denoise, initial_noise, start_run
+from tcbench.undisturbed import undisturbed
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -64,9 +66,10 @@ class Replay:
         self.reads = 0
         self.nfe = self._run.nfe
         self.step_macs: list[int] = []
-        for step in range(self.nfe):  # one run ahead, which counts, and compiles what needs compiling
-            self.step(step)
-            self.step_macs.append(self._macs["per_sample"] - sum(self.step_macs))
+        with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
+            for step in range(self.nfe):  # one run ahead, which checks, counts, and compiles what needs compiling
+                self._step(step)
+                self.step_macs.append(self._macs["per_sample"] - sum(self.step_macs))
         self.macs = self._macs
         if path == "fused" and can_fuse(adapter):
             self._capture()
@@ -75,13 +78,17 @@ class Replay:
     def _macs(self) -> dict[str, Any]:
         return self._passes.macs
 
-    @torch.inference_mode()
     def step(self, index: int) -> None:
         """Enqueue sampling step `index` without waiting for the device; 0 starts again.
 
         Raises:
             RuntimeError: a step was left out.
         """
+        with values_unchecked():
+            self._step(index)
+
+    @torch.inference_mode()
+    def _step(self, index: int) -> None:
         if index and index != self._next:
             raise RuntimeError(f"step {index} was asked for after step {self._next - 1}; steps follow each other")
         self._next = index + 1
@@ -113,6 +120,7 @@ class Replay:
         self._steps = denoise(self._passes, sampler, self._noise, self._prompt)
 
     @torch.inference_mode()
+    @values_unchecked()
     def _capture(self) -> None:
         """Capture every step; the graphs share their memory, because they always run in this order."""
         graphs: list[list[_Segment]] = []

@@ -5,6 +5,7 @@ signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tcbench import noise
+from tcbench.checking import checks_values
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.engine import Engine
@@ -23,6 +25,7 @@ from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.specs import DiTSpec
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import Sampler, SamplerSettings, make_sampler
+from tcbench.undisturbed import undisturbed
 
 Prompts = Callable[[Tensor], Prompt]
 """Sample indices [n] -> what the samples shall show."""
@@ -82,7 +85,7 @@ def start_run(
     """The sampler and the run of one batch; `nfe` is the uncached reference's number of steps."""
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, sample_index)
     guidance = adapter.spec.guidance(settings.guidance_scale)
-    index = sample_index.to(adapter.device)
+    index = sample_index.to(adapter.device, copy=True)
     run = Run(adapter.shape, sampler.timesteps, guidance, index, settings.seed, artefacts)
     return sampler, run
 
@@ -160,23 +163,26 @@ def sample_batch(
 ) -> Samples:
     """Generate the samples named by `sample_index` (int64 [n]) as one batch.
 
+    Inside `checking.values_unchecked`, whoever calls sees to it that the method disturbs nothing (`undisturbed`).
+
     Args:
         nfe: number of steps of the uncached reference; the method may take fewer.
         traced: keep the trajectory of the first `traced` samples.
         prompts: sample indices [n] -> what they shall show; without it, class labels in turn (`sample_labels`).
 
     Raises:
-        UserError: a sample became NaN or infinite; names the sample.
+        UserError: a sample became NaN or infinite; names the sample. The method misbehaves; names it and the step.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
     device, dtype = adapter.device, adapter.dtype
     x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
-        x0s.append(x0[:traced])
-        xts.append(x[:traced])
+    with undisturbed(adapter, method, run.artefacts, run.sample_index) if checks_values() else nullcontext():
+        passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
+        for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
+            x0s.append(x0[:traced])
+            xts.append(x[:traced])
     bad = ~x.flatten(1).isfinite().all(dim=1)
     if bad.any():
         first = int(sample_index[bad.cpu()][0])

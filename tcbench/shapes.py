@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from tcbench.plan import Block, Decision, Plan, Site, Span, Unit
+from tcbench.plan import Block, Decision, Plan, PlanError, Site, Span, Unit
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,16 @@ class ModelShape:
         """Whether the model has what a plan decides.
 
         Raises:
-            ValueError: it lacks a unit, or a unit does not compute the attention that is observed there.
+            PlanError: it lacks a unit, or a unit does not compute the attention that is observed there.
         """
         for unit, decision in plan.decisions.items():
             missing = isinstance(unit, Site) and unit not in self._parts
             if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= self.num_blocks:
-                raise ValueError(f"a plan decides {unit}, which a model of {self.num_blocks} blocks does not have")
+                raise PlanError(f"a plan decides {unit}, which a model of {self.num_blocks} blocks does not have")
             if decision.observe:
                 parts = (self.part(unit),) if isinstance(unit, Site) else self.blocks[unit.blocks.start].parts
                 if ("mix" if decision.observe == "attn" else "cross") not in [part.kind for part in parts]:
-                    raise ValueError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
+                    raise PlanError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
 
     @cached_property
     def _parts(self) -> dict[Site, PartShape]:

@@ -102,3 +102,10 @@ def on_values(function: "Callable[..., Tensor]", *values: Any, shape: tuple[int,
     is then costed through torch, slower and to the same number.
     """
     return unseen(*shape) if any(map(is_unseen, values)) else function(*values)
+
+
+def dtype_of(value: Any) -> str:
+    """torch's name of a tensor's type, unseen or not ("int64"), or of what is no tensor the empty string."""
+    if isinstance(value, _Unseen):
+        return value._dtype
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")

@@ -29,6 +29,7 @@ from tcbench.plan import (
     Keys,
     Nothing,
     Plan,
+    PlanError,
     Site,
     Span,
     Tokens,
@@ -343,7 +344,7 @@ def test_deferred_spans_are_charged_by_what_was_executed(tiny, run, steps) -> No
     ids=str,
 )
 def test_reading_an_empty_cache_is_refused(tiny, run, steps, plan: Plan, says: str) -> None:
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=says):
+    with torch.inference_mode(), pytest.raises(PlanError, match=says):
         Engine(tiny, run).hidden(plan, 0, *steps[0])
 
 
@@ -372,7 +373,7 @@ def test_attention_received(tiny, run, steps, monkeypatch, unit: Unit, elements:
     close(received.sum(1), torch.full((ROWS,), 64.0))  # every query hands out 1
     assert engine.ledger.by_tag["score"].matmul == 2 * 64 * 64 * 96 and "score" not in silent.ledger.by_tag
     assert engine.cache.num_bytes() == silent.cache.num_bytes() + ROWS * 64 * 4
-    with pytest.raises(RuntimeError, match="block 2: no attention was observed yet"):
+    with pytest.raises(PlanError, match="block 2: no attention was observed yet"):
         silent.cache.attention_received(2)
 
 

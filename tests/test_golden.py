@@ -275,9 +275,7 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], directory: Pa
 def test_kinds_are_open(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     """A kind is an entry of `KINDS`: how to know a case, how to run it, what error is allowed."""
     add(directory, "case", {"source": "someone/duca@1"}, {"final": torch.zeros(1)})
-    kind = Kind(
-        lambda case: case.repository == "duca", lambda folder, name: {"loss": 1e-5, "count": 0}, {"loss": 1e-4}
-    )
+    kind = Kind(lambda case: case.repository == "duca", lambda folder, name: {"loss": 1e-5, "count": 0}, {"loss": 1e-4})
     monkeypatch.setitem(KINDS, "duca", kind)
     report = check_case(directory, "case")
     assert report["kind"] == "duca" and report["passed"]

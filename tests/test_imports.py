@@ -14,7 +14,9 @@ PACKAGE = ROOT / "tcbench"
 
 FOR_METHODS = ("plan", "choose", "schedule", "selector", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
-CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise")}
+CORE = {
+    f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise", "checking", "guard")
+}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.artefacts",
@@ -74,11 +76,15 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("record/files", {"errors"}),
         ("record/imports", {"places"}),
         ("record/sources", {"places", "record"}),
-        ("plan", {"record"}),
-        ("choose", {"kernels", "plan", "unseen"}),
+        ("plan", {"record", "unseen"}),
+        ("checking", {"plan", "unseen"}),
+        ("surroundings", {"errors"}),
+        ("guard", {"checking", "errors", "plan", "surroundings", "trainable"}),
+        ("undisturbed", {"checking", "errors", "guard", "method", "models", "surroundings"}),
+        ("choose", {"checking", "kernels", "plan", "unseen"}),
         ("shapes", {"plan"}),
         ("trainable", set()),
-        ("method", {"errors", "guidance", "plan", "shapes", "trainable", "unseen"}),
+        ("method", {"errors", "guard", "guidance", "plan", "shapes", "trainable", "unseen"}),
         ("schedule", {"errors", "method"}),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("ledger", {"plan", "shapes"}),
@@ -98,12 +104,18 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("engine/plain", {"engine", "method", "models", "plan"}),
         ("engine/fused", {"engine", "kernels", "method", "models", "plan"}),
         ("engine/soft", {"models", "plan"}),
-        ("engine/engine", {"engine", "ledger", "method", "models", "observations", "plan", "record", "shapes"}),
+        (
+            "engine/engine",
+            {"checking", "engine", "guard", "ledger", "method", "models", "observations", "plan", "record", "shapes"},
+        ),
         ("samplers", {"errors", "models", "noise", "timesteps"}),
-        ("sampling", {"engine", "errors", "method", "models", "noise", "record", "samplers"}),
-        ("replay", {"engine", "method", "models", "samplers", "sampling"}),
+        (
+            "sampling",
+            {"checking", "engine", "errors", "method", "models", "noise", "record", "samplers", "undisturbed"},
+        ),
+        ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
         ("artefacts", {"errors", "method", "models", "record"}),
-        ("registry", {"data", "errors", "method", "places"}),
+        ("registry", {"data", "errors", "guard", "method", "places"}),
         ("config/fields", {"errors", "metrics", "models", "registry"}),
         ("config/suite", {"config", "data", "method", "metrics", "record", "registry"}),
         ("config/check", {"config", "data", "errors", "method", "metrics", "registry"}),
@@ -113,7 +125,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         (
             "budget/costing",
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
-            | {"unseen"},
+            | {"checking", "guard", "unseen"},
         ),
         ("budget/borrowing", {"budget", "config", "errors"}),
     ],
@@ -153,6 +165,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 LIGHT = [
     *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
     *("plan", "choose", "schedule", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
+    *("checking", "guard", "surroundings"),
     *(f"config/{path.stem}" for path in files("config")),
     *(f"record/{name}" for name in ("__init__", "executed", "files", "imports", "sources")),
     *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),

@@ -26,7 +26,7 @@ from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.open_sora_plan import attend_in_groups, groups_of
 from tcbench.models.pixart import from_reference_layout
 from tcbench.models.specs import MODELS, OpenSoraPlanSpec, PixArtSpec
-from tcbench.plan import ALL, NONE, Block, Decision, Plan, Site, Tokens, every_unit
+from tcbench.plan import ALL, NONE, Block, Decision, Plan, PlanError, Site, Tokens, every_unit
 from tcbench.record.files import read_tensors
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
@@ -242,7 +242,7 @@ def test_entropy_by_hand(model: str) -> None:
     untouched = torch.ones(2, 64, dtype=torch.bool).scatter(1, index, False)
     assert torch.equal(after[untouched], before[untouched])
     assert engine.ledger.by_tag["score"].matmul == 2 * (64 + 2) * 12 * 96
-    with pytest.raises(RuntimeError, match="block 0: no text attention was observed yet"):
+    with pytest.raises(PlanError, match="block 0: no text attention was observed yet"):
         engine.cache.attention_entropy(0)
 
 

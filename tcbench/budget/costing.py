@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from tcbench.checking import check_tokens
+from tcbench.guard import Guarded, Undecided, guarded
 from tcbench.ledger import Ledger, plan_macs
-from tcbench.method import Artefacts, Look, Method, Run, Table, Undecided
+from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.models.specs import MODELS
-from tcbench.observations import OBSERVATIONS
+from tcbench.observations import observation
 from tcbench.plan import Deferred, Plan
 from tcbench.shapes import Macs
 from tcbench.timesteps import respaced_timesteps
@@ -23,15 +25,17 @@ class _ShapeLook(Look):
 
     run: Run
     step: int
-    ledger: Ledger = field(repr=False)
+    _ledger: Ledger = field(repr=False)
+    _policy: Guarded = field(repr=False)
 
     def observe(self, name: str, *arguments: Any) -> "Tensor":
-        observation = OBSERVATIONS[name]
-        if (macs := observation.macs(self.run.shape, *arguments)) != Macs():
-            self.ledger.charge(observation.tag(*arguments), macs)
-        return unseen(self.run.rows_per_sample, *observation.size(self.run.shape, *arguments))
+        looked_at = observation(name)
+        if (macs := looked_at.macs(self.run.shape, *arguments)) != Macs():
+            self._ledger.charge(looked_at.tag(*arguments), macs)
+        return unseen(self.run.rows_per_sample, *looked_at.size(self.run.shape, *arguments))
 
     def read(self, value: "Tensor") -> float:
+        self._policy.check_read()
         raise Undecided
 
 
@@ -51,20 +55,27 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
 
     What is decided on the host depends on the sample, so its MACs have bounds: the totals are those of the dearest
     outcome of every step, and `least_per_sample` is the sum of the cheapest ones.
+
+    Raises:
+        UserError: the method misbehaves; names it and the step.
     """
     run = run_of_shapes(model, method.sampled_steps(nfe))
     if artefacts is None:
         given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
         artefacts = Artefacts(alpha_bar=(0.5,) * run.nfe, tables={stage.name: _router(stage.path) for stage in given})
     run = replace(run, artefacts=artefacts)
-    ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), method.start(run)
+    ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), guarded(method.start(run))
     ledger.charge("model", run.shape.once)
     saved, undecided = 0, False
     for step in range(run.nfe):
         try:
-            plans: tuple[Plan, ...] = (policy.plan(_ShapeLook(run, step, ledger)),)
+            plans: tuple[Plan, ...] = (policy.plan(_ShapeLook(run, step, ledger, policy)),)
         except Undecided:
             plans, undecided = method.outcomes(run, step), True
+        with policy.executed(step):
+            for plan in plans:
+                run.shape.check(plan)
+                check_tokens(plan, run.rows_per_sample, run.shape.num_tokens)
         costs = [plan_macs(plan, run.shape).matmul for plan in (*plans, *map(_cheapest, plans))]
         dearest = plans[costs.index(max(costs)) % len(plans)]
         saved += ledger.rows_per_sample * (max(costs) - min(costs))

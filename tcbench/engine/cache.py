@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tcbench.plan import Fill, Unit
+from tcbench.plan import Fill, PlanError, Unit
 
 
 @dataclass
@@ -64,9 +64,7 @@ class Cache:
     def refresh_keys_values(self, block: int, index_RK: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite some tokens' keys and values in place; returns those of all tokens."""
         if block not in self._keys_values:
-            raise RuntimeError(
-                f"block {block}: cached keys are read before any were stored; the first step must be full"
-            )
+            raise PlanError(f"block {block}: cached keys are read before any were stored; the first step must be full")
         index = index_RK[:, None, :, None].expand_as(keys)
         stored_keys, stored_values = self._keys_values[block]
         return stored_keys.scatter_(2, index, keys), stored_values.scatter_(2, index, values)
@@ -78,7 +76,7 @@ class Cache:
     def attention_received(self, block: int) -> Tensor:
         """What `store_attention` stored last: [R, N]."""
         if block not in self._attention:
-            raise RuntimeError(f"block {block}: no attention was observed yet; an earlier full step must ask for it")
+            raise PlanError(f"block {block}: no attention was observed yet; an earlier full step must ask for it")
         return self._attention[block]
 
     def store_entropy(self, block: int, entropy_RK: Tensor, index_RK: Tensor | None) -> None:
@@ -91,9 +89,7 @@ class Cache:
     def attention_entropy(self, block: int) -> Tensor:
         """What `store_entropy` stored last for every token: [R, N]."""
         if block not in self._entropy:
-            raise RuntimeError(
-                f"block {block}: no text attention was observed yet; an earlier full step must ask for it"
-            )
+            raise PlanError(f"block {block}: no text attention was observed yet; an earlier full step must ask for it")
         return self._entropy[block]
 
     def num_bytes(self) -> int:
@@ -105,9 +101,7 @@ class Cache:
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:
-            raise RuntimeError(
-                f"{unit}: the cache is read before it was written; the plan of the first step must be full"
-            )
+            raise PlanError(f"{unit}: the cache is read before it was written; the plan of the first step must be full")
         return self._entries[unit]
 
 

@@ -8,43 +8,54 @@ A plan is executed unit by unit through `Blocks`: `PlainBlocks` calls the model'
 `tcbench.engine.fused.FusedBlocks` does the same with few, fused kernels on a GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from tcbench.checking import bits, check_tokens, readable
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks
+from tcbench.guard import guarded
 from tcbench.ledger import Ledger
 from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
-from tcbench.observations import OBSERVATIONS
-from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, Site, Span, Tokens, Unit
+from tcbench.observations import observation
+from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, PlanError, Site, Span, Tokens, Unit
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
 
 
 @dataclass
-class _Look(Look):
-    """`Look` on a live step."""
+class _Step:
+    """A step as observations see it (`observations.LiveStep`)."""
 
     engine: "Engine"
     run: Run
     step: int
     x_RND: Tensor
     condition: Any
-    input_RC: Tensor | None = None
+    input_RC: Tensor | None
+
+
+class _Look(Look):
+    """`Look` on a live step; nothing public of it leads to the engine."""
+
+    def __init__(self, live: _Step) -> None:
+        self.run, self.step, self._live = live.run, live.step, live
 
     def observe(self, name: str, *arguments: Any) -> Tensor:
-        observation = OBSERVATIONS[name]
-        if (macs := observation.macs(self.run.shape, *arguments)) != Macs():
-            self.engine.charge(observation.tag(*arguments), macs)
-        return observation.compute(self, *arguments)
+        looked_at, engine = observation(name), self._live.engine
+        if (macs := looked_at.macs(self.run.shape, *arguments)) != Macs():
+            engine.charge(looked_at.tag(*arguments), macs)
+        tensor = looked_at.compute(self._live, *arguments)
+        return engine.lend(name, tensor) if looked_at.lent else tensor
 
     def read(self, value: Tensor) -> float:
-        return self.engine.read(value)
+        return self._live.engine.read_for_method(value)
 
 
 class Engine:
@@ -70,7 +81,8 @@ class Engine:
         policy: Policy | None = None,
         blocks: Callable[[Adapter, Run, Cache], Blocks] | None = None,
     ) -> None:
-        self.adapter, self.run, self.policy = adapter, run, policy
+        self.adapter, self.run = adapter, run
+        self.policy = guarded(policy) if policy else None
         self.cache = Cache()
         self.output: Tensor | None = None
         self.read: Callable[[Tensor], float] = Tensor.item
@@ -79,6 +91,7 @@ class Engine:
         self._plans: list[dict[str, Executed]] = []
         self._unsettled: list[tuple[Plan, Plan]] = []  # planned and executed
         self._executed: dict[Unit, Decision] = {}
+        self._lent: list[tuple[str, Tensor, Tensor]] = []  # what is lent, the tensor and the copy that was handed out
 
     @property
     def ledger(self) -> Ledger:
@@ -95,6 +108,29 @@ class Engine:
     def charge(self, name: str, macs_per_row: Macs) -> None:
         """Charge what a method looks at, a call of a scorer for one."""
         self._ledger.charge(name, macs_per_row)
+
+    def read_for_method(self, value: Tensor) -> float:
+        """`read`, if the method says that it decides on the host."""
+        if self.policy:
+            self.policy.check_read()
+        return self.read(value)
+
+    def lend(self, name: str, tensor: Tensor) -> Tensor:
+        """What a method is handed of a tensor that the run goes on computing with: while values are checked, a copy."""
+        if not readable(tensor):
+            return tensor
+        self._lent.append((name, tensor, copy := tensor.clone()))
+        return copy
+
+    @contextmanager
+    def _lending(self) -> Iterator[None]:
+        """Let a method look inside; refuse that it writes to what it is lent."""
+        self._lent = []
+        yield
+        for name, tensor, copy in self._lent:
+            if not bits(tensor).equal(bits(copy)):
+                raise PlanError(f"writes to {name}, which is there to be read; change a copy (.clone())")
+        self._lent = []
 
     def prepare(self, prompt: Prompt) -> Any:
         """The context of a run, made and charged once: what depends on the prompt alone.
@@ -124,24 +160,32 @@ class Engine:
         """The policy's plan for a step, given what it may look at; of `latent` it is `Look.input`."""
         if self.policy is None:
             raise RuntimeError("this engine was made without a policy; give it plans through hidden()")
-        return self.policy.plan(_Look(self, self.run, step, x_RND, condition, latent))
+        with self.policy.executed(step), self._lending():
+            return self.policy.plan(_Look(_Step(self, self.run, step, x_RND, condition, latent)))
 
     def embed(self, step: int, latent: Tensor, context: Any) -> tuple[Tensor, Any]:
         """(tokens x^0 [R, N, D], condition) at a step."""
         return self.blocks.embed(latent, context), self.blocks.condition(step, context)
 
     def hidden(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> Tensor:
-        """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D]."""
+        """Execute a plan on embedded tokens: the last block's output x^L, [R, N, D].
+
+        Raises:
+            PlanError: the plan cannot be executed; a UserError that names the method, if a method plans here.
+        """
         self._execute(plan, step, x_RND, condition)
         return self.blocks.stream
 
     def _execute(self, plan: Plan, step: int, x_RND: Tensor, condition: Any) -> None:
-        self.run.shape.check(plan)
-        self.adapter.begin_step(plan.full)
-        self._executed = dict(plan.decisions)
-        self.blocks.begin(step, x_RND, condition)
-        for unit, decision in self.run.shape.walk(plan):
-            self._unit(unit, decision, step)
+        with self.policy.executed(step) if self.policy else nullcontext():
+            self.run.shape.check(plan)
+            self._rows, self._device = len(x_RND), x_RND.device
+            self._check_tokens(plan)
+            self.adapter.begin_step(plan.full)
+            self._executed = dict(plan.decisions)
+            self.blocks.begin(step, x_RND, condition)
+            for unit, decision in self.run.shape.walk(plan):
+                self._unit(unit, decision, step)
         self._unsettled.append((plan, Plan(self._executed)))
 
     def _unit(self, unit: Unit, decision: Decision | None, step: int) -> None:
@@ -153,12 +197,12 @@ class Engine:
             case Span():
                 self._span(unit, decision, step)
             case Block():
-                self.blocks.whole(unit.block, self._resolve(unit, decision), decision)
+                self.blocks.whole(unit.block, self._resolve(unit, decision, step), decision)
             case Site():
-                self.blocks.part(unit, self._resolve(unit, decision), decision)
+                self.blocks.part(unit, self._resolve(unit, decision, step), decision)
 
     def _span(self, span: Span, decision: Decision, step: int) -> None:
-        match self._resolve(span, decision):
+        match self._resolve(span, decision, step):
             case Nothing():
                 self.blocks.add(self.cache.read(span, decision.fill, step))
             case All():
@@ -168,13 +212,13 @@ class Engine:
                         self.blocks.part(site, ALL, None)
                 self.cache.store(span, self.blocks.stream - before, step, decision.fill.order)
             case _:
-                raise ValueError(
+                raise PlanError(
                     f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead"
                 )
 
-    def _resolve(self, unit: Unit, decision: Decision) -> All | Nothing | Tokens:
+    def _resolve(self, unit: Unit, decision: Decision, step: int) -> All | Nothing | Tokens:
         """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
-        who = decision.who.choose(self._image_stream) if isinstance(decision.who, Deferred) else decision.who
+        who = self._choose(unit, decision, step) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.index_RK.shape[1] == 0:
             who = NONE
         # which tokens they were need not be kept; how many, if the device knows it, is asked for later
@@ -182,9 +226,23 @@ class Engine:
         self._executed[unit] = replace(decision, who=kept)
         return who
 
+    def _choose(self, unit: Unit, decision: Decision, step: int) -> All | Nothing | Tokens:
+        """Who a deferred decision chooses, looked at as if the plan had said it."""
+        assert isinstance(decision.who, Deferred)
+        with self._lending():
+            if self.policy:
+                who = self.policy.choose(step, unit, decision.who.choose, self._image_stream)
+            else:
+                who = decision.who.choose(self._image_stream)
+        self._check_tokens(Plan({unit: replace(decision, who=who)}))
+        return who
+
     def _image_stream(self) -> Tensor:
         """The tokens that methods choose among, as the stream has them now: [R, N, D]."""
-        return self.blocks.stream[:, self.run.shape.joint_text :]
+        return self.lend("the stream", self.blocks.stream[:, self.run.shape.joint_text :])
+
+    def _check_tokens(self, plan: Plan) -> None:
+        check_tokens(plan, self._rows, self.run.shape.num_tokens, self._device)
 
     def _settle(self) -> None:
         for planned, executed in self._unsettled:

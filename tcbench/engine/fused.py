@@ -31,7 +31,7 @@ from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, n
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
 from tcbench.models.text_adapter import Cross
-from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
+from tcbench.plan import All, Block, Decision, Nothing, PlanError, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
@@ -275,9 +275,7 @@ class FusedBlocks:
             attention.project_chosen(h_MD, (weight[:width], bias[:width]), chosen, queries)
         else:
             if decision.keys == "cached" and block not in self._qkv:
-                raise RuntimeError(
-                    f"block {block}: cached keys are read before any were stored; the first step is full"
-                )
+                raise PlanError(f"block {block}: cached keys are read before any were stored; the first step is full")
             stacked = self._qkv[block] if decision.keys == "cached" else h_MD.new_empty(*self._x.shape[:2], 3 * width)
             attention.project_chosen(h_MD, qkv, chosen, stacked)
             queries, keys, values = stacked.chunk(3, dim=2)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.golden.case import Case, Unsupported
-from tcbench.method import Artefacts, Look, Method, Policy, Run
+from tcbench.guard import Guarded, guarded
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import Plan, Site
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import AncestralDDPM, ReferenceDDIM, ReferenceDPMSolver, Sampler
@@ -18,15 +19,14 @@ from tcbench.sampling import Passes, denoise
 
 
 @dataclass
-class _Recorder:
-    """A policy that remembers what another one chose."""
+class _Recorder(Guarded):
+    """A policy that remembers what it chose."""
 
-    policy: Policy
     scores: list[dict[Site, Tensor]] = field(default_factory=list)
     chosen: list[dict[Site, Tensor]] = field(default_factory=list)
 
     def plan(self, look: Look) -> Plan:
-        plan = self.policy.plan(look)
+        plan = super().plan(look)
         # not copies: what a policy defers is there when the step is over
         self.scores.append(getattr(self.policy, "scores", {}))
         self.chosen.append(getattr(self.policy, "chosen", {}))
@@ -60,7 +60,7 @@ def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) 
     sampler = sampler_of(case, len(x))
     guidance = adapter.spec.guidance(case.number("cfg_scale"))
     run = Run(adapter.shape, sampler.timesteps, guidance, torch.arange(len(x)), artefacts=artefacts or Artefacts())
-    recorder = _Recorder(method.start(run))
+    recorder = _Recorder(method, guarded(method.start(run)).policy)
     passes = Passes(adapter, run, lambda _: recorder)
     steps = list(_progress(denoise(passes, sampler, x, prompt), case, run.nfe))
     tensors = {

@@ -32,6 +32,7 @@ CANNOT_CHANGE_NUMBERS = frozenset(
         # what a config says reaches fingerprints and rules as values
         *(f"tcbench.config.{name}" for name in ("fields", "suite", "load", "check", "speed", "needs")),
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
+        *(f"tcbench.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
         *("tcbench.places", "tcbench.registry"),  # these find
         *(f"tcbench.record.{name}" for name in ("files", "imports", "provenance", "sources")),
     }

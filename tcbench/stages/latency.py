@@ -6,12 +6,14 @@ import time
 import torch
 from tqdm import tqdm
 
+from tcbench.checking import values_unchecked
 from tcbench.config.suite import Suite
 from tcbench.record.files import write_json
 from tcbench.record.provenance import collect
 from tcbench.sampling import sample_batch
 from tcbench.stages.conditioning import load_captions
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
+from tcbench.undisturbed import undisturbed
 
 
 def measure_latency(suite: Suite) -> None:
@@ -30,13 +32,15 @@ def measure_latency(suite: Suite) -> None:
     with tqdm(total=rounds * len(rows), desc="latency", unit="run", mininterval=1) as bar:
         for number in range(rounds):
             for row, ready in rows.items():
-                _wait(suite)
-                began = time.perf_counter()
-                settings = sampler_settings(suite[row])
-                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, prompts=captions)
-                _wait(suite)
-                if number >= protocol.warmup:
-                    times[row].append(time.perf_counter() - began)
+                run = ready.adapter, ready.method, ready.nfe, sampler_settings(suite[row]), index, ready.artefacts
+                timed = number >= protocol.warmup
+                with undisturbed(ready.adapter, ready.method, ready.artefacts), values_unchecked(timed):
+                    _wait(suite)
+                    began = time.perf_counter()
+                    sample_batch(*run, prompts=captions)
+                    _wait(suite)
+                    if timed:
+                        times[row].append(time.perf_counter() - began)
                 bar.update()
     write_json(
         suite.folder / "latency.json",

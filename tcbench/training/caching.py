@@ -32,6 +32,7 @@ from tcbench.trainable import CollectScores, ImportRouter, Stage, TrainRefiners,
 from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
 from tcbench.training.routers import train_router
 from tcbench.training.running import check_finite, deterministic
+from tcbench.undisturbed import kept_weights
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
@@ -68,23 +69,24 @@ def train(
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
         pairs = Pairs(adapter, data, sampler, seed + number)
-        match stage:
-            case TrainScorer():
-                scorer, losses = _train_scorer(adapter, stage, pairs)
-                artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
-            case CollectScores():
-                shown = prompts or partial(default_prompts, adapter)
-                statistics = _collect_scores(adapter, method, stage, nfe, settings, artefacts, shown)
-                artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
-                losses, log["scores"] = {}, statistics
-            case TrainRefiners():
-                refiners, losses = _train_refiners(adapter, method, stage, pairs, artefacts)
-            case TrainRouter():
-                table, losses = train_router(pairs, stage)
-                artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-            case ImportRouter():
-                artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: read_router(stage.path)})
-                losses = {}
+        with kept_weights(adapter, method, artefacts):
+            match stage:
+                case TrainScorer():
+                    scorer, losses = _train_scorer(adapter, stage, pairs)
+                    artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
+                case CollectScores():
+                    shown = prompts or partial(default_prompts, adapter)
+                    statistics = _collect_scores(adapter, method, stage, nfe, settings, artefacts, shown)
+                    artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
+                    losses, log["scores"] = {}, statistics
+                case TrainRefiners():
+                    refiners, losses = _train_refiners(adapter, method, stage, pairs, artefacts)
+                case TrainRouter():
+                    table, losses = train_router(pairs, stage)
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case ImportRouter():
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: read_router(stage.path)})
+                    losses = {}
         log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
     return artefacts, refiners, log
 
