@@ -20,7 +20,7 @@ from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, 
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
+from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
 from tcbench.record.files import read_json, write_text
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.workflow import TARGETS, run_workflow
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
     )
-    stage("encode", _encode, "put the images of `training` through the autoencoder; finished shards are kept")
+    stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
     for name, handler, help in (
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
     what.add_argument("--rows", nargs="+", metavar="ROW")
+    sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
@@ -323,11 +324,13 @@ def _score(parsed: argparse.Namespace) -> None:
 
 
 def _vbench(parsed: argparse.Namespace) -> None:
+    if parsed.environment:
+        os.environ[VBENCH] = parsed.environment
     entries = _entries(parsed, parsed.rows or ())
     from tcbench.stages.vbench import build_environment, score_videos
 
     if parsed.build_env:
-        build_environment(load_suite(parsed.config))
+        build_environment()
     for entry in entries:
         score_videos(entry)
 
@@ -371,7 +374,7 @@ def _tables(parsed: argparse.Namespace) -> None:
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
     render_grids(suite, folder)
-    for name in suite.tables:
+    for name in suite.show.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
 
 
@@ -580,13 +583,13 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
         return make_method(method.name, method.model_dump() | _options(changes)), basis_of(entry)
 
     if parsed.macs is not None:
-        return suite.model, entry.nfe, costed(entry, parsed.set), None
+        return suite.model.name, entry.nfe, costed(entry, parsed.set), None
     target = _entry(suite, "--like", parsed.like or entry.row.target)
     if target.nfe != entry.nfe:
         raise UserError(
             f"--like: {target.name} has NFE {target.nfe}, {entry.name} has {entry.nfe}; give a row with the same"
         )
-    return suite.model, entry.nfe, costed(entry, parsed.set), costed(target, parsed.like_set)
+    return suite.model.name, entry.nfe, costed(entry, parsed.set), costed(target, parsed.like_set)
 
 
 def _entry(suite: Suite, option: str, row: str | None) -> Entry:

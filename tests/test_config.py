@@ -20,15 +20,13 @@ CONFIGS = [
 
 VALID: dict[str, Any] = {
     "suite": "mini",
-    "description": "four rows",
-    "differs": "not the paper's",
-    "model": "digits-dit",
-    "data": "digits",
-    "extractor": "digits-cnn",
-    "guidance": {"scale": 1.5, "rule": "fixed"},
-    "samples": 48,
-    "batch_size": 24,
-    "figure": {"nfe": 20},
+    "about": {"description": "four rows", "differs": "not the paper's", "guidance_rule": "fixed"},
+    "model": {"name": "digits-dit"},
+    "data": {"name": "digits"},
+    "sampler": {"guidance_scale": 1.5},
+    "samples": {"count": 48, "batch_size": 24},
+    "scoring": {"extractor": "digits-cnn"},
+    "show": {"figure": {"nfe": 20}},
     "defaults": {"tokencache": {"refiner_blocks": 2}, "no_tokens": {"refiner_blocks": 2, "schedule": "adaptive"}},
     "rows": {
         "plain": {"method": "uncached", "nfe": 20, "paper": {"fid": 3.51, "is": 222.8}},
@@ -100,9 +98,9 @@ def test_rows_depend_on_what_changes_their_samples(tmp_path: Path) -> None:
         ("rows/fora/options/num_full_steps", 11, {"fora"}),
         ("rows/ours/options/predictor_iterations", 7, {"ours", "none"}),
         ("defaults/no_tokens/refiner_blocks", 3, {"none"}),
-        ("training_seed", 1, {"ours", "none"}),
-        ("seed", 1, {"plain", "fora", "ours", "none"}),
-        ("metrics", ["fid"], set()),
+        ("training/seed", 1, {"ours", "none"}),
+        ("samples/seed", 1, {"plain", "fora", "ours", "none"}),
+        ("scoring/metrics", ["fid", "sfid", "is", "precision", "recall"], set()),
     ):
         after = load_suite(written(tmp_path, changed(path, value)))
         assert {row for row in VALID["rows"] if after[row].sample_settings != before[row].sample_settings} == changes, (
@@ -113,19 +111,19 @@ def test_rows_depend_on_what_changes_their_samples(tmp_path: Path) -> None:
 
 BAD = [
     # field, value, what the message must hold
-    ("sampels", 3, ["sampels: unknown key", "did you mean 'samples'"]),
+    ("sampels", {}, ["sampels: unknown key", "did you mean 'samples'"]),
     ("rows/fora/optoins", {}, ["rows.fora.optoins: unknown key", "did you mean 'options'"]),
     ("rows/plain/paper/fidd", 1.0, ["rows.plain.paper.fidd: unknown key", "did you mean 'fid'"]),
-    ("guidance/scala", 1.0, ["guidance.scala: unknown key", "did you mean 'scale'"]),
+    ("sampler/guidance_scala", 1.0, ["sampler.guidance_scala: unknown key", "did you mean 'guidance_scale'"]),
     ("latency/zzz", 1, ["latency.zzz: unknown key", "known: batch_size, warmup, repeats"]),
-    ("model", ..., ["model: field required"]),
-    ("samples", "many", ["samples: input should be a valid integer", "not 'many'"]),
-    ("samples", 0, ["samples: input should be greater than 0", "not 0"]),
-    ("model", "dit-xl", ["model: 'dit-xl' is unknown; did you mean 'dit-xl-2-"]),
-    ("metrics", ["fid", "fvd"], ["metrics.1: 'fvd' is unknown; did you mean 'fid'"]),
-    ("device", "tpu", ["device: input should be 'cpu' or 'cuda'", "not 'tpu'"]),
+    ("model/name", ..., ["model.name: field required"]),
+    ("samples/count", "many", ["samples.count: input should be a valid integer", "not 'many'"]),
+    ("samples/count", 0, ["samples.count: input should be greater than 0", "not 0"]),
+    ("model/name", "dit-xl", ["model.name: 'dit-xl' is unknown; did you mean 'dit-xl-2-"]),
+    ("scoring/metrics", ["fid", "fvd"], ["scoring.metrics.1: 'fvd' is unknown; did you mean 'fid'"]),
+    ("model/device", "tpu", ["model.device: input should be 'cpu' or 'cuda'", "not 'tpu'"]),
     ("suite", "My Suite", ["suite: string should match pattern", "not 'My Suite'"]),
-    ("guidance/scale", -1, ["guidance.scale: input should be greater than or equal to 0", "not -1"]),
+    ("sampler/guidance_scale", -1, ["sampler.guidance_scale: input should be greater than or equal to 0", "not -1"]),
     ("rows", [1], ["rows: input should be a valid dictionary"]),
     ("rows/plain", None, ["rows.plain: input should be a valid dictionary"]),
     ("rows/fora/nfe", 1, ["rows.fora.nfe: input should be greater than or equal to 2", "not 1"]),
@@ -158,8 +156,8 @@ BAD = [
     ("rows/none/artefacts_from", "theirs", ["rows.none.artefacts_from: 'theirs' is not a row that is trained"]),
     ("rows/none/artefacts_from", ..., ["rows.none.options.schedule: 'adaptive' needs artefacts_from; or set 'even'"]),
     ("rows/a b", {"method": "uncached", "nfe": 20}, ["rows.a b: use letters, digits"]),
-    ("figure/nfe", 50, ["figure.nfe: no row has nfe 50"]),
-    ("batch_size", 25, ["batch_size: an interval needs two shards or more; give 24 or less"]),
+    ("show/figure/nfe", 50, ["show.figure.nfe: no row has nfe 50"]),
+    ("samples/batch_size", 25, ["samples.batch_size: an interval needs two shards or more; give 24 or less"]),
 ]
 
 

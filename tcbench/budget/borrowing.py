@@ -22,7 +22,7 @@ def check_training(entry: Entry) -> None:
     if source is None or entry.trains:
         return
     method, trained = entry.method, source.method
-    run = run_of_shapes(entry.suite.model, source.nfe)
+    run = run_of_shapes(entry.suite.model.name, source.nfe)
     if type(method) is type(trained) and method.training(run) != trained.training(run):
         raise UserError(
             f"row {entry.name}: its options change what {source.name} was trained with; "

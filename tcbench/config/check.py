@@ -66,50 +66,64 @@ def check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")
         if row.target is not None:
             _check_target(field, suite, name, method)
-    for name, table in suite.tables.items() if "tables" in suite.model_fields_set else ():
+    for name, table in suite.show.tables.items() if "tables" in suite.show.model_fields_set else ():
         if unknown := [row for row in table.rows if row not in suite.rows]:
-            raise UserError(f"{path}: tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}")
-        if unread := [metric for metric in table.metrics if metric not in suite.metrics]:
-            raise UserError(f"{path}: tables.{name}.metrics: {unread[0]!r} is not among `metrics`; add it there")
+            raise UserError(
+                f"{path}: show.tables.{name}.rows: {unknown[0]!r} is not a row; rows: {', '.join(suite.rows)}"
+            )
+        if unread := [metric for metric in table.metrics if metric not in suite.scoring.metrics]:
+            raise UserError(
+                f"{path}: show.tables.{name}.metrics: {unread[0]!r} is not among `scoring.metrics`; add it there"
+            )
     data = suite.source
-    if isinstance(data, PromptSet) and data.shipped is None and suite.prompts.file is None:
+    if isinstance(data, PromptSet) and data.shipped is None and suite.data.prompts.file is None:
         raise UserError(
-            f"{path}: prompts.file: the prompts of {suite.data!r} do not ship with the project; name the file"
+            f"{path}: data.prompts.file: the prompts of {suite.data.name!r} do not ship with the project; name the file"
         )
     _check_images(path, suite)
-    if suite.traced == 1:
-        raise UserError(f"{path}: traced: the spread of deviations needs two samples; give 2 or more, or 0")
-    if suite.figure.nfe not in {row.nfe for row in suite.rows.values()}:
-        raise UserError(f"{path}: figure.nfe: no row has nfe {suite.figure.nfe}")
-    if suite.samples < 2 * suite.group_size:
-        most = suite.samples // 2 // suite.shard_batches
-        raise UserError(f"{path}: batch_size: an interval needs two shards or more; give {most} or less")
+    if suite.samples.traced == 1:
+        raise UserError(f"{path}: samples.traced: the spread of deviations needs two samples; give 2 or more, or 0")
+    if suite.show.figure.nfe not in {row.nfe for row in suite.rows.values()}:
+        raise UserError(f"{path}: show.figure.nfe: no row has nfe {suite.show.figure.nfe}")
+    if suite.samples.count < 2 * suite.samples.group_size:
+        most = suite.samples.count // 2 // suite.samples.shard_batches
+        raise UserError(f"{path}: samples.batch_size: an interval needs two shards or more; give {most} or less")
 
 
 def _check_images(path: Path, suite: Suite) -> None:
     """Where FID's features and the images of both sides come from."""
-    compared = [metric for metric in suite.metrics if "features" in METRICS[metric].needs]
-    if compared and suite.extractor is None:
-        raise UserError(f"{path}: extractor: {compared[0]} compares features; name an extractor or remove the metric")
-    if suite.extractor and not EXTRACTORS[suite.extractor].ships and suite.extractor_weights is None:
-        raise UserError(f"{path}: extractor_weights: those of {suite.extractor} do not ship; name their file")
-    if compared and suite.real is None and not suite.source.brings_images:
-        raise UserError(f"{path}: real: {compared[0]} compares with real images; name a folder or ADM's .npz")
-    if suite.latents and suite.latents.kind == "wf" and "scale" in suite.latents.model_fields_set:
-        raise UserError(f"{path}: latents.scale: WF-VAE's own config.json says it; remove it here")
+    compared = [metric for metric in suite.scoring.metrics if "features" in METRICS[metric].needs]
+    if compared and suite.scoring.extractor is None:
+        raise UserError(
+            f"{path}: scoring.extractor: {compared[0]} compares features; name an extractor or remove the metric"
+        )
+    if (
+        suite.scoring.extractor
+        and not EXTRACTORS[suite.scoring.extractor].ships
+        and suite.scoring.extractor_weights is None
+    ):
+        raise UserError(
+            f"{path}: scoring.extractor_weights: those of {suite.scoring.extractor} do not ship; name their file"
+        )
+    if compared and suite.scoring.real is None and not suite.source.brings_images:
+        raise UserError(f"{path}: scoring.real: {compared[0]} compares with real images; name a folder or ADM's .npz")
+    if suite.model.latents and suite.model.latents.kind == "wf" and "scale" in suite.model.latents.model_fields_set:
+        raise UserError(f"{path}: model.latents.scale: WF-VAE's own config.json says it; remove it here")
     if suite.source.takes_folder and suite.source.folder is None:
-        raise UserError(f"{path}: data_folder: data {suite.data!r} are files of yours; name their folder")
-    if suite.data_folder and not suite.source.takes_folder:
-        raise UserError(f"{path}: data_folder: data {suite.data!r} are not read from a folder; remove it")
-    if suite.training and suite.latents is None:
-        raise UserError(f"{path}: latents: `training` is seen through an autoencoder; name it")
-    if suite.training and suite.latents:
-        videos, rate = suite.latents.kind == "wf", suite.training.frames_per_second
+        raise UserError(f"{path}: data.folder: data {suite.data.name!r} are files of yours; name their folder")
+    if suite.data.folder and not suite.source.takes_folder:
+        raise UserError(f"{path}: data.folder: data {suite.data.name!r} are not read from a folder; remove it")
+    if suite.training.images and suite.model.latents is None:
+        raise UserError(f"{path}: model.latents: `training.images` are seen through an autoencoder; name it")
+    if suite.training.images and suite.model.latents:
+        videos, rate = suite.model.latents.kind == "wf", suite.training.images.frames_per_second
         if videos != (rate is not None):
             fix = "give the rate of its training" if videos else "remove it"
-            raise UserError(f"{path}: training.frames_per_second: latents of kind {suite.latents.kind!r}; {fix}")
-        if videos and suite.training.captions is None:
-            raise UserError(f"{path}: training.captions: videos are listed there; name the file")
+            raise UserError(
+                f"{path}: training.images.frames_per_second: latents of kind {suite.model.latents.kind!r}; {fix}"
+            )
+        if videos and suite.training.images.captions is None:
+            raise UserError(f"{path}: training.images.captions: videos are listed there; name the file")
 
 
 def _check_target(field: str, suite: Suite, name: str, method: Method) -> None:

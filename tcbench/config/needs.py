@@ -29,16 +29,16 @@ class Need:
 
 def needs(suite: Suite) -> list[Need]:
     """Every file of `suite.files`; images are listed and prompts read to be counted. Weights are not opened."""
-    found = [_need(suite, name, file) for name, file in suite.files.items() if file.path != suite.prompts.file]
+    found = [_need(suite, name, file) for name, file in suite.files.items() if file.path != suite.data.prompts.file]
     data = suite.source
     if isinstance(data, PromptSet):
-        source = next((file for file in suite.files.values() if file.path == suite.prompts.file), None)
-        path, used, problem = suite.prompts.file or Path(str(data.shipped)), f"prompts of {suite.data}", None
-        if suite.prompts.file and not path.exists():
+        source = next((file for file in suite.files.values() if file.path == suite.data.prompts.file), None)
+        path, used, problem = suite.data.prompts.file or Path(str(data.shipped)), f"prompts of {suite.data.name}", None
+        if suite.data.prompts.file and not path.exists():
             problem = "not there"
         else:
             try:
-                used = f"{len(data.prompts(suite.prompts.file))} {used}"
+                used = f"{len(data.prompts(suite.data.prompts.file))} {used}"
             except UserError as error:
                 problem = str(error).removeprefix(f"{path}: ")
         found.append(Need("prompts", path, used, source.get if source else "it ships with the package", problem))
@@ -48,10 +48,10 @@ def needs(suite: Suite) -> list[Need]:
 
 
 def _need(suite: Suite, name: str, file: File) -> Need:
-    used, problem, training = file.used, _problem(file.path.expanduser(), file.holds), suite.training
+    used, problem, training = file.used, _problem(file.path.expanduser(), file.holds), suite.training.images
     captions = {training.folder: (training.captions, training.frames_per_second)} if training else {}
-    if suite.real:
-        captions[suite.real] = suite.captions_of_real, None
+    if suite.scoring.real:
+        captions[suite.scoring.real] = suite.captions_of_real, None
     if not problem and file.path.is_dir() and file.path in captions:
         try:
             listing = list_media(file.path, *captions[file.path])

@@ -28,7 +28,7 @@ class Metric:
         needs: what it looks at: an extractor's features, labels, images, the uncached run at equal noise, or a reading
             of every sample, which may be missing for a reason that the row records.
         per_sample: whether `load` makes a scorer of single samples; the metric is the mean of its readings.
-        settings: the suite's field with the arguments of `load`, if it takes any.
+        settings: the field of the suite's `scoring` with the arguments of `load`, if it takes any.
         unit: of the value; axes of figures show it.
         paper: the paper's columns of this metric: the key in a row's `paper`, and what the column is of, "" if that is
             the metric as such.
@@ -184,7 +184,7 @@ def usual_metrics() -> tuple[str, ...]:
 
 
 def settings_of(metrics: Iterable[str]) -> set[str]:
-    """The fields of a suite that these metrics depend on."""
+    """The fields of a suite's `scoring` that these metrics depend on."""
     return {settings for name in metrics if (settings := METRICS[name].settings)}
 
 

@@ -339,7 +339,7 @@ def _smallest_deviation(results: Results) -> list[Finding]:
             paths = [path for each in (row, rival) if each and (path := each.get("trajectory"))]
             if not rival or len(paths) < 2:
                 continue
-            count = results.suite.traced
+            count = results.suite.samples.traced
             (ours, se), (theirs, other_se) = (_mean_over_steps(each, key, count) for each in paths)
             interval = welch(ours, se, theirs, other_se, count - 1)
             decided.append(Comparison(row["row"], rival["row"], "mae", interval, False, interval.p_value))

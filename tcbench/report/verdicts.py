@@ -16,7 +16,7 @@ from tcbench.report.scores import Results, Row, paired_interval, quality_of, ref
 
 def verdicts(results: Results) -> list[tuple[Claim, Finding]]:
     """Every claim with its findings on this suite."""
-    stands_for = results.suite.stands_for
+    stands_for = results.suite.about.stands_for
     found = []
     for claim in CLAIMS:
         beside = stands_for is not None and claim.model in (None, stands_for.name)
@@ -35,14 +35,14 @@ def what_it_can_show(results: Results) -> list[str]:
     scored = [row for row in rows if "quality" in row]
     sizes = sorted({(row["samples"], row["groups"]) for row in scored})
     lines = [
-        f"Suite `{suite.suite}`: {suite.description}"
+        f"Suite `{suite.suite}`: {suite.about.description}"
         + (
-            f" ({suite.differs}): rankings may carry over to the paper's setting, values do not."
-            if suite.differs
+            f" ({suite.about.differs}): rankings may carry over to the paper's setting, values do not."
+            if suite.about.differs
             else "."
         ),
         f"{' or '.join(f'{n} samples in {groups} batches' for n, groups in sizes)} per row, "
-        f"noise seed {suite.seed}, CFG scale {suite.guidance.scale:g} ({suite.guidance.rule}).",
+        f"noise seed {suite.samples.seed}, CFG scale {suite.sampler.guidance_scale:g} ({suite.about.guidance_rule}).",
     ]
     detectable = minimum_detectable(rows)
     if detectable:
@@ -113,7 +113,7 @@ def verdict_table(results: Results) -> Table:
         f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
         f"{MATCHED:.0%}, overheads charged."
     )
-    differs = f" ({results.suite.differs})" if results.suite.differs else ""
+    differs = f" ({results.suite.about.differs})" if results.suite.about.differs else ""
     return Table(
         title=f"Verdicts on the paper's claims, suite `{results.suite.suite}`{differs}",
         caption=rules,

@@ -60,7 +60,7 @@ class Folders(DataSource):
     def _classes(self) -> list[list[Path]]:
         """The images of every class."""
         if self.folder is None or not self.folder.is_dir():
-            raise UserError(f"data_folder: {self.folder} is not a folder; give one with a folder per class")
+            raise UserError(f"data.folder: {self.folder} is not a folder; give one with a folder per class")
         classes = [_visible(path) for path in _visible(self.folder) if _folder(path)]
         if not classes:
             raise UserError(f"{self.folder}: holds no folders; give a folder per class")
