@@ -15,9 +15,10 @@ import yaml
 
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
+from tcbench.config.document import Document
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
-from tcbench.config.suite import Entry, Suite
+from tcbench.config.suite import OTHER_ROWS, Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_methods(parsed.methods)
         return parsed.handler(parsed) or 0
     except UserError as error:
-        print(f"tcbench: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"tcbench: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tcbench: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
@@ -215,7 +217,7 @@ _AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
 def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
     """The suite, or where published results are read the one that they were made with."""
     if parsed.results and (published := parsed.results / "provenance.json").exists():
-        return validated(published, read_json(published)["suite"], type(suite))
+        return validated(Document(published, read_json(published)["suite"]), type(suite))
     return suite
 
 
@@ -235,11 +237,15 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = load_suite(parsed.config)
-    check_borrowing(suite)
+    try:
+        check_borrowing(suite)
+    except UserError as error:
+        raise UserError("\n".join(f"{parsed.config}: {line}" for line in str(error).splitlines())) from error
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for entry in suite.entries:
         trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
         print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
+    _say_in_no_table(suite)
     if parsed.macs:
         from tcbench.budget.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
@@ -266,6 +272,12 @@ def _validate(parsed: argparse.Namespace) -> int:
     if not missing:
         print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _say_in_no_table(suite: Suite) -> None:
+    """Rows that the config's tables leave out would be sampled and scored for nobody to see."""
+    if suite.in_no_table and suite.show.tables:
+        print(f"  in no table of show.tables, so in {OTHER_ROWS}: {', '.join(suite.in_no_table)}")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -374,8 +386,9 @@ def _tables(parsed: argparse.Namespace) -> None:
     if (folder / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder)
     render_grids(suite, folder)
-    for name in suite.show.tables:
+    for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
+    _say_in_no_table(suite)
 
 
 def _speed_tables(suite: SpeedSuite, folder: Path) -> None:

@@ -193,7 +193,7 @@ class Method(BaseModel):
     Every option has a default, so that `tcbench macs` and the contract tests can make any method.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     label: ClassVar[str]

@@ -83,7 +83,7 @@ def small_suite(name: str, changes: Mapping[str, Any]) -> Suite:
         "samples.traced": 2, "show.figure": {"nfe": 3, "columns": 3}, "show.tables": {},
         "latency": {"batch_size": 1, "warmup": 0, "repeats": 1}, "diagnostics.pairs": 2, "defaults": {},
     }  # fmt: skip
-    settings = with_fields(settings, small | dict(changes))
+    settings = with_fields(with_fields(settings, small), changes)
     Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return load_suite("mini.yaml")
 

@@ -3,11 +3,12 @@
 The text below a field is its description; docs/config.md is made of them.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
 from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
@@ -21,17 +22,75 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in known():
-            values = {"name": repr(name), "hint": did_you_mean(name, known())}
+            values = {"name": repr(name[:60]), "hint": did_you_mean(name[:60], known())}
             raise PydanticCustomError("unknown", "{name} is unknown; {hint}", values)
         return name
 
     return AfterValidator(check)
 
 
+def _plain(pattern: str, words: str, *reserved: str) -> AfterValidator:
+    """A check of names that become files, rules of the workflow or modules: nothing but plain words may.
+
+    Args:
+        words: what may stand in it.
+        reserved: patterns of names that mean something else.
+    """
+
+    def check(name: str) -> str:
+        if len(name) > LONGEST_NAME or not re.fullmatch(pattern, name):
+            values = {"words": words, "most": LONGEST_NAME}
+            raise PydanticCustomError("name", "use {words} only, at most {most}; it becomes a name of files", values)
+        if any(re.fullmatch(taken, name.lower()) for taken in reserved):
+            raise PydanticCustomError("name", "the name {name} is taken by the project; give another", {"name": name})
+        return name
+
+    return AfterValidator(check)
+
+
+def _path(value: object) -> object:
+    if value == "":
+        raise PydanticCustomError("name", "an empty path; name a file or folder, or leave the field out")
+    return value
+
+
+def _template(text: str) -> str:
+    if "{}" not in text or set(text.replace("{}", "", 1)) & {"{", "}"}:
+        raise PydanticCustomError("name", "write {} once, where the prompt goes, and no other braces")
+    return text
+
+
+LONGEST_NAME = 64
+MOST = 10**7
+"""More samples, rounds, draws or pairs than this are a slip."""
+
 MetricName = Annotated[str, _one_of(lambda: METRICS)]
 ModelName = Annotated[str, _one_of(lambda: MODELS)]
 DataName = Annotated[str, _one_of(data_names)]
 ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
+SuiteName = Annotated[
+    str, _plain("[a-z][a-z0-9-]*", "lower-case letters, digits and '-', a letter first,", "reference", "latents")
+]
+RowName = Annotated[str, _plain("[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '-', '_' and '.'", "floor", "row")]
+TableName = Annotated[
+    str,
+    _plain(
+        "[A-Za-z][A-Za-z0-9_-]*", "letters, digits, '-' and '_', a letter first,",
+        "verdicts", "table1", "local_error", "other_rows", "speed", "ablation-.*",
+    ),
+]  # fmt: skip
+AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits and '_', a letter first,")]
+MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_'")]
+
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Nfe = Annotated[int, Field(strict=True, ge=2, le=1000)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Scale = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1000)]
+Folder = Annotated[Path, BeforeValidator(_path)]
+"""Of a file or a folder, relative to the working directory; `~` is your home."""
 
 
 class Strict(BaseModel):
@@ -45,7 +104,7 @@ class PaperModel(Strict):
 
     name: str
     """As the paper calls it."""
-    resolution: int
+    resolution: Count
     """Pixels along a side."""
 
 
@@ -67,9 +126,9 @@ class Latents(Strict):
 
     kind: Literal["sd", "wf"]
     """Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
-    folder: Path
+    folder: Folder
     """The autoencoder's files."""
-    scale: float = 0.18215
+    scale: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] = 0.18215
     """What latents are multiplied by for the denoiser; WF-VAE's own config.json says it."""
 
 
@@ -80,13 +139,13 @@ class Model(Strict):
     """An entry of `MODELS` (`tcbench/models/specs.py`)."""
     weights: str | None = None
     """Its checkpoint, if not the one that ships; "random" draws weights from `seed`."""
-    seed: int = 0
+    seed: Seed = 0
     """Of random weights."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where everything runs."""
-    tf32: bool = False
+    tf32: Flag = False
     """Whether a GPU rounds the factors of matrix products to TF32."""
-    text_encoder: Path | None = None
+    text_encoder: Folder | None = None
     """The folder of the T5 or mT5 that reads the prompts of a published set."""
     latents: Latents | None = None
     """The autoencoder, of a model that denoises latents."""
@@ -95,16 +154,16 @@ class Model(Strict):
 class Prompts(Strict):
     """How a set of prompts is used."""
 
-    file: Path | None = None
+    file: Folder | None = None
     """The set's own file, if it does not ship with the package."""
-    per_prompt: PositiveInt = 1
+    per_prompt: Count = 1
     """Samples of every prompt."""
-    lowercase: bool = False
+    lowercase: Flag = False
     """Whether the text encoder reads it in lower case."""
-    clean: bool | Literal["training"] = False
+    clean: Flag | Literal["training"] = False
     """Whether it reads it as PixArt-alpha's code cleans captions, lower case included; or only captions of training, as
     Open-Sora-Plan's."""
-    template: str = "{}"
+    template: Annotated[str, AfterValidator(_template)] = "{}"
     """What the text encoder reads when samples are evaluated, `{}` being the prompt."""
     negative: str | None = None
     """What guidance steers away from, for models without a learned null caption."""
@@ -116,7 +175,7 @@ class Data(Strict):
     name: DataName
     """A data set, which scores compare with and training uses, too; prompts of a published set; or ImageNet's classes
     in turn."""
-    folder: Path | None = None
+    folder: Folder | None = None
     """Where its files are, if not where they usually are."""
     prompts: Prompts = Field(default_factory=Prompts)
     """How a published set of prompts is used."""
@@ -125,7 +184,7 @@ class Data(Strict):
 class Sampler(Strict):
     """How every row is sampled and every method trained."""
 
-    guidance_scale: float = Field(ge=0)
+    guidance_scale: Scale
     """The CFG scale of rows that name no other."""
     spacing: Literal["linspace", "leading"] = "linspace"
     """How the steps are spread over the model's timesteps."""
@@ -136,15 +195,15 @@ class Sampler(Strict):
 class Samples(Strict):
     """The samples of every row."""
 
-    count: PositiveInt
+    count: Count
     """Samples of a row."""
-    batch_size: PositiveInt
+    batch_size: Count
     """Samples of a batch, which are consecutive."""
-    shard_batches: PositiveInt = 1
+    shard_batches: Count = 1
     """Batches per file on disk, a shard, which is a jackknife group."""
-    traced: int = Field(0, ge=0)
+    traced: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 0
     """Samples whose trajectory is kept."""
-    seed: int = 0
+    seed: Seed = 0
     """Keys all of their noise."""
 
     @property
@@ -157,19 +216,19 @@ class Samples(Strict):
 class Images(Strict):
     """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show."""
 
-    folder: Path
+    folder: Folder
     """The images; ImageNet's has a folder per class."""
-    captions: Path | None = None
+    captions: Folder | None = None
     """COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the folders inside
     are the classes."""
-    frames_per_second: PositiveFloat | None = None
+    frames_per_second: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] | None = None
     """Of videos, as the model is trained with."""
 
 
 class Training(Strict):
     """What methods are trained with, besides their options."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Keys all randomness of training."""
     images: Images | None = None
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
@@ -178,7 +237,7 @@ class Training(Strict):
 class Clip(Strict):
     """The model of `clip_score` (`tcbench.metrics.clip`)."""
 
-    model: str = "ViT-L-14-quickgelu"
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "ViT-L-14-quickgelu"
     """By open_clip's name."""
     weights: str | None = "openai"
     """A tag that open_clip may download, or a file."""
@@ -187,7 +246,7 @@ class Clip(Strict):
 class ImageRewardFiles(Strict):
     """The files of `image_reward`."""
 
-    weights: Path = Path("~/.cache/ImageReward/ImageReward.pt")
+    weights: Folder = Path("~/.cache/ImageReward/ImageReward.pt")
     """The official checkpoint."""
     tokenizer: str = "bert-base-uncased"
     """The vocabulary of bert-base-uncased, as a folder or a Hugging Face name."""
@@ -200,11 +259,11 @@ class Scoring(Strict):
     """Entries of the catalogue (`tcbench/metrics/catalogue.py`)."""
     extractor: ExtractorName | None = None
     """The features behind FID and friends; none where no metric needs any."""
-    extractor_weights: Path | None = None
+    extractor_weights: Folder | None = None
     """Their file, if it does not ship."""
-    real: Path | None = None
+    real: Folder | None = None
     """What scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz)."""
-    floor_draws: PositiveInt = 20
+    floor_draws: Count = 20
     """How often real images are drawn for the floor under every FID."""
     clip: Clip = Field(default_factory=Clip)
     """Where `clip_score` finds its weights."""
@@ -215,36 +274,36 @@ class Scoring(Strict):
 class VBench(Strict):
     """How VBench sees the videos; its environment is named outside of configs (`tcbench vbench --help`)."""
 
-    weights: Path = Path("~/.cache/vbench")
+    weights: Folder = Path("~/.cache/vbench")
     """Its checkpoints."""
-    fps: PositiveInt = 18
+    fps: Count = 18
     """The frame rate that videos are written with."""
 
 
 class Latency(Strict):
     """Latency protocol: whole runs of one batch, rows interleaved, the first `warmup` rounds dropped."""
 
-    batch_size: PositiveInt = 8
+    batch_size: Count = 8
     """Samples of the batch."""
-    warmup: int = Field(1, ge=0)
+    warmup: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
     """Rounds that are dropped."""
-    repeats: PositiveInt = 3
+    repeats: Count = 3
     """Rounds that count."""
 
 
 class Diagnostics(Strict):
     """The one-step local errors of trained predictors."""
 
-    pairs: PositiveInt = 64
+    pairs: Count = 64
     """Pairs of neighbouring steps that they are measured on."""
 
 
 class Figure(Strict):
     """What figures and grids show."""
 
-    nfe: int
+    nfe: Nfe
     """Whose rows the per-step figures show."""
-    columns: PositiveInt = 10
+    columns: Count = 10
     """Samples in a grid."""
 
 
@@ -255,9 +314,9 @@ class PaperTable(Strict):
     """What it is called."""
     metrics: tuple[MetricName, ...]
     """Columns of quality; the paper's numbers for others get columns of their own."""
-    rows: tuple[str, ...] = ()
+    rows: tuple[RowName, ...] = ()
     """By name; all of the suite's if none is given."""
-    paper: bool = True
+    paper: Flag = True
     """Whether the paper's numbers of the rows stand beside them; not if it asks the question of another model."""
 
 
@@ -269,45 +328,45 @@ class Show(Strict):
 
     figure: Figure
     """What figures and grids show."""
-    tables: dict[str, PaperTable] = Field(default={"table2": TABLE_2})
+    tables: dict[TableName, PaperTable] = Field(default={"table2": TABLE_2})
     """The paper's tables that the rows stand beside, by file name."""
 
 
 class PaperCell(Strict):
     """The paper's numbers for a row, as printed."""
 
-    fid: float | None = None
+    fid: Number | None = None
     """FID."""
-    sfid: float | None = None
+    sfid: Number | None = None
     """sFID."""
-    inception_score: float | None = Field(None, alias="is")
+    inception_score: Number | None = Field(None, alias="is")
     """Inception score."""
-    precision: float | None = None
+    precision: Number | None = None
     """Precision."""
-    recall: float | None = None
+    recall: Number | None = None
     """Recall."""
-    coco_clip: float | None = None
+    coco_clip: Number | None = None
     """CLIP score on MSCOCO."""
-    parti_clip: float | None = None
+    parti_clip: Number | None = None
     """CLIP score on PartiPrompts."""
-    image_reward: float | None = None
+    image_reward: Number | None = None
     """ImageReward."""
-    vbench: float | None = None
+    vbench: Number | None = None
     """VBench's total, in %."""
-    latency_s: float | None = None
+    latency_s: Number | None = None
     """Seconds of a batch of 8 on the paper's GPU."""
-    tmacs: float | None = None
+    tmacs: Number | None = None
     """The column that the paper calls TFLOPs."""
-    speedup: float | None = None
+    speedup: Number | None = None
     """The ratio of those."""
 
 
 class TrainedRow(Strict):
     """The part of a row that what is trained for it depends on."""
 
-    method: str
+    method: MethodName
     """A file of methods/."""
-    nfe: int = Field(ge=2, le=1000)
+    nfe: Nfe
     """Steps of the uncached sampler; rows with the same nfe are compared."""
     options: dict[str, Any] = Field(default={})
     """The method's own, over the suite's `defaults` for it (`tcbench methods NAME`)."""
@@ -316,11 +375,11 @@ class TrainedRow(Strict):
 class SampledRow(TrainedRow):
     """The part of a row that its samples depend on."""
 
-    artefacts_from: str | None = None
+    artefacts_from: RowName | None = None
     """Sample with what was trained for that row (predictor, alpha-bar, refiners)."""
-    guidance_scale: float | None = Field(None, ge=0)
+    guidance_scale: Scale | None = None
     """The CFG scale, if not the suite's (guidance sweeps)."""
-    refiners: bool | Literal["p-steps"] = True
+    refiners: Flag | Literal["p-steps"] = True
     """Whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or for P-steps
     alone (`p-steps`)."""
 
@@ -335,12 +394,27 @@ class Row(SampledRow):
 
     label: str | None = None
     """What tables call it, if not the method's label."""
-    control: bool = False
+    control: Flag = False
     """Not in the paper's table; shown as a control."""
-    target: str | None = None
+    target: RowName | None = None
     """The row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`)."""
     paper: PaperCell | None = None
     """The paper's numbers."""
+
+
+class Variant(Row):
+    """Other values of a row's fields, `options` one by one; what is not named is as in the row that it changes."""
+
+    method: MethodName = ""
+    """Another method, which inherits neither options nor artefacts."""
+    nfe: Nfe = 0
+    """Another number of steps."""
+    base: RowName = ""
+    """Another row to change than the ablation's."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_named(self, plain: Callable[["Variant"], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in plain(self).items() if name in self.model_fields_set}
 
 
 class Ablation(Strict):
@@ -350,22 +424,20 @@ class Ablation(Strict):
     """Of the table."""
     question: str
     """What the variants decide, one sentence for the caption."""
-    base: str
+    base: RowName
     """The row that variants change; every difference is to the variant that changes nothing."""
-    samples: PositiveInt | None = None
+    samples: Count | None = None
     """Samples of a variant, if not the suite's `samples.count`."""
-    guidance_scales: tuple[float, ...] = ()
+    guidance_scales: tuple[Scale, ...] = ()
     """Repeats every variant at each of these CFG scales."""
-    rows: dict[str, dict[str, Any]]
-    """Variants by name; each maps fields of a row to other values, `options` one by one. `base` takes another row. A
-    variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that names another
-    `method` inherits neither options nor artefacts."""
+    rows: dict[RowName, Variant]
+    """Variants by name. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own."""
 
 
 class File(Strict):
     """Something that a suite needs and that does not ship with the project."""
 
-    path: Path
+    path: Folder
     """Where it is looked for."""
     holds: tuple[str, ...] = ()
     """What it must hold, if it is a folder."""

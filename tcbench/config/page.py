@@ -9,7 +9,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tcbench.config.depends import STAGES
-from tcbench.config.fields import DataName, ExtractorName, MetricName, ModelName
+from tcbench.config.fields import (
+    AblationName,
+    DataName,
+    ExtractorName,
+    MethodName,
+    MetricName,
+    ModelName,
+    RowName,
+    SuiteName,
+    TableName,
+)
 from tcbench.config.suite import Suite
 
 PAGE = Path(__file__).parents[2] / "docs" / "config.md"
@@ -33,6 +43,11 @@ _CHECKED: tuple[tuple[Any, str], ...] = (
     (DataName, "a data set"),
     (MetricName, "a metric"),
     (ExtractorName, "an extractor"),
+    (MethodName, "a method"),
+    (RowName, "a row"),
+    (SuiteName, "a name"),
+    (TableName, "a name"),
+    (AblationName, "a name"),
 )
 _WORDS = {
     str: "text",
@@ -74,7 +89,7 @@ def _section(title: str, model: type[BaseModel], place: tuple[str, ...]) -> Iter
 def _kind(field: FieldInfo) -> str:
     """What may stand there, in words."""
     bounds = [
-        words.format(f"{value:g}")
+        words.format(f"{value:.12g}")
         for part in field.metadata
         for bound, words in _BOUNDS.items()
         if (value := getattr(part, bound, None)) is not None

@@ -10,18 +10,23 @@ from pydantic import Field
 from tcbench.config.depends import STAGES
 from tcbench.config.fields import (
     Ablation,
+    AblationName,
     About,
     Data,
     Diagnostics,
     File,
     Latency,
+    MethodName,
     Model,
+    PaperTable,
     Row,
+    RowName,
     Sampler,
     Samples,
     Scoring,
     Show,
     Strict,
+    SuiteName,
     Training,
     VBench,
 )
@@ -29,6 +34,9 @@ from tcbench.data.source import DataSource, PromptSet
 from tcbench.method import Method
 from tcbench.record.files import digest
 from tcbench.registry import data_source, make_method
+
+OTHER_ROWS = "other_rows"
+"""The table of the rows that no other one names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +197,7 @@ class Entry:
 class Suite(Strict):
     """Everything that a run depends on besides the code, by groups; a stage depends on whole ones."""
 
-    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    suite: SuiteName
     """Its name, and that of its folder in results/."""
     about: About
     """What titles and captions say of it."""
@@ -216,11 +224,11 @@ class Suite(Strict):
     jobs: Literal["two", "nfe", "method", "row"] = "method"
     """Workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every NFE),
     one per `method` or one per `row`."""
-    defaults: dict[str, dict[str, Any]] = Field(default={})
+    defaults: dict[MethodName, dict[str, Any]] = Field(default={})
     """Options by method, under the rows' own."""
-    rows: dict[str, Row]
+    rows: dict[RowName, Row] = Field(min_length=1)
     """The lines of the tables, by name; every nfe needs one whose method is `uncached`."""
-    ablations: dict[str, Ablation] = Field(default={})
+    ablations: dict[AblationName, Ablation] = Field(default={})
     """Questions asked beside the tables (target `ablations`), by name."""
     files: dict[str, File] = Field(default={})
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
@@ -260,6 +268,22 @@ class Suite(Strict):
     def entries(self) -> tuple[Entry, ...]:
         """The rows that are sampled and scored, in order."""
         return tuple(self[name] for name in self.rows)
+
+    @property
+    def in_no_table(self) -> tuple[str, ...]:
+        """Rows that no table of `show.tables` names, in order."""
+        shown = {row for table in self.show.tables.values() for row in table.rows or self.rows}
+        return tuple(name for name in self.rows if name not in shown)
+
+    @property
+    def tables(self) -> dict[str, PaperTable]:
+        """The tables of `show`, and one of the rows that none of them names, beside the uncached rows of their NFE."""
+        if not self.in_no_table or not self.show.tables:
+            return self.show.tables
+        metrics = dict.fromkeys(metric for table in self.show.tables.values() for metric in table.metrics)
+        wanted = {name for row in self.in_no_table for name in (row, self[row].reference.name)}
+        rows = tuple(name for name in self.rows if name in wanted)
+        return self.show.tables | {OTHER_ROWS: PaperTable(title="Other rows", metrics=tuple(metrics), rows=rows)}
 
     @cached_property
     def trained_rows(self) -> tuple[str, ...]:
@@ -359,11 +383,11 @@ class AblationSuite(Suite):
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
 
-def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
-    """Variants and references of an ablation as rows, in front of the suite's own."""
+def ablation_rows(suite: Suite, name: str, ablation: Ablation) -> dict[str, Row]:
+    """References and variants of an ablation as rows."""
     variants: dict[str, Row] = {}
-    for key, change in ablation.rows.items():
-        change = dict(change)
+    for key, variant in ablation.rows.items():
+        change = variant.model_dump(by_alias=True)
         base = change.pop("base", ablation.base)
         row = suite.rows[base].model_dump(by_alias=True, exclude={"label", "control", "target", "paper"})
         if "method" in change:
@@ -376,13 +400,18 @@ def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             at = "" if scale is None else f"-cfg{scale:g}"
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
-    for variant in variants.values():
-        if not any(other.is_reference_for(variant) for other in [*variants.values(), *references.values()]):
-            at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
-            references[f"{name}-reference{variant.nfe}{at}"] = Row(
-                method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
+    for sampled in variants.values():
+        if not any(other.is_reference_for(sampled) for other in [*variants.values(), *references.values()]):
+            at = "" if sampled.guidance_scale is None else f"-cfg{sampled.guidance_scale:g}"
+            references[f"{name}-reference{sampled.nfe}{at}"] = Row(
+                method="uncached", nfe=sampled.nfe, guidance_scale=sampled.guidance_scale
             )
-    own = references | variants
+    return references | variants
+
+
+def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
+    """An ablation as a suite, with its rows in front of the suite's own."""
+    own = ablation_rows(suite, name, ablation)
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
     samples = suite.samples.model_copy(update={"count": ablation.samples or suite.samples.count, "traced": 0})
     changed = {"rows": own | suite.rows, "samples": samples, "ablations": {}}

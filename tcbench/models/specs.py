@@ -35,6 +35,8 @@ class ModelSpec(BaseModel, ABC):
     out_channels: int = Field(gt=0)
     guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
     guidance_kind: ClassVar[GuidanceKind] = "pair"
+    solvers: ClassVar[tuple[str, ...]] = ("ddim", "dpm")
+    """The solvers that take what the network predicts: eps here."""
     norm_eps: float = Field(default=1e-6, gt=0)
     weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
 
@@ -173,6 +175,7 @@ class OpenSoraPlanSpec(TextSpec):
     """An Open-Sora-Plan; blocks but the `dense_blocks` attend sparsely."""
 
     family: Literal["open_sora_plan"] = "open_sora_plan"
+    solvers: ClassVar[tuple[str, ...]] = ("euler_ancestral",)  # which predicts v
     sample_frames: int = Field(gt=0, description="latent frames")
     sample_height: int = Field(gt=0, description="of the latent, in latent pixels")
     sample_width: int = Field(gt=0, description="of the latent, in latent pixels")

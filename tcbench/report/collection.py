@@ -19,7 +19,7 @@ def main_tables(results: Results) -> dict[str, Table]:
             guidance_scale=suite.sampler.guidance_scale,
             table=table,
         )
-        for name, table in suite.show.tables.items()
+        for name, table in suite.tables.items()
     }
     if suite.predictor_rows:
         stands_for = (

@@ -1,4 +1,4 @@
-TABLES = [*SUITE.show.tables] + (["table1"] if SUITE.predictor_rows else [])
+TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
 FIGURES = figure_names(SUITE)
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 CAPTIONS = os.path.join(PACKAGE, "assets", "report")
