@@ -15,12 +15,13 @@ import yaml
 
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
+from tcbench.config.document import Document
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
-from tcbench.config.suite import Entry, Suite
+from tcbench.config.suite import OTHER_ROWS, Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.places import ADDED_METHODS, SHIPPED, add_methods, method_file, suite_file
+from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
 from tcbench.record.files import read_json, write_text
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.workflow import TARGETS, run_workflow
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_methods(parsed.methods)
         return parsed.handler(parsed) or 0
     except UserError as error:
-        print(f"tcbench: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"tcbench: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         where = "".join(f" in {note}" for note in getattr(error, "__notes__", ()))
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
     )
-    stage("encode", _encode, "put the images of `training` through the autoencoder; finished shards are kept")
+    stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
     for name, handler, help in (
@@ -113,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
     what.add_argument("--rows", nargs="+", metavar="ROW")
+    sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
@@ -215,7 +218,7 @@ _AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
 def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
     """The suite, or where published results are read the one that they were made with."""
     if parsed.results and (published := parsed.results / "provenance.json").exists():
-        return validated(published, read_json(published)["suite"], type(suite))
+        return validated(Document(published, read_json(published)["suite"]), type(suite))
     return suite
 
 
@@ -235,11 +238,15 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _validate(parsed: argparse.Namespace) -> int:
     suite = load_suite(parsed.config)
-    check_borrowing(suite)
+    try:
+        check_borrowing(suite)
+    except UserError as error:
+        raise UserError("\n".join(f"{parsed.config}: {line}" for line in str(error).splitlines())) from error
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for entry in suite.entries:
         trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
         print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
+    _say_in_no_table(suite)
     if parsed.macs:
         from tcbench.budget.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
@@ -266,6 +273,12 @@ def _validate(parsed: argparse.Namespace) -> int:
     if not missing:
         print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _say_in_no_table(suite: Suite) -> None:
+    """Rows that the config's tables leave out would be sampled and scored for nobody to see."""
+    if suite.in_no_table and suite.show.tables:
+        print(f"  in no table of show.tables, so in {OTHER_ROWS}: {', '.join(suite.in_no_table)}")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -324,11 +337,13 @@ def _score(parsed: argparse.Namespace) -> None:
 
 
 def _vbench(parsed: argparse.Namespace) -> None:
+    if parsed.environment:
+        os.environ[VBENCH] = parsed.environment
     entries = _entries(parsed, parsed.rows or ())
     from tcbench.stages.vbench import build_environment, score_videos
 
     if parsed.build_env:
-        build_environment(load_suite(parsed.config))
+        build_environment()
     for entry in entries:
         score_videos(entry)
 
@@ -374,6 +389,7 @@ def _tables(parsed: argparse.Namespace) -> None:
     render_grids(suite, folder)
     for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
+    _say_in_no_table(suite)
 
 
 def _speed_tables(suite: SpeedSuite, folder: Path) -> None:
@@ -581,13 +597,13 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
         return make_method(method.name, method.model_dump() | _options(changes)), basis_of(entry)
 
     if parsed.macs is not None:
-        return suite.model, entry.nfe, costed(entry, parsed.set), None
+        return suite.model.name, entry.nfe, costed(entry, parsed.set), None
     target = _entry(suite, "--like", parsed.like or entry.row.target)
     if target.nfe != entry.nfe:
         raise UserError(
             f"--like: {target.name} has NFE {target.nfe}, {entry.name} has {entry.nfe}; give a row with the same"
         )
-    return suite.model, entry.nfe, costed(entry, parsed.set), costed(target, parsed.like_set)
+    return suite.model.name, entry.nfe, costed(entry, parsed.set), costed(target, parsed.like_set)
 
 
 def _entry(suite: Suite, option: str, row: str | None) -> Entry:

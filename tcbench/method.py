@@ -201,7 +201,7 @@ class Method(BaseModel):
     Whatever a subclass defines runs behind `tcbench.guard`: what it may return, and what becomes of what it raises.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     label: ClassVar[str]

@@ -23,6 +23,14 @@ PROFILE = SHIPPED / "profiles" / "default"
 ADDED_METHODS = "TCBENCH_METHODS"
 """The environment variable of added folders of methods, separated as in $PATH. The workflow's jobs inherit it."""
 
+VBENCH = "TCBENCH_VBENCH"
+"""The environment variable of the folder of VBench's own environment. Its python is run, so no config names it."""
+
+
+def vbench_environment() -> Path:
+    """The folder of VBench's own environment: $TCBENCH_VBENCH, else `.vbench` below the working directory."""
+    return Path(os.environ.get(VBENCH) or ".vbench")
+
 
 def add_methods(folders: Iterable[str]) -> None:
     """Search these folders for methods too, here and in the processes that are started from here."""

@@ -9,7 +9,7 @@ import argparse
 import io
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
 from tcbench.record.files import write_json
 from tcbench.registry import data_source
 from tests.references import image_reward as reference
+from tests.suites import with_fields
 
 SPECS: dict[str, ModelSpec] = {
     name: MODELS[toy].model_copy(update={"name": name, **changes})
@@ -74,14 +75,15 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_reward, "load_image_reward", small)
 
 
-def small_suite(name: str, **changes: Any) -> Suite:
-    """A shipped config, written to mini.yaml with few samples and the rows given; its files are where it says."""
+def small_suite(name: str, changes: Mapping[str, Any]) -> Suite:
+    """A shipped config, written to mini.yaml with few samples and some fields changed; its files are where it says."""
     settings = yaml.safe_load(next(path for path in CONFIGS if path.stem == name).read_text(encoding="utf-8"))
-    settings |= {
-        "suite": "mini", "device": "cpu", "samples": 8, "batch_size": 1, "shard_batches": 2,
-        "traced": 2, "figure": {"nfe": 3, "columns": 3}, "latency": {"batch_size": 1, "warmup": 0, "repeats": 1},
-        "diagnostics_pairs": 2, "defaults": {}, "tables": {},
-    } | changes  # fmt: skip
+    small = {
+        "suite": "mini", "model.device": "cpu", "samples.count": 8, "samples.batch_size": 1, "samples.shard_batches": 2,
+        "samples.traced": 2, "show.figure": {"nfe": 3, "columns": 3}, "show.tables": {},
+        "latency": {"batch_size": 1, "warmup": 0, "repeats": 1}, "diagnostics.pairs": 2, "defaults": {},
+    }  # fmt: skip
+    settings = with_fields(with_fields(settings, small), changes)
     Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return load_suite("mini.yaml")
 
@@ -190,7 +192,7 @@ def write_open_sora_plan(folder: Path, model: nn.Module) -> None:
 
 
 def _write_denoiser(path: Path, suite: Suite) -> None:
-    spec = SPECS[suite.model]
+    spec = SPECS[suite.model.name]
     {"dit": write_dit, "pixart": write_pixart, "open_sora_plan": write_open_sora_plan}[spec.family](
         path, random_denoiser(spec)
     )
@@ -310,7 +312,7 @@ def write_wf_vae(folder: Path, **changed: Any) -> WFVAE:
 
 
 def _write_autoencoder(path: Path, suite: Suite) -> None:
-    (write_wf_vae if suite.latents and suite.latents.kind == "wf" else write_autoencoder)(path)
+    (write_wf_vae if suite.model.latents and suite.model.latents.kind == "wf" else write_autoencoder)(path)
 
 
 # --- metrics
@@ -491,11 +493,11 @@ _WRITERS: dict[str, Callable[[Path, Suite], object]] = {
     "image_reward": lambda path, _: write_image_reward(path),
     "vocabulary": lambda path, _: write_vocabulary(path),
     "captions": lambda path, _: write_coco_captions(path),
-    "training_captions": lambda path, suite: (write_mixkit_captions if suite.data == "vbench" else write_coco_captions)(
-        path
-    ),
+    "training_captions": lambda path, suite: (
+        write_mixkit_captions if suite.data.name == "vbench" else write_coco_captions
+    )(path),
     "training": lambda path, suite: {"imagenet": write_imagenet, "vbench": write_mixkit}.get(
-        suite.data, write_coco_images
+        suite.data.name, write_coco_images
     )(path),
     "real": lambda path, suite: (write_adm if path.suffix == ".npz" else write_coco_images)(path),
     "prompts": lambda path, _: write_vbench(path),

@@ -194,6 +194,6 @@ def test_more_samples_keep_those_that_there_are(tmp_path, suite, monkeypatch):
     before, sampled = shards(suite.folder), []
     monkeypatch.setattr(sample, "_sample_shard", lambda entry, number, *rest: sampled.append(number))
     monkeypatch.setattr(sample, "_write_manifest", lambda *_, **__: None)
-    sample.sample_rows([load_suite(changed(tmp_path, "samples: 8", "samples: 10"))["nfe4-uncached"]])
+    sample.sample_rows([load_suite(changed(tmp_path, "count: 8", "count: 10"))["nfe4-uncached"]])
     sample.sample_rows([load_suite(changed(tmp_path, "traced: 4", "traced: 2"))["nfe4-uncached"]])
     assert sampled == [2, 0] and shards(suite.folder) == before

@@ -19,6 +19,7 @@ from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import read_images
 from tcbench.stages.train import train_row
 from tests.floors import NETWORK, assert_close
+from tests.suites import altered
 
 SMOKE = Path(__file__).with_name("captioned_smoke.yaml")
 
@@ -92,7 +93,7 @@ def test_every_row_is_timed_and_the_trained_one_diagnosed(suite: Suite, finished
 
 def test_a_model_without_captions_is_refused(suite: Suite) -> None:
     with pytest.raises(UserError, match="model digits-dit does not read the captions of data moving"):
-        Captions(suite.model_copy(update={"model": "digits-dit"}), held_out=True)
+        Captions(altered(suite, {"model.name": "digits-dit"}), held_out=True)
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "latency", "diagnose", "ablate"])

@@ -28,6 +28,7 @@ from tcbench.stages import pretrain as pretrain_module
 from tcbench.stages import trial
 from tcbench.stages.pretrain import pretrain
 from tcbench.training.base import PretrainRecipe
+from tests.suites import altered
 
 CONFIG = Path(__file__).parent.parent / "config" / "fashion.yaml"
 SMALL = MODELS["fashion-dit"].model_copy(update={"num_blocks": 2, "num_heads": 1, "patch_size": 8})
@@ -126,7 +127,10 @@ def test_cifar_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     suite = load_suite(CONFIG)
-    assert {str(file.path) for file in suite.files.values()} == {suite.weights, str(suite.extractor_weights)}
+    assert {str(file.path) for file in suite.files.values()} == {
+        suite.model.weights,
+        str(suite.scoring.extractor_weights),
+    }
     assert {need.name: need.problem for need in needs(suite)} == {
         "denoiser": "not there",
         "classifier": "not there",
@@ -137,7 +141,7 @@ def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: p
 def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the recipes of full size but for the size; what they write is what the suite reads."""
     monkeypatch.setitem(pretrain_module.MODELS, "fashion-dit", SMALL)
-    suite = load_suite(CONFIG).model_copy(update={"device": "cpu"})
+    suite = altered(load_suite(CONFIG), {"model.device": "cpu"})
     changes = {"iterations": 30, "batch_size": 16, "warmup": 2, "log_every": 15}
     pretrain(suite, "denoiser", tmp_path, changes | ON_A_CPU | {"ema": 0.5})
     log = read_json(tmp_path / "denoiser-log.json")
@@ -154,7 +158,7 @@ def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: py
     shapes = {name: tuple(values.shape) for name, values in vars(features).items()}
     assert shapes == {"pooled": (40, 128), "spatial": (40, 448), "logits": (40, 10)}
     with pytest.raises(UserError, match="have no classifier to train; known: digits, fashion"):
-        pretrain(suite.model_copy(update={"data": "imagenet"}), "classifier", tmp_path, {})
+        pretrain(altered(suite, {"data.name": "imagenet"}), "classifier", tmp_path, {})
     with pytest.raises(UserError, match="fashion-cnn: needs weights"):
         make_extractor("fashion-cnn")
 

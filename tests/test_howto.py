@@ -32,6 +32,7 @@ from tcbench.stages.pretrain import pretrain
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, score_rows
 from tcbench.stats import batches
+from tests.suites import with_fields
 
 DOCS = Path(__file__).parent.parent / "docs"
 INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
@@ -74,10 +75,13 @@ def test_the_example_metric_is_scored_compared_and_accepted(feature_shift: Metri
     assert found.paired and found.outcome == "worse"  # lower is better
 
     settings = yaml.safe_load((Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8"))
-    metrics = re.search(r"```yaml\nmetrics: \[(.*?)\]", (DOCS / "add-a-metric.md").read_text("utf-8"))[1].split(", ")
-    settings |= {"metrics": metrics, "tables": {"table2": {"title": "Table II", "metrics": metrics[:2]}}}
+    metrics = re.search(
+        r"```yaml\nscoring:\n  .*\n  metrics: \[(.*?)\]", (DOCS / "add-a-metric.md").read_text("utf-8")
+    )[1].split(", ")
+    settings["scoring"]["metrics"] = metrics
+    settings["show"]["tables"] = {"table2": {"title": "Table II", "metrics": metrics[:2]}}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert load_suite(tmp_path / "suite.yaml").metrics == tuple(metrics)
+    assert load_suite(tmp_path / "suite.yaml").scoring.metrics == tuple(metrics)
 
 
 # data
@@ -123,9 +127,9 @@ def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def changed(suite: Path, **changes: Any) -> Suite:
+def changed(suite: Path, changes: dict[str, Any]) -> Suite:
     """The suite of a config with some fields changed."""
-    settings = yaml.safe_load(suite.read_text(encoding="utf-8")) | changes
+    settings = with_fields(yaml.safe_load(suite.read_text(encoding="utf-8")), changes)
     suite.with_name("changed.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return load_suite(suite.with_name("changed.yaml"))
 
@@ -158,11 +162,11 @@ def test_class_folders_are_read_in_order_and_trained_on(working: Path) -> None:
 
 def test_what_was_made_of_a_folder_depends_on_its_files(working: Path) -> None:
     path = working / "config/shapes.yaml"
-    before = load_suite(path).data_settings
-    assert load_suite(path).data_settings == before
+    before = load_suite(path).settings("score")
+    assert load_suite(path).settings("score") == before
     (working / "data/shapes/2/image 9.png").unlink()
-    assert load_suite(path).data_settings != before
-    assert changed(path, data_folder="data/elsewhere").data_settings["data_files"] == ""
+    assert load_suite(path).settings("score") != before
+    assert changed(path, {"data.folder": "data/elsewhere"}).settings("score")["files_of_data"] == ""
 
 
 @pytest.mark.parametrize(
@@ -184,13 +188,13 @@ def test_bad_files_in_class_folders_are_named(working: Path, spoil: Any, says: s
 
 def test_configs_and_folders_must_agree(working: Path) -> None:
     path = working / "config/shapes.yaml"
-    with pytest.raises(UserError, match="data_folder: data 'folders' are files of yours; name their folder"):
-        changed(path, data_folder=None)
-    with pytest.raises(UserError, match="data_folder: data 'stripes' are not read from a folder; remove it"):
-        changed(path, data="stripes")
-    with pytest.raises(UserError, match="data: 'folder' is unknown; did you mean 'folders'"):
-        changed(path, data="folder")
-    with pytest.raises(UserError, match="data_folder: nowhere is not a folder"):
+    with pytest.raises(UserError, match=r"data\.folder: data 'folders' are files of yours; name their folder"):
+        changed(path, {"data.folder": None})
+    with pytest.raises(UserError, match=r"data\.folder: data 'stripes' are not read from a folder; remove it"):
+        changed(path, {"data.name": "stripes"})
+    with pytest.raises(UserError, match=r"data\.name: 'folder' is unknown; did you mean 'folders'"):
+        changed(path, {"data.name": "folder"})
+    with pytest.raises(UserError, match=r"data\.folder: nowhere is not a folder"):
         data_source("folders", Path("nowhere")).images()
 
 
@@ -200,7 +204,7 @@ def test_a_data_set_of_ones_own(working: Path) -> None:
     assert len(train) == len(held_out) == 128 and not torch.equal(train.images, held_out.images)
     upright, flat = train.images[0, 0], train.images[1, 0]
     assert (upright == upright[:1]).all() and (flat == flat[:, :1]).all() and not torch.equal(upright, flat)
-    suite = changed(working / "config/shapes.yaml", data="stripes", data_folder=None)
+    suite = changed(working / "config/shapes.yaml", {"data.name": "stripes", "data.folder": None})
     sample_rows([suite["nfe4-uncached"]])
     score_rows([suite["nfe4-uncached"]])
     assert "kid" in read_json(working / "results/shapes/scores/nfe4-uncached.json")["quality"]

@@ -31,6 +31,7 @@ from tcbench.stages.score import measure_floor, read_shards, score_rows
 from tcbench.stages.train import train_row
 from tests import official
 from tests.floors import DISTANCE, HALF, READING, assert_close
+from tests.suites import altered
 
 INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
 ADM = "data/adm/VIRTUAL_imagenet256_labeled.npz"
@@ -71,11 +72,13 @@ def folder(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def coco(folder: Path) -> Suite:
     return official.small_suite(
         "paper-pixart-256",
-        metrics=["fid", "clip_score", "mae", "psnr"],
-        tables={"table3": {"title": "Table III", "metrics": ["fid", "clip_score"]}},
-        rows={
-            "plain": {"method": "uncached", "nfe": 3},
-            "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
+        {
+            "scoring.metrics": ["fid", "clip_score", "mae", "psnr"],
+            "show.tables": {"table3": {"title": "Table III", "metrics": ["fid", "clip_score"]}},
+            "rows": {
+                "plain": {"method": "uncached", "nfe": 3},
+                "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
+            },
         },
     )
 
@@ -85,12 +88,14 @@ def imagenet(folder: Path) -> Suite:
     """Ten classes, and a reference batch with moments of `Colours`' size."""
     return official.small_suite(
         "paper-dit-256",
-        metrics=["fid", "sfid", "is", "precision", "recall", "mae"],
-        tables={"table2": {"title": "Table II", "metrics": ["fid", "sfid", "is", "precision", "recall"]}},
-        rows={
-            "plain": {"method": "uncached", "nfe": 3},
-            "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
-            "l2c": {"method": "learning_to_cache", "nfe": 3, "options": {"iterations": 1, "batch_size": 2}},
+        {
+            "scoring.metrics": ["fid", "sfid", "is", "precision", "recall", "mae"],
+            "show.tables": {"table2": {"title": "Table II", "metrics": ["fid", "sfid", "is", "precision", "recall"]}},
+            "rows": {
+                "plain": {"method": "uncached", "nfe": 3},
+                "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
+                "l2c": {"method": "learning_to_cache", "nfe": 3, "options": {"iterations": 1, "batch_size": 2}},
+            },
         },
     )
 
@@ -157,7 +162,10 @@ def test_inception_and_adms_batch_as_they_are_published(
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(inception_file[0]))
     official.write_adm(Path(ADM), count=4, pooled=2048, spatial=2023)
     rows = {"plain": {"method": "uncached", "nfe": 2}}
-    suite = official.small_suite("paper-dit-256", samples=4, metrics=["is", "precision"], rows=rows, figure={"nfe": 2})
+    suite = official.small_suite(
+        "paper-dit-256",
+        {"samples.count": 4, "scoring.metrics": ["is", "precision"], "rows": rows, "show.figure": {"nfe": 2}},
+    )
     sample_rows(suite.entries)
     score_rows(suite.entries)
     assert read_json(suite.folder / "scores" / "plain.json")["quality"].keys() == {"is", "precision"}
@@ -175,7 +183,7 @@ def test_latents_are_the_images_posteriors(coco: Suite) -> None:
         list_images(Path("data/coco/train2017")),
         Autoencoder(Path("checkpoints/sd-vae-ft-ema"), 0.18215, "cpu"),
     )
-    draws = noise.gaussian(coco.training_seed, torch.arange(8), (4, 16, 16))
+    draws = noise.gaussian(coco.training.seed, torch.arange(8), (4, 16, 16))
     expected = autoencoder.encode(torch.cat(list(listing.decoded(32, 8))), draws)
     examples = load_examples(coco, load_captions(coco, held_out=False))
     assert len(examples) == 8
@@ -236,9 +244,9 @@ def test_training_asks_for_what_is_encoded(coco: Suite) -> None:
     encode_images(coco)
     write_json(Path("fewer.json"), read_json(Path("data/coco/annotations/captions_val2017.json")))
     training = {"folder": Path("data/coco/val2017"), "captions": Path("fewer.json")}
-    other = coco.model_copy(update={"training": coco.training.model_copy(update=training)})
+    other = altered(coco, {"training.images": coco.training.images.model_copy(update=training)})
     with pytest.raises(
-        UserError, match=r"latents.json: is of other images than `training`; run `tcbench encode` again"
+        UserError, match=r"latents.json: is of other images than `training.images`; run `tcbench encode` again"
     ):
         load_examples(other, load_captions(other, held_out=False))
 
@@ -253,11 +261,11 @@ def test_folders_that_do_not_fit_the_model_are_refused(imagenet: Suite, coco: Su
     official.draw_image(Path("data/imagenet/train/stray.png"), 0)
     with pytest.raises(UserError, match=r"data/imagenet/train: holds images and folders side by side"):
         encode_images(imagenet)
-    no_captions = coco.training.model_copy(update={"captions": None})
+    no_captions = coco.training.images.model_copy(update={"captions": None})
     with pytest.raises(UserError, match=r"data/coco/train2017: pixart-256 reads captions; name their file"):
-        encode_images(coco.model_copy(update={"training": no_captions}))
+        encode_images(altered(coco, {"training.images": no_captions}))
     with pytest.raises(UserError, match=r"sd-vae-ft-ema: latents of 4 channels, and scenes-pixart denoises 1"):
-        load_decoder(coco.model_copy(update={"model": "scenes-pixart"}))
+        load_decoder(altered(coco, {"model.name": "scenes-pixart"}))
 
 
 @pytest.mark.parametrize(
@@ -282,13 +290,13 @@ def test_other_reference_batches_are_refused(tmp_path: Path, content: Any, says:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"extractor": None}, "extractor: fid compares features"),
-        ({"extractor_weights": None}, "extractor_weights: those of inception-v3-adm do not ship"),
-        ({"real": None}, "real: fid compares with real images"),
-        ({"latents": None}, "latents: `training` is seen through an autoencoder"),
-        ({"shard_batches": 5}, "batch_size: an interval needs two shards or more"),
+        ({"scoring.extractor": None}, "scoring.extractor: fid compares features"),
+        ({"scoring.extractor_weights": None}, "scoring.extractor_weights: those of inception-v3-adm do not ship"),
+        ({"scoring.real": None}, "scoring.real: fid compares with real images"),
+        ({"model.latents": None}, "model.latents: `training.images` are seen through an autoencoder"),
+        ({"samples.shard_batches": 5}, "samples.batch_size: an interval needs two shards or more"),
     ],
 )
 def test_configs_that_lack_images_are_refused(coco: Suite, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=f"mini.yaml: {says}"):
-        official.small_suite("paper-pixart-256", **coco.model_dump(mode="json", by_alias=True) | changes)
+        official.small_suite("paper-pixart-256", coco.model_dump(mode="json", by_alias=True) | changes)

@@ -25,6 +25,7 @@ from tcbench.stages.match import Calibration
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
 from tcbench.stages.train import train_row
 from tcbench.training.pairs import CALIBRATION_INDEX
+from tests.suites import altered
 
 from .test_config import VALID, changed, written
 from .test_report import DIFFERS, main_table, make_latency, make_rows
@@ -216,7 +217,7 @@ def test_costs_that_depend_on_the_sample_are_matched_by_their_mean_over_batches(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, and its `ours` and `router` trained for an iteration or two."""
     folder = tmp_path_factory.mktemp("trained")
-    config = changed("batch_size", 4)
+    config = changed("samples/batch_size", 4)
     config["defaults"]["tokencache"] |= dict.fromkeys(("predictor_iterations", "refiner_iterations"), 1)
     config["defaults"]["tokencache"] |= {"training_batch_size": 2, "alpha_samples": 2, "refiner_rank": 1}
     config["rows"]["router"] = {"method": "learning_to_cache", "nfe": 20, "target": "ours"}
@@ -249,9 +250,9 @@ def test_what_macs_are_counted_from(suite: Suite) -> None:
 
 def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None:
     method, basis = suite["ours"].method, Calibration(suite, batches=3).basis(suite["ours"])
-    measured = basis.macs(suite.model, method, 20)
+    measured = basis.macs(suite.model.name, method, 20)
     ready = ready_row(suite["ours"], load_adapter(suite))
-    start = CALIBRATION_INDEX + 2 * suite.batch_size
+    start = CALIBRATION_INDEX + 2 * suite.samples.batch_size
     third = sample_batch(
         ready.adapter, method, 20, sampler_settings(suite["ours"]), torch.arange(start, start + 4), ready.artefacts
     )
@@ -259,7 +260,7 @@ def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None
 
 
 def test_training_with_other_settings_does_not_count(suite: Suite) -> None:
-    changed_suite = suite.model_copy(update={"training_seed": 1})
+    changed_suite = altered(suite, {"training.seed": 1})
     assert Calibration(changed_suite).basis(changed_suite["router"]) == SHAPES
 
 
@@ -270,7 +271,7 @@ def test_match_of_a_row(suite: Suite, capsys) -> None:
     artefacts = Calibration(suite).basis(suite["router"]).artefacts
     assert (
         record["macs"]
-        == macs_of(suite.model, with_knob(suite["router"].method, record["setting"]), 20, artefacts)["per_sample"]
+        == macs_of(suite.model.name, with_knob(suite["router"].method, record["setting"]), 20, artefacts)["per_sample"]
     )
     assert len(record["target_macs_per_batch"]) == 1 and record["target_estimate"] is record["estimate"] is None
     assert main([*command[:-1], "2"]) == 0
@@ -298,10 +299,10 @@ def test_a_row_settled_by_training_may_miss_by_the_tolerance(suite: Suite) -> No
     """Another machine's router would have another nearest setting; one that is far off is refused all the same."""
     basis_of = Calibration(suite, batches=1).basis
     nearest = solve(
-        suite.model,
+        suite.model.name,
         suite["router"].method,
         20,
-        mean(basis_of(suite["ours"]).macs(suite.model, suite["ours"].method, 20)),
+        mean(basis_of(suite["ours"]).macs(suite.model.name, suite["ours"].method, 20)),
         basis=basis_of(suite["router"]),
     )
 

@@ -31,6 +31,7 @@ from tcbench.stages.sample import row_fingerprint, sample_rows
 from tcbench.stages.score import score_rows
 from tests import official
 from tests.floors import NETWORK, assert_close
+from tests.suites import altered
 
 # --- the configs
 
@@ -39,29 +40,37 @@ from tests.floors import NETWORK, assert_close
 def test_every_outside_file_is_described(path: Path) -> None:
     suite = load_suite(path)
     described = {str(file.path) for file in suite.files.values()}
-    assert suite.latents is not None
-    outside = [suite.weights, suite.text_encoder, suite.latents.folder, suite.prompts.file, suite.real]
-    if "clip_score" in suite.metrics:
-        outside.append(suite.clip.weights)
-    if "image_reward" in suite.metrics:
-        outside += [suite.image_reward.weights, suite.image_reward.tokenizer]
-    training = suite.training or Images(folder=suite.latents.folder)
-    outside += [suite.extractor_weights, training.folder, training.captions]
+    assert suite.model.latents is not None
+    outside = [
+        suite.model.weights,
+        suite.model.text_encoder,
+        suite.model.latents.folder,
+        suite.data.prompts.file,
+        suite.scoring.real,
+    ]
+    if "clip_score" in suite.scoring.metrics:
+        outside.append(suite.scoring.clip.weights)
+    if "image_reward" in suite.scoring.metrics:
+        outside += [suite.scoring.image_reward.weights, suite.scoring.image_reward.tokenizer]
+    outside += [
+        suite.scoring.extractor_weights,
+        *(suite.training.images or Images(folder=suite.model.latents.folder)).model_dump().values(),
+    ]
     assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
-    reads = {"text_encoder", "prompts"} if suite.data != "imagenet" else set()
+    reads = {"text_encoder", "prompts"} if suite.data.name != "imagenet" else set()
     assert {need.name for need in needs(suite)} >= {"denoiser", "autoencoder"} | reads
     wanted = {"clip_score": "clip", "image_reward": "image_reward", "vbench": "vbench", "fid": "inception"}
-    assert {wanted[metric] for metric in suite.metrics if metric in wanted} <= suite.files.keys()
+    assert {wanted[metric] for metric in suite.scoring.metrics if metric in wanted} <= suite.files.keys()
 
 
 @pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
 def test_settings_cost_what_the_paper_says(path: Path) -> None:
     """Uncached and reduced steps by the paper's count, PixArt-alpha's padding aside (docs/reproduction-notes.md)."""
     suite = load_suite(path)
-    off = 0.045 if suite.model == "pixart-256" else 0.003
+    off = 0.045 if suite.model.name == "pixart-256" else 0.003
     for name, row in suite.rows.items():
         if row.method in ("uncached", "fewer_steps") and row.paper:
-            tmacs = macs_of(suite.model, suite[name].method, row.nfe)["paper_rule"] / 1e12
+            tmacs = macs_of(suite.model.name, suite[name].method, row.nfe)["paper_rule"] / 1e12
             assert tmacs == pytest.approx(row.paper.tmacs, rel=off, abs=0.01)  # the paper cuts digits off
 
 
@@ -74,24 +83,26 @@ def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
     assert "missing denoiser: checkpoints/PixArt-XL-2-256x256.pth" in said and "not there; hf download PixArt" in said
     assert "here    prompts: prompts/PartiPrompts.tsv, 1632 prompts of partiprompts" in said
     suite = load_suite(config)
-    assert suite.training and suite.training.captions
+    assert suite.training.images and suite.training.images.captions
     for file in suite.files.values():
         monkeypatch.setenv("HOME", str(tmp_path))
         path = file.path.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if file.holds or path == suite.training.folder:
+        if file.holds or path == suite.training.images.folder:
             path.mkdir()
             for name in file.holds[:-1]:
                 (path / name).touch()
         else:
             path.touch()
     annotations = [{"image_id": 1, "id": 1, "caption": "one"}]
-    write_json(suite.training.captions, {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations})
+    write_json(
+        suite.training.images.captions, {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations}
+    )
     assert main(["validate", str(config), "--files"]) == 1
     said = capsys.readouterr().out
     assert f"3 of {missing + 1} missing" in said and "lacks pytorch_model.bin.index.json" in said
     assert "lacks 1 of the 1 images that data/coco/annotations/captions_train2017.json describes, 1.jpg" in said
-    (suite.training.folder / "1.jpg").touch()
+    (suite.training.images.folder / "1.jpg").touch()
     for file in suite.files.values():
         for name in file.holds:
             (file.path / name).touch()
@@ -103,19 +114,19 @@ def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkey
 @pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
 def test_every_official_file_is_read(path: Path, paper_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Inception and the images that it sees aside (`test_image_suites.py`)."""
-    suite = load_suite(path).model_copy(update={"device": "cpu"})
+    suite = altered(load_suite(path), {"model.device": "cpu"})
     for name in suite.files.keys() & ({"inception"} | official.NOT_HERE):
         suite.files[name].path.mkdir(parents=True)
     assert main(["validate", str(path), "--files"]) == 0
     assert "0 of " in capsys.readouterr().out
-    model = official.random_denoiser(MODELS[suite.model])
+    model = official.random_denoiser(MODELS[suite.model.name])
     assert all(map(torch.equal, load_adapter(suite).model.parameters(), model.parameters()))
     for held_out in (True, False):
         captions = load_captions(suite, held_out=held_out)
         assert captions is None or captions(torch.tensor([0])).states_RTC.isfinite().all()
     assert not any(isinstance(scorer, NotRun) for scorer in load_scorers(suite).values())
-    size = (5, 128, 64) if suite.latents.kind == "wf" else (32, 32)
-    latents = torch.zeros(1, *MODELS[suite.model].latent_shape)
+    size = (5, 128, 64) if suite.model.latents.kind == "wf" else (32, 32)
+    latents = torch.zeros(1, *MODELS[suite.model.name].latent_shape)
     assert load_decoder(suite)(latents).shape == (1, 3, *size)
 
 
@@ -273,8 +284,10 @@ def test_images_are_encoded_and_decoded(tmp_path: Path, pickled: bool) -> None:
 def suite(paper_folder: Path) -> Suite:
     """PixArt-alpha at 1024x1024, but small, with few prompts."""
     return official.small_suite(
-        "paper-pixart-1024", samples=4, batch_size=2, shard_batches=1,
-        prompts={"per_prompt": 3, "template": "high quality {}"}, rows={"plain": {"method": "uncached", "nfe": 3}},
+        "paper-pixart-1024",
+        {"samples.count": 4, "samples.batch_size": 2, "samples.shard_batches": 1,
+         "data.prompts": {"per_prompt": 3, "template": "high quality {}"},
+         "rows": {"plain": {"method": "uncached", "nfe": 3}}},
     )  # fmt: skip
 
 
@@ -300,8 +313,8 @@ def test_prompts_become_images_and_scores(suite: Suite) -> None:
 
 
 def test_prompts_alone_train_nothing(suite: Suite) -> None:
-    suite = suite.model_copy(update={"training": None})
-    with pytest.raises(UserError, match="training: data 'partiprompts' bring no images to train on"):
+    suite = altered(suite, {"training.images": None})
+    with pytest.raises(UserError, match=r"training\.images: data 'partiprompts' bring no images to train on"):
         load_examples(suite, load_captions(suite))
 
 
@@ -310,21 +323,22 @@ def videos(paper_folder: Path) -> Suite:
     """Open-Sora-Plan, but small, with few prompts, and an autoencoder that the test may change."""
     official.write_wf_vae(Path("vae"))
     return official.small_suite(
-        "paper-osp", samples=6, batch_size=2, shard_batches=1, latents={"kind": "wf", "folder": "vae"},
-        rows={"plain": {"method": "uncached", "nfe": 3}},
+        "paper-osp",
+        {"samples.count": 6, "samples.batch_size": 2, "samples.shard_batches": 1,
+         "model.latents": {"kind": "wf", "folder": "vae"}, "rows": {"plain": {"method": "uncached", "nfe": 3}}},
     )  # fmt: skip
 
 
 def test_prompts_become_videos(videos: Suite) -> None:
     """The negative prompt stands where the caption is left out."""
     sample_rows(videos.entries)
-    folder, spec = videos.folder / "samples" / "plain", MODELS[videos.model]
+    folder, spec = videos.folder / "samples" / "plain", MODELS[videos.model.name]
     manifest = read_json(folder / "row.json")
     assert manifest["captions"] == ["a dog"] * 5 + ["two cats"] and manifest["resolution"] == 64
     captions = load_captions(videos)
     asked = captions(torch.tensor([0]))
     assert torch.equal(asked.states_RTC, captions.encoder(["high quality, high aesthetic, a dog"]).states_RTC)
-    assert torch.equal(asked.negative.states_RTC, captions.encoder([videos.prompts.negative]).states_RTC)
+    assert torch.equal(asked.negative.states_RTC, captions.encoder([videos.data.prompts.negative]).states_RTC)
     tensors, _ = read_tensors(folder / "shard-00000.safetensors")
     assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
     assert tensors["xt"].shape == (3, 2, *spec.latent_shape) and tensors["xt"].isfinite().all()
@@ -340,11 +354,11 @@ def test_prompts_become_videos(videos: Suite) -> None:
 
 
 def test_what_cannot_be_decoded_is_said(videos: Suite) -> None:
-    other = videos.model_copy(update={"latents": videos.latents.model_copy(update={"kind": "sd"})})
+    other = altered(videos, {"model.latents": videos.model.latents.model_copy(update={"kind": "sd"})})
     with pytest.raises(UserError, match=r"latents.kind: osp-93x256 was trained with kind 'wf'; write that"):
         load_decoder(other)
     official.write_wf_vae(Path("vae"), latent_dim=8, scale=(1.0,) * 8, shift=(0.0,) * 8)
     with pytest.raises(UserError, match="vae: latents of 8 channels, and osp-93x256 denoises 4"):
         load_decoder(videos)
     with pytest.raises(UserError, match=r"latents.scale: WF-VAE's own config.json says it; remove it here"):
-        official.small_suite("paper-osp", latents={"kind": "wf", "folder": "vae", "scale": 0.5})
+        official.small_suite("paper-osp", {"model.latents": {"kind": "wf", "folder": "vae", "scale": 0.5}})

@@ -9,37 +9,43 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tcbench.config import depends
 from tcbench.metrics.catalogue import METRICS
 from tcbench.models.networks import FAMILIES
 from tcbench.record.imports import closure, imported_names, module_file, modules_loaded
 from tcbench.record.sources import CANNOT_CHANGE_NUMBERS, STAGES, source_files, source_modules
 from tcbench.registry import data_names, method_names
 from tests import official
+from tests.suites import with_fields
+from tests.test_depends import IN_ROWS
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
 
 SHARED = {
     "suite": "mini",
-    "description": "every kind of training and data",
-    "differs": "a test",
-    "weights": "random",
-    "guidance": {"scale": 1.5, "rule": "any"},
-    "samples": 8,
-    "batch_size": 4,
-    "figure": {"nfe": 3},
+    "about": {"description": "every kind of training and data", "differs": "a test", "guidance_rule": "any"},
+    "model": {"weights": "random"},
+    "sampler": {"guidance_scale": 1.5},
+    "samples": {"count": 8, "batch_size": 4},
+    "show": {"figure": {"nfe": 3}},
 }
 PLAIN = {"method": "uncached", "nfe": 3}
 ROUTER = {"method": "learning_to_cache", "nfe": 3, "options": {"iterations": 1, "batch_size": 2}}
 SUITES = {
-    "digits": {"model": "digits-dit", "data": "digits", "extractor": "digits-cnn", "rows": {"plain": PLAIN}},
+    "digits": {
+        "model.name": "digits-dit",
+        "data.name": "digits",
+        "scoring.extractor": "digits-cnn",
+        "rows": {"plain": PLAIN},
+    },
     "images": {
-        "model": "tiny-dit",
-        "data": "imagenet",
-        "training": {"folder": "images"},
-        "latents": {"kind": "sd", "folder": "autoencoder"},
-        "metrics": ["mae"],
-        "tables": {},
+        "model.name": "tiny-dit",
+        "model.latents": {"kind": "sd", "folder": "autoencoder"},
+        "data.name": "imagenet",
+        "training.images.folder": "images",
+        "scoring.metrics": ["mae"],
+        "show.tables": {},
         "rows": {"plain": PLAIN, "router": ROUTER},
     },
 }
@@ -77,18 +83,27 @@ for command in commands:
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0, command
         continue
-    from tcbench.cli import main
-    status = main(command.split())
+    from tcbench import cli
+    from tcbench.config.suite import Suite
+
+    read, load = set(), cli.load_suite
+    def loaded_suite(path):  # from here on the stage reads, and the config's checks no more
+        suite, plain = load(path), Suite.__getattribute__
+        Suite.__getattribute__ = lambda self, name: (read.add(name), plain(self, name))[1]
+        return suite
+    cli.load_suite = loaded_suite
+    status = cli.main(command.split())
     loaded = sorted(name for name in set(sys.modules) - before if name.startswith("tcbench."))
     with open("loaded.txt", "a", encoding="utf-8") as file:
-        file.write(json.dumps(loaded) + "\\n")
+        file.write(json.dumps([loaded, sorted(read.intersection(Suite.model_fields))]) + "\\n")
     os._exit(status)
 """
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
-    """The package's modules that each of `COMMANDS` loads, besides what `CANNOT_CHANGE_NUMBERS` brings along.
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[set[str], set[str]]]:
+    """(the package's modules that each of `COMMANDS` loads, besides what `CANNOT_CHANGE_NUMBERS` brings along; the
+    groups of the config that it reads).
 
     Each runs in a process of its own that begins where those modules, and the command line, are imported.
     """
@@ -96,14 +111,20 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[set[str]]:
     official.write_autoencoder(folder / "autoencoder")
     official.write_imagenet(folder / "images")
     for name, suite in SUITES.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(SHARED | suite), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(with_fields(SHARED, suite)), encoding="utf-8")
     arguments = [[*sorted(CANNOT_CHANGE_NUMBERS), "tcbench.cli"], [command for _, command in COMMANDS]]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
     command = [sys.executable, "-c", RUN, json.dumps(arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = (folder / "loaded.txt").read_text(encoding="utf-8").splitlines()
-    return [set(json.loads(line)) for line in lines]
+    return [tuple(map(set, json.loads(line))) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def loaded(runs: list[tuple[set[str], set[str]]]) -> list[set[str]]:
+    """The modules of `runs`."""
+    return [modules for modules, _ in runs]
 
 
 @pytest.mark.parametrize("number", range(len(COMMANDS)), ids=[Path(command).name for _, command in COMMANDS])
@@ -114,6 +135,17 @@ def test_no_module_that_a_stage_loads_is_missing(number: int, loaded: list[set[s
     named = set().union(*(source_modules(stage, *methods, data=data) for stage in stages.split() for data in DATA))
     assert loaded[number] - named - own == set()
     assert loaded[number]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [number for number, (stage, _) in enumerate(COMMANDS) if stage in depends.STAGES],
+    ids=lambda i: COMMANDS[i][1],
+)
+def test_no_group_that_a_stage_reads_is_missing(number: int, runs: list[tuple[set[str], set[str]]]) -> None:
+    (stage, _), (_, read) = COMMANDS[number], runs[number]
+    assert read - IN_ROWS - {"suite"} <= depends.STAGES[stage].groups  # the suite's name is that of its folder
+    assert "model" in read
 
 
 def test_the_runs_have_eyes(loaded: list[set[str]]) -> None:

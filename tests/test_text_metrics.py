@@ -35,14 +35,15 @@ from tcbench.stats import batches
 from tests import official
 from tests.floors import READING, RECORDED, assert_close
 from tests.references import flickering, image_reward
+from tests.suites import with_fields
 
 HERE = image_reward.HERE
 VOCABULARY = str(HERE / "image_reward_vocabulary")
 SMOKE = Path(__file__).parent / "smoke.yaml"
 
 
-def make_suite(folder, **fields):
-    raw = yaml.safe_load(SMOKE.read_text(encoding="utf-8")) | fields
+def make_suite(folder, changes):
+    raw = with_fields(yaml.safe_load(SMOKE.read_text(encoding="utf-8")), changes)
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return load_suite(path)
@@ -203,8 +204,9 @@ def test_videos_are_named_by_the_protocol():
             vbench.video_names(captions, "here")
 
 
-def test_each_dimension_says_what_it_needs(tmp_path):
-    suite = make_suite(tmp_path, vbench={"environment": str(tmp_path / "env"), "weights": str(tmp_path / "cache")})
+def test_each_dimension_says_what_it_needs(tmp_path, monkeypatch):
+    suite = make_suite(tmp_path, {"vbench.weights": str(tmp_path / "cache")})
+    monkeypatch.setenv("TCBENCH_VBENCH", str(tmp_path / "env"))
     assert all("--build-env" in vbench.why_not(suite, dimension) for dimension in DIMENSIONS)
     (tmp_path / "env").mkdir()
     (tmp_path / "env/requirements.txt").touch()
@@ -291,8 +293,10 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     suite = make_suite(
         tmp_path,
-        metrics=[*usual_metrics(), "image_reward", "vbench", "temporal_flickering"],
-        image_reward={"weights": str(tmp_path / "absent.pt")},
+        {
+            "scoring.metrics": [*usual_metrics(), "image_reward", "vbench", "temporal_flickering"],
+            "scoring.image_reward.weights": str(tmp_path / "absent.pt"),
+        },
     )
     scorers = load_scorers(suite)
     videos = torch.rand(6, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

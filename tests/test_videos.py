@@ -177,11 +177,13 @@ def mixkit(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     Path("data/mixkit/Cats/2.mp4").write_bytes(b"broken")
     return official.small_suite(
         "paper-osp",
-        samples=2,
-        shard_batches=1,
-        rows={
-            "plain": {"method": "uncached", "nfe": 3},
-            "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
+        {
+            "samples.count": 2,
+            "samples.shard_batches": 1,
+            "rows": {
+                "plain": {"method": "uncached", "nfe": 3},
+                "ours": {"method": "tokencache", "nfe": 3, "options": TOKENCACHE},
+            },
         },
     )
 
@@ -195,11 +197,11 @@ def test_videos_are_encoded_once_and_trained_on(mixkit: Suite, capsys: pytest.Ca
     examples = load_examples(mixkit, captions)
     assert examples.labels.captions == [f"A CAT ({number})." for number in (0, 1, 3, 4, 5)]
     latents = examples.images[torch.tensor([4, 2])]
-    videos = list_videos(Path("data/mixkit"), mixkit.training.captions, 16)
+    videos = list_videos(Path("data/mixkit"), mixkit.training.images.captions, 16)
     for latent, number in zip(latents, (5, 3), strict=True):
         key = torch.tensor([number])
-        place = noise.uniform(mixkit.training_seed, key, 1).item()
-        video, draw = videos.read(number, 5, (128, 64), place), noise.gaussian(mixkit.training_seed, key, (4, 2, 16, 8))
+        place = noise.uniform(mixkit.training.seed, key, 1).item()
+        video, draw = videos.read(number, 5, (128, 64), place), noise.gaussian(mixkit.training.seed, key, (4, 2, 16, 8))
         assert_close(latent, load_autoencoder(mixkit).encode(video[None], draw)[0], HALF)
     Path("data/mixkit/Cats/0.mp4").write_bytes(b"unread, as its shard is there")
     encode_images(mixkit)
@@ -238,9 +240,9 @@ def test_videos_are_counted_before_the_run(mixkit: Suite) -> None:
     [
         (
             {"frames_per_second": None},
-            "training.frames_per_second: latents of kind 'wf'; give the rate of its training",
+            "training.images.frames_per_second: latents of kind 'wf'; give the rate of its training",
         ),
-        ({"captions": None}, "training.captions: videos are listed there; name the file"),
+        ({"captions": None}, "training.images.captions: videos are listed there; name the file"),
     ],
 )
 def test_configs_that_lack_settings_of_videos_are_refused(
@@ -248,7 +250,7 @@ def test_configs_that_lack_settings_of_videos_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = {"plain": {"method": "uncached", "nfe": 3}}
-    training = official.small_suite("paper-osp", rows=rows).training.model_dump(mode="json")
+    training = official.small_suite("paper-osp", {"rows": rows}).training.images.model_dump(mode="json")
     with pytest.raises(UserError) as caught:
-        official.small_suite("paper-osp", rows=rows, training=training | changes)
+        official.small_suite("paper-osp", {"rows": rows, "training.images": training | changes})
     assert says in str(caught.value)

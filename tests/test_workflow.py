@@ -246,8 +246,8 @@ def test_snakemakes_own_report_has_tables_figures_and_the_page(scripts, finished
 
 def test_a_bad_config_stops_before_any_job(scripts, tmp_path):
     bad = tmp_path / "bad.yaml"
-    bad.write_text(SMOKE.replace("batch_size: 4\ntraced", "batchsize: 4\ntraced"))
-    says = f"{bad}: batchsize: unknown key; did you mean 'batch_size'?"
+    bad.write_text(SMOKE.replace("batch_size: 4\n  traced", "batchsize: 4\n  traced"))
+    says = f"{bad}: samples.batchsize: unknown key; did you mean 'batch_size'?"
     result = run(scripts, tmp_path, "tcbench", "run", bad, check=False)
     assert result.returncode == 2 and result.stderr == f"tcbench: {says}\n"
     with pytest.raises(AssertionError) as caught:
@@ -262,7 +262,7 @@ def shards(folder):
 
 def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     suite, killed, whole = (tmp_path / name for name in ("kill.yaml", "killed", "whole"))
-    suite.write_text(SMOKE.replace("samples: 8", "samples: 64"))
+    suite.write_text(SMOKE.replace("count: 8", "count: 64"))
     command = ("sample", str(suite), "--rows", "nfe4-uncached")
     for folder in (killed, whole):
         folder.mkdir()

@@ -228,13 +228,13 @@ def targeted_rows(suite: Suite, basis_of: Callable[[Entry], Basis] = lambda entr
         target = entries[entry.row.target]
         method, basis = entry.method, basis_of(entry)
         if target.name not in targets:
-            targets[target.name] = basis_of(target).macs(suite.model, target.method, entry.nfe)
-        match = solve(suite.model, method, entry.nfe, mean(targets[target.name]), basis=basis)
+            targets[target.name] = basis_of(target).macs(suite.model.name, target.method, entry.nfe)
+        match = solve(suite.model.name, method, entry.nfe, mean(targets[target.name]), basis=basis)
         reasons = basis.estimate(method), basis_of(target).estimate(target.method)
         written = TargetedRow(
             row=entry.name,
             target=target.name,
-            macs=mean(basis.macs(suite.model, method, entry.nfe)),
+            macs=mean(basis.macs(suite.model.name, method, entry.nfe)),
             match=match,
             target_batches=targets[target.name],
             estimates=tuple(reason for reason in reasons if reason),

@@ -1,14 +1,18 @@
-"""The parts of a suite's config: what may stand below its top level."""
+"""The groups of a suite's config and their fields. A stage depends on whole groups (`tcbench.config.depends`).
 
+The text below a field is its description; docs/config.md is made of them.
+"""
+
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
 from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
-from tcbench.metrics.catalogue import EXTRACTORS, METRICS
+from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
 from tcbench.models.specs import MODELS
 from tcbench.registry import data_names
 
@@ -18,226 +22,428 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in known():
-            values = {"name": repr(name), "hint": did_you_mean(name, known())}
+            values = {"name": repr(name[:60]), "hint": did_you_mean(name[:60], known())}
             raise PydanticCustomError("unknown", "{name} is unknown; {hint}", values)
         return name
 
     return AfterValidator(check)
 
 
+def _plain(pattern: str, words: str, *reserved: str) -> AfterValidator:
+    """A check of names that become files, rules of the workflow or modules: nothing but plain words may.
+
+    Args:
+        words: what may stand in it.
+        reserved: patterns of names that mean something else.
+    """
+
+    def check(name: str) -> str:
+        if len(name) > LONGEST_NAME or not re.fullmatch(pattern, name):
+            values = {"words": words, "most": LONGEST_NAME}
+            raise PydanticCustomError("name", "use {words} only, at most {most}; it becomes a name of files", values)
+        if any(re.fullmatch(taken, name.lower()) for taken in reserved):
+            raise PydanticCustomError("name", "the name {name} is taken by the project; give another", {"name": name})
+        return name
+
+    return AfterValidator(check)
+
+
+def _path(value: object) -> object:
+    if value == "":
+        raise PydanticCustomError("name", "an empty path; name a file or folder, or leave the field out")
+    return value
+
+
+def _template(text: str) -> str:
+    if "{}" not in text or set(text.replace("{}", "", 1)) & {"{", "}"}:
+        raise PydanticCustomError("name", "write {} once, where the prompt goes, and no other braces")
+    return text
+
+
+LONGEST_NAME = 64
+MOST = 10**7
+"""More samples, rounds, draws or pairs than this are a slip."""
+
 MetricName = Annotated[str, _one_of(lambda: METRICS)]
 ModelName = Annotated[str, _one_of(lambda: MODELS)]
 DataName = Annotated[str, _one_of(data_names)]
 ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
+SuiteName = Annotated[
+    str, _plain("[a-z][a-z0-9-]*", "lower-case letters, digits and '-', a letter first,", "reference", "latents")
+]
+RowName = Annotated[str, _plain("[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '-', '_' and '.'", "floor", "row")]
+TableName = Annotated[
+    str,
+    _plain(
+        "[A-Za-z][A-Za-z0-9_-]*", "letters, digits, '-' and '_', a letter first,",
+        "verdicts", "table1", "local_error", "other_rows", "speed", "ablation-.*",
+    ),
+]  # fmt: skip
+AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits and '_', a letter first,")]
+MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_'")]
+
+Flag = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Nfe = Annotated[int, Field(strict=True, ge=2, le=1000)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Scale = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1000)]
+Folder = Annotated[Path, BeforeValidator(_path)]
+"""Of a file or a folder, relative to the working directory; `~` is your home."""
 
 
 class Strict(BaseModel):
     """Part of a config: unknown fields are refused, nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PaperCell(Strict):
-    """The paper's numbers for a row, as printed; its "TFLOPs" are TMACs."""
-
-    fid: float | None = None
-    sfid: float | None = None
-    inception_score: float | None = Field(None, alias="is")
-    precision: float | None = None
-    recall: float | None = None
-    coco_clip: float | None = None
-    parti_clip: float | None = None
-    image_reward: float | None = None
-    vbench: float | None = None
-    latency_s: float | None = None
-    tmacs: float | None = None
-    speedup: float | None = None
-
-
-class Row(Strict):
-    """One line of a table.
-
-    Attributes:
-        method: a file of methods/.
-        nfe: steps of the uncached sampler; rows with the same nfe are compared.
-        options: the method's own, over the suite's `defaults` for it.
-        label: what tables call it, if not the method's label.
-        control: not in the paper's table; shown as a control.
-        artefacts_from: sample with what was trained for that row (predictor, alpha-bar, refiners).
-        target: the row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`).
-        paper: the paper's numbers.
-        guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
-        refiners: whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or
-            for P-steps alone (`p-steps`).
-    """
-
-    method: str
-    nfe: int = Field(ge=2, le=1000)
-    options: dict[str, Any] = {}
-    label: str | None = None
-    control: bool = False
-    artefacts_from: str | None = None
-    target: str | None = None
-    paper: PaperCell | None = None
-    guidance_scale: float | None = Field(None, ge=0)
-    refiners: bool | Literal["p-steps"] = True
-
-    def is_reference_for(self, row: "Row") -> bool:
-        """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""
-        plain = self.method == "uncached" and self.artefacts_from is None
-        return plain and (self.nfe, self.guidance_scale) == (row.nfe, row.guidance_scale)
-
-
-class Ablation(Strict):
-    """One question asked of one row: variants of it, sampled and scored side by side.
-
-    Attributes:
-        title: names the table.
-        question: what the variants decide, one sentence for the caption.
-        base: the row that variants change; every difference is to the variant that changes nothing.
-        samples: per variant, if not the suite's.
-        guidance_scales: repeats every variant at each of these CFG scales.
-        rows: variants by name; each maps fields of `Row` to other values, `options` one by one. `base` takes another
-            row. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own. One that
-            names another `method` inherits neither options nor artefacts.
-    """
-
-    title: str
-    question: str
-    base: str
-    samples: PositiveInt | None = None
-    guidance_scales: tuple[float, ...] = ()
-    rows: dict[str, dict[str, Any]]
-
-
-class Guidance(Strict):
-    """Classifier-free guidance: one scale for every row, and the rule it was chosen by."""
-
-    scale: float = Field(ge=0)
-    rule: str
-
-
-class Latency(Strict):
-    """Latency protocol: whole runs of one batch, rows interleaved, the first `warmup` rounds dropped."""
-
-    batch_size: PositiveInt = 8
-    warmup: int = Field(1, ge=0)
-    repeats: PositiveInt = 3
-
-
-class Clip(Strict):
-    """The model of `clip_score`, by open_clip's names; `weights` is a tag or a file (`tcbench.metrics.clip`)."""
-
-    model: str = "ViT-L-14-quickgelu"
-    weights: str | None = "openai"
-
-
-class ImageRewardFiles(Strict):
-    """The official checkpoint, and the vocabulary of bert-base-uncased as a folder or a Hugging Face name."""
-
-    weights: Path = Path("~/.cache/ImageReward/ImageReward.pt")
-    tokenizer: str = "bert-base-uncased"
-
-
-class VBench(Strict):
-    """VBench's own environment and checkpoints, and the frame rate that videos are written with."""
-
-    environment: Path = Path(".vbench")
-    weights: Path = Path("~/.cache/vbench")
-    fps: PositiveInt = 18
-
-
-class Figure(Strict):
-    """Which NFE the per-step figures show, and how many samples a grid does."""
-
-    nfe: int
-    columns: PositiveInt = 10
-
-
-class PaperTable(Strict):
-    """A table of the paper, or part of one, that rows stand beside.
-
-    Attributes:
-        title: what it is called.
-        metrics: columns of quality; the paper's numbers for others get columns of their own.
-        rows: by name; all of the suite's if none is given.
-        paper: whether the paper's numbers of the rows stand beside them; not if it asks the question of another model.
-    """
-
-    title: str
-    metrics: tuple[MetricName, ...]
-    rows: tuple[str, ...] = ()
-    paper: bool = True
-
-
-class Prompts(Strict):
-    """How a set of prompts is used.
-
-    Attributes:
-        file: the set's own file, if it does not ship with the package (`tcbench.data.prompts`).
-        per_prompt: samples of every prompt.
-        lowercase: whether the text encoder reads it in lower case.
-        clean: whether it reads it as PixArt-alpha's code cleans captions, lower case included; or only captions of
-            training, as Open-Sora-Plan's.
-        template: what the text encoder reads when samples are evaluated, `{}` being the prompt.
-        negative: what guidance steers away from, for models without a learned null caption.
-    """
-
-    file: Path | None = None
-    per_prompt: PositiveInt = 1
-    lowercase: bool = False
-    clean: bool | Literal["training"] = False
-    template: str = "{}"
-    negative: str | None = None
-
-
-class Latents(Strict):
-    """Which autoencoder's latents the model denoises: Stable Diffusion's, or Open-Sora-Plan's WF-VAE.
-
-    Attributes:
-        scale: what latents are multiplied by for the denoiser; WF-VAE's own config.json says it.
-    """
-
-    kind: Literal["sd", "wf"]
-    folder: Path
-    scale: float = 0.18215
-
-
-class Images(Strict):
-    """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show.
-
-    Attributes:
-        folder: the images; ImageNet's has a folder per class.
-        captions: COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the
-            folders inside are the classes.
-        frames_per_second: of videos, as the model is trained with.
-        resize: how images become squares: "once", or "halving", as ADM and DiT do (`tcbench.data.images.to_square`).
-    """
-
-    folder: Path
-    captions: Path | None = None
-    frames_per_second: PositiveFloat | None = None
-    resize: Literal["once", "halving"] = "once"
-
-
-class File(Strict):
-    """Something that a suite needs and that does not ship with the project.
-
-    Attributes:
-        path: where it is looked for.
-        holds: what it must hold, if it is a folder.
-        used: what for.
-        get: where it comes from.
-    """
-
-    path: Path
-    holds: tuple[str, ...] = ()
-    used: str
-    get: str
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class PaperModel(Strict):
     """The paper's model and resolution that this suite's rows stand beside."""
 
     name: str
-    resolution: int
+    """As the paper calls it."""
+    resolution: Count
+    """Pixels along a side."""
+
+
+class About(Strict):
+    """What titles and captions say of the suite; no number depends on it."""
+
+    description: str
+    """Data, resolution, kind of model, in a line."""
+    differs: str
+    """How it differs from the paper's setting, for titles; empty if it does not."""
+    guidance_rule: str
+    """By what rule `sampler.guidance_scale` was chosen."""
+    stands_for: PaperModel | None = None
+    """The paper's model and resolution that the rows stand beside."""
+
+
+class Latents(Strict):
+    """Which autoencoder's latents the model denoises."""
+
+    kind: Literal["sd", "wf"]
+    """Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+    folder: Folder
+    """The autoencoder's files."""
+    scale: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] = 0.18215
+    """What latents are multiplied by for the denoiser; WF-VAE's own config.json says it."""
+
+
+class Model(Strict):
+    """The denoiser, what stands before and behind it, and where it runs."""
+
+    name: ModelName
+    """An entry of `MODELS` (`tcbench/models/specs.py`)."""
+    weights: str | None = None
+    """Its checkpoint, if not the one that ships; "random" draws weights from `seed`."""
+    seed: Seed = 0
+    """Of random weights."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where everything runs."""
+    tf32: Flag = False
+    """Whether a GPU rounds the factors of matrix products to TF32."""
+    text_encoder: Folder | None = None
+    """The folder of the T5 or mT5 that reads the prompts of a published set."""
+    latents: Latents | None = None
+    """The autoencoder, of a model that denoises latents."""
+
+
+class Prompts(Strict):
+    """How a set of prompts is used."""
+
+    file: Folder | None = None
+    """The set's own file, if it does not ship with the package."""
+    per_prompt: Count = 1
+    """Samples of every prompt."""
+    lowercase: Flag = False
+    """Whether the text encoder reads it in lower case."""
+    clean: Flag | Literal["training"] = False
+    """Whether it reads it as PixArt-alpha's code cleans captions, lower case included; or only captions of training, as
+    Open-Sora-Plan's."""
+    template: Annotated[str, AfterValidator(_template)] = "{}"
+    """What the text encoder reads when samples are evaluated, `{}` being the prompt."""
+    negative: str | None = None
+    """What guidance steers away from, for models without a learned null caption."""
+
+
+class Data(Strict):
+    """What samples show."""
+
+    name: DataName
+    """A data set, which scores compare with and training uses, too; prompts of a published set; or ImageNet's classes
+    in turn."""
+    folder: Folder | None = None
+    """Where its files are, if not where they usually are."""
+    prompts: Prompts = Field(default_factory=Prompts)
+    """How a published set of prompts is used."""
+
+
+class Sampler(Strict):
+    """How every row is sampled and every method trained."""
+
+    guidance_scale: Scale
+    """The CFG scale of rows that name no other."""
+    spacing: Literal["linspace", "leading"] = "linspace"
+    """How the steps are spread over the model's timesteps."""
+    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
+    """DDIM, DPM-Solver++ or Euler-ancestral."""
+
+
+class Samples(Strict):
+    """The samples of every row."""
+
+    count: Count
+    """Samples of a row."""
+    batch_size: Count
+    """Samples of a batch, which are consecutive."""
+    shard_batches: Count = 1
+    """Batches per file on disk, a shard, which is a jackknife group."""
+    traced: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 0
+    """Samples whose trajectory is kept."""
+    seed: Seed = 0
+    """Keys all of their noise."""
+
+    @property
+    def group_size(self) -> int:
+        """Samples of a shard, the group that the jackknife leaves out: whole batches, whose samples may depend on each
+        other."""
+        return self.batch_size * self.shard_batches
+
+
+class Images(Strict):
+    """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show."""
+
+    folder: Folder
+    """The images; ImageNet's has a folder per class."""
+    captions: Folder | None = None
+    """COCO's captions_*.json of that folder, or Open-Sora-Plan's annotations of videos; without it, the folders inside
+    are the classes."""
+    frames_per_second: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] | None = None
+    """Of videos, as the model is trained with."""
+    resize: Literal["once", "halving"] = "once"
+    """How images become squares: at once, or halved first, as ADM and DiT do (`tcbench.data.images.to_square`)."""
+
+
+class Training(Strict):
+    """What methods are trained with, besides their options."""
+
+    seed: Seed = 0
+    """Keys all randomness of training."""
+    images: Images | None = None
+    """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
+
+
+class Clip(Strict):
+    """The model of `clip_score` (`tcbench.metrics.clip`)."""
+
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "ViT-L-14-quickgelu"
+    """By open_clip's name."""
+    weights: str | None = "openai"
+    """A tag that open_clip may download, or a file."""
+
+
+class ImageRewardFiles(Strict):
+    """The files of `image_reward`."""
+
+    weights: Folder = Path("~/.cache/ImageReward/ImageReward.pt")
+    """The official checkpoint."""
+    tokenizer: str = "bert-base-uncased"
+    """The vocabulary of bert-base-uncased, as a folder or a Hugging Face name."""
+
+
+class Scoring(Strict):
+    """What samples are scored by, and what they are compared with."""
+
+    metrics: tuple[MetricName, ...] = Field(default_factory=usual_metrics)
+    """Entries of the catalogue (`tcbench/metrics/catalogue.py`)."""
+    extractor: ExtractorName | None = None
+    """The features behind FID and friends; none where no metric needs any."""
+    extractor_weights: Folder | None = None
+    """Their file, if it does not ship."""
+    real: Folder | None = None
+    """What scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz)."""
+    floor_draws: Count = 20
+    """How often real images are drawn for the floor under every FID."""
+    clip: Clip = Field(default_factory=Clip)
+    """Where `clip_score` finds its weights."""
+    image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
+    """Where `image_reward` finds its weights."""
+
+
+class VBench(Strict):
+    """How VBench sees the videos; its environment is named outside of configs (`tcbench vbench --help`)."""
+
+    weights: Folder = Path("~/.cache/vbench")
+    """Its checkpoints."""
+    fps: Count = 18
+    """The frame rate that videos are written with."""
+
+
+class Latency(Strict):
+    """Latency protocol: whole runs of one batch, rows interleaved, the first `warmup` rounds dropped."""
+
+    batch_size: Count = 8
+    """Samples of the batch."""
+    warmup: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
+    """Rounds that are dropped."""
+    repeats: Count = 3
+    """Rounds that count."""
+
+
+class Diagnostics(Strict):
+    """The one-step local errors of trained predictors."""
+
+    pairs: Count = 64
+    """Pairs of neighbouring steps that they are measured on."""
+
+
+class Figure(Strict):
+    """What figures and grids show."""
+
+    nfe: Nfe
+    """Whose rows the per-step figures show."""
+    columns: Count = 10
+    """Samples in a grid."""
+
+
+class PaperTable(Strict):
+    """A table of the paper, or part of one, that rows stand beside."""
+
+    title: str
+    """What it is called."""
+    metrics: tuple[MetricName, ...]
+    """Columns of quality; the paper's numbers for others get columns of their own."""
+    rows: tuple[RowName, ...] = ()
+    """By name; all of the suite's if none is given."""
+    paper: Flag = True
+    """Whether the paper's numbers of the rows stand beside them; not if it asks the question of another model."""
+
+
+TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
+
+
+class Show(Strict):
+    """What is rendered of the scores."""
+
+    figure: Figure
+    """What figures and grids show."""
+    tables: dict[TableName, PaperTable] = Field(default={"table2": TABLE_2})
+    """The paper's tables that the rows stand beside, by file name."""
+
+
+class PaperCell(Strict):
+    """The paper's numbers for a row, as printed."""
+
+    fid: Number | None = None
+    """FID."""
+    sfid: Number | None = None
+    """sFID."""
+    inception_score: Number | None = Field(None, alias="is")
+    """Inception score."""
+    precision: Number | None = None
+    """Precision."""
+    recall: Number | None = None
+    """Recall."""
+    coco_clip: Number | None = None
+    """CLIP score on MSCOCO."""
+    parti_clip: Number | None = None
+    """CLIP score on PartiPrompts."""
+    image_reward: Number | None = None
+    """ImageReward."""
+    vbench: Number | None = None
+    """VBench's total, in %."""
+    latency_s: Number | None = None
+    """Seconds of a batch of 8 on the paper's GPU."""
+    tmacs: Number | None = None
+    """The column that the paper calls TFLOPs."""
+    speedup: Number | None = None
+    """The ratio of those."""
+
+
+class TrainedRow(Strict):
+    """The part of a row that what is trained for it depends on."""
+
+    method: MethodName
+    """A file of methods/."""
+    nfe: Nfe
+    """Steps of the uncached sampler; rows with the same nfe are compared."""
+    options: dict[str, Any] = Field(default={})
+    """The method's own, over the suite's `defaults` for it (`tcbench methods NAME`)."""
+
+
+class SampledRow(TrainedRow):
+    """The part of a row that its samples depend on."""
+
+    artefacts_from: RowName | None = None
+    """Sample with what was trained for that row (predictor, alpha-bar, refiners)."""
+    guidance_scale: Scale | None = None
+    """The CFG scale, if not the suite's (guidance sweeps)."""
+    refiners: Flag | Literal["p-steps"] = True
+    """Whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or for P-steps
+    alone (`p-steps`)."""
+
+    def is_reference_for(self, row: "SampledRow") -> bool:
+        """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""
+        plain = self.method == "uncached" and self.artefacts_from is None
+        return plain and (self.nfe, self.guidance_scale) == (row.nfe, row.guidance_scale)
+
+
+class Row(SampledRow):
+    """One line of a table."""
+
+    label: str | None = None
+    """What tables call it, if not the method's label."""
+    control: Flag = False
+    """Not in the paper's table; shown as a control."""
+    target: RowName | None = None
+    """The row whose MACs this one's knob was solved for (`tcbench match`, `tcbench validate --macs`)."""
+    paper: PaperCell | None = None
+    """The paper's numbers."""
+
+
+class Variant(Row):
+    """Other values of a row's fields, `options` one by one; what is not named is as in the row that it changes."""
+
+    method: MethodName = ""
+    """Another method, which inherits neither options nor artefacts."""
+    nfe: Nfe = 0
+    """Another number of steps."""
+    base: RowName = ""
+    """Another row to change than the ablation's."""
+
+    @model_serializer(mode="wrap")
+    def _what_is_named(self, plain: Callable[["Variant"], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in plain(self).items() if name in self.model_fields_set}
+
+
+class Ablation(Strict):
+    """One question asked of one row: variants of it, sampled and scored side by side."""
+
+    title: str
+    """Of the table."""
+    question: str
+    """What the variants decide, one sentence for the caption."""
+    base: RowName
+    """The row that variants change; every difference is to the variant that changes nothing."""
+    samples: Count | None = None
+    """Samples of a variant, if not the suite's `samples.count`."""
+    guidance_scales: tuple[Scale, ...] = ()
+    """Repeats every variant at each of these CFG scales."""
+    rows: dict[RowName, Variant]
+    """Variants by name. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own."""
+
+
+class File(Strict):
+    """Something that a suite needs and that does not ship with the project."""
+
+    path: Folder
+    """Where it is looked for."""
+    holds: tuple[str, ...] = ()
+    """What it must hold, if it is a folder."""
+    used: str
+    """What for."""
+    get: str
+    """Where it comes from."""

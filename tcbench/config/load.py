@@ -1,80 +1,111 @@
-"""Reading YAML: one line of complaint that names file, field and fix."""
+"""Reading configs: every problem is one line that names file, field and fix, and all of them are found in one run."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from tcbench.config.check import check_ablations, check_rows
+from tcbench.config.check import problems_of
+from tcbench.config.document import Document, Field, Problem, read_document
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError, did_you_mean
 from tcbench.places import suite_files
 
 Config = TypeVar("Config", bound=BaseModel)
 
+NAMED = frozenset({"rows", "ablations", "files"})
+"""Fields of a suite whose members are looked at one by one: one that is broken hides no problem of the others."""
+
 
 def load_suite(path: Path | str) -> Suite:
     """Read and check a suite config.
 
     Raises:
-        UserError: one line that names the file, the field and the fix.
+        UserError: a line for everything that is wrong with it, naming the file, the field and the fix.
     """
-    path = Path(path)
-    suite = validated(path, read_mapping(path), Suite)
-    check_rows(path, suite)
-    check_ablations(path, suite)
+    document = read_config(Path(path))
+    found = [*document.problems, *_schema_problems(document.value, Suite)]
+    broken = {problem.field[: 1 + (problem.field[0] in NAMED)] for problem in found if problem.field}
+    suite = _what_is_whole(document.value, broken) if found else Suite.model_validate(document.value)
+    if problems := [*found, *problems_of(suite, broken)]:
+        raise document.error(problems)
     return suite
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> Document:
     """The fields of a YAML config, unchecked.
 
     Raises:
         UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         known = sorted({*(file.name for file in path.parent.glob("*.yaml")), *suite_files()})
-        raise UserError(f"{path}: no such config; {did_you_mean(path.name, known)}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
+        raise UserError(f"{path}: no such config; {did_you_mean(path.name, known)}")
+    document = read_document(path)
+    if not isinstance(document.value, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
-    return raw
+    return document
 
 
-def validated(path: Path, raw: dict[str, Any], schema: type[Config]) -> Config:
+def validated(document: Document, schema: type[Config]) -> Config:
     """A config checked against its schema.
 
     Raises:
-        UserError: one line that names the file, the field and the fix.
+        UserError: a line for every problem, naming the file, the field and the fix.
     """
+    if problems := [*document.problems, *_schema_problems(document.value, schema)]:
+        raise document.error(problems)
+    return schema.model_validate(document.value)
+
+
+def _schema_problems(value: Any, schema: type[BaseModel]) -> list[Problem]:
+    """What the schema refuses; unknown keys first, for they are often misspellings of one that is reported missing."""
     try:
-        return schema.model_validate(raw)
+        schema.model_validate(value)
     except ValidationError as error:
-        # an unknown key first: it is often the misspelling of one reported missing
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(_explain(path, problems[0], schema)) from error
+        ordered = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        return [_explain(problem, schema) for problem in ordered]
+    return []
 
 
-def _explain(path: Path, problem: Any, schema: type[BaseModel]) -> str:
-    field = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        given = f", not {problem['input']!r}" if problem["type"] not in ("missing", "unknown") else ""
-        return f"{path}: {field}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
-    for part in problem["loc"][:-1]:
-        if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
-            schema = _model_in(schema.model_fields[str(part)].annotation) or schema
-    known = [info.alias or name for name, info in schema.model_fields.items()]
-    return f"{path}: {field}: unknown key; {did_you_mean(str(problem['loc'][-1]), known)}"
+def _what_is_whole(raw: Mapping[str, Any], broken: set[Field]) -> Suite:
+    """The suite as far as its parts are valid; what is broken or missing is no attribute of it."""
+    parts: dict[str, Any] = {}
+    for name, field in Suite.model_fields.items():
+        if name in raw and (name,) not in broken:
+            value = raw[name]
+            if name in NAMED:
+                value = {key: inner for key, inner in value.items() if (name, key) not in broken}
+            kind: Any = field.annotation
+            parts[name] = TypeAdapter(kind).validate_python(value)
+    return Suite.model_construct(set(parts), **parts)
+
+
+def _explain(problem: Any, schema: type[BaseModel]) -> Problem:
+    """A problem of the schema in our words."""
+    place = tuple(str(part) for part in problem["loc"] if part != "[key]")
+    message = re.sub(r"^Value error, | or instance of \w+$", "", problem["msg"])
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "extra_forbidden":
+        for part in place[:-1]:
+            if part in schema.model_fields:  # other parts are keys of a mapping or places in a list
+                schema = _model_in(schema.model_fields[part].annotation) or schema
+        known = [info.alias or name for name, info in schema.model_fields.items()]
+        return Problem(place, f"unknown key; {did_you_mean(place[-1], known)}")
+    if problem["type"] in ("missing", "unknown", "name"):
+        return Problem(place, message)
+    return Problem(place, f"{message}, not {_shortened(problem['input'])}")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The config model that a field's type is or holds."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
         return annotation
     return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)

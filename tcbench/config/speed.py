@@ -3,16 +3,28 @@
 Imports no torch.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from tcbench.config.fields import PaperCell, PaperModel, Strict
-from tcbench.config.load import read_mapping, validated
+from tcbench.config.document import Problem
+from tcbench.config.fields import (
+    MOST,
+    Count,
+    MethodName,
+    Nfe,
+    PaperCell,
+    PaperModel,
+    RowName,
+    Scale,
+    Seed,
+    Strict,
+    SuiteName,
+)
+from tcbench.config.load import read_config, validated
 from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
@@ -43,10 +55,10 @@ class SpeedRow(Strict):
         paper: the paper's numbers; its latency is of a batch of 8 on its own GPU.
     """
 
-    method: str
-    nfe: int = Field(ge=2, le=1000)
+    method: MethodName
+    nfe: Nfe
     options: dict[str, Any] = Field(default={})
-    open_branches: float | None = Field(None, ge=0, le=1)
+    open_branches: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     paper: PaperCell | None = None
 
 
@@ -61,8 +73,8 @@ class Setting(Strict):
     """
 
     dtype: Dtype
-    batch_size: PositiveInt
-    nfes: tuple[int, ...] | None = None
+    batch_size: Count
+    nfes: tuple[Nfe, ...] | None = None
     peers: bool = False
 
 
@@ -78,9 +90,9 @@ class SpeedModel(Strict):
     stands_for: PaperModel
     needs: str | None = None
     solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
-    guidance_scale: float = Field(1.5, ge=0)
+    guidance_scale: Scale = 1.5
     settings: tuple[Setting, ...]
-    rows: dict[str, SpeedRow]
+    rows: dict[RowName, SpeedRow]
 
     def method(self, row: str) -> Method:
         """The method of a row, with its options."""
@@ -103,9 +115,9 @@ class Protocol(Strict):
         step_rounds: further rounds in which every step is timed by itself.
     """
 
-    warmup: int = Field(1, ge=0)
-    repeats: PositiveInt = 5
-    step_rounds: PositiveInt = 1
+    warmup: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
+    repeats: Count = 5
+    step_rounds: Count = 1
 
 
 class Peers(Strict):
@@ -116,7 +128,7 @@ class Peers(Strict):
         names: of `tcbench.stages.peers.PEERS`.
     """
 
-    nfe: int = Field(50, ge=2, le=1000)
+    nfe: Nfe = 50
     names: tuple[PeerName, ...] = ()
 
 
@@ -128,13 +140,13 @@ class SpeedSuite(Strict):
         seed: of weights, noise and stand-ins for what would be trained.
     """
 
-    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    suite: SuiteName
     description: str
     device: Literal["cpu", "cuda"] = "cuda"
-    seed: int = 0
+    seed: Seed = 0
     protocol: Protocol = Field(default_factory=lambda: Protocol(warmup=1))
     peers: Peers = Field(default_factory=lambda: Peers(nfe=50))
-    models: dict[str, SpeedModel]
+    models: dict[RowName, SpeedModel]
 
     @property
     def folder(self) -> Path:
@@ -200,7 +212,7 @@ def parts(
 
 def is_speed_config(path: Path) -> bool:
     """Whether a config file is of this kind."""
-    return "models" in read_mapping(path)
+    return "models" in read_config(path).value
 
 
 def load_speed_suite(path: Path | str) -> SpeedSuite:
@@ -210,23 +222,28 @@ def load_speed_suite(path: Path | str) -> SpeedSuite:
         UserError: one line that names the file, the field and the fix.
     """
     path = Path(path)
-    suite = validated(path, read_mapping(path), SpeedSuite)
-    for name, model in suite.models.items():
-        field = f"{path}: models.{name}"
-        if not model.needs and name not in MODELS:
-            raise UserError(f"{field}: no such model; known: {', '.join(MODELS)}; or say in `needs` what is missing")
-        nfes = {row.nfe for row in model.rows.values()}
-        for nfe in nfes:
-            if not any(row.method == "uncached" and row.nfe == nfe for row in model.rows.values()):
-                raise UserError(f"{field}.rows: add a row with method: uncached and nfe: {nfe} to compare with")
-        for setting in model.settings:
-            if unknown := set(setting.nfes or ()) - nfes:
-                raise UserError(f"{field}.settings.nfes: no row has nfe {min(unknown)}; give some of {sorted(nfes)}")
-        for row in model.rows:
-            if not re.fullmatch(r"[A-Za-z0-9._-]+", row):
-                raise UserError(f"{field}.rows.{row}: use letters, digits, '-', '_' and '.' only")
-            try:
-                model.method(row)
-            except UserError as error:
-                raise UserError(f"{field}.rows.{row}: {error}") from error
+    document = read_config(path)
+    suite = validated(document, SpeedSuite)
+    if problems := [problem for name in suite.models for problem in _problems(suite, name)]:
+        raise document.error(problems)
     return suite
+
+
+def _problems(suite: SpeedSuite, name: str) -> Iterator[Problem]:
+    """What the schema cannot say of a model's rows."""
+    model, place = suite.models[name], ("models", name)
+    if not model.needs and name not in MODELS:
+        yield Problem(place, f"no such model; known: {', '.join(MODELS)}; or say in `needs` what is missing")
+    nfes = {row.nfe for row in model.rows.values()}
+    for nfe in sorted(nfes):
+        if not any(row.method == "uncached" and row.nfe == nfe for row in model.rows.values()):
+            yield Problem((*place, "rows"), f"add a row with method: uncached and nfe: {nfe} to compare with")
+    for number, setting in enumerate(model.settings):
+        if unknown := set(setting.nfes or ()) - nfes:
+            says = f"no row has nfe {min(unknown)}; give some of {sorted(nfes)}"
+            yield Problem((*place, "settings", str(number), "nfes"), says)
+    for row in model.rows:
+        try:
+            model.method(row)
+        except UserError as error:
+            yield Problem((*place, "rows", row), str(error))

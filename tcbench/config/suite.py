@@ -5,36 +5,38 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
+from tcbench.config.depends import STAGES
 from tcbench.config.fields import (
     Ablation,
-    Clip,
-    DataName,
-    ExtractorName,
-    Figure,
+    AblationName,
+    About,
+    Data,
+    Diagnostics,
     File,
-    Guidance,
-    ImageRewardFiles,
-    Images,
     Latency,
-    Latents,
-    MetricName,
-    ModelName,
-    PaperModel,
+    MethodName,
+    Model,
     PaperTable,
-    Prompts,
     Row,
+    RowName,
+    Sampler,
+    Samples,
+    Scoring,
+    Show,
     Strict,
+    SuiteName,
+    Training,
     VBench,
 )
 from tcbench.data.source import DataSource, PromptSet
 from tcbench.method import Method
-from tcbench.metrics.catalogue import usual_metrics
 from tcbench.record.files import digest
 from tcbench.registry import data_source, make_method
 
-TABLE_2 = PaperTable(title="Table II", metrics=("fid", "sfid", "is", "precision", "recall"))
+OTHER_ROWS = "other_rows"
+"""The table of the rows that no other one names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ class Entry:
     def guidance_scale(self) -> float:
         """Its CFG scale."""
         scale = self.row.guidance_scale
-        return self.suite.guidance.scale if scale is None else scale
+        return self.suite.sampler.guidance_scale if scale is None else scale
 
     @property
     def reference(self) -> "Entry":
@@ -96,55 +98,38 @@ class Entry:
     @property
     def shows_steps(self) -> bool:
         """Whether Fig. 11 shows what its sample looks like on the way: as many steps as the uncached run's."""
-        shown = self.nfe == self.suite.figure.nfe and not self.row.control and self.row.refiners is True
+        shown = self.nfe == self.suite.show.figure.nfe and not self.row.control and self.row.refiners is True
         return shown and self.method.sampled_steps(self.nfe) == self.nfe
 
     # --- what its numbers depend on
 
+    def row_settings(self, stage: str) -> dict[str, Any]:
+        """The part of the row that a stage's result for it depends on, with what its fields stand for."""
+        part = STAGES[stage].row
+        if part is None:
+            return {}
+        settings = self.row.model_dump(include=set(part.model_fields), mode="json", by_alias=True)
+        settings |= {"options": self.method.model_dump(mode="json"), "version": self.method.version}
+        if "guidance_scale" in settings:
+            settings["guidance_scale"] = self.guidance_scale
+        if "artefacts_from" in settings:
+            source = self.trained_as
+            settings["artefacts_from"] = source.training_settings if source else None
+        return settings
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Everything in the config that a stage's result for this row depends on."""
+        return self.suite.settings(stage) | self.row_settings(stage)
+
     @property
     def sample_settings(self) -> dict[str, Any]:
         """Everything in the config that its samples depend on."""
-        shared = self.suite.model_dump(
-            include={
-                "model",
-                "weights",
-                "data",
-                "guidance",
-                "spacing",
-                "solver",
-                "tf32",
-                "prompts",
-                "text_encoder",
-                "latents",
-                "seed",
-                "batch_size",
-                "samples",
-                "traced",
-            },
-            mode="json",
-        )
-        return shared | {
-            "method": self.row.method,
-            "version": self.method.version,
-            "nfe": self.nfe,
-            "guidance_scale": self.guidance_scale,
-            "refiners": self.row.refiners,
-            "options": self.method.model_dump(mode="json"),
-            "training": source.training_settings if (source := self.trained_as) else None,
-        }
+        return self.settings("sample")
 
     @property
     def training_settings(self) -> dict[str, Any]:
         """Everything in the config that what is trained for it depends on."""
-        shared = self.suite.model_dump(
-            include={"model", "weights", "guidance", "spacing", "solver", "training_seed", "tf32"},
-            mode="json",
-        )
-        shared |= self.suite.data_settings
-        if self.suite.training:  # read by a text encoder, seen through an autoencoder
-            shared |= self.suite.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
-        return shared | {"method": self.method.name, "version": self.method.version, "nfe": self.nfe,
-                         "options": self.method.model_dump(mode="json")}  # fmt: skip
+        return self.settings("train")
 
     # --- where its files are
 
@@ -210,92 +195,64 @@ class Entry:
 
 
 class Suite(Strict):
-    """Everything that a run depends on besides the code.
+    """Everything that a run depends on besides the code, by groups; a stage depends on whole ones."""
 
-    Attributes:
-        suite: its name, and that of its folder in results/.
-        differs: how it differs from the paper's setting, for titles; empty if it does not.
-        model, weights: a known model, and its checkpoint if not the shipped one; "random" draws weights from `seed`.
-        data: what samples show: a data set of the package, which scores compare with and training uses, too; prompts
-            of a published set; or ImageNet's classes in turn.
-        data_folder: where the files of `data` are, if not where they usually are.
-        real: what scores compare with where `data` brings no images: a folder of them, or ADM's reference batch (.npz).
-        training: what methods are trained on where `data` brings no images, through the autoencoder of `latents`.
-        extractor: features behind FID and friends; none where no metric needs any.
-        extractor_weights: their file, if it does not ship.
-        device, tf32: where everything runs, and whether a GPU rounds the factors of matrix products to TF32.
-        clip, image_reward, vbench: where the metrics of those names find their weights.
-        seed: keys all noise of evaluated samples; training_seed all of training.
-        samples, batch_size: per row; samples of a batch are consecutive.
-        shard_batches: batches per file on disk, a shard, which is a jackknife group.
-        traced: samples per row whose trajectory is kept.
-        tables: the paper's tables that the rows stand beside, by file name.
-        jobs: workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every
-            NFE), one per method or one per row.
-        defaults: options by method, under the rows' own.
-        ablations: questions asked beside the tables (target `ablations`).
-        prompts, text_encoder, latents: what stands before and behind the paper's denoisers, where `data` is a set of
-            prompts: how they are used, the folder of the T5 or mT5 that reads them, the autoencoder.
-        files: what does not ship with the project (`tcbench validate --files`).
-    """
-
-    suite: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
-    description: str
-    differs: str
-    stands_for: PaperModel | None = None
-    model: ModelName
-    weights: str | None = None
-    data: DataName
-    data_folder: Path | None = None
-    real: Path | None = None
-    training: Images | None = None
-    extractor: ExtractorName | None = None
-    extractor_weights: Path | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
-    tf32: bool = False
-    guidance: Guidance
-    spacing: Literal["linspace", "leading"] = "linspace"
-    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
-    seed: int = 0
-    training_seed: int = 0
-    samples: PositiveInt
-    batch_size: PositiveInt
-    shard_batches: PositiveInt = 1
-    traced: int = Field(0, ge=0)
-    floor_draws: PositiveInt = 20
-    metrics: tuple[MetricName, ...] = Field(default_factory=usual_metrics)
-    clip: Clip = Field(default_factory=Clip)
-    image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
+    suite: SuiteName
+    """Its name, and that of its folder in results/."""
+    about: About
+    """What titles and captions say of it."""
+    model: Model
+    """The denoiser, what stands before and behind it, and where it runs."""
+    data: Data
+    """What samples show."""
+    sampler: Sampler
+    """How every row is sampled and every method trained."""
+    samples: Samples
+    """The samples of every row."""
+    training: Training = Field(default_factory=Training)
+    """What methods are trained with, besides their options."""
+    scoring: Scoring = Field(default_factory=Scoring)
+    """What samples are scored by, and what they are compared with."""
     vbench: VBench = Field(default_factory=VBench)
+    """How VBench sees the videos."""
     latency: Latency = Field(default_factory=lambda: Latency(warmup=1))
-    figure: Figure
-    tables: dict[str, PaperTable] = Field(default={"table2": TABLE_2})
+    """How latency is measured."""
+    diagnostics: Diagnostics = Field(default_factory=Diagnostics)
+    """How the local errors of predictors are measured."""
+    show: Show
+    """What is rendered of the scores."""
     jobs: Literal["two", "nfe", "method", "row"] = "method"
-    diagnostics_pairs: PositiveInt = 64
-    defaults: dict[str, dict[str, Any]] = Field(default={})
-    rows: dict[str, Row]
-    ablations: dict[str, Ablation] = Field(default={})
-    prompts: Prompts = Field(default_factory=Prompts)
-    text_encoder: Path | None = None
-    latents: Latents | None = None
+    """Workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every NFE),
+    one per `method` or one per `row`."""
+    defaults: dict[MethodName, dict[str, Any]] = Field(default={})
+    """Options by method, under the rows' own."""
+    rows: dict[RowName, Row] = Field(min_length=1)
+    """The lines of the tables, by name; every nfe needs one whose method is `uncached`."""
+    ablations: dict[AblationName, Ablation] = Field(default={})
+    """Questions asked beside the tables (target `ablations`), by name."""
     files: dict[str, File] = Field(default={})
+    """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
 
     @property
     def source(self) -> DataSource:
         """The data set."""
-        return data_source(self.data, self.data_folder)
+        return data_source(self.data.name, self.data.folder)
 
-    @property
-    def data_settings(self) -> dict[str, Any]:
-        """Everything in the config that the data set's images depend on, and what identifies files of yours."""
-        if self.data_folder is None:
-            return {"data": self.data}
-        return {"data": self.data, "data_folder": str(self.data_folder), "data_files": self.source.fingerprint()}
+    def settings(self, stage: str) -> dict[str, Any]:
+        """Everything in the config besides rows that a stage's results depend on: whole groups, and what identifies
+        files of yours among the data."""
+        groups = STAGES[stage].groups
+        settings = self.model_dump(include=set(groups), mode="json")
+        return settings | ({"files_of_data": self._files_of_data} if "data" in groups else {})
+
+    @cached_property
+    def _files_of_data(self) -> str | None:
+        return self.source.fingerprint() if self.data.folder else None
 
     @property
     def captions_of_real(self) -> Path | None:
-        """The file that says what the images of `real` show, where the prompts' file does."""
-        return self.prompts.file if isinstance(self.source, PromptSet) and self.source.describes_images else None
+        """The file that says what the images of `scoring.real` show, where the prompts' file does."""
+        return self.data.prompts.file if isinstance(self.source, PromptSet) and self.source.describes_images else None
 
     def __getitem__(self, name: str) -> Entry:
         """A row, bound to this suite.
@@ -311,6 +268,22 @@ class Suite(Strict):
     def entries(self) -> tuple[Entry, ...]:
         """The rows that are sampled and scored, in order."""
         return tuple(self[name] for name in self.rows)
+
+    @property
+    def in_no_table(self) -> tuple[str, ...]:
+        """Rows that no table of `show.tables` names, in order."""
+        shown = {row for table in self.show.tables.values() for row in table.rows or self.rows}
+        return tuple(name for name in self.rows if name not in shown)
+
+    @property
+    def tables(self) -> dict[str, PaperTable]:
+        """The tables of `show`, and one of the rows that none of them names, beside the uncached rows of their NFE."""
+        if not self.in_no_table or not self.show.tables:
+            return self.show.tables
+        metrics = dict.fromkeys(metric for table in self.show.tables.values() for metric in table.metrics)
+        wanted = {name for row in self.in_no_table for name in (row, self[row].reference.name)}
+        rows = tuple(name for name in self.rows if name in wanted)
+        return self.show.tables | {OTHER_ROWS: PaperTable(title="Other rows", metrics=tuple(metrics), rows=rows)}
 
     @cached_property
     def trained_rows(self) -> tuple[str, ...]:
@@ -348,12 +321,6 @@ class Suite(Strict):
         return self.root
 
     @property
-    def group_size(self) -> int:
-        """Samples of a shard, the group that the jackknife leaves out: whole batches, whose samples may depend on each
-        other."""
-        return self.batch_size * self.shard_batches
-
-    @property
     def latents_index(self) -> Path:
         """What `tcbench encode` says of the training images' latents; ablations share it."""
         return self.root / "latents.json"
@@ -374,8 +341,10 @@ class Suite(Strict):
         Raises:
             KeyError: neither has it.
         """
+        if name in self.rows:
+            return self[name]
         holding = (ablation for ablation in self.ablation_suites.values() if name in ablation.own)
-        return self[name] if name in self.rows else next(holding, self)[name]
+        return next(holding, self)[name]
 
     def digest(self) -> str:
         """Identifies the whole config."""
@@ -414,11 +383,11 @@ class AblationSuite(Suite):
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
 
-def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
-    """Variants and references of an ablation as rows, in front of the suite's own."""
+def ablation_rows(suite: Suite, name: str, ablation: Ablation) -> dict[str, Row]:
+    """References and variants of an ablation as rows."""
     variants: dict[str, Row] = {}
-    for key, change in ablation.rows.items():
-        change = dict(change)
+    for key, variant in ablation.rows.items():
+        change = variant.model_dump(by_alias=True)
         base = change.pop("base", ablation.base)
         row = suite.rows[base].model_dump(by_alias=True, exclude={"label", "control", "target", "paper"})
         if "method" in change:
@@ -431,13 +400,19 @@ def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
             at = "" if scale is None else f"-cfg{scale:g}"
             variants[f"{name}-{key}{at}"] = Row.model_validate(settings)
     references: dict[str, Row] = {}
-    for variant in variants.values():
-        if not any(other.is_reference_for(variant) for other in [*variants.values(), *references.values()]):
-            at = "" if variant.guidance_scale is None else f"-cfg{variant.guidance_scale:g}"
-            references[f"{name}-reference{variant.nfe}{at}"] = Row(
-                method="uncached", nfe=variant.nfe, guidance_scale=variant.guidance_scale
+    for sampled in variants.values():
+        if not any(other.is_reference_for(sampled) for other in [*variants.values(), *references.values()]):
+            at = "" if sampled.guidance_scale is None else f"-cfg{sampled.guidance_scale:g}"
+            references[f"{name}-reference{sampled.nfe}{at}"] = Row(
+                method="uncached", nfe=sampled.nfe, guidance_scale=sampled.guidance_scale
             )
-    own = references | variants
+    return references | variants
+
+
+def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
+    """An ablation as a suite, with its rows in front of the suite's own."""
+    own = ablation_rows(suite, name, ablation)
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
-    changed = {"rows": own | suite.rows, "samples": ablation.samples or suite.samples, "traced": 0, "ablations": {}}
+    samples = suite.samples.model_copy(update={"count": ablation.samples or suite.samples.count, "traced": 0})
+    changed = {"rows": own | suite.rows, "samples": samples, "ablations": {}}
     return AblationSuite(**shared | changed, ablation=name, own=tuple(own))

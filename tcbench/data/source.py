@@ -18,12 +18,12 @@ class DataSource(ABC):
     """A data set: what samples show and are compared with, and what networks learn from.
 
     Attributes:
-        name: the file's, and what a suite's `data` calls it.
+        name: the file's, and what a suite's `data.name` calls it.
         conditioning: on what samples are generated: classes in turn, or captions.
-        brings_images: whether `images` reads any; else a suite names them in `real` and `training`.
+        brings_images: whether `images` reads any; else a suite names them in `scoring.real` and `training.images`.
         recipes: what `tcbench pretrain` makes of it, "denoiser", "classifier", "reader" or "clip": the fields in which
             the recipe differs from its class's defaults.
-        takes_folder: whether its files may lie in a folder that the suite names, `data_folder`.
+        takes_folder: whether its files may lie in a folder that the suite names, `data.folder`.
         usual_folders: where they are looked for otherwise; with none, the suite must name it.
         holds: what the folder must hold.
         get: where the files come from.
@@ -67,15 +67,15 @@ class NamedImages(DataSource):
 
     def images(self, held_out: bool = False) -> Dataset:
         """None are read here."""
-        raise UserError(f"data {self.name!r}: no images of it are read here; a suite names them in `real`, `training`")
+        raise UserError(f"data {self.name!r}: no images of it are read here; a suite names them")
 
 
 class PromptSet(NamedImages):
     """A published set of prompts.
 
     Attributes:
-        shipped: its file among the package's assets; None if a suite must name it, `prompts.file`.
-        describes_images: whether that file also says what the images of `real` show.
+        shipped: its file among the package's assets; None if a suite must name it, `data.prompts.file`.
+        describes_images: whether that file also says what the images of `scoring.real` show.
     """
 
     conditioning = "text"
@@ -93,7 +93,9 @@ class PromptSet(NamedImages):
             UserError: the file is missing or is not the set's.
         """
         if path is None and self.shipped is None:
-            raise UserError(f"prompts.file: the prompts of {self.name!r} do not ship with the package; give their file")
+            raise UserError(
+                f"data.prompts.file: the prompts of {self.name!r} do not ship with the package; give their file"
+            )
         file = locate(path or str(self.shipped))
         if not file.exists():
             raise UserError(f"{file}: not found; `tcbench validate CONFIG --files` says how to get it")

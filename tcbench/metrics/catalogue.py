@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from tcbench.errors import UserError, did_you_mean
 
+NEIGHBOURS = 3
+"""Of a sample, in whose distance precision and recall look for others."""
+
 Need = Literal["features", "labels", "images", "uncached", "reading"]
 
 
@@ -27,8 +30,10 @@ class Metric:
             `settings` and a device and returns a scorer (`tcbench.metrics.readings.Scorer`).
         needs: what it looks at: an extractor's features, labels, images, the uncached run at equal noise, or a reading
             of every sample, which may be missing for a reason that the row records.
+        least: how many samples it can be computed of.
+        reads_captions: whether it looks at what samples were generated for.
         per_sample: whether `load` makes a scorer of single samples; the metric is the mean of its readings.
-        settings: the suite's field with the arguments of `load`, if it takes any.
+        settings: the field of the suite's `scoring` with the arguments of `load`, if it takes any.
         unit: of the value; axes of figures show it.
         paper: the paper's columns of this metric: the key in a row's `paper`, and what the column is of, "" if that is
             the metric as such.
@@ -42,6 +47,8 @@ class Metric:
     load: str
     needs: frozenset[Need] = frozenset({"features"})
     per_sample: bool = False
+    least: int = 1
+    reads_captions: bool = False
     settings: str | None = None
     unit: str = ""
     paper: Mapping[str, str] = field(default_factory=dict)
@@ -74,12 +81,12 @@ _PAIRED = frozenset[Need]({"images", "uncached"})
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("fid", "FID", "lower", f"{_SET}:fid", paper={"fid": ""}, usual=True),
-        Metric("sfid", "sFID", "lower", f"{_SET}:sfid", paper={"sfid": ""}, usual=True),
+        Metric("fid", "FID", "lower", f"{_SET}:fid", least=2, paper={"fid": ""}, usual=True),
+        Metric("sfid", "sFID", "lower", f"{_SET}:sfid", least=2, paper={"sfid": ""}, usual=True),
         Metric("is", "IS", "higher", f"{_SET}:inception", paper={"is": ""}, usual=True),
         Metric("precision", "Precision", "higher", f"{_SET}:precision", paper={"precision": ""}, usual=True),
-        Metric("recall", "Recall", "higher", f"{_SET}:recall", paper={"recall": ""}, usual=True),
-        Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid"),
+        Metric("recall", "Recall", "higher", f"{_SET}:recall", least=NEIGHBOURS + 1, paper={"recall": ""}, usual=True),
+        Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid", least=2),
         Metric(
             "accuracy", "Accuracy", "higher", f"{_SET}:accuracy", frozenset[Need]({"features", "labels"}), usual=True
         ),
@@ -90,11 +97,21 @@ METRICS: dict[str, Metric] = {
             "tcbench.metrics.image_reward:load_image_reward",
             _READING,
             per_sample=True,
+            reads_captions=True,
             settings="image_reward",
             paper={"image_reward": ""},
         ),
         # read from files: VBench runs in an environment of its own (tcbench/stages/vbench.py)
-        Metric("vbench", "VBench", "higher", f"{_SET}:vbench_total", _READING, unit="%", paper={"vbench": ""}),
+        Metric(
+            "vbench",
+            "VBench",
+            "higher",
+            f"{_SET}:vbench_total",
+            _READING,
+            reads_captions=True,
+            unit="%",
+            paper={"vbench": ""},
+        ),
         Metric(
             "clip_score",
             "CLIP score",
@@ -102,6 +119,7 @@ METRICS: dict[str, Metric] = {
             "tcbench.metrics.clip:load_clip",
             _READING,
             per_sample=True,
+            reads_captions=True,
             settings="clip",
             paper={"coco_clip": "MSCOCO", "parti_clip": "PartiPrompts"},
         ),
@@ -112,6 +130,7 @@ METRICS: dict[str, Metric] = {
             "tcbench.metrics.clip:load_digits_clip_scorer",
             _READING,
             per_sample=True,
+            reads_captions=True,
         ),
         Metric(
             "alignment",
@@ -120,6 +139,7 @@ METRICS: dict[str, Metric] = {
             "tcbench.metrics.alignment:load_alignment",
             _READING,
             per_sample=True,
+            reads_captions=True,
         ),
         Metric(
             "temporal_flickering",
@@ -152,10 +172,12 @@ class ExtractorEntry:
     Attributes:
         load: "module:class", a `tcbench.metrics.extractors` network.
         ships: whether its weights do; a suite must name those of others.
+        knows: the data sets that it was trained for; empty if its features describe any image.
     """
 
     load: str
     ships: bool = True
+    knows: tuple[str, ...] = ()
 
     def network(self) -> Any:
         """The class, imported."""
@@ -164,9 +186,9 @@ class ExtractorEntry:
 
 _NETWORKS = "tcbench.metrics.extractors"
 EXTRACTORS = {
-    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor"),
-    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor"),
-    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", ships=False),
+    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor", knows=("digits",)),
+    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", knows=("scenes", "moving")),
+    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", ships=False, knows=("fashion",)),
     "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", ships=False),
 }
 
@@ -184,7 +206,7 @@ def usual_metrics() -> tuple[str, ...]:
 
 
 def settings_of(metrics: Iterable[str]) -> set[str]:
-    """The fields of a suite that these metrics depend on."""
+    """The fields of a suite's `scoring` that these metrics depend on."""
     return {settings for name in metrics if (settings := METRICS[name].settings)}
 
 

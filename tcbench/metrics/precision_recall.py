@@ -11,9 +11,9 @@ from torch import Tensor
 from torch_fidelity.metric_prc import calc_cdist_full
 
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import NEIGHBOURS
 from tcbench.stats import Indices, Statistic
 
-NEIGHBOURS = 3
 MAX_REFERENCES = 10_000
 """Real images in ADM's reference batch for these two metrics."""
 _ROWS = 2048

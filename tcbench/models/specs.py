@@ -35,6 +35,8 @@ class ModelSpec(BaseModel, ABC):
     out_channels: int = Field(gt=0)
     guided_channels: int = Field(gt=0, description="CFG acts on the first this-many channels of the prediction")
     guidance_kind: ClassVar[GuidanceKind] = "pair"
+    solvers: ClassVar[tuple[str, ...]] = ("ddim", "dpm")
+    """The solvers that take what the network predicts: eps here."""
     norm_eps: float = Field(default=1e-6, gt=0)
     weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
 
@@ -196,6 +198,7 @@ class OpenSoraPlanSpec(VideoSpec, TextSpec):
     """An Open-Sora-Plan; blocks but the `dense_blocks` attend sparsely."""
 
     family: Literal["open_sora_plan"] = "open_sora_plan"
+    solvers: ClassVar[tuple[str, ...]] = ("euler_ancestral",)  # which predicts v
     dense_blocks: tuple[int, ...] = ()
 
     @model_validator(mode="after")

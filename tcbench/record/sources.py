@@ -30,7 +30,10 @@ CANNOT_CHANGE_NUMBERS = frozenset(
     {
         "tcbench",  # its version
         # what a config says reaches fingerprints and rules as values
-        *(f"tcbench.config.{name}" for name in ("fields", "suite", "load", "check", "speed", "needs")),
+        *(
+            f"tcbench.config.{name}"
+            for name in ("document", "fields", "depends", "suite", "load", "check", "speed", "needs")
+        ),
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
         *(f"tcbench.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
         *("tcbench.places", "tcbench.registry"),  # these find

@@ -345,7 +345,7 @@ def smaller_deviation_than_toca(results: Results) -> list[Finding]:
     Deviations of one sample at different steps are taken as fully dependent, which errs on wide.
     """
     findings = []
-    samples = results.suite.traced
+    samples = results.suite.samples.traced
     for quantity, name in (("x0", "predicted x0, mean over steps"), ("xt", "x_t, mean over steps")):
         compared, evidence = [], []
         for row in _tokencache(results):

@@ -79,7 +79,7 @@ def chosen_by(entry: Entry, option: str, value: Any) -> str:
     suite = entry.suite
     if entry.row.target and option == entry.method.knob:
         return f"solved for the MACs of {entry.row.target}"
-    stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else ("", 0)
+    stands_for = (suite.about.stands_for.name, suite.about.stands_for.resolution) if suite.about.stands_for else ("", 0)
     published = dict(zip(("num_full_steps", "beta"), PAPER_TABLE_1.get((*stands_for, entry.nfe), ()), strict=False))
     if option in published and published[option] == value:
         return "the paper, Table I"

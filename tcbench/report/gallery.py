@@ -28,7 +28,7 @@ def _quality(results: Results, folder: Path) -> Figure:
 
 def _deviation(results: Results, folder: Path) -> Figure:
     rows = _with_refiners(results)
-    return figures.figure_trajectory(rows, rows[0]["resolution"], results.suite.figure.nfe)
+    return figures.figure_trajectory(rows, rows[0]["resolution"], results.suite.show.figure.nfe)
 
 
 def _scores(results: Results, folder: Path) -> Figure:
@@ -45,7 +45,7 @@ def _scores(results: Results, folder: Path) -> Figure:
 def _diagnosed(results: Results, key: str) -> tuple[str, dict[str, Any]]:
     """(row, its diagnostics' part) at the figures' NFE."""
     for row, log in results.diagnostics.items():
-        if results.row(row)["nfe"] == results.suite.figure.nfe and key in log:
+        if results.row(row)["nfe"] == results.suite.show.figure.nfe and key in log:
             return row, log[key]
     raise Missing(f"diagnostics with `{key}` (tcbench diagnose)")
 
@@ -79,7 +79,7 @@ def _guidance(results: Results, folder: Path) -> Figure:
 
 def at_figure_nfe(results: Results) -> list[Row]:
     """Rows at the figures' NFE, the uncached one first."""
-    nfe = results.suite.figure.nfe
+    nfe = results.suite.show.figure.nfe
     return uncached_first([row for row in _with_refiners(results) if row["nfe"] == nfe and was_run(row)])
 
 

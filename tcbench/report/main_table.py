@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tcbench.config.fields import PaperTable
-from tcbench.config.suite import TABLE_2
+from tcbench.config.fields import TABLE_2, PaperTable
 from tcbench.metrics.catalogue import METRICS, paper_headings
 from tcbench.report.cells import (
     NO_CELL,

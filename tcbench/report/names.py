@@ -26,7 +26,7 @@ class Picture:
 
 
 def _figure_row(suite: Suite) -> bool:
-    return suite.figure.nfe in {suite.rows[row].nfe for row in suite.predictor_rows}
+    return suite.show.figure.nfe in {suite.rows[row].nfe for row in suite.predictor_rows}
 
 
 def _ratios(suite: Suite) -> dict[str, Any]:
@@ -77,12 +77,12 @@ PICTURES: dict[str, Picture] = {
         "Fig. 10",
         "Deviation from the uncached run at every step, mean and standard deviation over samples: predicted x0 (left) "
         "and x_t (right).",
-        lambda suite: suite.traced > 0,
+        lambda suite: suite.samples.traced > 0,
     ),
     "fig11_steps": Picture(
         "Fig. 11",
         "Predicted x0 and x_t of one sample over timesteps, uncached first, then every method.",
-        lambda suite: suite.traced > 0,
+        lambda suite: suite.samples.traced > 0,
     ),
     "guidance": Picture(
         "",

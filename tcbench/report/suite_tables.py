@@ -17,15 +17,17 @@ def main_tables(results: Results) -> dict[str, Table]:
             results.rows,
             results.latency,
             results.floor,
-            differs=suite.differs,
-            guidance_scale=suite.guidance.scale,
+            differs=suite.about.differs,
+            guidance_scale=suite.sampler.guidance_scale,
             table=table,
         )
         for name, table in suite.tables.items()
     }
     if suite.predictor_rows:
-        stands_for = (suite.stands_for.name, suite.stands_for.resolution) if suite.stands_for else None
-        tables["table1"] = table1(results.rows, differs=suite.differs, stands_for=stands_for)
+        stands_for = (
+            (suite.about.stands_for.name, suite.about.stands_for.resolution) if suite.about.stands_for else None
+        )
+        tables["table1"] = table1(results.rows, differs=suite.about.differs, stands_for=stands_for)
     return tables
 
 
@@ -38,7 +40,7 @@ def ablation_tables(results: Results) -> dict[str, Table]:
             rows,
             suite.ablation_suites[name].variants,
             suite=suite.suite,
-            differs=suite.differs,
+            differs=suite.about.differs,
         )
         for name, rows in results.ablations.items()
     }
@@ -51,7 +53,7 @@ def diagnostic_tables(results: Results) -> dict[str, Table]:
     nfe = {row: results.suite.rows[row].nfe for row in results.diagnostics}
     suite = results.suite
     diagnostics = list(results.diagnostics.values())
-    return {"local_error": table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.differs)}
+    return {"local_error": table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.about.differs)}
 
 
 def all_tables(results: Results) -> dict[str, Table]:

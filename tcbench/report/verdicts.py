@@ -21,7 +21,7 @@ def verdicts(results: Results) -> list[tuple[str, Claim, Finding]]:
     found = []
     for topic, claims in CLAIMS.items():
         for claim in claims:
-            testable = claim.of.include(results.suite.stands_for)
+            testable = claim.of.include(results.suite.about.stands_for)
             findings = claim.test(results) if testable else [untested(f"a suite whose rows stand for {claim.of}")]
             found += [(topic, claim, finding) for finding in findings]
     return found
@@ -33,14 +33,14 @@ def what_it_can_show(results: Results) -> list[str]:
     scored = [row for row in rows if was_run(row)]
     sizes = sorted({(row["samples"], row["groups"]) for row in scored})
     lines = [
-        f"Suite `{suite.suite}`: {suite.description}"
+        f"Suite `{suite.suite}`: {suite.about.description}"
         + (
-            f" ({suite.differs}): rankings may carry over to the paper's setting, values do not."
-            if suite.differs
+            f" ({suite.about.differs}): rankings may carry over to the paper's setting, values do not."
+            if suite.about.differs
             else "."
         ),
         f"{' or '.join(f'{n} samples in {groups} batches' for n, groups in sizes)} per row, "
-        f"noise seed {suite.seed}, CFG scale {suite.guidance.scale:g} ({suite.guidance.rule}).",
+        f"noise seed {suite.samples.seed}, CFG scale {suite.sampler.guidance_scale:g} ({suite.about.guidance_rule}).",
     ]
     detectable = minimum_detectable(rows)
     if detectable:
@@ -111,7 +111,7 @@ def verdict_table(results: Results) -> Table:
         f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
         f"{MATCHED:.0%}, overheads charged."
     )
-    differs = f" ({results.suite.differs})" if results.suite.differs else ""
+    differs = f" ({results.suite.about.differs})" if results.suite.about.differs else ""
     return Table(
         title=f"Verdicts on the paper's claims, suite `{results.suite.suite}`{differs}",
         caption=rules,

@@ -20,17 +20,17 @@ for name, ablation in SUITE.ablation_suites.items():
         output:
             expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
         params:
-            code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries}), data=SUITE.data),
+            code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries}), data=SUITE.data.name),
             name=name,
-            settings=[ablation.metrics, ablation.extractor, *(entry.sample_settings for entry in ablation.entries)],
+            settings=[ablation.settings("ablate"), *(entry.row_settings("ablate") for entry in ablation.entries)],
         log:
             f"{RESULTS}/logs/ablate-{name}.log",
         benchmark:
             f"{RESULTS}/benchmarks/ablate-{name}.tsv"
         threads: 1
         resources:
-            gpu=int(SUITE.device == "cuda"),
+            gpu=int(SUITE.model.device == "cuda"),
         # as in sample.smk
-        priority: sum(entry.nfe for entry in ablation.entries) * ablation.samples // SUITE.samples
+        priority: sum(entry.nfe for entry in ablation.entries) * ablation.samples.count // SUITE.samples.count
         shell:
             f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"

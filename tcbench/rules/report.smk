@@ -23,7 +23,7 @@ rule render_tables:
         expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
     params:
         code=source_digest("report"),
-        settings=[SUITE.differs, SUITE.guidance.scale, SUITE.figure.model_dump(), SUITE.model_dump(include={"tables"})],
+        settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/tables.log",
     threads: 1
@@ -39,7 +39,7 @@ rule render_ablations:
         table_files([f"ablation-{name}" for name in SUITE.ablations]),
     params:
         code=source_digest("report"),
-        settings=[ablation.model_dump() for ablation in SUITE.ablations.values()],
+        settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/ablations.log",
     threads: 1
@@ -55,6 +55,7 @@ rule diagnostics:
         table_files(["local_error"]),
     params:
         code=source_digest("report"),
+        settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/diagnostics.log",
     threads: 1
@@ -88,7 +89,7 @@ rule render_figures:
         figure_files(),
     params:
         code=source_digest("report"),
-        settings=[SUITE.differs, SUITE.figure.model_dump()],
+        settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/figures.log",
     threads: 1
@@ -103,6 +104,7 @@ rule render_verdicts:
         table_files(["verdicts"]),
     params:
         code=source_digest("report"),
+        settings=SUITE.digest(),
     log:
         f"{RESULTS}/logs/verdicts.log",
     threads: 1

@@ -22,16 +22,16 @@ for group, rows in SUITE.groups.items():
         output:
             expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
         params:
-            code=source_digest("sample", *methods_of(group), data=SUITE.data),
+            code=source_digest("sample", *methods_of(group), data=SUITE.data.name),
             rows=rows,
-            settings=[SUITE[row].sample_settings for row in rows],
+            settings=[SUITE.settings("sample"), *(SUITE[row].row_settings("sample") for row in rows)],
         log:
             f"{RESULTS}/logs/sample-{group}.log",
         benchmark:
             f"{RESULTS}/benchmarks/sample-{group}.tsv"
         threads: 1
         resources:
-            gpu=int(SUITE.device == "cuda"),
+            gpu=int(SUITE.model.device == "cuda"),
         priority: sum(SUITE.rows[row].nfe for row in rows)  # the longest first, so that the cores finish together
         shell:
             f"tcbench sample {CONFIG} --rows {{params.rows}} 2> {{log}}"
@@ -43,13 +43,13 @@ rule latency:
     output:
         f"{RESULTS}/latency.json",
     params:
-        code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()}), data=SUITE.data),
-        settings=[[entry.sample_settings for entry in SUITE.entries], SUITE.latency.model_dump()],
+        code=source_digest("latency", *sorted({row.method for row in SUITE.rows.values()}), data=SUITE.data.name),
+        settings=[SUITE.settings("latency"), *(entry.row_settings("latency") for entry in SUITE.entries)],
     log:
         f"{RESULTS}/logs/latency.log",
     # All cores, so that nothing else runs beside a measurement; torch itself stays at one thread (tcbench.cli).
     threads: workflow.cores
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench latency {CONFIG} 2> {{log}}"

@@ -1,6 +1,6 @@
 # VBench runs in an environment of its own (6 GB), which nothing but `snakemake vbench_environment` installs; without it a
 # row's file says what every dimension needs, and is made again once the environment is there.
-VBENCH_ENVIRONMENT = f"{SUITE.vbench.environment}/requirements.txt"
+VBENCH_ENVIRONMENT = f"{vbench_environment()}/requirements.txt"
 
 
 rule vbench_environment:
@@ -18,19 +18,19 @@ rule vbench:
         f"{RESULTS}/vbench/{{row}}.json",
     params:
         code=source_digest("vbench"),
-        settings=SUITE.vbench.model_dump(mode="json"),
+        settings=SUITE.settings("vbench"),
     log:
         f"{RESULTS}/logs/vbench-{{row}}.log",
     threads: 1
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench vbench {CONFIG} --rows {{wildcards.row}} 2> {{log}}"
 
 
 def videos_of(rows):
     scored = dict.fromkeys([*rows, *(SUITE[row].reference.name for row in rows)])
-    return expand(f"{RESULTS}/vbench/{{row}}.json", row=scored) if "vbench" in SUITE.metrics else []
+    return expand(f"{RESULTS}/vbench/{{row}}.json", row=scored) if "vbench" in SUITE.scoring.metrics else []
 
 
 for group, rows in SUITE.scored_together.items():
@@ -47,15 +47,14 @@ for group, rows in SUITE.scored_together.items():
         output:
             expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
         params:
-            code=source_digest("score", data=SUITE.data),
+            code=source_digest("score", data=SUITE.data.name),
             rows=rows,
-            settings=[SUITE.metrics, SUITE.extractor, SUITE.data_settings, SUITE.model_dump(include=settings_of(SUITE.metrics) | {'real', 'extractor_weights'}, mode='json')]
-            + [SUITE.rows[row].model_dump(mode="json", by_alias=True) for row in rows],
+            settings=[SUITE.settings("score"), *(SUITE[row].row_settings("score") for row in rows)],
         log:
             f"{RESULTS}/logs/score-{group}.log",
         threads: 1
         resources:
-            gpu=int(SUITE.device == "cuda"),
+            gpu=int(SUITE.model.device == "cuda"),
         shell:
             f"tcbench score {CONFIG} --rows {{params.rows}} 2> {{log}}"
 
@@ -64,12 +63,12 @@ rule floor:
     output:
         f"{RESULTS}/scores/floor.json",
     params:
-        code=source_digest("score", data=SUITE.data),
-        settings=[SUITE.extractor, SUITE.data_settings, str(SUITE.real), SUITE.samples, SUITE.floor_draws, SUITE.seed],
+        code=source_digest("score", data=SUITE.data.name),
+        settings=SUITE.settings("score"),
     log:
         f"{RESULTS}/logs/floor.log",
     threads: 1
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench floor {CONFIG} 2> {{log}}"

@@ -7,9 +7,8 @@ from snakemake.exceptions import WorkflowError
 
 from tcbench.config.load import load_suite
 from tcbench.errors import UserError
-from tcbench.metrics.catalogue import settings_of
 from tcbench.report.names import PICTURES, figure_names
-from tcbench.places import PACKAGE, suite_file, suite_word
+from tcbench.places import PACKAGE, suite_file, suite_word, vbench_environment
 from tcbench.record.sources import source_digest
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.

@@ -5,24 +5,24 @@ rule encode:
         SUITE.latents_index,
     params:
         code=source_digest("encode"),
-        settings=SUITE.model_dump(include={"training", "latents", "model", "training_seed"}, mode="json"),
+        settings=SUITE.settings("encode"),
     log:
         f"{RESULTS}/logs/encode.log",
     threads: workflow.cores
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench encode {CONFIG} 2> {{log}}"
 
 
 rule train:
     input:
-        latents=[SUITE.latents_index] if SUITE.training else [],
+        latents=[SUITE.latents_index] if SUITE.training.images else [],
         files=lambda w: SUITE.find(w.row).method.files(),
     output:
         f"{RESULTS}/trained/{{row}}/artefacts.json",
     params:
-        code=lambda w: source_digest("train", SUITE.find(w.row).row.method, data=SUITE.data),
+        code=lambda w: source_digest("train", SUITE.find(w.row).row.method, data=SUITE.data.name),
         settings=lambda w: SUITE.find(w.row).training_settings,
     log:
         f"{RESULTS}/logs/train-{{row}}.log",
@@ -30,7 +30,7 @@ rule train:
         f"{RESULTS}/benchmarks/train-{{row}}.tsv"
     threads: 1
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     priority: 10000  # before any sampling, because sampling waits for it
     shell:
         f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
@@ -39,16 +39,16 @@ rule train:
 rule diagnose:
     input:
         rules.train.output,
-        latents=[SUITE.latents_index] if SUITE.training else [],
+        latents=[SUITE.latents_index] if SUITE.training.images else [],
     output:
         f"{RESULTS}/diagnostics/{{row}}.json",
     params:
-        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method, data=SUITE.data),
-        settings=lambda w: [SUITE[w.row].training_settings, SUITE.diagnostics_pairs],
+        code=lambda w: source_digest("diagnose", SUITE.rows[w.row].method, data=SUITE.data.name),
+        settings=lambda w: SUITE[w.row].settings("diagnose"),
     log:
         f"{RESULTS}/logs/diagnose-{{row}}.log",
     threads: 1
     resources:
-        gpu=int(SUITE.device == "cuda"),
+        gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench diagnose {CONFIG} --row {{wildcards.row}} 2> {{log}}"

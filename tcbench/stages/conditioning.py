@@ -33,16 +33,18 @@ class Captions:
     """
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
-        spec, source = MODELS[suite.model], suite.source
+        spec, source = MODELS[suite.model.name], suite.source
         reads = isinstance(spec, TextSpec) and spec.caption_channels == CHANNELS
         if not reads or not isinstance(source, Captioned):
-            raise UserError(f"suite {suite.suite}: model {suite.model} does not read the captions of data {suite.data}")
+            raise UserError(
+                f"suite {suite.suite}: model {suite.model.name} does not read the captions of data {suite.data.name}"
+            )
         self.source = source
-        self.seed, self.held_out = suite.seed, held_out
-        if suite.weights == "random":
-            self.encoder = build_text_encoder(suite.seed, device_of(suite))
+        self.seed, self.held_out = (suite.samples if held_out else suite.training).seed, held_out
+        if suite.model.weights == "random":
+            self.encoder = build_text_encoder(suite.model.seed, device_of(suite))
         else:
-            weights = text_encoder_beside(locate(suite.weights or str(spec.weights)))
+            weights = text_encoder_beside(locate(suite.model.weights or str(spec.weights)))
             self.encoder = load_text_encoder(weights, device_of(suite))
 
     def words(self, index: Tensor) -> Tensor:
@@ -73,16 +75,16 @@ class PromptedCaptions:
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
         from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
 
-        spec, source, device = MODELS[suite.model], suite.source, device_of(suite)
-        if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.text_encoder is None:
+        spec, source, device = MODELS[suite.model.name], suite.source, device_of(suite)
+        if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.model.text_encoder is None:
             raise UserError(f"suite {suite.suite}: prompts need a model that reads captions and its text_encoder")
-        self.settings, self.held_out = suite.prompts, held_out
-        if held_out or not suite.training:
-            self.prompts = source.prompts(suite.prompts.file)
+        self.settings, self.held_out = suite.data.prompts, held_out
+        if held_out or not suite.training.images:
+            self.prompts = source.prompts(suite.data.prompts.file)
         else:
             self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.encoder = TextEncoder(suite.text_encoder, spec.caption_tokens, device, dtype)
+        self.encoder = TextEncoder(suite.model.text_encoder, spec.caption_tokens, device, dtype)
         negative = self.settings.negative
         self.negative = None if negative is None else self.encoder([negative])
 
@@ -140,7 +142,7 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
     left_out = index["left_out"]
     if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
-        raise UserError(f"{suite.latents_index}: is of other images than `training`; run `tcbench encode` again")
+        raise UserError(f"{suite.latents_index}: is of other images than `training.images`; run `tcbench encode` again")
     if isinstance(captions, PromptedCaptions):
         shown = [caption for number, caption in enumerate(listing.captions) if str(number) not in left_out]
         return Dataset(latents, Unread(shown, captions.read))

@@ -52,12 +52,12 @@ def diagnose_row(entry: Entry) -> None:
     adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
     artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, entry.method
-    sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry), torch.arange(0))
-    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics_pairs))
+    sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry, training=True), torch.arange(0))
+    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics.pairs))
     free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
-    pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training_seed + SEED_OFFSET)
+    pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training.seed + SEED_OFFSET)
 
-    step = pairs.steps(suite.diagnostics_pairs)
+    step = pairs.steps(suite.diagnostics.pairs)
     x, label = pairs.start(step)
     earlier = pairs.embed(x, step, label)
     hidden, before = uncached_updates(adapter, *earlier)
@@ -68,7 +68,7 @@ def diagnose_row(entry: Entry) -> None:
     alpha_RLN = artefacts.scorers["predictor"](adapter, *later)[:, :free]
     change_RLN = torch.stack([(after[unit] - before[unit]).square().sum(-1) for unit in units], dim=1)
     index = torch.arange(len(x), device=x.device)
-    random_RLN = noise.uniform(suite.training_seed, index, free * shape.num_tokens).view_as(alpha_RLN)
+    random_RLN = noise.uniform(suite.training.seed, index, free * shape.num_tokens).view_as(alpha_RLN)
 
     def local_error(plan: Plan, keys: Keys) -> dict[str, float]:
         engine = Engine(adapter, run)
@@ -105,7 +105,7 @@ def diagnose_row(entry: Entry) -> None:
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
             **_observe_trajectories(entry, adapter, captions, artefacts, free),
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed + SEED_OFFSET], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started),
         },
     )
 
@@ -130,7 +130,7 @@ def _observe_trajectories(
     free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
-    settings = sampler_settings(entry)
+    settings = sampler_settings(entry, training=True)
     index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
     sampler, run = start_run(adapter, entry.method, entry.nfe, settings, index, artefacts)
     units = [Block(block) for block in range(run.shape.num_blocks)]

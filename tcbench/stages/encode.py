@@ -40,14 +40,14 @@ def encode_images(suite: Suite) -> None:
     """
     started = time.time()
     listing, autoencoder = list_training_images(suite), load_autoencoder(suite)
-    assert suite.latents and suite.training  # else refused above
+    assert suite.model.latents and suite.training.images  # else refused above
     settings = {
         "images": listing.digest,
         "autoencoder": autoencoder_digests(suite),
-        "scale": suite.latents.scale,
+        "scale": suite.model.latents.scale,
         "side": image_side(suite),
-        "seed": suite.training_seed,
-        "device": suite.device,
+        "seed": suite.training.seed,
+        "device": suite.model.device,
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
@@ -67,7 +67,7 @@ def encode_images(suite: Suite) -> None:
             left_out |= read_json(record) if isinstance(listing, VideoListing) else {}
             if len(left_out) > MOST_LEFT_OUT * len(listing):
                 raise UserError(
-                    f"{suite.training.folder}: {len(left_out)} of the {len(listing)} videos cannot be used, "
+                    f"{suite.training.images.folder}: {len(left_out)} of the {len(listing)} videos cannot be used, "
                     f"{next(iter(left_out.values()))} for one; get them again or list others"
                 )
             bar.update(stop - start)
@@ -79,7 +79,7 @@ def encode_images(suite: Suite) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training_seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started),
         },
     )
 
@@ -87,10 +87,10 @@ def encode_images(suite: Suite) -> None:
 def _images(
     suite: Suite, listing: Listing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int
 ) -> Tensor:
-    index, shape = torch.arange(start, stop), MODELS[suite.model].latent_shape
+    index, shape = torch.arange(start, stop), MODELS[suite.model.name].latent_shape
     batches = listing.decoded(image_side(suite), BATCH, start, stop)
     latents = [
-        autoencoder.encode(images, noise.gaussian(suite.training_seed, part, shape))
+        autoencoder.encode(images, noise.gaussian(suite.training.seed, part, shape))
         for images, part in zip(batches, index.split(BATCH), strict=True)
     ]
     return torch.cat(latents)
@@ -100,17 +100,17 @@ def _videos(
     suite: Suite, listing: VideoListing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int, bar: tqdm
 ) -> tuple[Tensor, dict[str, str]]:
     """Latents of the videos that can be used, and why others cannot, by number; where a clip begins is drawn."""
-    shape = MODELS[suite.model].latent_shape
+    shape = MODELS[suite.model.name].latent_shape
     frames, size = TIME * (shape[1] - 1) + 1, (SPACE * shape[2], SPACE * shape[3])
     latents, left_out = [torch.empty(0, *shape)], {}
     for number in range(start, stop):
         index = torch.tensor([number])
-        place = noise.uniform(suite.training_seed, index, 1).item()
+        place = noise.uniform(suite.training.seed, index, 1).item()
         try:
             video = listing.read(number, frames, size, place)
         except UserError as error:
             left_out[str(number)] = str(error)
             bar.write(f"left out: {error}", file=sys.stderr)
         else:
-            latents.append(autoencoder.encode(video[None], noise.gaussian(suite.training_seed, index, shape)))
+            latents.append(autoencoder.encode(video[None], noise.gaussian(suite.training.seed, index, shape)))
     return torch.cat(latents), left_out

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def device_of(suite: Suite) -> torch.device:
     """The suite's device; raises UserError if it is not there."""
-    if suite.device == "cuda" and not torch.cuda.is_available():
+    if suite.model.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"suite {suite.suite}: device cuda, but this machine has no usable GPU; set device: cpu")
-    return torch.device(suite.device)
+    return torch.device(suite.model.device)
 
 
 def image_side(suite: Suite) -> int:
@@ -33,14 +33,14 @@ def image_side(suite: Suite) -> int:
     Raises:
         UserError: the autoencoder's config is missing or something else.
     """
-    side = MODELS[suite.model].latent_shape[-1]
-    if suite.latents is None:
+    side = MODELS[suite.model.name].latent_shape[-1]
+    if suite.model.latents is None:
         return side
-    if suite.latents.kind == "wf":
+    if suite.model.latents.kind == "wf":
         from tcbench.models.wf_vae import SPACE
 
         return side * SPACE
-    config = read_json_as(suite.latents.folder / "config.json", _Config, "the config of an autoencoder")
+    config = read_json_as(suite.model.latents.folder / "config.json", _Config, "the config of an autoencoder")
     return side * 2 ** (len(config.block_out_channels) - 1)
 
 
@@ -54,13 +54,13 @@ def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
     Raises:
         UserError: as `load_autoencoder`.
     """
-    if suite.latents is None:
+    if suite.model.latents is None:
         return lambda samples: samples
     return load_autoencoder(suite).decode
 
 
 def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
-    """The autoencoder of `latents`.
+    """The autoencoder of `model.latents`.
 
     Raises:
         UserError: it is not there, or not the model's.
@@ -68,13 +68,16 @@ def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
     from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
     from tcbench.models.wf_vae import VideoAutoencoder
 
-    if suite.latents is None:
-        raise UserError(f"suite {suite.suite}: latents: names no autoencoder; give its folder")
-    folder, spec, device = suite.latents.folder, MODELS[suite.model], device_of(suite)
+    if suite.model.latents is None:
+        raise UserError(f"suite {suite.suite}: model.latents: names no autoencoder; give its folder")
+    folder, spec, device = suite.model.latents.folder, MODELS[suite.model.name], device_of(suite)
     kind = "wf" if len(spec.latent_shape) == 4 else "sd"
-    if suite.latents.kind != kind:
-        raise UserError(f"suite {suite.suite}: latents.kind: {spec.name} was trained with kind {kind!r}; write that")
-    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, suite.latents.scale, device)
+    if suite.model.latents.kind != kind:
+        raise UserError(
+            f"suite {suite.suite}: model.latents.kind: {spec.name} was trained with kind {kind!r}; write that"
+        )
+    scale = suite.model.latents.scale
+    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, scale, device)
     if autoencoder.channels != spec.in_channels:
         raise UserError(
             f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "
@@ -85,13 +88,13 @@ def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
 
 def autoencoder_digests(suite: Suite) -> dict[str, str]:
     """Identifies what is read of the autoencoder's folder, by content; empty where the model works on pixels."""
-    if suite.latents is None:
+    if suite.model.latents is None:
         return {}
     from tcbench.models.pretrained import weights_files
     from tcbench.models.wf_vae import WEIGHTS
 
-    folder = suite.latents.folder
-    weights = [folder / WEIGHTS] if suite.latents.kind == "wf" else weights_files(folder)
+    folder = suite.model.latents.folder
+    weights = [folder / WEIGHTS] if suite.model.latents.kind == "wf" else weights_files(folder)
     return {file.name: sha256(file) for file in (folder / "config.json", *weights) if file.exists()}
 
 
@@ -101,12 +104,14 @@ def list_training_images(suite: Suite) -> Listing | VideoListing:
     Raises:
         UserError: there are none, or they do not show what the suite's model is conditioned on.
     """
-    spec, training = MODELS[suite.model], suite.training
+    spec, training = MODELS[suite.model.name], suite.training.images
     if training is None:
-        raise UserError(f"suite {suite.suite}: training: data {suite.data!r} bring no images to train on; name some")
+        raise UserError(
+            f"suite {suite.suite}: training.images: data {suite.data.name!r} bring no images to train on; name some"
+        )
     listing = list_media(training.folder, training.captions, training.frames_per_second, training.resize)
     if isinstance(spec, TextSpec) and not listing.captions:
-        raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.captions")
+        raise UserError(f"{training.folder}: {spec.name} reads captions; name their file in training.images.captions")
     if isinstance(spec, DiTSpec) and listing.num_classes != spec.num_classes:
         raise UserError(
             f"{training.folder}: holds folders of {listing.num_classes} classes, and {spec.name} knows "

@@ -46,8 +46,8 @@ def measure_latency(suite: Suite) -> None:
         suite.folder / "latency.json",
         {
             "protocol": {
-                "device": torch.cuda.get_device_name() if suite.device == "cuda" else "cpu",
-                "dtype": "tf32" if suite.tf32 else str(adapter.dtype).removeprefix("torch."),
+                "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
+                "dtype": "tf32" if suite.model.tf32 else str(adapter.dtype).removeprefix("torch."),
                 "cfg": True,
                 "threads": torch.get_num_threads(),
                 **protocol.model_dump(),
@@ -61,11 +61,11 @@ def measure_latency(suite: Suite) -> None:
                 }
                 for row, seconds in times.items()
             },
-            "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
         },
     )
 
 
 def _wait(suite: Suite) -> None:
-    if suite.device == "cuda":
+    if suite.model.device == "cuda":
         torch.cuda.synchronize()

@@ -83,7 +83,7 @@ class Calibration:
             from tcbench.stages.ready import sampler_settings
             from tcbench.training.pairs import CALIBRATION_INDEX
 
-            size, settings = self.suite.batch_size, sampler_settings(entry)
+            size, settings = self.suite.samples.batch_size, sampler_settings(entry)
             starts = [CALIBRATION_INDEX + batch * size for batch in range(self.batches)]
             macs = []
             for start in tqdm(starts, desc=f"calibrate {entry.name}", unit="batch", mininterval=1, leave=False):

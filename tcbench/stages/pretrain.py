@@ -29,15 +29,15 @@ def pretrain(suite: Suite, what: str, out: Path, changes: dict[str, Any]) -> Non
         if what == "denoiser":
             recipe = PretrainRecipe(**_recipe(suite, what) | changes)
             data = suite.source.parts(recipe.examples)
-            target: Target = "v" if suite.solver == "euler_ancestral" else "eps"
-            pretrain_denoiser(MODELS[suite.model], *data, target, recipe, device, weights, log)
+            target: Target = "v" if suite.sampler.solver == "euler_ancestral" else "eps"
+            pretrain_denoiser(MODELS[suite.model.name], *data, target, recipe, device, weights, log)
         elif what == "reader":
             train_reader(ReaderRecipe(**changes), device, weights, log)
         elif what == "clip":
             train_clip(ClipRecipe(**changes), device, weights, log)
         else:
             classifier = ClassifierRecipe(**_recipe(suite, what) | changes)
-            network = EXTRACTORS[str(suite.extractor)].network().NETWORK
+            network = EXTRACTORS[str(suite.scoring.extractor)].network().NETWORK
             train_classifier(suite.source.images(), classifier, device, weights, log, network)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -48,5 +48,7 @@ def _recipe(suite: Suite, what: str) -> dict[str, Any]:
     """In which the data set's recipe differs from the defaults."""
     if what not in (recipes := suite.source.recipes):
         known = [name for name in data_names() if what in data_source(name).recipes]
-        raise UserError(f"suite {suite.suite}: data {suite.data!r} have no {what} to train; known: {', '.join(known)}")
+        raise UserError(
+            f"suite {suite.suite}: data {suite.data.name!r} have no {what} to train; known: {', '.join(known)}"
+        )
     return dict(recipes[what])

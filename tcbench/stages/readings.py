@@ -28,10 +28,10 @@ def load_scorers(suite: Suite) -> Scorers:
         UserError: weights that are there and not what they should be.
     """
     scorers: Scorers = {}
-    for metric in [METRICS[name] for name in suite.metrics if METRICS[name].per_sample]:
-        settings = dict(getattr(suite, metric.settings)) if metric.settings else {}
+    for metric in [METRICS[name] for name in suite.scoring.metrics if METRICS[name].per_sample]:
+        settings = dict(getattr(suite.scoring, metric.settings)) if metric.settings else {}
         try:
-            scorers[metric.name] = metric.function()(**settings, device=suite.device)
+            scorers[metric.name] = metric.function()(**settings, device=suite.model.device)
         except NotRun as reason:
             scorers[metric.name] = reason
     return scorers
@@ -48,7 +48,7 @@ def read_samples(
     not_run = {name: str(reason) for name, reason in scorers.items() if isinstance(reason, NotRun)}
     ready = {name: scorer for name, scorer in scorers.items() if not isinstance(scorer, NotRun)}
     readings = _kept(entry, manifest, tensors, ready) if ready else {}
-    if "vbench" in entry.suite.metrics:
+    if "vbench" in entry.suite.scoring.metrics:
         try:
             results = vbench.readings(entry, manifest["shards"])
             readings["vbench"] = torch.from_numpy(table(results, manifest["samples"]))
@@ -60,8 +60,9 @@ def read_samples(
 def _kept(
     entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
 ) -> dict[str, Tensor]:
-    path, settings = entry.readings, entry.suite.model_dump(include=settings_of(entry.suite.metrics), mode="json")
-    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=entry.suite.data)])
+    path, suite = entry.readings, entry.suite
+    settings = suite.scoring.model_dump(include=settings_of(suite.scoring.metrics), mode="json")
+    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=suite.data.name)])
     if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
         return stored[0]
     media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)
@@ -83,5 +84,5 @@ def captions_of(row: str, manifest: dict[str, Any], tensors: dict[str, Tensor]) 
     if captions := manifest.get("captions"):
         return captions
     if tensors["label"].ndim != 2:
-        raise UserError(f"row {row}: its samples have no captions; take metrics that read captions out of `metrics`")
+        raise UserError(f"row {row}: its samples have no captions; name no metrics that read captions")
     return decode(tensors["label"])

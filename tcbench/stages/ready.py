@@ -31,19 +31,20 @@ class ReadyRow:
     artefacts: Artefacts
 
 
-def sampler_settings(entry: Entry) -> SamplerSettings:
-    """What all rows share, and the row's CFG scale."""
+def sampler_settings(entry: Entry, *, training: bool = False) -> SamplerSettings:
+    """What all rows share, and the row's CFG scale; with the seed of its samples, or of what is trained for it."""
     suite = entry.suite
-    return SamplerSettings(entry.guidance_scale, suite.seed, suite.spacing, suite.solver)
+    seed = (suite.training if training else suite.samples).seed
+    return SamplerSettings(entry.guidance_scale, seed, suite.sampler.spacing, suite.sampler.solver)
 
 
 def load_adapter(suite: Suite) -> Adapter:
     """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
-    spec, device = MODELS[suite.model], device_of(suite)
-    torch.set_float32_matmul_precision("high" if suite.tf32 and device.type == "cuda" else "highest")
-    if suite.weights == "random":
-        return make_adapter(build_transformer(spec, device=device, seed=suite.seed, zero_init=False), spec)
-    return make_adapter(load_transformer(spec, suite.weights, device), spec)
+    spec, device = MODELS[suite.model.name], device_of(suite)
+    torch.set_float32_matmul_precision("high" if suite.model.tf32 and device.type == "cuda" else "highest")
+    if suite.model.weights == "random":
+        return make_adapter(build_transformer(spec, device=device, seed=suite.model.seed, zero_init=False), spec)
+    return make_adapter(load_transformer(spec, suite.model.weights, device), spec)
 
 
 @lru_cache

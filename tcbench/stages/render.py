@@ -53,8 +53,8 @@ def render_strips(suite: Suite, folder: Path) -> None:
     for entry in suite.entries:
         strip = folder / "grids" / "strips" / f"{entry.name}.png"
         samples = folder / "samples" / entry.name
-        write_strip(strip, [_first_images(samples, suite.figure.columns)])
-        if suite.traced and entry.shows_steps:
+        write_strip(strip, [_first_images(samples, suite.show.figure.columns)])
+        if suite.samples.traced and entry.shows_steps:
             manifest = read_json(samples / "row.json")
             shard = load_file(samples / next(iter(manifest["shards"])))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()

@@ -25,22 +25,20 @@ from tcbench.undisturbed import undisturbed
 
 
 def row_fingerprint(entry: Entry) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, device,
-    threads.
+    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
     suite, folder, settings = entry.suite, entry.artefacts, entry.sample_settings
     return digest(
         {
-            "settings": {key: value for key, value in settings.items() if key not in ("samples", "traced")},
-            "weights": weights_digest(suite.model, suite.weights),
+            "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
+            "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),
             "artefacts": sha256(folder / "artefacts.json") if folder else None,
             "read": files_digests(entry),
-            "code": source_digest("sample", entry.row.method, data=suite.data),
+            "code": source_digest("sample", entry.row.method, data=suite.data.name),
             "torch": torch.__version__,
-            "device": suite.device,
             "threads": torch.get_num_threads(),
         }
     )
@@ -48,8 +46,8 @@ def row_fingerprint(entry: Entry) -> str:
 
 def shards(suite: Suite) -> list[range]:
     """Sample indices of every shard: whole batches, the last one perhaps short."""
-    size = suite.batch_size * suite.shard_batches
-    return [range(start, min(start + size, suite.samples)) for start in range(0, suite.samples, size)]
+    count, size = suite.samples.count, suite.samples.group_size
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def sample_rows(entries: Iterable[Entry]) -> None:
@@ -105,7 +103,7 @@ def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict
 def _traced(suite: Suite, number: int) -> int:
     """How many samples of a shard keep their trajectory."""
     indices = shards(suite)[number]
-    return len(range(indices.start, min(indices.stop, suite.traced)))
+    return len(range(indices.start, min(indices.stop, suite.samples.traced)))
 
 
 def _sample_shard(
@@ -121,9 +119,9 @@ def _sample_shard(
     batches = []
     # batches that are not looked at one by one are looked at together
     with nullcontext() if checks_values() else undisturbed(ready.adapter, ready.method, ready.artefacts):
-        for start in range(indices.start, indices.stop, suite.batch_size):
-            index = torch.arange(start, min(start + suite.batch_size, indices.stop))
-            traced = max(0, min(suite.traced - start, len(index)))
+        for start in range(indices.start, indices.stop, suite.samples.batch_size):
+            index = torch.arange(start, min(start + suite.samples.batch_size, indices.stop))
+            traced = max(0, min(suite.samples.traced - start, len(index)))
             batches.append(
                 sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, captions)
             )
@@ -166,8 +164,8 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
             "resolution": image_side(suite),
-            "samples": suite.samples,
-            "batch_size": suite.batch_size,
+            "samples": suite.samples.count,
+            "batch_size": suite.samples.batch_size,
             "i_steps": records[0]["i_steps"],
             "macs": _mean_macs(macs),
             "macs_per_batch": [batch["per_sample"] for batch in macs],
@@ -177,15 +175,15 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "shards": digests,
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
         },
     )
 
 
 def _captions(suite: Suite, source: PromptSet) -> list[str]:
     """The prompt of every sample."""
-    prompts = source.prompts(suite.prompts.file)
-    return [prompts[index // suite.prompts.per_prompt % len(prompts)] for index in range(suite.samples)]
+    prompts = source.prompts(suite.data.prompts.file)
+    return [prompts[index // suite.data.prompts.per_prompt % len(prompts)] for index in range(suite.samples.count)]
 
 
 def _mean_macs(macs: list[dict]) -> dict:

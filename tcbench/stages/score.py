@@ -55,18 +55,18 @@ def measure_floor(suite: Suite) -> None:
     floor: dict[str, Any]
     if extractor is None:
         floor = {"not_run": "no metric compares with real images"}
-    elif len(real) <= suite.samples:
+    elif len(real) <= suite.samples.count:
         floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
     else:
-        floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
+        floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed)
     write_json(suite.folder / "scores" / "floor.json", floor)
 
 
 def load_extractor(suite: Suite) -> Extractor | None:
     """What turns images into features; nothing, where no metric looks at features."""
-    if suite.extractor is None:
+    if suite.scoring.extractor is None:
         return None
-    return make_extractor(suite.extractor, suite.extractor_weights, device=suite.device)
+    return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=suite.model.device)
 
 
 def load_real(suite: Suite, extractor: Extractor | None) -> Real:
@@ -77,15 +77,15 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     """
     if extractor is None:
         return Real(Features.none(0))
-    if (real := suite.real) is None:
+    if (real := suite.scoring.real) is None:
         return Real(extractor.extract(to_uint8(suite.source.images().images)))
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
-        key = digest([sha256(real), suite.extractor, source_digest("score", data=suite.data)])
+        key = digest([sha256(real), suite.scoring.extractor, source_digest("score", data=suite.data.name)])
         features = _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
         return Real(features, read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1]))
     listing = list_images(real, suite.captions_of_real)
-    key = digest([listing.digest, side, suite.extractor, source_digest("score", data=suite.data)])
+    key = digest([listing.digest, side, suite.scoring.extractor, source_digest("score", data=suite.data.name)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
 
@@ -120,7 +120,7 @@ def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: as `read_shards`.
     """
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
-    if any({"images", "reading"} & METRICS[name].needs for name in entry.suite.metrics):
+    if any({"images", "reading"} & METRICS[name].needs for name in entry.suite.scoring.metrics):
         along["image"] = 0
     parts = [{key: part[key] for key in along} for part in read_shards(entry)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
@@ -136,7 +136,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
-    groups = stats.batches(manifest["samples"], suite.group_size)
+    groups = stats.batches(manifest["samples"], suite.samples.group_size)
     return {
         "row": entry.name,
         "suite": suite.suite,
@@ -145,7 +145,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "nfe": entry.nfe,
         "sampled_steps": manifest["sampled_steps"],
         "resolution": manifest["resolution"],
-        "model": suite.model,
+        "model": suite.model.name,
         "settings": entry.method.model_dump(mode="json"),
         "i_steps": manifest["i_steps"],
         "plans": plans_digest(plan),
@@ -156,9 +156,9 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "control": row.control,
         "refiners": row.refiners,
         "target": row.target,
-        "extractor": suite.extractor,
+        "extractor": suite.scoring.extractor,
         "metrics_not_run": dict(samples.not_run),
-        **score_row(samples, uncached, real, groups, suite.metrics),
+        **score_row(samples, uncached, real, groups, suite.scoring.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
@@ -167,7 +167,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plan": plan.to_lines(),
         "trajectory": trajectory,
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
-        "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started)
+        "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started)
         | {"samples": manifest["provenance"]},
     }
 
@@ -187,7 +187,8 @@ def _samples(
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
     features = Features.none(manifest["samples"])
     if extractor is not None:
-        key = digest([manifest["shards"], entry.suite.extractor, source_digest("score", data=entry.suite.data)])
+        suite = entry.suite
+        key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry))
         features = _kept(entry.features, key, lambda: Features.joined(parts))
     read, not_run = read_samples(entry, manifest, tensors, scorers)

@@ -19,11 +19,11 @@ def train_row(entry: Entry) -> None:
         adapter,
         entry.method,
         entry.nfe,
-        sampler_settings(entry),
+        sampler_settings(entry, training=True),
         load_examples(suite, captions),
-        suite.training_seed,
+        suite.training.seed,
         captions,
     )
     log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
+    log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training.seed], started)
     save_artefacts(entry.trained, artefacts, refiners, log)

@@ -14,7 +14,7 @@ from typing import Any
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
-from tcbench.places import ASSETS
+from tcbench.places import ASSETS, vbench_environment
 from tcbench.record.files import atomic, read_json, write_json, write_text
 from tcbench.record.provenance import collect
 
@@ -23,13 +23,13 @@ DOWNLOADS = "about 110 packages with a torch of their own, 6 GB on disk, 3 minut
 CHECKPOINTS = "VBench's checkpoints are not among them: it fetches each on first use, or put them in its cache folder"
 
 
-def build_environment(suite: Suite) -> None:
+def build_environment() -> None:
     """Make VBench's virtual environment, from scratch, with Python 3.11: its pinned tokenizers have no later wheels.
 
     Raises:
         UserError: there is no Python 3.11, or an installation fails.
     """
-    folder = suite.vbench.environment
+    folder = vbench_environment()
     python = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
     if python is None:
         raise UserError("vbench: its environment needs Python 3.11; install python3.11 and try again")
@@ -64,7 +64,7 @@ def score_videos(entry: Entry) -> None:
                 "videos": str(entry.videos),
                 "fps": suite.vbench.fps,
                 "dimensions": runnable,
-                "device": suite.device,
+                "device": suite.model.device,
                 "scratch": scratch,
                 "answer": f"{scratch}/answer.json",
             }
@@ -76,7 +76,7 @@ def score_videos(entry: Entry) -> None:
             "dimensions": {dimension.name: dimensions[dimension.name] for dimension in DIMENSIONS},
             "video": {"fps": suite.vbench.fps, "codec": "libx264, crf 10"},
             "shards": manifest["shards"],
-            "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
         },
     )
 
@@ -100,13 +100,14 @@ def video_names(captions: list[str], where: str) -> list[str]:
 
 def why_not(suite: Suite, dimension: Dimension) -> str | None:
     """What a dimension needs that is not here, or None: nothing is downloaded without being asked for."""
-    if not (suite.vbench.environment / "requirements.txt").exists():
+    environment = vbench_environment()
+    if not (environment / "requirements.txt").exists():
         return f"needs VBench's environment: tcbench vbench CONFIG --build-env ({DOWNLOADS})"
     cache = suite.vbench.weights
     if absent := [name for name in dimension.needs if not (cache.expanduser() / name).exists()]:
         return f"needs {cache / absent[0]}"
-    if dimension.detectron2 and not any(suite.vbench.environment.glob("lib/python*/site-packages/detectron2")):
-        return f"needs detectron2 in {suite.vbench.environment}, which has to be built for its torch"
+    if dimension.detectron2 and not any(environment.glob("lib/python*/site-packages/detectron2")):
+        return f"needs detectron2 in {environment}, which has to be built for its torch"
     return None
 
 
@@ -135,7 +136,7 @@ def _process(suite: Suite, task: dict[str, Any]) -> dict[str, Any]:
     path = Path(task["scratch"]) / "task.json"
     path.write_text(json.dumps(task), encoding="utf-8")
     script = Path(__file__).with_name("vbench_process.py")
-    python = (suite.vbench.environment / "bin" / "python").absolute()
+    python = (vbench_environment() / "bin" / "python").absolute()
     cache = {"VBENCH_CACHE_DIR": str(suite.vbench.weights.expanduser()), "HF_HUB_OFFLINE": "1"}
     environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(Path.home()), **cache}
     log = suite.folder / "logs" / f"vbench-{Path(task['videos']).name}.txt"

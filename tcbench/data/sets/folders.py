@@ -51,7 +51,7 @@ class Folders(DataSource):
 
     def _listing(self) -> Listing:
         if self.folder is None or not self.folder.is_dir():
-            raise UserError(f"data_folder: {self.folder} is not a folder; give one with a folder per class")
+            raise UserError(f"data.folder: {self.folder} is not a folder; give one with a folder per class")
         listing = list_images(self.folder)
         if not listing.classes:
             raise UserError(f"{self.folder}: holds no folders; give a folder per class")
