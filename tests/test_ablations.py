@@ -69,9 +69,9 @@ def test_another_method_inherits_neither_options_nor_artefacts(suite):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("base: nfe4-uncached", "base: nowhere", "ablations.guidance: base 'nowhere' is not a row"),
+        ("base: nfe4-uncached", "base: nowhere", "ablations.guidance.base: base 'nowhere' is not a row"),
         ("{options: {cache_ratio: 0.7}}", "{options: {cache_rate: 0.7}}", "cache_rate"),
-        ("{refiners: false}", "{refiner: false}", "ablations.refiners.rows: refiner"),
+        ("{refiners: false}", "{refiner: false}", "ablations.refiners.rows.predictor-plain.refiner"),
         ("  cache_ratio:\n    title", "  cache ratio:\n    title", "letters, digits and '_' only"),
     ],
 )

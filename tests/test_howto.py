@@ -136,7 +136,7 @@ def changed(suite: Path, changes: dict[str, Any]) -> Suite:
 
 def test_a_suite_of_class_folders_is_sampled_and_scored(working: Path) -> None:
     suite = load_suite(working / "config/shapes.yaml")
-    assert {need.name: need.problem for need in needs(suite)} == {"data": None}
+    assert {need.name: need.problem for need in needs(suite)} == {"data": None, "scoring.extractor_weights": None}
     sample_rows(suite.entries)
     score_rows(suite.entries)
     score = read_json(working / "results/shapes/scores/nfe4-fora.json")

@@ -293,7 +293,7 @@ def test_other_reference_batches_are_refused(tmp_path: Path, content: Any, says:
         ({"scoring.extractor": None}, "scoring.extractor: fid compares features"),
         ({"scoring.extractor_weights": None}, "scoring.extractor_weights: those of inception-v3-adm do not ship"),
         ({"scoring.real": None}, "scoring.real: fid compares with real images"),
-        ({"model.latents": None}, "model.latents: `training.images` are seen through an autoencoder"),
+        ({"model.latents": None}, "model.latents: pixart-256 denoises latents of 4 channels; name their autoencoder"),
         ({"samples.shard_batches": 5}, "samples.batch_size: an interval needs two shards or more"),
     ],
 )

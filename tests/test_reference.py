@@ -17,11 +17,14 @@ from tcbench.errors import UserError
 from tcbench.record.files import read_json
 from tcbench.record.score import Score
 from tcbench.report.names import figure_names
+from tcbench.report.results import read_results
 from tcbench.report.rows import paired_interval
 from tcbench.report.speed import render_speed
+from tcbench.report.suite_tables import main_tables
 from tcbench.report.verdicts import across_suites
 from tcbench.stages import publish, render
 from tcbench.stats import Replicates
+from tests.suites import altered
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
@@ -122,6 +125,15 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
         render_job(suite, copy)
     with pytest.raises(UserError, match="not valid JSON"):
         render.render_verdicts(suite, copy)  # depends on everything
+
+
+def test_rows_that_no_table_names_are_shown_beside_the_uncached_ones():
+    committed = REFERENCE / "digits"
+    suite = suite_of(committed)
+    one = altered(suite, {"show.tables": {"table6": suite.show.tables["table6"]}})
+    table = main_tables(read_results(one, committed))["other_rows"]
+    shown = [row for row in table.tidy.row if row in suite.rows]  # the floor is no row
+    assert sorted(shown) == sorted({*one.in_no_table, "nfe20-uncached"}) and "nfe50-uncached" in one.in_no_table
 
 
 def test_what_is_committed_is_what_publish_keeps(remade):

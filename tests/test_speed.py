@@ -197,7 +197,7 @@ def test_every_cell_of_the_papers_tables_has_a_row():
         ),
         (lambda f: f["models"]["pixel-giant"].pop("needs"), "models.pixel-giant: no such model; known: digits-dit"),
         (lambda f: f["models"]["tiny-dit"]["rows"].pop("nfe6-uncached"), "add a row with method: uncached and nfe: 6"),
-        (lambda f: f["models"]["tiny-dit"]["settings"][0].update(nfes=[5]), "settings.nfes: no row has nfe 5"),
+        (lambda f: f["models"]["tiny-dit"]["settings"][0].update(nfes=[5]), "settings.0.nfes: no row has nfe 5"),
         (lambda f: f["models"]["tiny-dit"]["rows"]["nfe4-fora"].update(method="forra"), "did you mean 'fora'"),
         (lambda f: f["models"]["tiny-dit"]["rows"]["nfe4-fora"].update(nfe=1), "rows.nfe4-fora.nfe: input should be"),
         (lambda f: f["peers"].update(names=["diffuser"]), "peers.names.0: input should be 'tcbench'"),

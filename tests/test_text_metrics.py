@@ -35,7 +35,7 @@ from tcbench.stats import batches
 from tests import official
 from tests.floors import READING, RECORDED, assert_close
 from tests.references import flickering, image_reward
-from tests.suites import with_fields
+from tests.suites import altered, with_fields
 
 HERE = image_reward.HERE
 VOCABULARY = str(HERE / "image_reward_vocabulary")
@@ -291,12 +291,10 @@ def test_a_metric_that_cannot_run_is_reported_not_scored():
 
 def test_readings_of_a_suite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    suite = make_suite(
-        tmp_path,
-        {
-            "scoring.metrics": [*usual_metrics(), "image_reward", "vbench", "temporal_flickering"],
-            "scoring.image_reward.weights": str(tmp_path / "absent.pt"),
-        },
+    metrics = (*usual_metrics(), "image_reward", "vbench", "temporal_flickering")  # captions are given below
+    suite = altered(
+        make_suite(tmp_path, {"scoring.image_reward.weights": str(tmp_path / "absent.pt")}),
+        {"scoring.metrics": metrics},
     )
     scorers = load_scorers(suite)
     videos = torch.rand(6, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

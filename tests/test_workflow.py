@@ -249,7 +249,7 @@ def test_a_bad_config_stops_before_any_job(scripts, tmp_path):
     bad.write_text(SMOKE.replace("batch_size: 4\n  traced", "batchsize: 4\n  traced"))
     says = f"{bad}: samples.batchsize: unknown key; did you mean 'batch_size'?"
     result = run(scripts, tmp_path, "tcbench", "run", bad, check=False)
-    assert result.returncode == 2 and result.stderr == f"tcbench: {says}\n"
+    assert result.returncode == 2 and result.stderr == f"tcbench: {says} (line 15)\n"
     with pytest.raises(AssertionError) as caught:
         snakemake(tmp_path, "tables", "--config", f"suite_file={bad}")
     assert says in str(caught.value) and "Traceback" not in str(caught.value)

@@ -67,7 +67,9 @@ class Document:
 
     def error(self, problems: list[Problem]) -> UserError:
         """All of these, a line each, in the order of the file; of one field the first."""
-        first = {problem.field: problem for problem in reversed(problems)}
+        first: dict[Field, Problem] = {}
+        for problem in problems:
+            first.setdefault(problem.field, problem)
         ordered = sorted(first.values(), key=lambda problem: self.line(problem.field))
         return UserError("\n".join(map(self._explain, ordered)))
 

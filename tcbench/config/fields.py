@@ -40,7 +40,7 @@ def _plain(pattern: str, words: str, *reserved: str) -> AfterValidator:
     def check(name: str) -> str:
         if len(name) > LONGEST_NAME or not re.fullmatch(pattern, name):
             values = {"words": words, "most": LONGEST_NAME}
-            raise PydanticCustomError("name", "use {words} only, at most {most}; it becomes a name of files", values)
+            raise PydanticCustomError("name", "use {words}; it becomes the name of files, at most {most} long", values)
         if any(re.fullmatch(taken, name.lower()) for taken in reserved):
             raise PydanticCustomError("name", "the name {name} is taken by the project; give another", {"name": name})
         return name
@@ -69,18 +69,18 @@ ModelName = Annotated[str, _one_of(lambda: MODELS)]
 DataName = Annotated[str, _one_of(data_names)]
 ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
 SuiteName = Annotated[
-    str, _plain("[a-z][a-z0-9-]*", "lower-case letters, digits and '-', a letter first,", "reference", "latents")
+    str, _plain("[a-z][a-z0-9-]*", "lower-case letters, digits and '-' only, a letter first", "reference", "latents")
 ]
-RowName = Annotated[str, _plain("[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '-', '_' and '.'", "floor", "row")]
+RowName = Annotated[str, _plain("[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '-', '_' and '.' only", "floor", "row")]
 TableName = Annotated[
     str,
     _plain(
-        "[A-Za-z][A-Za-z0-9_-]*", "letters, digits, '-' and '_', a letter first,",
+        "[A-Za-z][A-Za-z0-9_-]*", "letters, digits, '-' and '_' only, a letter first",
         "verdicts", "table1", "local_error", "other_rows", "speed", "ablation-.*",
     ),
 ]  # fmt: skip
-AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits and '_', a letter first,")]
-MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_'")]
+AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits and '_' only, a letter first")]
+MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_' only")]
 
 Flag = Annotated[bool, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]

@@ -61,12 +61,17 @@ def validated(document: Document, schema: type[Config]) -> Config:
 
 
 def _schema_problems(value: Any, schema: type[BaseModel]) -> list[Problem]:
-    """What the schema refuses; unknown keys first, for they are often misspellings of one that is reported missing."""
+    """What the schema refuses; a key that lacks because it is misspelt is not reported twice."""
     try:
         schema.model_validate(value)
     except ValidationError as error:
-        ordered = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        return [_explain(problem, schema) for problem in ordered]
+        problems = [(problem["type"], _explain(problem, schema)) for problem in error.errors()]
+        meant = {
+            (*problem.field[:-1], near[1])
+            for kind, problem in problems
+            if kind == "extra_forbidden" and (near := re.search(r"did you mean '(.*)'\?$", problem.says))
+        }
+        return [problem for kind, problem in problems if kind != "missing" or problem.field not in meant]
     return []
 
 
