@@ -119,7 +119,7 @@ class Case(TypedDict):
     """The local error of a token selector."""
 
     selector: str
-    error: NonNegativeFloat
+    error: PositiveFloat
     standard_error: NonNegativeFloat
 
 
@@ -266,11 +266,15 @@ class Kind(Generic[Content]):
         """Write a record, which may hold more than `content` names; raises UserError if that is impossible."""
         write_record(path, value)
 
-    def read(self, path: Path) -> Content:
+    def read(self, path: Path, row: str | None = None) -> Content:
         """Read a record.
 
+        Args:
+            row: of which it should be, if it is of one.
+
         Raises:
-            UserError: it is missing, damaged, edited, or a field is missing or misshapen; says what makes it again.
+            UserError: it is missing, damaged, edited or another row's, or a field is missing or misshapen; says what
+                makes it again.
         """
         value = read_record(path, f"run `{self.command}` again")
         content = self.not_run if self.not_run and value.get("not_run") else self.content
@@ -281,6 +285,8 @@ class Kind(Generic[Content]):
             field = ".".join(str(part) for part in problem["loc"] if part != "[key]")
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
             raise UserError(f"{path}: field `{field}`{what}; run `{self.command}` again") from error
+        if row is not None and value.get("row", row) != row:
+            raise UserError(f"{path}: is of row {value['row']}, not {row}; run `{self.command}` again")
         return cast(Content, value)
 
 

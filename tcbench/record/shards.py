@@ -15,10 +15,7 @@ def read_manifest(samples: Path) -> Manifest:
     Raises:
         UserError: it is missing, damaged, or another row's.
     """
-    manifest = MANIFEST.read(samples / "row.json")
-    if manifest["row"] != samples.name:
-        raise UserError(f"{samples / 'row.json'}: is of row {manifest['row']}; run `{MANIFEST.command}` again")
-    return manifest
+    return MANIFEST.read(samples / "row.json", row=samples.name)
 
 
 def shard_files(samples: Path) -> Iterator[Path]:

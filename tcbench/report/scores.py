@@ -43,10 +43,7 @@ def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
     rows = []
     for row_id in row_ids:
         path = Path(folder) / "scores" / f"{row_id}.json"
-        row = SCORE.read(path)
-        if row["row"] != row_id:
-            raise UserError(f"{path}: is of row {row['row']}; run `{SCORE.command}` again")
-        rows.append(row)
+        rows.append(SCORE.read(path, row_id))
     for row in rows:
         reference_of(row, rows)
     return rows
@@ -169,11 +166,11 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         UserError: a score is missing, or a file that is there is damaged or malformed.
     """
 
-    def optional(part: str, name: str, kind: Kind[Any]) -> Any:
-        return kind.read(folder / name) if part in parts and (folder / name).exists() else None
+    def optional(part: str, name: str, kind: Kind[Any], row: str | None = None) -> Any:
+        return kind.read(folder / name, row) if part in parts and (folder / name).exists() else None
 
     def by_row(part: str, pattern: str, rows: Sequence[str], kind: Kind[Any]) -> dict[str, Any]:
-        found = {row: optional(part, pattern.format(row), kind) for row in rows}
+        found = {row: optional(part, pattern.format(row), kind, row) for row in rows}
         return {row: content for row, content in found.items() if content is not None}
 
     ablations = {}

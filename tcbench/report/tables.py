@@ -316,6 +316,8 @@ def main_table(
     if protocol:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
         caption.append(f"Latency protocol: {details}.")
+    if untimed := [record["row"] for record in records if record["latency_s"] is None and not record["not_run"]]:
+        caption.append(f"Not timed (`tcbench latency {suite}`): {', '.join(untimed)}.")
     caption.append(f"{NO_CELL}: no such cell.")
     if differs:
         caption.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")

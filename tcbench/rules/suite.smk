@@ -11,6 +11,7 @@ from tcbench.metrics.catalogue import settings_of
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.places import PACKAGE, suite_file, suite_word
 from tcbench.record.sources import source_digest
+from tcbench.workflow import ALL_CORES
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.
 GIVEN = config.get("suite_file") or config["suite"]

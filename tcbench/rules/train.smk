@@ -8,7 +8,7 @@ rule encode:
         settings=SUITE.model_dump(include={"training", "latents", "model", "training_seed"}, mode="json"),
     log:
         f"{RESULTS}/logs/encode.log",
-    threads: workflow.cores
+    threads: ALL_CORES
     resources:
         gpu=int(SUITE.device == "cuda"),
     shell:

@@ -11,7 +11,7 @@ from tcbench.errors import UserError
 from tcbench.places import suite_file, suite_word
 from tcbench.record.sources import source_digest
 from tcbench.config.speed import load_speed_suite
-from tcbench.workflow import SUITES, TARGETS
+from tcbench.workflow import ALL_CORES, SUITES, TARGETS
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
 shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)}:$PATH\"; ")
