@@ -31,13 +31,15 @@ from typing_extensions import TypedDict
 
 from tcbench.errors import UserError
 from tcbench.record.files import read_record, write_record
-from tcbench.record.score import Identity, MacCounts, Provenance, Score
+from tcbench.record.score import Identity, MacCounts, Provenance, Score, Word
 
 Content = TypeVar("Content", bound=Mapping[str, Any])
 
 Digest = Annotated[str, Text(pattern=r"^[0-9a-f]{64}$")]
 ShardName = Annotated[str, Text(pattern=r"^shard-\d{5}\.safetensors$")]
 """A file beside the record that names it."""
+PlanWord = Annotated[str, Text(pattern=rf"^({Word})$")]
+"""What a step did in a unit (`Executed.to_json`), unless that is a number of tokens."""
 
 
 class NotRun(TypedDict):
@@ -70,7 +72,7 @@ class Manifest(TypedDict):
     i_steps: list[NonNegativeInt]
     macs: MacCounts
     macs_per_batch: Annotated[list[PositiveInt], Field(min_length=1)]
-    plan_of_first_batch: list[dict[str, str | int]]
+    plan_of_first_batch: list[dict[str, PlanWord | NonNegativeInt]]
     tokens: PositiveInt
     cache_bytes: NonNegativeInt
     shards: Annotated[dict[ShardName, Digest], Field(min_length=1)]
@@ -143,6 +145,10 @@ class Diagnostics(TypedDict):
     row: str
     pairs: PositiveInt
     cases: Annotated[list[Case], Field(min_length=1)]
+    rank_correlation_per_block: list[float]
+    share_of_change_in_top_tenth: float
+    median_rms_change: float
+    mean_alpha: float
     updates: NotRequired[Updates]
     alpha: NotRequired[Alpha]
     provenance: Provenance
@@ -167,6 +173,10 @@ class ScorerStatistics(TypedDict):
     alpha_bar: list[float]
     per_block: list[list[float]]
     histogram: dict[str, list[float]]
+    std_over_tokens: float
+    std_over_samples: float
+    std_over_blocks: float
+    std_over_steps: float
 
 
 class Trained(TypedDict):

@@ -11,7 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic import StringConstraints as Text
 from typing_extensions import TypedDict
 
-PlanLine = Annotated[str, Text(pattern=r"^((all|none|forecast \d+|\d+)( |$))+$")]
+Word = r"all|none|forecast \d+"
+PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
 """What every step did in a unit (`PlanRecord.to_lines`)."""
 
 
