@@ -4,6 +4,7 @@ torch is imported by the sub-commands that need it, not by `--help`.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -37,6 +38,8 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show "≈" shows "\u2248"
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:

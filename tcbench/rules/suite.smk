@@ -21,8 +21,8 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{SUITE.suite}"
-# Commands are f-strings, because Snakemake fills in no globals of a module.
-CONFIG = shlex.quote(suite_word(GIVEN))
+# Commands are f-strings, because Snakemake fills in no globals of a module; it then fills in what is in single braces.
+CONFIG = shlex.quote(suite_word(GIVEN)).replace("{", "{{").replace("}", "}}")
 
 
 wildcard_constraints:
