@@ -7,7 +7,7 @@ from typing import (
     NotRequired,  # pydantic needs these before Python 3.12
 )
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic import StringConstraints as Text
 from typing_extensions import TypedDict
 
@@ -60,10 +60,13 @@ class Commit(TypedDict):
 
 
 class Provenance(TypedDict):
-    """As far as it is compared before publishing (`tcbench.record.provenance`)."""
+    """What publishing and the report read of the record that `tcbench.record.provenance.collect` makes."""
 
     config_digest: str
     git: Commit
+    packages: NotRequired[dict[str, str]]
+    finished_utc: NotRequired[str]
+    wall_s: NotRequired[NonNegativeFloat]
 
 
 class ScoreProvenance(Provenance):
