@@ -140,9 +140,8 @@ def _listed(path: Path) -> tuple[str | None, Path]:
         holder = folder / PROVENANCE
         if holder != path and holder.is_file():
             status = holder.stat()
-            return _files_of(holder, status.st_mtime_ns, status.st_size).get(
-                path.relative_to(folder).as_posix()
-            ), holder
+            files = _files_of(holder, status.st_mtime_ns, status.st_size)
+            return files.get(path.relative_to(folder).as_posix()), holder
     return None, path
 
 
@@ -157,13 +156,13 @@ def _files_of(holder: Path, *version: int) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
+def _opened(path: Path, fix: str = "run the step that makes it first") -> Iterator[BufferedReader]:
     """A file to read; every refusal of the system is a line that names it."""
     try:
         with open(path, "rb") as handle:
             yield handle
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; run the step that makes it first") from error
+        raise UserError(f"{path}: not found; {fix}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that can be") from error
 
@@ -200,17 +199,25 @@ def shortened(value: Any, digits: int) -> Any:
     return float(f"{value:.{digits}g}")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; raises UserError naming the file if it is missing or malformed, NaN and infinity included."""
+def read_json(path: Path, fix: str | None = None) -> Any:
+    """Read JSON.
+
+    Args:
+        fix: what makes the file, after "...; ".
+
+    Raises:
+        UserError: the file is missing or malformed, NaN and infinity included.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no number")
 
     try:
-        with _opened(path) as handle:
+        with _opened(path, fix or "run the step that makes it first") as handle:
             return json.loads(handle.read().decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the step that makes it") from error
+        fix = fix or "delete it and run the step that makes it"
+        raise UserError(f"{path}: not valid JSON ({error}); {fix}") from error
 
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
@@ -223,13 +230,13 @@ def read_record(path: Path, fix: str) -> dict[str, Any]:
     """Read what `write_record` wrote, or JSON that a published folder lists.
 
     Args:
-        fix: what makes the file again, after "...; ".
+        fix: what makes the file, after "...; ".
 
     Raises:
         UserError: it is missing, damaged, edited, or no mapping.
     """
     try:
-        value = read_json(path)
+        value = read_json(path, fix)
         check_seal(path)
     except Damaged as error:
         raise Damaged(f"{error}; {fix}, or keep an edit that was meant by `tcbench vouch {path}`") from error

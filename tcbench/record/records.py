@@ -286,7 +286,7 @@ class Kind(Generic[Content]):
             UserError: it is missing, damaged, edited or another row's, or a field is missing or misshapen; says what
                 makes it again.
         """
-        value = read_record(path, f"run `{self.command}` again")
+        value = read_record(path, f"run `{self.command}`")
         content = self.not_run if self.not_run and value.get("not_run") else self.content
         try:
             _checker(content).validate_python(value, strict=True)
@@ -294,9 +294,9 @@ class Kind(Generic[Content]):
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"] if part != "[key]")
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
-            raise UserError(f"{path}: field `{field}`{what}; run `{self.command}` again") from error
+            raise UserError(f"{path}: field `{field}`{what}; run `{self.command}`") from error
         if row is not None and value.get("row", row) != row:
-            raise UserError(f"{path}: is of row {value['row']}, not {row}; run `{self.command}` again")
+            raise UserError(f"{path}: is of row {value['row']}, not {row}; run `{self.command}`")
         return cast(Content, value)
 
 

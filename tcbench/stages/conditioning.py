@@ -141,7 +141,7 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     shards = {Path(index["folder"]) / name: digest for name, digest in index["shards"].items()}
     for path, digest in shards.items():
         if not is_whole(path) or seal(path) != digest:
-            raise UserError(f"{path}: is not the shard that {suite.latents_index} lists; run `{LATENTS.command}` again")
+            raise UserError(f"{path}: is not the shard that {suite.latents_index} lists; run `{LATENTS.command}`")
     latents = Latents([*shards])
     left_out = index["left_out"]
     if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
