@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -18,7 +17,8 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.weights import read_pickle
-from tcbench.record.files import read_json, read_tensors, sha256, write_json, write_tensors
+from tcbench.record.files import digest, read_tensors, seal, write_tensors
+from tcbench.record.records import TRAINED, Trained
 
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
@@ -50,8 +50,19 @@ def save_artefacts(folder: Path, artefacts: Artefacts, refiners: dict[str, Tenso
     if refiners:
         write_tensors(folder / "refiners.safetensors", refiners)
     files = [*names, "refiners"] if refiners else names
-    log["files"] = {name: sha256(folder / f"{name}.safetensors") for name in files}
-    write_json(folder / "artefacts.json", log)
+    log["files"] = {name: seal(folder / f"{name}.safetensors") for name in files}
+    TRAINED.write(folder / "artefacts.json", log)
+
+
+def artefacts_digest(folder: Path) -> str:
+    """Identifies what `save_artefacts` wrote by what samples depend on: training again gives the same, although it
+    takes another time.
+
+    Raises:
+        UserError: artefacts.json is missing or damaged.
+    """
+    log = TRAINED.read(folder / "artefacts.json")
+    return digest([log["files"], log["tables"], log.get("scores"), log.get("settings")])
 
 
 def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
@@ -62,7 +73,7 @@ def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     Raises:
         UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
     """
-    log, numbers = read_json(folder / "artefacts.json"), load_numbers(folder)
+    log, numbers = TRAINED.read(folder / "artefacts.json"), load_numbers(folder)
     scorers: dict[str, nn.Module] = {}
     for name in log["files"].keys() - numbers.tables:
         tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
@@ -82,15 +93,15 @@ def load_numbers(folder: Path) -> Artefacts:
     Raises:
         UserError: as `load_artefacts`.
     """
-    log = read_json(folder / "artefacts.json")
-    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log.get("tables", ())}
+    log = TRAINED.read(folder / "artefacts.json")
+    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log["tables"]}
     return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
 
 
-def _vouched(folder: Path, name: str, log: dict[str, Any]) -> dict[str, Tensor]:
+def _vouched(folder: Path, name: str, log: Trained) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
-    tensors, _ = read_tensors(path)
-    if sha256(path) != log["files"][name]:
+    tensors, _ = read_tensors(path, fix="train the row again")
+    if seal(path) != log["files"].get(name):
         raise UserError(f"{path}: is not the file that artefacts.json vouches for; train the row again")
     return tensors
 

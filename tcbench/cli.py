@@ -4,6 +4,7 @@ torch is imported by the sub-commands that need it, not by `--help`.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -22,7 +23,8 @@ from tcbench.config.suite import OTHER_ROWS, Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
-from tcbench.record.files import read_json, write_text
+from tcbench.record.files import PROVENANCE, vouch, write_text
+from tcbench.record.records import PUBLISHED
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.workflow import TARGETS, run_workflow
 
@@ -37,6 +39,8 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show "≈" shows "\u2248"
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:
@@ -52,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:  # the system refused something else than a file
+            raise
+        print(f"tcbench: {error.filename}: {error.strerror}; free space or fix permissions", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -147,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
 
+    sub = command("vouch", _vouch, "let a record of results that was edited on purpose count again")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="e.g. results/digits/latency.json")
+
     sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
     sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
@@ -201,9 +213,12 @@ def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
     """Rows of the config, or of its ablations."""
     suite = load_suite(parsed.config)
     try:
-        return [suite.find(name) for name in names]
+        entries = [suite.find(name) for name in names]
     except KeyError as error:
         raise UserError(f"{parsed.config}: no row {error}; rows: {', '.join(suite.rows)}") from None
+    if len({entry.suite.folder for entry in entries}) > 1:
+        raise UserError(f"--rows {' '.join(names)}: not all of the suite or all of one ablation; name these apart")
+    return entries
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
@@ -217,8 +232,8 @@ _AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
 
 def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
     """The suite, or where published results are read the one that they were made with."""
-    if parsed.results and (published := parsed.results / "provenance.json").exists():
-        return validated(Document(published, read_json(published)["suite"]), type(suite))
+    if parsed.results and (published := parsed.results / PROVENANCE).exists():
+        return validated(Document(published, PUBLISHED.read(published)["suite"]), type(suite))
     return suite
 
 
@@ -472,6 +487,12 @@ def _publish(parsed: argparse.Namespace) -> None:
     suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else load_suite(parsed.config)
     files = publish(suite, parsed.allow_dirty)
     print(f"published {len(files)} files to results/reference/{suite.suite}/")
+
+
+def _vouch(parsed: argparse.Namespace) -> None:
+    for path in parsed.files:
+        vouch(path)
+        print(f"{path}: carries the digest of what it holds now")
 
 
 def _bench(parsed: argparse.Namespace) -> None:

@@ -13,6 +13,10 @@ SUITES = ("digits", "scenes", "moving")
 TARGETS = ("tables", "figures", "ablations", "diagnostics", "verdicts", "report", "all")
 """What a suite can be asked for, and all of `SUITES` together; the first is the default."""
 
+ALL_CORES = 4096
+"""Threads of a rule that nothing else shall run beside: Snakemake lowers them to --cores. Its own word for that number,
+`workflow.cores`, breaks commands that do without it, such as `snakemake --unlock`."""
+
 
 def run_workflow(suite: str | None, targets: Sequence[str], cores: str, dry_run: bool, options: Sequence[str]) -> int:
     """Run Snakemake on a suite, with results below the working directory.

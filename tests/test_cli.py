@@ -1,5 +1,6 @@
 """The command line: help without torch, one-line errors, and what each light command prints."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,16 @@ def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
     out = capsys.readouterr().out
     assert method_class(name).__doc__.rstrip() in out
     assert all(f"{option} = {info.default!r}" in out for option, info in method_class(name).model_fields.items())
+
+
+def test_a_terminal_that_lacks_letters_is_no_traceback(tmp_path: Path) -> None:
+    code = "from tcbench.cli import main; main(['audit', '--out', 'ü/audit.md'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and r"\xfc/audit.md: " in done.stdout, done.stderr

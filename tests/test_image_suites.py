@@ -21,13 +21,14 @@ from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.metrics.precision_recall import inside_real, radii
 from tcbench.models.pretrained import Autoencoder, clean_captions
 from tcbench.record.files import read_json, read_tensors, sha256, write_json
+from tcbench.record.shards import read_shards
 from tcbench.report.strips import read_strip
 from tcbench.stages import encode
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_decoder
 from tcbench.stages.sample import sample_rows
-from tcbench.stages.score import measure_floor, read_shards, score_rows
+from tcbench.stages.score import measure_floor, score_rows
 from tcbench.stages.train import train_row
 from tests import official
 from tests.floors import DISTANCE, HALF, READING, assert_close
@@ -116,7 +117,7 @@ def run(suite: Suite, *more: str) -> dict[str, Any]:
 
 
 def samples_of(entry: Entry) -> Tensor:
-    return torch.cat([shard["image"] for shard in read_shards(entry)])
+    return torch.cat([shard["image"] for shard in read_shards(entry.samples)])
 
 
 # --- through the stages
@@ -150,7 +151,7 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     real = (read_reference_images(Path(ADM)).float() / 255).mean((2, 3))
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
-    labels = torch.cat([shard["label"] for shard in read_shards(imagenet["plain"])])
+    labels = torch.cat([shard["label"] for shard in read_shards(imagenet["plain"].samples)])
     assert labels.tolist() == list(range(8))
 
 
@@ -198,6 +199,22 @@ def test_captions_of_training_images_are_read_when_drawn(coco: Suite) -> None:
     drawn = load_examples(coco, shown).labels[torch.tensor([5])]
     assert torch.equal(drawn.states_RTC, evaluated.encoder(clean_captions([first[5]])).states_RTC)
     assert shown.prompts == tuple(first) and evaluated.prompts[0] == "A dog (200), view 0."
+
+
+def test_a_damaged_shard_of_latents_is_refused_and_encoded_again(coco: Suite) -> None:
+    encode_images(coco)
+    index = read_json(coco.latents_index)
+    damaged = Path(index["folder"]) / list(index["shards"])[1]
+    whole, flipped = damaged.read_bytes(), bytearray(damaged.read_bytes())
+    flipped[-3] ^= 1
+    damaged.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: is not the shard .*; run `tcbench encode"):
+        load_examples(coco, load_captions(coco, held_out=False))
+    encode_images(coco)
+    assert damaged.read_bytes() == whole
+    coco.latents_index.write_text("{}")
+    with pytest.raises(UserError, match=r"latents\.json: .*run `tcbench encode"):
+        load_examples(coco, load_captions(coco, held_out=False))
 
 
 def test_an_interrupted_encoding_goes_on(coco: Suite) -> None:

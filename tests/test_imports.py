@@ -75,6 +75,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("record/score", set()),
         ("record/files", {"errors"}),
         ("record/imports", {"places"}),
+        ("record/records", {"errors", "record"}),
+        ("record/shards", {"errors", "record"}),
         ("record/sources", {"places", "record"}),
         ("plan", {"record", "unseen"}),
         ("checking", {"plan", "unseen"}),
@@ -170,7 +172,10 @@ LIGHT = [
     *("plan", "choose", "schedule", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
     *("checking", "guard", "surroundings"),
     *(f"config/{path.stem}" for path in files("config")),
-    *(f"record/{name}" for name in ("__init__", "executed", "files", "imports", "sources")),
+    *(
+        f"record/{name}"
+        for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
+    ),
     *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),

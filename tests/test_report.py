@@ -13,6 +13,7 @@ import pytest
 
 from tcbench.config.fields import PaperTable
 from tcbench.errors import UserError
+from tcbench.record.records import SCORE
 from tcbench.report import figures
 from tcbench.report.cells import interval_text
 from tcbench.report.grids import grid, save_grid
@@ -24,6 +25,13 @@ from tcbench.report.schedule_table import table1
 STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 16]}
 FLOOR = {"fid": {"n": 512, "mean": 1.1, "std": 0.25, "draws": 20}, "sfid": {"n": 512, "mean": 2.31, "std": 0.4}}
 DIFFERS = "not the paper's model or data"
+COMMIT = {"config_digest": "0", "git": {"commit": "0", "dirty": False}}
+WHOLE = {
+    **{"group_sizes": [64] * 8, "refiners": True, "target": None, "extractor": "digits-cnn", "metrics_not_run": {}},
+    **{"plans": None, "plan": {}, "tokens": 64, "macs_spread": [1, 1], "cache_bytes": 0, "guidance_scale": 1.5},
+    **{"paper": None, "provenance": COMMIT | {"samples": COMMIT}},
+}
+"""What score files hold besides the rows below."""
 
 
 def quality_of(fid, mae=None):
@@ -363,11 +371,11 @@ def test_rows_of_two_suites_are_refused(rows):
 
 def test_read_rows(rows, tmp_path):
     folder = tmp_path / "scores"
-    folder.mkdir()
+    rows = [row | WHOLE for row in rows]
     for row in rows:
-        (folder / f"{row['row']}.json").write_text(json.dumps(row))
+        SCORE.write(folder / f"{row['row']}.json", row)
     ids = [row["row"] for row in rows][::-1]
-    assert read_rows(tmp_path, ids) == rows[::-1]
+    assert read_rows(tmp_path, ids) == json.loads(json.dumps(rows[::-1]))
     with pytest.raises(UserError, match="nfe50-uncached"):
         read_rows(tmp_path, ["nfe50-fora"])
     with pytest.raises(UserError, match=r"absent\.json"):
@@ -376,9 +384,11 @@ def test_read_rows(rows, tmp_path):
     (folder / "nfe50-fora.json").write_text(json.dumps(not_run))
     assert read_rows(tmp_path, ids)[ids.index("nfe50-fora")] == not_run
     del rows[0]["quality"]
-    (folder / "nfe50-uncached.json").write_text(json.dumps(rows[0]))
-    with pytest.raises(UserError, match=r"nfe50-uncached\.json: field `quality`"):
+    SCORE.write(folder / "nfe50-uncached.json", rows[0])
+    with pytest.raises(UserError, match=r"nfe50-uncached\.json: field `quality` is missing"):
         read_rows(tmp_path, ids)
+    SCORE.write(folder / "nfe50-uncached.json", rows[0] | {"not_run": "needs weights"})  # needs no numbers
+    assert read_rows(tmp_path, ids)[-1]["not_run"] == "needs weights"
 
 
 def test_mac_ratio(rows):

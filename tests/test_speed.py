@@ -18,7 +18,8 @@ from tcbench.config.speed import PeerName, load_speed_suite, parts
 from tcbench.errors import NotRun, UserError
 from tcbench.method import Artefacts
 from tcbench.models.specs import MODELS
-from tcbench.record.files import read_json, write_json
+from tcbench.record.files import read_json
+from tcbench.record.records import RUN
 from tcbench.registry import make_method
 from tcbench.replay import Replay
 from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
@@ -314,9 +315,9 @@ def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_pat
 
     suite, folder = timed
     monkeypatch.chdir(tmp_path)
-    record = read_json(next(folder.glob("runs/*.json")))
+    record = RUN.read(next(folder.glob("runs/*.json")))
     record["provenance"]["config_digest"] = "0"
-    write_json(tmp_path / "results" / suite.suite / "runs" / "a.json", record)
+    RUN.write(tmp_path / "results" / suite.suite / "runs" / "a.json", record)
     with pytest.raises(UserError, match="another config"):
         publish(suite, allow_dirty=True)
 
@@ -328,9 +329,9 @@ def test_parts_of_several_commits_are_published_and_named(timed, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     part = next(folder.glob("runs/*.json"))
     for name, commit in {part.name: "a" * 40, "x.json": "a" * 40, "y.json": "b" * 40}.items():
-        record = read_json(part)
+        record = RUN.read(part)
         record["provenance"] |= {"git": {"commit": commit, "dirty": False}, "config_digest": suite.digest()}
-        write_json(tmp_path / "results" / suite.suite / "runs" / name, record)
+        RUN.write(tmp_path / "results" / suite.suite / "runs" / name, record)
     render_speed(suite, tmp_path / "results" / suite.suite)
     publish(suite)
     target = tmp_path / "results" / "reference" / suite.suite

@@ -28,7 +28,8 @@ from tcbench.metrics.readings import temporal_flickering
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.vbench import DIMENSIONS, table, total
-from tcbench.record.files import write_json, write_tensors
+from tcbench.record.files import write_tensors
+from tcbench.record.records import VBENCH
 from tcbench.stages import vbench, vbench_process
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches
@@ -307,11 +308,11 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     assert torch.equal(again["temporal_flickering"], readings["temporal_flickering"])  # kept: the shards are the same
 
     results = {dimension.name: {"score": 0.5, "samples": {"0": 0.5}} for dimension in DIMENSIONS}
-    write_json(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
+    VBENCH.write(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
     readings, not_run = read_samples(Entry(suite, "row"), manifest, tensors, scorers)
     assert readings["vbench"].shape == (6, 16) and "vbench" not in not_run
     results["scene"] = {"not_run": "needs Y"}
-    write_json(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
+    VBENCH.write(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
     assert read_samples(Entry(suite, "row"), manifest, tensors, scorers)[1]["vbench"] == "needs Y (for scene)"
     with pytest.raises(UserError, match=r"row\.json: is of other samples"):
         read_samples(Entry(suite, "row"), manifest | {"shards": {}}, tensors, scorers)

@@ -283,6 +283,36 @@ def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     assert shards(killed) == shards(whole)
 
 
+def test_unlocking_works_as_the_readme_writes_it(scripts, tmp_path):
+    """After `kill -9` of a workflow and its jobs; of any suite, because a lock is the folder's."""
+    (tmp_path / "smoke.yaml").write_text(SMOKE)
+    readme, locks, held = (
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        tmp_path / ".snakemake/locks",
+        tmp_path / "held",
+    )
+    unlock, run_unlock = "snakemake --unlock", "--snakemake=--unlock"
+    assert f"`{unlock}`" in readme and f"`{run_unlock}`" in readme
+    module = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile"]
+    of_suite = ["--config", "suite_file=smoke.yaml"]
+    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*module, "--cores", "1", *of_suite], start_new_session=True, **here)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("results/smoke/logs/*")):
+        assert time.monotonic() < deadline and process.poll() is None, "no job to kill"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    refused = subprocess.run([*module, "--cores", "1", *of_suite], **here)
+    assert refused.returncode == 1 and "cannot be locked" in refused.stderr
+    shutil.copytree(locks, held)
+    plain = [*module, *unlock.split()[1:]]
+    for command in (plain, [*plain, *of_suite], [scripts / "tcbench", "run", "smoke.yaml", run_unlock]):
+        shutil.copytree(held, locks, dirs_exist_ok=True)
+        done = subprocess.run(command, **here | {"env": USERS} if command[0] != sys.executable else here)
+        assert done.returncode == 0 and not list(locks.glob("*")), done.stderr
+
+
 def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -1,6 +1,19 @@
 """A row's score, results/<suite>/scores/<row>.json: what `tcbench score` writes and reports read. Imports no torch."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic needs these before Python 3.12
+)
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import StringConstraints as Text
+from typing_extensions import TypedDict
+
+Word = r"all|none|forecast \d+"
+PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
+"""What every step did in a unit (`PlanRecord.to_lines`)."""
 
 
 class Quality(TypedDict):
@@ -39,24 +52,66 @@ class Measured(TypedDict):
     paired: dict[str, Paired]
 
 
+class Commit(TypedDict):
+    """The state of the checkout that ran."""
+
+    commit: str
+    dirty: bool | str
+
+
+class Provenance(TypedDict):
+    """What publishing and the report read of the record that `tcbench.record.provenance.collect` makes."""
+
+    config_digest: str
+    git: Commit
+    packages: NotRequired[dict[str, str]]
+    finished_utc: NotRequired[str]
+    wall_s: NotRequired[NonNegativeFloat]
+
+
+class ScoreProvenance(Provenance):
+    """Where a score came from, and the samples that it is of."""
+
+    samples: Provenance
+
+
 class MacCounts(TypedDict):
     """MACs of one sample: all of them, without overheads, by the paper's rule, and by what they were charged to."""
 
-    per_sample: int
-    per_sample_without_overheads: int
-    paper_rule: int
-    by_tag: dict[str, int]
+    per_sample: PositiveInt
+    per_sample_without_overheads: NonNegativeInt
+    paper_rule: NonNegativeInt
+    by_tag: dict[str, NonNegativeInt]
 
 
-class Score(Measured):
-    """A row: what was run, its quality, its paired differences, its MACs and the paper's numbers for the same cell.
+class Identity(TypedDict):
+    """Which row a score is of.
 
     Keys:
-        row, suite, method, label, nfe, model, control, refiners, target, paper: as the config has them.
-        settings: all options of the method.
+        row, suite, method, label, nfe, model, control: as the config has them.
         sampled_steps: steps that were sampled, `nfe` unless the method changes it.
         resolution: pixels along a side.
         reference: the uncached row that it is compared with, itself for such a row.
+    """
+
+    row: str
+    suite: str
+    method: str
+    label: str
+    nfe: PositiveInt
+    sampled_steps: PositiveInt
+    resolution: PositiveInt
+    model: str
+    reference: str
+    control: bool
+
+
+class Score(Identity, Measured):
+    """A row: what was run, its quality, its paired differences, its MACs and the paper's numbers for the same cell.
+
+    Keys:
+        settings: all options of the method.
+        refiners, target, paper: as the config has them.
         i_steps: steps at which everything was computed.
         plans: digest of the executed plan, if that chose no tokens.
         plan: the executed plan of the first batch (`PlanRecord.to_lines`).
@@ -70,33 +125,23 @@ class Score(Measured):
         not_run: why the row was not run; it then has no numbers.
     """
 
-    row: str
-    suite: str
-    method: str
-    label: str
-    nfe: int
-    sampled_steps: int
-    resolution: int
-    model: str
     settings: dict[str, Any]
-    i_steps: list[int]
+    i_steps: list[NonNegativeInt]
     plans: str | None
-    reference: str
-    samples: int
-    groups: int
-    group_sizes: list[int]
-    control: bool
+    samples: PositiveInt
+    groups: PositiveInt
+    group_sizes: list[PositiveInt]
     refiners: bool | Literal["p-steps"]
     target: str | None
     extractor: str | None
     metrics_not_run: dict[str, str]
     macs: MacCounts
-    macs_spread: list[int]
-    cache_bytes: int
+    macs_spread: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    cache_bytes: NonNegativeInt
     guidance_scale: float
-    tokens: int
-    plan: dict[str, str]
-    trajectory: dict[str, Any] | None
+    tokens: PositiveInt
+    plan: dict[str, PlanLine]
+    trajectory: dict[str, list[float]] | None
     paper: dict[str, float] | None
-    provenance: dict[str, Any]
+    provenance: ScoreProvenance
     not_run: NotRequired[str]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
-from tcbench.record.files import atomic
+from tcbench.record.files import atomic, sealed
 from tcbench.report.rows import Row, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]
@@ -280,5 +280,5 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     figure.savefig(pixels, format="png", dpi=150)
     with atomic(Path(folder) / f"{name}.png") as temporary, Image.open(pixels) as picture:
         picture.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
-    with atomic(Path(folder) / f"{name}.svg") as temporary:
+    with sealed(Path(folder) / f"{name}.svg") as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "tcbench"})

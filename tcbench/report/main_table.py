@@ -332,6 +332,8 @@ def _caption(
     if latency:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
         lines.append(f"Latency protocol: {details}.")
+    if untimed := [row["row"] for row in run if not latency or row["row"] not in latency["rows"]]:
+        lines.append(f"Not timed (`tcbench latency {suite_of(rows)}`): {', '.join(untimed)}.")
     lines.append(f"{NO_CELL}: no such cell.")
     if differs:
         lines.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tcbench.config.suite import Suite
+from tcbench.record.files import is_whole
 from tcbench.report.evidence import evidence
 from tcbench.report.findings import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names
@@ -59,11 +60,11 @@ def _png(pixels: np.ndarray) -> str:
 
 
 def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
-    """Every figure of the suite; one that was not drawn has no source."""
+    """Every figure of the suite; one that was not drawn, or is damaged, has no source."""
     found = []
     for name in figure_names(suite):
         path = folder / "figures" / f"{name}.svg"
-        source = _uri(path.read_bytes(), "svg+xml") if path.exists() else ""
+        source = _uri(path.read_bytes(), "svg+xml") if is_whole(path) else ""
         found.append({"name": name, "place": PICTURES[name].place, "caption": PICTURES[name].caption, "source": source})
     return found
 

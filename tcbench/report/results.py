@@ -9,32 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from tcbench.config.suite import Suite
-from tcbench.errors import UserError
-from tcbench.record.files import read_json
-from tcbench.record.score import Score
-from tcbench.report.rows import Row, reference_of, row_named, was_run
-
-MEASURED = (
-    *("i_steps", "plans", "plan", "tokens", "samples", "groups", "group_sizes", "extractor", "metrics_not_run"),
-    *("quality", "paired", "macs", "macs_spread", "cache_bytes", "trajectory", "provenance"),
-)
-"""Fields that only a row which was run has; the config knows all others."""
+from tcbench.record.records import DIAGNOSTICS, FLOOR, LATENCY, SCORE, TRAINED, Kind
+from tcbench.report.rows import Row, reference_of, row_named
 
 
 def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
     """Read `folder/scores/<row>.json` for every row id, in the given (the suite's) order.
 
     Raises:
-        UserError: a file is missing, malformed or lacks a field, or its reference row is not in the suite.
+        UserError: a file is missing, damaged, malformed or another row's, or its reference row is not in the suite.
     """
     rows = []
     for row_id in row_ids:
         path = Path(folder) / "scores" / f"{row_id}.json"
-        row = read_json(path)
-        required = Score.__required_keys__ - (set() if was_run(row) else {*MEASURED})
-        if absent := sorted(required - row.keys()):
-            raise UserError(f"{path}: field `{absent[0]}` is missing; delete the file and score the row again")
-        rows.append(row)
+        rows.append(SCORE.read(path, row_id))
     for row in rows:
         reference_of(row, rows)
     return rows
@@ -91,14 +79,14 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
             depend on may be half made: it must not read that.
 
     Raises:
-        UserError: a score is missing or malformed.
+        UserError: a score is missing, or a file that is there is damaged or malformed.
     """
 
-    def optional(part: str, name: str) -> Any:
-        return read_json(folder / name) if part in parts and (folder / name).exists() else None
+    def optional(part: str, name: str, kind: Kind[Any], row: str | None = None) -> Any:
+        return kind.read(folder / name, row) if part in parts and (folder / name).exists() else None
 
-    def by_row(part: str, pattern: str, rows: Sequence[str]) -> dict[str, Any]:
-        found = {row: optional(part, pattern.format(row)) for row in rows}
+    def by_row(part: str, pattern: str, rows: Sequence[str], kind: Kind[Any]) -> dict[str, Any]:
+        found = {row: optional(part, pattern.format(row), kind, row) for row in rows}
         return {row: content for row, content in found.items() if content is not None}
 
     ablations = {}
@@ -110,8 +98,8 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         suite=suite,
         rows=read_rows(folder, list(suite.rows)),
         ablations=ablations,
-        training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows),
-        diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows),
-        latency=optional("latency", "latency.json"),
-        floor=optional("floor", "scores/floor.json"),
+        training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows, TRAINED),
+        diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows, DIAGNOSTICS),
+        latency=optional("latency", "latency.json", LATENCY),
+        floor=optional("floor", "scores/floor.json", FLOOR),
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tcbench.config.speed import SpeedSuite, parts
 from tcbench.errors import UserError
-from tcbench.record.files import read_json
+from tcbench.record.records import PROFILE, RUN, Kind
 from tcbench.registry import method_class
 from tcbench.report.cells import NO_CELL, Record, ratio
 from tcbench.report.figures import LOOK, save, styles
@@ -53,7 +53,7 @@ def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
     lines = []
     for part in parts(suite):
         model, path = suite.models[part.model], folder / "runs" / f"{part.name}.json"
-        timed = read_json(path)["rows"] if path.exists() else {}
+        timed = RUN.read(path)["rows"] if path.exists() else {}
         command = f"tcbench bench --model {part.model} --dtype {part.dtype} --batch-size {part.batch_size}"
         why = f"needs {model.needs}" if model.needs else f"needs `{command} --nfe {part.nfe}`"
         for row, settings in model.rows.items():
@@ -113,25 +113,26 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
 
 def read_peers(folder: Path) -> list[Record]:
     """The records of all settings at which peers were timed."""
-    return [read_json(path) for path in sorted((folder / "peers").glob("*.json"))]
+    return [dict(RUN.read(path)) for path in sorted((folder / "peers").glob("*.json"))]
 
 
 def read_profiles(folder: Path) -> list[Record]:
     """The records of all profiled rows."""
-    return [read_json(path) for path in sorted((folder / "profile").glob("*.json"))]
+    return [dict(PROFILE.read(path)) for path in sorted((folder / "profile").glob("*.json"))]
 
 
 def read_machines(folder: Path) -> list[str]:
     """The machines that runs were timed on, in words."""
-    machines = [read_json(path)["machine"] for path in sorted((folder / "runs").glob("*.json"))]
+    machines = [RUN.read(path)["machine"] for path in sorted((folder / "runs").glob("*.json"))]
     return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in machines))
 
 
 def read_commits(folder: Path) -> str:
     """The commits at which a folder's parts were timed, in words: a part is compared with itself alone."""
     parts_of: dict[str, list[str]] = {}
+    kind: Kind[Any] = PROFILE if folder.name == "profile" else RUN
     for path in sorted(folder.glob("*.json")):
-        parts_of.setdefault(read_json(path)["provenance"]["git"]["commit"][:8], []).append(path.stem)
+        parts_of.setdefault(kind.read(path)["provenance"]["git"]["commit"][:8], []).append(path.stem)
     most, *others = sorted(parts_of, key=lambda commit: -len(parts_of[commit]))
     rest = "".join(f"; at {commit}: {', '.join(parts_of[commit])}" for commit in others)
     return f"Timed at commit {most}{rest}."

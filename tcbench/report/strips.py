@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tcbench.errors import UserError
-from tcbench.record.files import atomic
+from tcbench.record.files import check_seal, sealed
 
 
 def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] = ()) -> None:
@@ -21,7 +21,7 @@ def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] =
     header = PngInfo()
     header.add_text("tiles", f"{len(lines)} {len(lines[0])}")
     header.add_text("labels", "\n".join(labels))
-    with atomic(path) as temporary:
+    with sealed(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header, optimize=True)
 
 
@@ -29,14 +29,15 @@ def read_strip(path: Path) -> tuple[list[np.ndarray], list[str]]:
     """(lines of tiles, labels of the columns) as they were written.
 
     Raises:
-        UserError: there is no such strip, or it is none.
+        UserError: there is no such strip, or it is damaged or none.
     """
     try:
+        check_seal(path)
         with Image.open(path) as image:
             lines, columns = map(int, image.info["tiles"].split())
             labels = [label for label in image.info["labels"].split("\n") if label]
             picture = np.asarray(image)
-    except (OSError, KeyError) as error:
+    except (UserError, OSError, KeyError) as error:
         raise UserError(f"{path}: no strip of samples ({error}); run `tcbench tables` where the samples are") from error
     tiles = [np.stack(np.split(line, columns, axis=1)) for line in np.split(picture, lines, axis=0)]
     return tiles, labels

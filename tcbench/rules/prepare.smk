@@ -10,7 +10,7 @@ rule pretrain_one:
         what="denoiser|classifier|reader|clip",
     log:
         f"{RESULTS}/logs/pretrain-{{what}}.log",
-    threads: workflow.cores
+    threads: ALL_CORES
     shell:
         f"tcbench pretrain {CONFIG} {{wildcards.what}} --out {RESULTS}/pretrained 2> {{log}}"
 

@@ -48,7 +48,7 @@ rule latency:
     log:
         f"{RESULTS}/logs/latency.log",
     # All cores, so that nothing else runs beside a measurement; torch itself stays at one thread (tcbench.cli).
-    threads: workflow.cores
+    threads: ALL_CORES
     resources:
         gpu=int(SUITE.model.device == "cuda"),
     shell:

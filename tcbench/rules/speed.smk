@@ -19,7 +19,7 @@ rule speed:
     log:
         f"results/{SPEED.suite}/logs/speed.log",
     # All cores, so that nothing else runs beside a measurement.
-    threads: workflow.cores
+    threads: ALL_CORES
     resources:
         gpu=int(SPEED.device == "cuda"),
     shell:

@@ -10,6 +10,7 @@ from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.places import PACKAGE, suite_file, suite_word, vbench_environment
 from tcbench.record.sources import source_digest
+from tcbench.workflow import ALL_CORES
 
 # An explicit file wins over a suite's name, so that tests and users can run a config of their own.
 GIVEN = config.get("suite_file") or config["suite"]
@@ -19,8 +20,8 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = f"results/{SUITE.suite}"
-# Commands are f-strings, because Snakemake fills in no globals of a module.
-CONFIG = shlex.quote(suite_word(GIVEN))
+# Commands are f-strings, because Snakemake fills in no globals of a module; it then fills in what is in single braces.
+CONFIG = shlex.quote(suite_word(GIVEN)).replace("{", "{{").replace("}", "}}")
 
 
 wildcard_constraints:

@@ -8,7 +8,7 @@ rule encode:
         settings=SUITE.settings("encode"),
     log:
         f"{RESULTS}/logs/encode.log",
-    threads: workflow.cores
+    threads: ALL_CORES
     resources:
         gpu=int(SUITE.model.device == "cuda"),
     shell:

@@ -3,6 +3,7 @@
 # Targets: tables (default), figures, ablations, diagnostics, verdicts, report, all; of one suite also pretrain and publish;
 # speed. With several suites, what one of them has is also a target of its own, e.g. scenes_tables.
 import os
+import shlex
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -11,10 +12,10 @@ from tcbench.errors import UserError
 from tcbench.places import suite_file, suite_word
 from tcbench.record.sources import source_digest
 from tcbench.config.speed import load_speed_suite
-from tcbench.workflow import SUITES, TARGETS
+from tcbench.workflow import ALL_CORES, SUITES, TARGETS
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
-shell.prefix(f"set -euo pipefail; export PATH=\"{os.path.dirname(sys.executable)}:$PATH\"; ")
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(os.path.dirname(sys.executable))}:\"$PATH\"; ")
 
 
 include: "speed.smk"

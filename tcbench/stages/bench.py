@@ -22,8 +22,9 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
-from tcbench.record.files import digest, read_json, write_json
+from tcbench.record.files import digest, is_whole
 from tcbench.record.provenance import collect
+from tcbench.record.records import RUN
 from tcbench.record.sources import source_digest
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.samplers import SamplerSettings
@@ -59,7 +60,7 @@ def bench(
                 started = time.time()
                 record = measure(suite, part, adapter, path)
             provenance = collect(suite.model_dump(mode="json"), [suite.seed], started)
-            write_json(target, {"fingerprint": fingerprint, **record, "provenance": provenance})
+            RUN.write(target, {"fingerprint": fingerprint, **record, "provenance": provenance})
 
 
 def device_of(suite: SpeedSuite) -> torch.device:
@@ -124,7 +125,7 @@ def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
 
 
 def _is_fresh(path: Path, fingerprint: str) -> bool:
-    return path.exists() and read_json(path).get("fingerprint") == fingerprint
+    return is_whole(path) and RUN.read(path).get("fingerprint") == fingerprint
 
 
 def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:

@@ -17,7 +17,8 @@ from tcbench.models.adapter import Text
 from tcbench.models.specs import MODELS, TextSpec
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
 from tcbench.places import locate
-from tcbench.record.files import read_json
+from tcbench.record.files import is_whole, seal
+from tcbench.record.records import LATENTS
 from tcbench.stages.images import device_of, list_training_images
 
 
@@ -138,8 +139,12 @@ def load_examples(suite: Suite, captions: Captions | PromptedCaptions | None) ->
     if suite.source.brings_images:
         data = suite.source.images()
         return data if captions is None else Dataset(data.images, captions.read(data.labels).to("cpu"))
-    listing, index = list_training_images(suite), read_json(suite.latents_index)
-    latents = Latents([Path(index["folder"]) / name for name in index["shards"]])
+    listing, index = list_training_images(suite), LATENTS.read(suite.latents_index)
+    shards = {Path(index["folder"]) / name: digest for name, digest in index["shards"].items()}
+    for path, digest in shards.items():
+        if not is_whole(path) or seal(path) != digest:
+            raise UserError(f"{path}: is not the shard that {suite.latents_index} lists; run `{LATENTS.command}`")
+    latents = Latents([*shards])
     left_out = index["left_out"]
     if index["settings"]["images"] != listing.digest or len(latents) + len(left_out) != len(listing):
         raise UserError(f"{suite.latents_index}: is of other images than `training.images`; run `tcbench encode` again")

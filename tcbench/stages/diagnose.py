@@ -30,8 +30,9 @@ from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Run
 from tcbench.models.adapter import Adapter
 from tcbench.plan import ALL, NONE, Block, Decision, Hold, Keys, Plan, Unit, every_unit
-from tcbench.record.files import shortened, write_json
+from tcbench.record.files import shortened
 from tcbench.record.provenance import collect
+from tcbench.record.records import DIAGNOSTICS
 from tcbench.samplers import make_sampler
 from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, start_run
 from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions, load_examples
@@ -94,7 +95,7 @@ def diagnose_row(entry: Entry) -> None:
             case = {"selector": name, "cache_ratio": ratio, "keys": keys, "allocation": allocation, "kept": counts}
             cases.append(case | local_error(plan, keys))
     top = change_RLN.flatten(1).sort(descending=True).values
-    write_json(
+    DIAGNOSTICS.write(
         entry.diagnostics,
         {
             "row": entry.name,

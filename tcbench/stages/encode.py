@@ -16,8 +16,9 @@ from tcbench.errors import UserError
 from tcbench.models.pretrained import Autoencoder
 from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import SPACE, TIME, VideoAutoencoder
-from tcbench.record.files import digest, read_json, write_json, write_tensors
+from tcbench.record.files import digest, is_whole, seal, write_tensors
 from tcbench.record.provenance import collect
+from tcbench.record.records import LATENTS, LEFT_OUT
 from tcbench.record.sources import source_digest
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 
@@ -28,7 +29,7 @@ MOST_LEFT_OUT = 0.1  # of all videos
 
 
 def encode_images(suite: Suite) -> None:
-    """Write results/latents/<key>/shard-*.safetensors, those that are not there yet, and results/<suite>/latents.json.
+    """Write results/latents/<key>/shard-*.safetensors, where not there and whole, and results/<suite>/latents.json.
 
     A latent is one draw from its image's posterior, keyed by the image's number, and kept in float16. The key
     identifies images (by name), autoencoder, resolution, seed and code. Videos that cannot be used are left out, each
@@ -57,25 +58,26 @@ def encode_images(suite: Suite) -> None:
     with tqdm(total=len(listing), desc="encode images", unit="image", mininterval=1) as bar:
         for name, start in shards.items():
             stop, record = min(start + size, len(listing)), (folder / name).with_suffix(".left-out.json")
-            if not (folder / name).exists():
+            needed = [folder / name, record] if isinstance(listing, VideoListing) else [folder / name]
+            if not all(map(is_whole, needed)):
                 if isinstance(listing, VideoListing):
                     latents, without = _videos(suite, listing, autoencoder, start, stop, bar)
-                    write_json(record, without)
+                    LEFT_OUT.write(record, {"left_out": without})
                 else:
                     latents = _images(suite, listing, autoencoder, start, stop)
                 write_tensors(folder / name, {"latent": latents.half()})
-            left_out |= read_json(record) if isinstance(listing, VideoListing) else {}
+            left_out |= LEFT_OUT.read(record)["left_out"] if isinstance(listing, VideoListing) else {}
             if len(left_out) > MOST_LEFT_OUT * len(listing):
                 raise UserError(
                     f"{suite.training.images.folder}: {len(left_out)} of the {len(listing)} videos cannot be used, "
                     f"{next(iter(left_out.values()))} for one; get them again or list others"
                 )
             bar.update(stop - start)
-    write_json(
+    LATENTS.write(
         suite.latents_index,
         {
             "folder": str(folder),
-            "shards": list(shards),
+            "shards": {name: seal(folder / name) for name in shards},
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from tcbench.checking import values_unchecked
 from tcbench.config.suite import Suite
-from tcbench.record.files import write_json
 from tcbench.record.provenance import collect
+from tcbench.record.records import LATENCY
 from tcbench.sampling import sample_batch
 from tcbench.stages.conditioning import load_captions
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
@@ -42,7 +42,7 @@ def measure_latency(suite: Suite) -> None:
                     if timed:
                         times[row].append(time.perf_counter() - began)
                 bar.update()
-    write_json(
+    LATENCY.write(
         suite.folder / "latency.json",
         {
             "protocol": {

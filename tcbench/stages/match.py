@@ -11,7 +11,7 @@ from tcbench.budget.matching import SHAPES, Basis
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.method import Method
-from tcbench.record.files import read_json
+from tcbench.record.records import TRAINED
 
 if TYPE_CHECKING:
     from tcbench.models.adapter import Adapter
@@ -60,7 +60,7 @@ class Calibration:
             return self._measured(entry)
         if source is None or not (log := source.trained / "artefacts.json").exists():
             return SHAPES
-        if read_json(log)["settings"] != source.training_settings:
+        if TRAINED.read(log).get("settings") != source.training_settings:
             return SHAPES
         from tcbench.artefacts import load_numbers
 

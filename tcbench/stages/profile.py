@@ -14,8 +14,8 @@ from tqdm import tqdm
 from tcbench.config.speed import Part, SpeedSuite
 from tcbench.errors import UserError
 from tcbench.method import ModelShape
-from tcbench.record.files import write_json
 from tcbench.record.provenance import collect
+from tcbench.record.records import PROFILE
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.stages.bench import device_of, is_full, precision, prepare_row, random_adapter
 from tcbench.stages.timing import machine
@@ -70,7 +70,7 @@ def profile_parts(
             "steps": steps,
             "provenance": collect(suite.model_dump(mode="json"), [suite.seed], started),
         }
-        write_json(folder / "profile" / f"{part.setting}.{row}.json", record)
+        PROFILE.write(folder / "profile" / f"{part.setting}.{row}.json", record)
 
 
 def profile_steps(replay: Replay, shape: ModelShape, device: torch.device) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.record.files import read_json, write_json
+from tcbench.record.files import PROVENANCE, check_seal, sha256
+from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, Kind
+from tcbench.record.score import Provenance
 
-SPEED_RECORDS = ("runs/*.json", "peers/*.json", "profile/*.json")
+SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, "profile/*.json": PROFILE}
 MEASURED = (
     "scores/*.json",
     "ablations/*/scores/*.json",
@@ -30,35 +32,52 @@ PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
 LIMIT_BYTES = 1_000_000
 
 
-Records = dict[str, tuple[dict[str, Any], str]]
+Records = dict[str, tuple[Provenance, str]]
 """Provenance, and the digest of the config it should be of, by what it is the provenance of."""
 
 
 def _records(suite: Suite) -> Records:
     """Of everything that is published."""
-    records = {}
+    records: Records = {}
     for part in (suite, *suite.ablation_suites.values()):
         for entry in part.entries:
-            record = read_json(entry.scores)["provenance"]
-            records[entry.name] = record, part.digest()
-            records[f"{entry.name}, samples"] = record["samples"], part.digest()
-    for path in (suite.folder / "latency.json", *(suite.folder / "diagnostics").glob("*.json")):
-        records[str(path)] = read_json(path)["provenance"], suite.digest()
+            score = SCORE.read(entry.scores)
+            if not score.get("not_run"):
+                records[entry.name] = score["provenance"], part.digest()
+                records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
+    latency = suite.folder / "latency.json"
+    records[str(latency)] = LATENCY.read(latency)["provenance"], suite.digest()
+    for path in (suite.folder / "diagnostics").glob("*.json"):
+        records[str(path)] = DIAGNOSTICS.read(path)["provenance"], suite.digest()
     return records
 
 
 def _speed_records(suite: SpeedSuite) -> Records:
     """The same for a speed suite."""
-    paths = [path for kind in SPEED_RECORDS for path in sorted(suite.folder.glob(kind))]
-    if not paths:
+    records: Records = {
+        str(path): (kind.read(path)["provenance"], suite.digest())
+        for pattern, kind in SPEED_RECORDS.items()
+        for path in sorted(suite.folder.glob(pattern))
+    }
+    if not records:
         raise UserError(f"{suite.folder}: nothing was timed; run `tcbench bench` first")
-    return {str(path): (read_json(path)["provenance"], suite.digest()) for path in paths}
+    return records
 
 
 def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
     """The files below a folder of results that are published."""
     pictures = [PICTURES[suite.suite]] if suite.suite in PICTURES else []
-    return [path for pattern in (*MEASURED, *SHOWN, *pictures) for path in sorted(folder.glob(pattern))]
+    return [*measured(folder), *(path for pattern in (*SHOWN, *pictures) for path in sorted(folder.glob(pattern)))]
+
+
+def measured(folder: Path) -> list[Path]:
+    """Those of them that cannot be made again without running."""
+    return [path for pattern in MEASURED for path in sorted(folder.glob(pattern))]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """What provenance.json of a published folder vouches for: all that was measured, by its path in the folder."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in measured(folder)}
 
 
 def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
@@ -66,7 +85,7 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
 
     Raises:
         UserError: results of another config, of an uncommitted work tree, or of several commits, unless they are
-            timings, whose parts are compared within themselves and name their commits; or a large file.
+            timings, whose parts are compared within themselves and name their commits; or a large or damaged file.
     """
     records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
     for what, (record, digest) in records.items():
@@ -84,14 +103,17 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
     for path in files:
         if path.stat().st_size > LIMIT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
+    for path in measured(suite.folder):
+        check_seal(path)
     shutil.rmtree(target, ignore_errors=True)
     for path in files:
         destination = target / path.relative_to(suite.folder)
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, destination)
     first, _ = next(iter(records.values()))
-    provenance = {"suite": suite.model_dump(mode="json", by_alias=True), **first}
+    described = suite.model_dump(mode="json", by_alias=True)
+    provenance: dict[str, Any] = {"suite": described, **first, "files": digests(target)}
     if isinstance(suite, SpeedSuite):
         provenance["git"] = {what: record["git"] for what, (record, _) in records.items()}
-    write_json(target / "provenance.json", provenance)
+    PUBLISHED.write(target / PROVENANCE, provenance)
     return files

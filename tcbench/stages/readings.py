@@ -13,7 +13,8 @@ from tcbench.errors import NotRun, UserError
 from tcbench.metrics.catalogue import METRICS, settings_of
 from tcbench.metrics.readings import Scorer
 from tcbench.metrics.vbench import table
-from tcbench.record.files import digest, read_tensors, write_tensors
+from tcbench.record.files import digest, kept_tensors, write_tensors
+from tcbench.record.records import Manifest
 from tcbench.record.sources import source_digest
 from tcbench.stages import vbench
 
@@ -38,7 +39,7 @@ def load_scorers(suite: Suite) -> Scorers:
 
 
 def read_samples(
-    entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: Scorers
+    entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: Scorers
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(readings by metric, why there is none by metric) of a row; kept on disk because references are read often.
 
@@ -57,13 +58,11 @@ def read_samples(
     return readings, not_run
 
 
-def _kept(
-    entry: Entry, manifest: dict[str, Any], tensors: dict[str, Tensor], scorers: dict[str, Any]
-) -> dict[str, Tensor]:
+def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: dict[str, Any]) -> dict[str, Tensor]:
     path, suite = entry.readings, entry.suite
     settings = suite.scoring.model_dump(include=settings_of(suite.scoring.metrics), mode="json")
     key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=suite.data.name)])
-    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
+    if (stored := kept_tensors(path)) and stored[1].get("key") == key:
         return stored[0]
     media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)
     readings = {}
@@ -75,7 +74,7 @@ def _kept(
     return readings
 
 
-def captions_of(row: str, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
+def captions_of(row: str, manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
     """What the samples were generated for: the prompts in row.json, or the word ids of the embedded suites in words.
 
     Raises:

@@ -16,7 +16,8 @@ from tcbench.models.networks import build_transformer, load_transformer, make_ad
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
 from tcbench.places import locate
-from tcbench.record.files import read_json, sha256
+from tcbench.record.files import sha256
+from tcbench.record.records import TRAINED
 from tcbench.samplers import SamplerSettings
 from tcbench.stages.images import device_of
 
@@ -76,7 +77,7 @@ def ready_row(entry: Entry, adapter: Adapter) -> ReadyRow:
     if folder is None:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
     check_training(entry)
-    read = read_json(folder / "artefacts.json").get("read", {})
+    read = TRAINED.read(folder / "artefacts.json").get("read", {})
     for name, digest in files_digests(entry).items():
         if read.get(name) != digest:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")

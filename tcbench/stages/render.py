@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
-from tcbench.record.files import read_json, write_text
+from tcbench.record.files import is_whole, write_text
+from tcbench.record.shards import read_manifest, read_shards
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
@@ -55,8 +55,7 @@ def render_strips(suite: Suite, folder: Path) -> None:
         samples = folder / "samples" / entry.name
         write_strip(strip, [_first_images(samples, suite.show.figure.columns)])
         if suite.samples.traced and entry.shows_steps:
-            manifest = read_json(samples / "row.json")
-            shard = load_file(samples / next(iter(manifest["shards"])))
+            manifest, shard = read_manifest(samples), next(read_shards(samples, "np"))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
             lines = [_tiles(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
             labels = [str(manifest["timesteps"][int(step)]) for step in steps]
@@ -83,8 +82,8 @@ def _knob(entry: Entry) -> str:
 def _first_images(folder: Path, count: int) -> np.ndarray:
     """The first `count` samples of a row, or all if there are fewer, as tiles."""
     images = np.empty((0,))
-    for name in read_json(folder / "row.json")["shards"]:
-        shard = load_file(folder / name)["image"]
+    for tensors in read_shards(folder, "np"):
+        shard = tensors["image"]
         shard = np.moveaxis(shard, 1, -1) if shard.shape[1] == 3 else shard[:, 0]
         images = np.concatenate([images, shard]) if len(images) else shard
         if len(images) >= count:
@@ -118,8 +117,8 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
 
 
 def render_report(suite: Suite, folder: Path) -> None:
-    """Write report.html below `folder`: everything there, in one page; draws the figures that lack."""
-    lacking = [name for name in figure_names(suite) if not (folder / "figures" / f"{name}.svg").exists()]
+    """Write report.html below `folder`: everything there, in one page; draws the figures that lack or are damaged."""
+    lacking = [name for name in figure_names(suite) if not is_whole(folder / "figures" / f"{name}.svg")]
     if lacking:
         render_figures(suite, folder, lacking)
     write_text(folder / "report.html", report_page(suite, folder))

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tcbench.artefacts import artefacts_digest
 from tcbench.checking import checks_values, values_unchecked
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.source import PromptSet
-from tcbench.record.files import digest, read_tensors, sha256, write_json, write_tensors
+from tcbench.record.files import digest, kept_tensors, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
+from tcbench.record.records import MANIFEST
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
 from tcbench.sampling import sample_batch
@@ -35,7 +37,7 @@ def row_fingerprint(entry: Entry) -> str:
             "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
             "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),
-            "artefacts": sha256(folder / "artefacts.json") if folder else None,
+            "artefacts": artefacts_digest(folder) if folder else None,
             "read": files_digests(entry),
             "code": source_digest("sample", entry.row.method, data=suite.data.name),
             "torch": torch.__version__,
@@ -51,7 +53,7 @@ def shards(suite: Suite) -> list[range]:
 
 
 def sample_rows(entries: Iterable[Entry]) -> None:
-    """Write every shard that is not there yet, and each row's row.json, which lists them.
+    """Write every shard that is not there whole, and each row's row.json, which lists them.
 
     Args:
         entries: rows of one suite or its ablations, which share a model.
@@ -92,11 +94,11 @@ def _take_over(entry: Entry, number: int, fingerprint: str) -> bool:
 
 
 def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata of a file, if it holds this shard."""
-    if path.exists():
-        tensors, metadata = read_tensors(path)
+    """Tensors and metadata of a file, if it holds this shard, undamaged."""
+    if kept := kept_tensors(path):
+        tensors, metadata = kept
         if metadata.get("fingerprint") == fingerprint and tensors["index"].tolist() == list(shards(suite)[number]):
-            return tensors, metadata
+            return kept
     return None
 
 
@@ -150,13 +152,11 @@ def _sample_shard(
 
 def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
     """What later stages need to know of a row without opening its shards."""
-    suite, records, digests = entry.suite, [], {}
-    for number in range(len(shards(suite))):
-        path = entry.shard(number)
-        records.append(json.loads(read_tensors(path)[1]["record"]))
-        digests[path.name] = sha256(path)
+    suite = entry.suite
+    paths = [entry.shard(number) for number in range(len(shards(suite)))]
+    records = [json.loads(read_metadata(path)["record"]) for path in paths]
     macs = [batch for record in records for batch in record["macs"]]
-    write_json(
+    MANIFEST.write(
         entry.manifest,
         {
             "row": entry.name,
@@ -172,7 +172,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "plan_of_first_batch": records[0]["plans"][0],
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
-            "shards": digests,
+            "shards": {path.name: seal(path) for path in paths},
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
             "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),

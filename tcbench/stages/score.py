@@ -1,9 +1,9 @@
 """Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from tcbench import stats
 from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.images import list_images
-from tcbench.errors import UserError
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.deviation import trajectory_mae
@@ -21,9 +20,11 @@ from tcbench.metrics.frechet import real_floor
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
-from tcbench.record.files import digest, read_json, read_tensors, sha256, shortened, write_json, write_tensors
+from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
 from tcbench.record.provenance import collect
-from tcbench.record.score import Score
+from tcbench.record.records import FLOOR, SCORE, Manifest
+from tcbench.record.score import Score, ScoreProvenance
+from tcbench.record.shards import read_manifest, read_shards
 from tcbench.record.sources import source_digest
 from tcbench.stages.images import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
@@ -42,7 +43,7 @@ def score_rows(entries: Sequence[Entry]) -> None:
     real, scorers = load_real(suite, extractor), load_scorers(suite)
     for entry in entries:
         started = time.time()
-        write_json(entry.scores, _score(entry, extractor, scorers, real, started))
+        SCORE.write(entry.scores, _score(entry, extractor, scorers, real, started))
 
 
 def measure_floor(suite: Suite) -> None:
@@ -59,7 +60,7 @@ def measure_floor(suite: Suite) -> None:
         floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
     else:
         floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed)
-    write_json(suite.folder / "scores" / "floor.json", floor)
+    FLOOR.write(suite.folder / "scores" / "floor.json", floor)
 
 
 def load_extractor(suite: Suite) -> Extractor | None:
@@ -90,30 +91,15 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
 
 
 def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
-    """Features that are on disk under this key, or are made and put there."""
-    if path.exists() and (stored := read_tensors(path))[1].get("key") == key:
+    """Features that are on disk under this key, undamaged, or are made and put there."""
+    if (stored := kept_tensors(path)) and stored[1].get("key") == key:
         return Features(**stored[0])
     features = make()
     write_tensors(path, dict(vars(features)), {"key": key})
     return features
 
 
-def read_shards(entry: Entry) -> Iterator[dict[str, Tensor]]:
-    """A row's tensors, shard by shard.
-
-    Raises:
-        UserError: a shard is missing or is not the one the manifest lists.
-    """
-    for name, expected in read_json(entry.manifest)["shards"].items():
-        path = entry.samples / name
-        if sha256(path) != expected:
-            raise UserError(
-                f"{path}: is not the shard that row.json lists; run `tcbench sample` for {entry.name} again"
-            )
-        yield read_tensors(path)[0]
-
-
-def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
     """(a row's manifest, its tensors over all shards; no images where no metric looks at pixels, for lack of memory).
 
     Raises:
@@ -122,9 +108,9 @@ def read_images(entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor]]:
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
     if any({"images", "reading"} & METRICS[name].needs for name in entry.suite.scoring.metrics):
         along["image"] = 0
-    parts = [{key: part[key] for key in along} for part in read_shards(entry)]
+    parts = [{key: part[key] for key in along} for part in read_shards(entry.samples)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
-    return read_json(entry.manifest), tensors
+    return read_manifest(entry.samples), tensors
 
 
 def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> Score:
@@ -167,8 +153,10 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plan": plan.to_lines(),
         "trajectory": trajectory,
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
-        "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started)
-        | {"samples": manifest["provenance"]},
+        "provenance": cast(
+            ScoreProvenance,
+            collect(suite.model_dump(mode="json"), [suite.samples.seed], started) | {"samples": manifest["provenance"]},
+        ),
     }
 
 
@@ -179,7 +167,7 @@ def plans_digest(plan: PlanRecord) -> str | None:
 
 def _samples(
     entry: Entry,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     tensors: dict[str, Tensor],
     extractor: Extractor | None,
     scorers: Scorers,
@@ -189,15 +177,13 @@ def _samples(
     if extractor is not None:
         suite = entry.suite
         key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
-        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry))
+        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
         features = _kept(entry.features, key, lambda: Features.joined(parts))
     read, not_run = read_samples(entry, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
 
 
-def _trajectory(
-    manifest: dict[str, Any], tensors: dict[str, Tensor], reference: dict[str, Tensor]
-) -> dict[str, Any] | None:
+def _trajectory(manifest: Manifest, tensors: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Any] | None:
     """Fig. 10's two deviations per step, mean and spread over samples; none if the steps have no counterparts."""
     if tensors["xt"].shape != reference["xt"].shape or not tensors["xt"].shape[1]:
         return None

@@ -15,8 +15,10 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
 from tcbench.places import ASSETS, vbench_environment
-from tcbench.record.files import atomic, read_json, write_json, write_text
+from tcbench.record.files import atomic, read_json, write_text
 from tcbench.record.provenance import collect
+from tcbench.record.records import VBENCH
+from tcbench.record.shards import read_manifest, shard_files
 
 REQUIREMENTS = ASSETS / "vbench" / "requirements.txt"
 DOWNLOADS = "about 110 packages with a torch of their own, 6 GB on disk, 3 minutes on a fast line"
@@ -52,14 +54,14 @@ def score_videos(entry: Entry) -> None:
         UserError: the row has no prompts, or the process breaks down.
     """
     suite, started = entry.suite, time.time()
-    manifest = read_json(entry.manifest)
+    manifest = read_manifest(entry.samples)
     names = video_names(manifest.get("captions") or [], f"{entry.manifest}")
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
     if runnable := [name for name, reason in reasons.items() if not reason]:
         with tempfile.TemporaryDirectory() as scratch:
             task = {
-                "shards": [str(entry.samples / name) for name in manifest["shards"]],
+                "shards": [str(path) for path in shard_files(entry.samples)],
                 "names": names,
                 "videos": str(entry.videos),
                 "fps": suite.vbench.fps,
@@ -69,7 +71,7 @@ def score_videos(entry: Entry) -> None:
                 "answer": f"{scratch}/answer.json",
             }
             dimensions |= _by_sample(_process(suite, task), names)
-    write_json(
+    VBENCH.write(
         entry.vbench,
         {
             "row": entry.name,
@@ -121,7 +123,7 @@ def readings(entry: Entry, shards: dict[str, str]) -> dict[str, dict[str, float]
     path = entry.vbench
     if not path.exists():
         raise NotRun(f"needs `tcbench vbench CONFIG --rows {entry.name}`")
-    record = read_json(path)
+    record = VBENCH.read(path)
     if record["shards"] != shards:
         raise UserError(f"{path}: is of other samples; delete it and run `tcbench vbench` for {entry.name} again")
     absent = {name: result["not_run"] for name, result in record["dimensions"].items() if "not_run" in result}

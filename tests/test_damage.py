@@ -1,0 +1,289 @@
+"""What a number rests on is checked when it is read: a finished run at tiny size, damaged in every way, file by file.
+
+Nothing ends in a traceback, and no damaged file changes a number: the stage that reads it makes it again, or refuses it
+in one line that names it.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcbench.cli import main
+from tcbench.record.files import PROVENANCE, is_whole, read_json, vouch, write_record
+
+SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
+ROWS = ("nfe4-uncached", "nfe4-fora", "nfe4-tokencache")
+RESULTS = Path("results") / "tiny"
+
+
+def tiny() -> str:
+    """The smoke suite with three rows and one ablation of them."""
+    head, tail = SMOKE.replace("suite: smoke", "suite: tiny").split("\nrows:\n")
+    rows, ablations = tail.split("ablations:\n")
+    kept = [line for line in rows.splitlines() if line.split(":")[0].strip() in ROWS]
+    head = "\n".join(line for line in head.splitlines() if not line.startswith("  table6"))
+    one = ablations[: ablations.index("  guidance:")].replace("      r0.9: {paper: {fid: 8.99, speedup: 2.40}}\n", "")
+    return f"{head}\nrows:\n" + "\n".join(kept) + f"\nablations:\n{one}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Iterator[Path]:
+    """A folder where every stage has run."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("tiny.yaml").write_text(tiny(), encoding="utf-8")
+        for command in (
+            "train tiny.yaml --row nfe4-tokencache",
+            f"sample tiny.yaml --rows {' '.join(ROWS)}",
+            f"score tiny.yaml --rows {' '.join(ROWS)}",
+            "floor tiny.yaml",
+            "latency tiny.yaml",
+            "diagnose tiny.yaml --row nfe4-tokencache",
+            "ablate tiny.yaml --name cache_ratio",
+            "tables tiny.yaml",
+            "report tiny.yaml",
+        ):
+            assert main(command.split()) == 0, command
+    return folder
+
+
+@pytest.fixture
+def results(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where the commands run."""
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return RESULTS
+
+
+READERS = {
+    "samples/nfe4-fora/row.json": ["score tiny.yaml --rows nfe4-fora", "tables tiny.yaml"],
+    "scores/nfe4-fora.json": ["tables tiny.yaml", "verdicts tiny.yaml", "ablations tiny.yaml", "report tiny.yaml"],
+    "scores/floor.json": ["tables tiny.yaml", "report tiny.yaml"],
+    "latency.json": ["tables tiny.yaml", "report tiny.yaml"],
+    "diagnostics/nfe4-tokencache.json": ["diagnostics tiny.yaml", "figures tiny.yaml fig3_updates"],
+    "trained/nfe4-tokencache/artefacts.json": ["sample tiny.yaml --rows nfe4-tokencache", "report tiny.yaml"],
+    "ablations/cache_ratio/scores/cache_ratio-r0.7.json": ["ablations tiny.yaml", "report tiny.yaml"],
+}
+"""Commands that read a record."""
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    """What disks, copies and editors make of JSON."""
+    value, flipped = json.loads(content), bytearray(content)
+    flipped[len(content) * 7 // 10] ^= 4
+    fewer = dict(value)
+    del fewer[next(iter(fewer))]
+    texts = [json.dumps(odd).encode() for odd in ([], None, 3, {}, [value], fewer, fewer | {"digest": 1})]
+    edited = content.replace(b"1", b"2", 1)
+    return dict(
+        enumerate([*texts, bytes(flipped), edited, content[: len(content) // 2], b"", b"\xff\xfe", b"[" * 10**5])
+    )
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The complaint."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tcbench: ")]
+    return line
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_record_is_refused_in_one_line(results: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = results / name
+    for how, content in damages(path.read_bytes()).items():
+        path.write_bytes(content)
+        for command in READERS[name]:
+            assert main(command.split()) == 2, (how, command)
+            assert str(path) in one_line(capsys), (how, command)
+
+
+def places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """Every (holder, key) of nested JSON, of long lists the first."""
+    keys = value.keys() if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ()
+    for key in list(keys):
+        yield value, key
+        if depth < 3:
+            yield from places(value[key], depth + 1)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_odd_value_that_was_vouched_for_is_no_traceback(
+    results: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Edited on purpose, or of another version: fields lack or have other types."""
+    path, drawn = results / name, random.Random(name)
+    whole = read_json(path)
+    number = len(list(places(whole)))
+    command = READERS[name][0]
+    for place in drawn.sample(range(number), min(number, 25)):
+        value = json.loads(json.dumps(whole))
+        del value["digest"]
+        found = list(places(value))
+        if place >= len(found):
+            continue
+        holder, key = found[place]
+        if isinstance(holder, dict) and drawn.random() < 0.3:
+            del holder[key]
+        else:
+            holder[key] = drawn.choice([None, [], {}, "x", -1, 0, True, "../elsewhere/shard"])
+        write_record(path, value)
+        status = main(command.split())
+        assert status in (0, 2), (key, command)
+        if status == 2:
+            assert one_line(capsys)
+
+
+# --- what is no JSON
+
+
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path: Path) -> None:
+    """Change a bit at 70 % of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 7 // 10] ^= 64
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def quality(path: Path) -> dict[str, Any]:
+    """The numbers of a score, without its times."""
+    score = read_json(path)
+    return {key: value for key, value in score.items() if key not in ("provenance", "digest")}
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_a_damaged_shard_is_refused_and_sampled_again(results: Path, capsys, damage) -> None:
+    samples = results / "samples" / "nfe4-fora"
+    shards = {name: content for name, content in bytes_of(samples).items() if name.suffix == ".safetensors"}
+    damage(samples / "shard-00001.safetensors")
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 2
+    says = "shard-00001.safetensors: is not the shard that row.json lists; run `tcbench sample` for nfe4-fora again"
+    assert says in one_line(capsys)
+    damage(samples / "shard-00000.safetensors")
+    assert main(["tables", "tiny.yaml"]) == 2 and "shard-00000.safetensors: is not" in one_line(capsys)
+    assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
+    assert {name: (samples / name).read_bytes() for name in shards} == shards
+    scored = quality(results / "scores" / "nfe4-fora.json")
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
+    assert quality(results / "scores" / "nfe4-fora.json") == scored
+
+
+def test_an_ablation_copies_no_damaged_shard(results: Path) -> None:
+    twin, folder = results / "samples" / "nfe4-uncached", results / "ablations" / "cache_ratio"
+    (reference,) = (folder / "samples").glob("*-reference4")
+    whole = (reference / "shard-00000.safetensors").read_bytes()
+    for path in (twin, reference):
+        flip(path / "shard-00000.safetensors")
+    assert main(["ablate", "tiny.yaml", "--name", "cache_ratio"]) == 0
+    assert (reference / "shard-00000.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_damaged_features_are_computed_again(results: Path, damage) -> None:
+    features, score = results / "features" / "nfe4-fora.safetensors", results / "scores" / "nfe4-fora.json"
+    content, scored = features.read_bytes(), quality(score)
+    damage(features)
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
+    assert features.read_bytes() == content and quality(score) == scored
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_what_training_made_is_refused_when_damaged(results: Path, capsys, damage) -> None:
+    damage(results / "trained" / "nfe4-tokencache" / "predictor.safetensors")
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+    assert "predictor.safetensors: " in (line := one_line(capsys)) and ("train the row" in line or "not found" in line)
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_damaged_pictures_are_drawn_again_or_refused(results: Path, capsys, damage) -> None:
+    figure, strip = results / "figures" / "fig10_deviation.svg", results / "grids" / "strips" / "nfe4-fora.png"
+    content, page = figure.read_bytes(), (results / "report.html").read_bytes()
+    damage(figure)
+    assert main(["report", "tiny.yaml"]) == 0
+    assert figure.read_bytes() == content and (results / "report.html").read_bytes() == page
+    damage(strip)
+    assert main(["report", "tiny.yaml"]) == 2 and "nfe4-fora.png: no strip" in one_line(capsys)
+    assert main(["tables", "tiny.yaml"]) == 0 and is_whole(strip)
+
+
+# --- other ends
+
+
+def test_two_runs_give_the_same_bytes_for_trained_rows_too(made: Path, tmp_path: Path, monkeypatch) -> None:
+    """Fingerprints hash no times."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made / "tiny.yaml", "tiny.yaml")
+    for command in ("train tiny.yaml --row nfe4-tokencache", "sample tiny.yaml --rows nfe4-tokencache"):
+        assert main(command.split()) == 0
+    for folder in ("trained", "samples"):
+        ours, theirs = (bytes_of(root / RESULTS / folder / "nfe4-tokencache") for root in (tmp_path, made))
+        tensors = [name for name in ours if name.suffix == ".safetensors"]
+        assert ours.keys() == theirs.keys() and tensors
+        assert all(ours[name] == theirs[name] for name in tensors)
+
+
+def test_a_table_says_what_was_not_timed(results: Path, capsys) -> None:
+    record = read_json(results / "latency.json")
+    del record["digest"], record["rows"]["nfe4-fora"]
+    write_record(results / "latency.json", record)
+    assert main(["tables", "tiny.yaml"]) == 0
+    assert "Not timed (`tcbench latency tiny`): nfe4-fora." in capsys.readouterr().out
+    (results / "latency.json").unlink()
+    assert main(["tables", "tiny.yaml"]) == 0
+    assert f"Not timed (`tcbench latency tiny`): {', '.join(ROWS)}." in capsys.readouterr().out
+
+
+def test_another_rows_record_is_refused(results: Path, capsys) -> None:
+    shutil.copy(results / "scores" / "nfe4-fora.json", results / "scores" / "nfe4-tokencache.json")
+    assert main(["tables", "tiny.yaml"]) == 2
+    assert "nfe4-tokencache.json: is of row nfe4-fora, not nfe4-tokencache" in one_line(capsys)
+
+
+def test_published_results_are_those_that_were_measured(results: Path, capsys) -> None:
+    assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 0
+    published = Path("results") / "reference" / "tiny"
+    tables = ["tables", "tiny.yaml", "--results", str(published)]
+    assert main(tables) == 0
+    for name in ("scores/nfe4-fora.json", "latency.json", PROVENANCE):
+        whole = (published / name).read_bytes()
+        (published / name).write_bytes(whole.replace(b"1", b"2", 1))
+        assert main(tables) == 2 and str(published / name) in one_line(capsys)
+        (published / name).write_bytes(whole)
+    edited = published / "scores" / "nfe4-fora.json"
+    edited.write_text(edited.read_text(encoding="utf-8").replace('"FORA"', '"FORA, as published"'), encoding="utf-8")
+    assert main(tables) == 2
+    vouch(edited)
+    capsys.readouterr()
+    assert main(tables) == 0 and "FORA, as published" in capsys.readouterr().out
+
+
+def test_rows_of_a_suite_and_of_an_ablation_are_sampled_apart(results: Path, capsys) -> None:
+    rows = ["nfe4-fora", "cache_ratio-r0.7"]
+    for order in (rows, rows[::-1]):
+        assert main(["sample", "tiny.yaml", "--rows", *order]) == 2
+        assert "name these apart" in one_line(capsys)
+
+
+COMMANDS = [command for commands in READERS.values() for command in commands]
+COMMANDS += ["train tiny.yaml --row nfe4-tokencache", "floor tiny.yaml", "latency tiny.yaml", "publish tiny.yaml"]
+
+
+@pytest.mark.parametrize("command", [*dict.fromkeys(COMMANDS), "ablate tiny.yaml --name cache_ratio"])
+def test_results_that_are_a_file_are_one_line(made: Path, tmp_path: Path, monkeypatch, capsys, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(made / "tiny.yaml", "tiny.yaml")
+    Path("results").touch()
+    assert main(command.split()) == 2
+    assert "results/tiny" in one_line(capsys)
