@@ -186,7 +186,8 @@ def test_claims_on_other_models_are_not_tested_here(results):
 
 
 def test_a_suite_beside_no_model_of_the_paper_tests_no_claim(results):
-    alone = replace(results, suite=results.suite.model_copy(update={"stands_for": None}))
+    about = results.suite.about.model_copy(update={"stands_for": None})
+    alone = replace(results, suite=results.suite.model_copy(update={"about": about}))
     findings = [finding for _, _, finding in verdicts.verdicts(alone)]
     assert {finding.verdict for finding in findings} == {NOT_TESTED} and len(findings) == len(all_claims())
     assert "needs a suite whose rows stand for a model of the paper" in {finding.evidence for finding in findings}
