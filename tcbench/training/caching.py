@@ -1,9 +1,8 @@
 """Training what a method declares: scorers with soft gates (Eq. 9), then LoRA refiners on the method's own hard plans.
 
 Routers (tcbench/training/routers.py) are trained here too. All learn from pairs of neighbouring steps of the inference
-grid. x at the earlier step is the data noised to its timestep; one uncached, unguided DDIM step leads to the later one.
-The cache the later step sees is filled by the uncached forward at the earlier one (Alg. 1). docs/reproduction-notes.md,
-"Training", lists the choices that the paper leaves open.
+grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
+(Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper leaves open.
 """
 
 import time

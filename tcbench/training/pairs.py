@@ -1,4 +1,9 @@
-"""Pairs of neighbouring steps of the sampler's grid, which is what every caching method learns from."""
+"""Pairs of neighbouring steps of the sampler's grid, which is what every caching method learns from.
+
+x at the earlier step is the data noised to its level (Alg. 1, line 5). The chain's own first-order step, on the
+uncached and unguided prediction, leads to the later one (line 7). It is deterministic for DDIM and flows, and adds
+noise where the sampler does.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,7 +76,7 @@ class Pairs:
     def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
         """x at the later steps, from the last block's output at the earlier ones."""
         output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
-        return self.sampler.step_rows(output, step_R.to(x.device), x)
+        return self.sampler.step_rows(output, step_R.to(x.device), x, self.generator)
 
 
 def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:
