@@ -18,7 +18,7 @@ from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.trainable import CollectScores, Stage, TrainRefiners, TrainScorer
+from tcbench.trainable import CollectScores, Loss, Stage, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class TokenCache(TokenSelector):
         guided_halves: the halves of a guided pair choose their tokens independently, or share the mean of their scores.
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
             at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
+        loss: whether errors of different steps are added up as they are (`raw`, Eq. 9 as printed), or each in units of
+            what reusing everything costs at its step (`relative`). `auto` is `raw` where the largest of these costs is
+            at most a thousand times the smallest. lambda is on the scale of the raw loss either way.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
         training_batch_size: pairs of neighbouring steps per iteration.
@@ -68,6 +71,7 @@ class TokenCache(TokenSelector):
     cost_weight: PositiveFloat | Literal["auto"] = 1e-4
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
+    loss: Loss = "auto"
     predictor_iterations: PositiveInt = 40_000
     predictor_learning_rate: PositiveFloat = 1e-5
     refiner_rank: NonNegativeInt = 16
@@ -114,6 +118,7 @@ class TokenCache(TokenSelector):
             learning_rate=self.predictor_learning_rate,
             cost_reduction=self.cost_reduction,
             recursion=self.recursion,
+            loss=self.loss,
         )
         stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples))
         if self.refiner_rank and free < run.shape.num_blocks:
@@ -124,6 +129,7 @@ class TokenCache(TokenSelector):
                     iterations=self.refiner_iterations,
                     batch_size=batch,
                     learning_rate=self.refiner_learning_rate,
+                    loss=self.loss,
                 ),
             )
         return stages

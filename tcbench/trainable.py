@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Loss = Literal["auto", "raw", "relative"]
+"""How errors of different steps are added up: as they are (Eq. 9 as printed); each in units of what reusing everything
+costs at its step; or the second where these costs span more than `tcbench.training.sizes.LARGEST_SPAN`, else the first.
+"""
+
 
 @dataclass(frozen=True)
 class TrainScorer:
@@ -14,6 +19,7 @@ class TrainScorer:
         cost_weight: lambda of Eq. (9); `auto` takes the one at which Eq. (11) closes half of the gates.
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
         recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
+        loss: how the errors of different steps are added up.
     """
 
     name: str
@@ -24,6 +30,7 @@ class TrainScorer:
     learning_rate: float
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
+    loss: Loss = "raw"
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class TrainRefiners:
     Attributes:
         blocks: how many of the last blocks (K).
         rank: of every LoRA update.
+        loss: as in `TrainScorer`.
     """
 
     blocks: int
@@ -40,6 +48,7 @@ class TrainRefiners:
     iterations: int
     batch_size: int
     learning_rate: float
+    loss: Loss = "raw"
 
 
 @dataclass(frozen=True)

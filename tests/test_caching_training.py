@@ -12,15 +12,20 @@ from torch import Tensor
 
 from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
 from tcbench.data import Dataset
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.guidance import Unguided
+from tcbench.method import Artefacts, Method, Run
 from tcbench.models.dit import DiTAdapter
+from tcbench.plan import NONE, Block, every_unit
 from tcbench.record.files import read_tensors, write_tensors
 from tcbench.registry import make_method
-from tcbench.samplers import SamplerSettings
+from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.training.caching import train
-from tests.floors import READING, TRAJECTORY, assert_close, deviation
+from tcbench.training.pairs import Pairs
+from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse
+from tests.floors import LOSS, READING, SCORE, TRAJECTORY, assert_close, deviation
 
 from .conftest import make_adapter, model_inputs
 
@@ -108,11 +113,57 @@ def test_the_literal_recursion_learns_the_price_alone(adapter, data) -> None:
 def test_collected_scores(trained: Trained) -> None:
     scores = trained.log["scores"]
     assert trained.artefacts.alpha_bar == tuple(scores["alpha_bar"]) and len(scores["alpha_bar"]) == NFE
+    assert trained.history("TrainScorer")["loss_used"] == "raw" and scores["alpha_bar"] == scores["mean_alpha"]
     assert all(0 < alpha < 1 for alpha in scores["alpha_bar"])
     assert [len(blocks) for blocks in scores["per_block"]] == [2] * NFE
     means = [sum(blocks) / len(blocks) for blocks in scores["per_block"]]
     assert_close(means, scores["alpha_bar"], READING)
     assert sum(scores["histogram"]["counts"]) == NFE * 2 * 4 * 2 * 64  # steps, halves, samples, blocks, tokens
+
+
+# --- the loss of a step
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(999.0, "raw"), (1001.0, "relative"), (float("inf"), "raw")])
+def test_auto_is_relative_where_a_few_steps_would_decide(largest: float, kind: str) -> None:
+    sizes = ReuseErrors(torch.tensor([1.0, 1.0, 4.0, largest]))
+    assert sizes.kind("auto") == kind
+    assert sizes.kind("raw") == "raw" and sizes.kind("relative") == "relative"
+    assert ("marks" in sizes.record("raw")) == (largest > 1000) and "marks" not in sizes.record("relative")
+
+
+def test_relative_errors_count_every_step_as_a_median_one() -> None:
+    sizes = ReuseErrors(torch.tensor([1.0, 1.0, 4.0, 9.0, 1e6]))
+    assert (sizes.weights("relative") * sizes.error_S).tolist() == [4.0] * 5
+    assert sizes.weights("raw").tolist() == [1.0] * 5
+    with pytest.raises(UserError, match=r"loss: relative needs an error of reuse at every step.*set loss: raw"):
+        ReuseErrors(torch.tensor([0.0, 0.0, 1.0])).weights("relative")
+
+
+def test_the_error_of_reuse_is_that_of_closed_gates(adapter, data) -> None:
+    """By the engine, on the same pairs."""
+    sampler = ReferenceDDIM(NFE)
+    sizes = measure_reuse(Pairs(adapter, data, sampler, 3), free_blocks=2)
+    pair = Pairs(adapter, data, sampler, 3).at(torch.arange(NFE - 1).repeat(PAIRS_PER_STEP))
+    engine = Engine(adapter, Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(len(pair.tokens))))
+    for unit in (Block(0), Block(1)):
+        engine.cache.store(unit, pair.cached[unit], 0)
+    with torch.no_grad():
+        hidden = engine.hidden(every_unit([Block(0), Block(1)], NONE), 1, pair.tokens, pair.condition)
+    error_RS = (hidden - pair.target).square().mean((1, 2)).view(PAIRS_PER_STEP, NFE - 1)
+    assert_close(sizes.error_S[1:], error_RS.mean(0), LOSS)
+    assert sizes.error_S[0] == sizes.error_S[1]
+
+
+def test_a_relative_loss_leaves_eq_13_its_scale(adapter, data) -> None:
+    made = trained_with(adapter, data, loss="relative", refiner_rank=0)
+    told, scores = made.history("TrainScorer"), made.log["scores"]
+    error = torch.tensor(told["reuse_error"], dtype=torch.float64)
+    assert told["loss_used"] == "relative"
+    expected = torch.tensor(scores["mean_alpha"], dtype=torch.float64) * error / error.max()
+    assert_close(made.artefacts.alpha_bar, expected, SCORE)
+    again = trained_with(adapter, data, seed=9, loss="relative", refiner_rank=0, predictor_iterations=1)
+    assert again.history("TrainScorer")["reuse_error"] == told["reuse_error"]  # whatever the training seed
 
 
 # --- the refiners

@@ -6,6 +6,7 @@ noise where the sampler does.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +24,32 @@ if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importi
 
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
+CALIBRATION_SEED = 0xCA11  # of what is measured before training, the same for every training seed
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A batch of pairs of steps, uncached on both sides.
+
+    Attributes:
+        step_R: the later steps.
+        cached: every block's update at the earlier steps, [R, N, D].
+        tokens, condition: what enters the first block at the later steps.
+        target: x^L there, [R, N, D].
+        updates: every block's update there.
+    """
+
+    step_R: Tensor
+    cached: dict[Unit, Tensor]
+    tokens: Tensor
+    condition: Any
+    target: Tensor
+    updates: dict[Unit, Tensor]
+
+
 class Pairs:
-    """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
+    """Draws pairs of steps, all from one seeded CPU generator."""
 
     def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int) -> None:
         self.adapter, self.data, self.sampler = adapter, data, sampler
@@ -38,7 +60,7 @@ class Pairs:
         """Earlier steps of the pairs, uniform over the grid: [R]."""
         return torch.randint(len(self.sampler.timesteps) - 1, (batch_size,), generator=self.generator)
 
-    def one_of(self, steps: list[int]) -> int:
+    def one_of(self, steps: Sequence[int]) -> int:
         """One step out of `steps`, uniformly."""
         return steps[int(torch.randint(len(steps), (), generator=self.generator))]
 
@@ -58,23 +80,22 @@ class Pairs:
         context = self.adapter.prepare(label)
         return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
 
-    @torch.no_grad()
-    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
-        """A batch of pairs, uncached on both sides.
+    def draw(self, batch_size: int) -> Pair:
+        """A batch of pairs at random steps."""
+        return self.at(self.steps(batch_size))
 
-        Returns:
-            Updates at the earlier steps; tokens and condition at the later ones, their x^L, and their updates.
-        """
-        step = self.steps(batch_size)
-        x, label = self.start(step)
-        tokens, condition = self.embed(x, step, label)
+    @torch.no_grad()
+    def at(self, step_R: Tensor) -> Pair:
+        """Pairs whose earlier steps are `step_R`."""
+        x, label = self.start(step_R)
+        tokens, condition = self.embed(x, step_R, label)
         hidden, cached = uncached_updates(self.adapter, tokens, condition)
-        later = self.next(x, hidden, condition, step)
-        tokens, condition = self.embed(later, step + 1, label)
-        return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
+        later = self.next(x, hidden, condition, step_R)
+        tokens, condition = self.embed(later, step_R + 1, label)
+        return Pair(step_R + 1, cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition))
 
     def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
-        """x at the later steps, from the last block's output at the earlier ones."""
+        """x at the following steps, from the last block's output at `step_R`."""
         output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
         return self.sampler.step_rows(output, step_R.to(x.device), x, self.generator)
 
