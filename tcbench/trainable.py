@@ -9,6 +9,10 @@ costs at its step; or the second where these costs span more than `tcbench.train
 """
 
 
+Reach = Literal["one", "gaps"]
+"""How far from an I-step a P-step lies in training: always one step, or as far as in sampling."""
+
+
 @dataclass(frozen=True)
 class TrainScorer:
     """Declare a scorer trained with soft gates (Eq. 9) on pairs of neighbouring steps of the sampler's grid.
@@ -20,6 +24,9 @@ class TrainScorer:
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
         recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
         loss: how the errors of different steps are added up.
+        longest_gap: the cache is 1 to this many steps old, drawn anew for every batch.
+        patience: training ends when the held-out loss has stopped falling for so many evaluations (of which there are
+            up to 20), and keeps the best weights; None takes all iterations and keeps the last weights.
     """
 
     name: str
@@ -31,6 +38,8 @@ class TrainScorer:
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
     loss: Loss = "raw"
+    longest_gap: int = 1
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,9 @@ class TrainRefiners:
     Attributes:
         blocks: how many of the last blocks (K).
         rank: of every LoRA update.
-        loss: as in `TrainScorer`.
+        loss, patience: as in `TrainScorer`.
+        reach: P-steps are trained one step after a full one (`one`), or where the method's schedule has them (`gaps`),
+            after the P-steps that lead there from the last I-step.
     """
 
     blocks: int
@@ -49,6 +60,8 @@ class TrainRefiners:
     batch_size: int
     learning_rate: float
     loss: Loss = "raw"
+    patience: int | None = None
+    reach: Reach = "one"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.training.caching import train
 from tcbench.training.pairs import Pairs
+from tcbench.training.refiners import walk
 from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse
 from tests.floors import LOSS, READING, SCORE, TRAJECTORY, assert_close, deviation
 
@@ -182,9 +183,52 @@ def test_refiners_start_as_no_change(adapter) -> None:
 
 def test_refiners_reduce_the_loss(trained: Trained) -> None:
     history = trained.history("TrainRefiners")
-    assert history["loss"][0] == history["loss_without_refiners"][0]
-    later = list(zip(history["loss"], history["loss_without_refiners"], strict=True))[-4:]
-    assert all(refined < plain for refined, plain in later)
+    assert history["held_out_loss_kept"] == min(history["held_out_loss"]) < history["held_out_loss_without"]
+    assert history["ended"] == "stopped early"
+
+
+def test_refiners_see_the_chains_of_sampling(adapter, data, trained: Trained) -> None:
+    """From an I-step on, plans and latents are those of an unguided run that begins there."""
+    sampler = ReferenceDDIM(NFE)
+    index = torch.arange(4)
+    run = Run(adapter.shape, sampler.timesteps, Unguided(), index, artefacts=trained.artefacts)
+    drawing = Pairs(adapter, data, sampler, 0)
+    engine, plan, tokens, condition = walk(trained.method, run, drawing, 0, 3)
+    assert [bool(step) for step in engine.plans.steps] == [True] * 3 and engine.plans.i_steps == (0,)
+    again, policy = drawing.again(0), Engine(adapter, run, trained.method.start(run))
+    x, label = again.start(torch.zeros(4, dtype=torch.int64))
+    context = policy.prepare(label)
+    with torch.no_grad():
+        for step in range(3):
+            x, _ = sampler.step(policy(step, x, context)[:, : adapter.spec.in_channels], step, x)
+        expected = policy(3, x, context)
+        hidden = engine.hidden(plan, 3, tokens, condition)
+    assert_close(adapter.unembed(hidden, condition), expected, TRAJECTORY)
+
+
+def test_chains_as_long_as_the_schedules_gaps_cost_more_than_one_step(adapter, data) -> None:
+    few = {"refiner_iterations": 1, "refiner_learning_rate": 1e-9}
+    one, gaps = (trained_with(adapter, data, refiner_reach=reach, **few) for reach in ("one", "gaps"))
+    without = [made.history("TrainRefiners")["held_out_loss_without"] for made in (one, gaps)]
+    assert without[0] < without[1]
+
+
+def test_training_that_has_nothing_to_gain_ends_before_its_iterations(adapter, data) -> None:
+    options = {"predictor_iterations": 500, "predictor_learning_rate": 1e-12, "refiner_rank": 0, "patience": 1}
+    told = trained_with(adapter, data, **options).history("TrainScorer")
+    assert told["ended"] == "trained to convergence" and len(told["held_out_loss"]) == 3  # at 0, 25 and the end
+
+
+def test_a_predictor_of_older_caches(adapter, data) -> None:
+    """Up to NFE / #Full = 3 steps: reuse costs more, and the first steps of a chain are as likely as with gap 1."""
+    pairs = Pairs(adapter, data, ReferenceDDIM(NFE), 0)
+    drawn = [pairs.draw(4, longest_gap=3).step_R for _ in range(20)]
+    assert {step for steps in drawn for step in steps.tolist()} == set(range(1, NFE))
+    near, far = (pairs.again(1).at(torch.tensor([1, 1, 2]), gap) for gap in (1, 3))
+    change = [(pair.updates[Block(0)] - pair.cached[Block(0)]).square().mean() for pair in (near, far)]
+    assert change[0] < change[1]
+    made = trained_with(adapter, data, predictor_reach="gaps", refiner_rank=0)
+    assert made.history("TrainScorer")["longest_gap"] == 3
 
 
 def test_the_model_itself_is_not_trained(data) -> None:

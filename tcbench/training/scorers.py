@@ -16,6 +16,7 @@ from tcbench.record.files import shortened
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Passes, Prompts, denoise, initial_noise, start_run
 from tcbench.trainable import CollectScores, TrainScorer
+from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
@@ -28,7 +29,7 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
         The scorer, and what the log says of its training.
 
     Raises:
-        UserError: the loss became NaN or infinite.
+        UserError: the loss became NaN or infinite, or rose.
     """
     adapter = pairs.adapter
     scorer = CachePredictor(adapter)
@@ -49,10 +50,21 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         return cache_loss, cost_loss, alpha_RLN
 
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        held_out, total = pairs.again(SEED, held_out=True), 0.0
+        for _ in range(BATCHES):
+            cache_loss, cost_loss, _ = losses(held_out.draw(stage.batch_size, stage.longest_gap))
+            total += (cache_loss + cost_weight * cost_loss).item()
+        return total / BATCHES
+
+    watch = HeldOut(stage, scorer.state_dict(), held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
     progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
     for iteration in progress:
-        cache_loss, cost_loss, alpha_RLN = losses(pairs.draw(stage.batch_size))
+        if watch.enough(iteration):
+            break
+        cache_loss, cost_loss, alpha_RLN = losses(pairs.draw(stage.batch_size, stage.longest_gap))
         loss = cache_loss + cost_weight * cost_loss
         check_finite(loss, stage, iteration)
         optimiser.zero_grad()
@@ -64,7 +76,7 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
             history["mean_alpha"].append(alpha_RLN.mean().item())
             progress.set_postfix(cache=f"{cache_loss.item():.3g}", alpha=f"{alpha_RLN.mean().item():.3f}")
     scorer.eval().requires_grad_(False)
-    return scorer, {"cost_weight_used": cost_weight, **sizes.record(stage.loss), **history}
+    return scorer, {"cost_weight_used": cost_weight, **sizes.record(stage.loss), **history, **watch.finish()}
 
 
 def half_closing_cost(stage: TrainScorer, pairs: Pairs, weight_S: Tensor, batches: int = 8) -> float:
