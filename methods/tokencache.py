@@ -11,7 +11,7 @@ says why.
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Run, free_blocks
@@ -81,10 +81,10 @@ class TokenCache(TokenSelector):
     refiner_reach: Reach = "gaps"
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
-    predictor_learning_rate: PositiveFloat = 1e-5
+    predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
     refiner_rank: NonNegativeInt = 16
     refiner_iterations: PositiveInt = 40_000
-    refiner_learning_rate: PositiveFloat = 1e-4
+    refiner_learning_rate: float = Field(1e-4, gt=0, le=1)
     training_batch_size: PositiveInt = 64
     alpha_samples: PositiveInt = 256
 
@@ -95,7 +95,7 @@ class TokenCache(TokenSelector):
 
     def _full_and_beta(self, run: Run) -> tuple[int, float]:
         """#Full and beta: the row's own, or the paper's."""
-        num_full_steps, beta = PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
+        num_full_steps, beta = self._published(run)
         count, beta = self.num_full_steps or num_full_steps, beta if self.beta is None else self.beta
         if count is None or beta is None:
             raise UserError(
@@ -103,6 +103,11 @@ class TokenCache(TokenSelector):
                 f"{run.nfe} steps; set both"
             )
         return count, beta
+
+    @staticmethod
+    def _published(run: Run) -> tuple[int, float] | tuple[None, None]:
+        """#Full and beta of Table I."""
+        return PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
 
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
@@ -135,7 +140,9 @@ class TokenCache(TokenSelector):
             longest_gap=round(run.nfe / self._full_and_beta(run)[0]) if self.predictor_reach == "gaps" else 1,
             patience=self.patience,
         )
-        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples))
+        beta = self._published(run)[1] if self.beta is None else self.beta
+        read = None if self.schedule == "even" else beta
+        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
         if self.refiner_rank and free < run.shape.num_blocks:
             stages += (
                 TrainRefiners(

@@ -72,11 +72,13 @@ class CollectScores:
         name: the scorer.
         free_blocks: blocks that take part in the mean.
         samples: the paper collects a batch of 256.
+        beta: Eq. (13)'s smoothing, if the method's schedule reads alpha-bar; a flat one is then refused.
     """
 
     name: str
     free_blocks: int
     samples: int
+    beta: float | None = None
 
 
 @dataclass(frozen=True)

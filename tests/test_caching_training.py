@@ -22,9 +22,11 @@ from tcbench.record.files import read_tensors, write_tensors
 from tcbench.registry import make_method
 from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
+from tcbench.trainable import CollectScores
 from tcbench.training.caching import train
 from tcbench.training.pairs import Pairs
 from tcbench.training.refiners import walk
+from tcbench.training.scorers import judge_scores
 from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse
 from tests.floors import LOSS, READING, SCORE, TRAJECTORY, assert_close, deviation
 
@@ -214,8 +216,8 @@ def test_chains_as_long_as_the_schedules_gaps_cost_more_than_one_step(adapter, d
 
 
 def test_training_that_has_nothing_to_gain_ends_before_its_iterations(adapter, data) -> None:
-    options = {"predictor_iterations": 500, "predictor_learning_rate": 1e-12, "refiner_rank": 0, "patience": 1}
-    told = trained_with(adapter, data, **options).history("TrainScorer")
+    options = {"refiner_iterations": 500, "refiner_learning_rate": 1e-12, "patience": 1}
+    told = trained_with(adapter, data, **options).history("TrainRefiners")
     assert told["ended"] == "trained to convergence" and len(told["held_out_loss"]) == 3  # at 0, 25 and the end
 
 
@@ -239,6 +241,50 @@ def test_the_model_itself_is_not_trained(data) -> None:
     after = adapter.model.state_dict()
     assert set(after) == set(before) and [type(module) for module in adapter.model.modules()] == modules
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# --- what was not trained
+
+
+def test_a_constant_scorer_is_refused() -> None:
+    stage = CollectScores("predictor", free_blocks=2, samples=4)
+    with pytest.raises(UserError, match=r"^predictor: scores every token 0\.5, so nothing was learned; set predictor_"):
+        judge_scores(stage, torch.full((3, 4, 2, 8), 0.5), [0.5] * 3)
+
+
+@pytest.mark.parametrize("beta", [-2000.0, None])
+def test_a_flat_alpha_bar_is_refused_where_a_schedule_is_made_of_it(beta: float | None) -> None:
+    stage = CollectScores("predictor", free_blocks=2, samples=4, beta=beta)
+    alpha_SRLN = torch.rand(3, 4, 2, 8, generator=torch.Generator().manual_seed(0))
+    assert judge_scores(stage, alpha_SRLN, [0.5, 0.6, 0.7]) == []
+    if beta is None:
+        assert judge_scores(stage, alpha_SRLN, [0.5, 0.5 + 4e-5, 0.5]) == []
+    else:
+        with pytest.raises(UserError, match=r"^predictor: alpha-bar is flat.*beta -2000; set schedule: even"):
+            judge_scores(stage, alpha_SRLN, [0.5, 0.5 + 4e-5, 0.5])
+
+
+@pytest.mark.parametrize(("mean", "says"), [(0.01, "saturated: the mean score is 0.01"), (0.99, "0.99"), (0.5, None)])
+def test_a_saturated_scorer_is_marked(mean: float, says: str | None) -> None:
+    alpha_SRLN = torch.full((3, 4, 2, 8), mean)
+    alpha_SRLN[0] += 1e-3
+    found = judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [mean] * 3)
+    assert (len(found) == 1 and says in found[0]) if says else not found
+
+
+def test_a_learning_rate_out_of_bounds_is_refused() -> None:
+    for method, options in (
+        ("tokencache", {"predictor_learning_rate": 1.5}),
+        ("tokencache", {"refiner_learning_rate": 0}),
+        ("learning_to_cache", {"learning_rate": 11}),
+    ):
+        with pytest.raises(UserError, match=next(iter(options))):
+            make_method(method, options)
+
+
+def test_a_predictor_that_diverges_is_refused(adapter, data) -> None:
+    with pytest.raises(UserError, match=r"TrainScorer: the (held-out )?loss .*lower the learning rate"):
+        trained_with(adapter, data, predictor_learning_rate=1.0, cost_weight=1e-9, refiner_rank=0, patience=None)
 
 
 # --- a run

@@ -67,6 +67,7 @@ class Score(Measured):
         macs, macs_spread: mean over the batches, smallest and largest per sample.
         cache_bytes: the most that a batch's cache held.
         trajectory: deviations from the reference per step (Fig. 10), if the steps have counterparts.
+        marks: what is suspicious about its samples, in words.
         not_run: why the row was not run; it then has no numbers.
     """
 
@@ -99,4 +100,5 @@ class Score(Measured):
     trajectory: dict[str, Any] | None
     paper: dict[str, float] | None
     provenance: dict[str, Any]
+    marks: NotRequired[list[str]]
     not_run: NotRequired[str]

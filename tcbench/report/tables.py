@@ -313,6 +313,7 @@ def main_table(
         f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
         for nfe, same in _equal_plans(rows)
     ]
+    caption += [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in rows for mark in row.get("marks", ())]
     if protocol:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in protocol.items())
         caption.append(f"Latency protocol: {details}.")

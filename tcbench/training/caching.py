@@ -81,7 +81,7 @@ def train(
                     adapter, method, stage, nfe, settings, artefacts, shown, relative[stage.name]
                 )
                 artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
-                losses, log["scores"] = {}, statistics
+                losses, log["scores"] = {"marks": statistics.pop("marks")}, statistics
             case TrainRefiners():
                 sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks)
                 refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes)

@@ -1,5 +1,6 @@
 """Training of a scorer with soft gates (Eq. 9), and alpha-bar, what it says of every step (Sec. III-D)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.engine.soft import soft_hidden
+from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
@@ -20,6 +22,15 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+
+LEAST_SPREAD = 1e-5
+"""Standard deviation of all scores below which a scorer is constant."""
+
+LEAST_STEEP = 0.1
+"""Eq. (13) weighs a step by exp(beta alpha-bar): at a smaller range of the exponent all steps weigh alike."""
+
+SATURATED = 0.03
+"""Mean score below which nearly all gates are closed; or above one less it, open."""
 
 
 def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[CachePredictor, dict[str, Any]]:
@@ -144,11 +155,13 @@ def collect_scores(
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
     alpha_SRLN = torch.stack(collector.alphas).double().cpu()
-    counts, edges = np.histogram(alpha_SRLN.numpy(), bins=50, range=(0, 1))
     mean_S = alpha_SRLN.mean((1, 2, 3))
     scale_S = torch.ones(run.nfe) if sizes is None else sizes.error_S / sizes.error_S.max()
+    alpha_bar = (mean_S * scale_S).tolist()
+    marks = judge_scores(stage, alpha_SRLN, alpha_bar)
+    counts, edges = np.histogram(alpha_SRLN.numpy(), bins=50, range=(0, 1))
     return {
-        "alpha_bar": (mean_S * scale_S).tolist(),
+        "alpha_bar": alpha_bar,
         "mean_alpha": mean_S.tolist(),
         "per_block": shortened(alpha_SRLN.mean((1, 3)).tolist(), 6),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
@@ -156,4 +169,30 @@ def collect_scores(
         "std_over_samples": alpha_SRLN.std(1).mean().item(),
         "std_over_blocks": alpha_SRLN.mean(3).std(2).mean().item(),
         "std_over_steps": mean_S.std().item(),
+        "marks": marks,
     }
+
+
+def judge_scores(stage: CollectScores, alpha_SRLN: Tensor, alpha_bar: Sequence[float]) -> list[str]:
+    """What the record says against a scorer that can be used: that it is saturated.
+
+    Args:
+        alpha_SRLN: the scores of every step.
+
+    Raises:
+        UserError: it scores everything alike, or every step alike where a schedule is made from that.
+    """
+    if alpha_SRLN.std() < LEAST_SPREAD:
+        raise UserError(
+            f"{stage.name}: scores every token {alpha_SRLN.mean():.3g}, so nothing was learned; "
+            f"set {stage.name}_learning_rate or {stage.name}_iterations higher, or cost_weight: auto"
+        )
+    if stage.beta is not None and abs(stage.beta) * (max(alpha_bar) - min(alpha_bar)) < LEAST_STEEP:
+        raise UserError(
+            f"{stage.name}: alpha-bar is flat, {min(alpha_bar):.4g} to {max(alpha_bar):.4g}, and Eq. (13) makes no "
+            f"schedule of it with beta {stage.beta:g}; set schedule: even, or {stage.name}_iterations higher"
+        )
+    mean = alpha_SRLN.mean().item()
+    if SATURATED < mean < 1 - SATURATED:
+        return []
+    return [f"saturated: the mean score is {mean:.3g}, and closed gates rank nothing; cost_weight: auto opens half"]
