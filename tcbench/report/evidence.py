@@ -112,7 +112,8 @@ def _trained(row: Row, results: Results) -> list[str]:
         return [f"as {source}, whose log was not stored"]
     lines = [] if source == row["row"] else [f"nothing of its own; it samples with what was trained for {source}:"]
     for stage in results.training[source]["stages"]:  # as `tcbench.training.caching.train` logs them
-        losses = {key: stage[key][-1] for key in stage if key.endswith(("loss", "alpha", "gate")) and stage[key]}
+        lists = {key: values for key, values in stage.items() if isinstance(values, list) and values}
+        losses = {key: values[-1] for key, values in lists.items() if key.endswith(("loss", "alpha", "gate"))}
         told = [f"{stage['iterations']} iterations of {stage['batch_size']}"] if "iterations" in stage else []
         told += [f"{stage['samples']} samples"] if "samples" in stage else []
         told += [f"λ {stage['cost_weight_used']:.2g}"] if "cost_weight_used" in stage else []

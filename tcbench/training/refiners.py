@@ -94,7 +94,7 @@ def _fit(
         if iteration % max(1, stage.iterations // 20) == 0 or iteration == stage.iterations - 1:
             history.append(loss.item())
             progress.set_postfix(loss=f"{loss.item():.3g}")
-    told |= {"loss": history, **watch.finish()}
+    told |= {"training_loss": history, **watch.finish()}
     return told | {"held_out_loss_without": watch.losses[0]}  # LoRA starts as no change
 
 
