@@ -1,6 +1,6 @@
 """What a method may ask to be trained before it samples; `tcbench.training` does it, `Method.training` declares it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Loss = Literal["auto", "raw", "relative"]
@@ -72,13 +72,14 @@ class CollectScores:
         name: the scorer.
         free_blocks: blocks that take part in the mean.
         samples: the paper collects a batch of 256.
-        beta: Eq. (13)'s smoothing, if the method's schedule reads alpha-bar; a flat one is then refused.
+        beta: Eq. (13)'s smoothing, if the method's schedule reads alpha-bar; a flat one is then refused. What is made
+            does not depend on it, so that rows of other schedules may share it.
     """
 
     name: str
     free_blocks: int
     samples: int
-    beta: float | None = None
+    beta: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

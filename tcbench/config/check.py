@@ -61,6 +61,8 @@ def check_rows(path: Path, suite: Suite) -> None:
             raise UserError(f"{field}.artefacts_from: {source!r} is not a row that is trained")
         if source and suite.rows[source].nfe != row.nfe:
             raise UserError(f"{field}.artefacts_from: {source!r} was trained for another nfe")
+        if row.training_seed is not None and not suite[name].trains:
+            raise UserError(f"{field}.training_seed: nothing is trained for this row; remove it")
         schedule = getattr(method, "schedule", None)
         if schedule in ("adaptive", "reversed") and not suite[name].trained_as:  # method.Schedule, from alpha-bar
             raise UserError(f"{field}.options.schedule: {schedule!r} needs artefacts_from; or set 'even'")

@@ -69,6 +69,7 @@ class Row(Strict):
         guidance_scale: the CFG scale, if not the suite's (guidance sweeps).
         refiners: whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or
             for P-steps alone (`p-steps`).
+        training_seed: of what is trained for it, if not the suite's.
     """
 
     method: str
@@ -81,6 +82,7 @@ class Row(Strict):
     paper: PaperCell | None = None
     guidance_scale: float | None = Field(None, ge=0)
     refiners: bool | Literal["p-steps"] = True
+    training_seed: int | None = None
 
     def is_reference_for(self, row: "Row") -> bool:
         """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tcbench.config.check import check_ablations, check_rows
-from tcbench.config.suite import Suite
+from tcbench.config.suite import TRAININGS, Suite, with_trainings
 from tcbench.errors import UserError, did_you_mean
 from tcbench.places import suite_files
 
@@ -23,6 +23,9 @@ def load_suite(path: Path | str) -> Suite:
     path = Path(path)
     suite = validated(path, read_mapping(path), Suite)
     check_rows(path, suite)
+    if suite.training_seeds > 1 and TRAININGS in suite.ablations:
+        raise UserError(f"{path}: ablations.{TRAININGS}: is made for training_seeds; give yours another name")
+    suite = with_trainings(suite)
     check_ablations(path, suite)
     return suite
 

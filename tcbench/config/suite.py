@@ -94,6 +94,11 @@ class Entry:
         return self.method.trains if source is None else source == self.name
 
     @property
+    def training_seed(self) -> int:
+        """Seed of what is trained for it."""
+        return self.suite.training_seed if self.row.training_seed is None else self.row.training_seed
+
+    @property
     def shows_steps(self) -> bool:
         """Whether Fig. 11 shows what its sample looks like on the way: as many steps as the uncached run's."""
         shown = self.nfe == self.suite.figure.nfe and not self.row.control and self.row.refiners is True
@@ -137,10 +142,10 @@ class Entry:
     def training_settings(self) -> dict[str, Any]:
         """Everything in the config that what is trained for it depends on."""
         shared = self.suite.model_dump(
-            include={"model", "weights", "guidance", "spacing", "solver", "training_seed", "tf32"},
+            include={"model", "weights", "guidance", "spacing", "solver", "tf32"},
             mode="json",
         )
-        shared |= self.suite.data_settings
+        shared |= self.suite.data_settings | {"training_seed": self.training_seed}
         if self.suite.training:  # read by a text encoder, seen through an autoencoder
             shared |= self.suite.model_dump(include={"training", "prompts", "text_encoder", "latents"}, mode="json")
         return shared | {"method": self.method.name, "version": self.method.version, "nfe": self.nfe,
@@ -226,6 +231,8 @@ class Suite(Strict):
         device, tf32: where everything runs, and whether a GPU rounds the factors of matrix products to TF32.
         clip, image_reward, vbench: where the metrics of those names find their weights.
         seed: keys all noise of evaluated samples; training_seed all of training.
+        training_seeds: how often everything that is trained is trained, from training_seed on; rows that sample with it
+            are sampled as often, in the ablation `trainings`, and tables give their means.
         samples, batch_size: per row; samples of a batch are consecutive.
         shard_batches: batches per file on disk, a shard, which is a jackknife group.
         traced: samples per row whose trajectory is kept.
@@ -258,6 +265,7 @@ class Suite(Strict):
     solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
     seed: int = 0
     training_seed: int = 0
+    training_seeds: PositiveInt = 1
     samples: PositiveInt
     batch_size: PositiveInt
     shard_batches: PositiveInt = 1
@@ -377,6 +385,16 @@ class Suite(Strict):
         holding = (ablation for ablation in self.ablation_suites.values() if name in ablation.own)
         return self[name] if name in self.rows else next(holding, self)[name]
 
+    @property
+    def repeats(self) -> dict[str, tuple[str, ...]]:
+        """The rows of the ablation `trainings` that repeat a row with another training seed, by that row."""
+        numbers = range(1, self.training_seeds)
+        return {
+            name: tuple(f"{TRAININGS}-{name}-{number}" for number in numbers)
+            for name in self.rows
+            if self.training_seeds > 1 and self[name].trained_as
+        }
+
     def digest(self) -> str:
         """Identifies the whole config."""
         return digest(self.model_dump(mode="json"))
@@ -414,13 +432,43 @@ class AblationSuite(Suite):
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
 
+TRAININGS = "trainings"
+"""The ablation that holds the rows of further training seeds."""
+
+
+def with_trainings(suite: Suite) -> Suite:
+    """A suite of several training seeds with the ablation that trains and samples again what is trained."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in suite.rows if suite.training_seeds > 1 else ():
+        entry = suite[name]
+        if not (source := entry.trained_as):
+            continue
+        for number in range(1, suite.training_seeds):
+            seed = suite.training_seed + number
+            change: dict[str, Any] = {"base": name, "label": f"{entry.label}, training seed {seed}"}
+            if entry.trains:
+                change |= {"artefacts_from": None, "training_seed": seed}
+            else:
+                change["artefacts_from"] = f"{TRAININGS}-{source.name}-{number}"
+            rows[f"{name}-{number}"] = change
+    if not rows:
+        return suite
+    question = "How much does a row depend on the seed of its training?"
+    trainings = Ablation(
+        title="Further training seeds", question=question, base=next(iter(rows.values()))["base"], rows=rows
+    )
+    return suite.model_copy(update={"ablations": {**suite.ablations, TRAININGS: trainings}})
+
+
 def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
     """Variants and references of an ablation as rows, in front of the suite's own."""
     variants: dict[str, Row] = {}
     for key, change in ablation.rows.items():
         change = dict(change)
         base = change.pop("base", ablation.base)
-        row = suite.rows[base].model_dump(by_alias=True, exclude={"label", "control", "target", "paper"})
+        row = suite.rows[base].model_dump(
+            by_alias=True, exclude={"label", "control", "target", "paper", "training_seed"}
+        )
         if "method" in change:
             row |= {"options": {}, "artefacts_from": None}
         else:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tcbench.config.suite import Suite
+from tcbench.config.suite import TRAININGS, Suite
 from tcbench.errors import UserError
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import read_json
 from tcbench.record.score import Quality, Score
+from tcbench.report.trainings import over_rows
 from tcbench.stats import Interval
 
 Row = Score
@@ -185,13 +186,27 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
             ablations[name] = read_rows(below, ablation.own)
     return Results(
         suite=suite,
-        rows=read_rows(folder, list(suite.rows)),
+        rows=_with_repeats(suite, folder),
         ablations=ablations,
         training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows),
         diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows),
         latency=optional("latency", "latency.json"),
         floor=optional("floor", "scores/floor.json"),
     )
+
+
+def _with_repeats(suite: Suite, folder: Path) -> list[Row]:
+    """The suite's rows; those of several training seeds hold the numbers of all of them."""
+    rows = {row["row"]: row for row in read_rows(folder, list(suite.rows))}
+    if not suite.repeats:
+        return list(rows.values())
+    own = suite.ablation_suites[TRAININGS].own
+    again = {row["row"]: row for row in read_rows(folder / "ablations" / TRAININGS, own)}
+    for name, repeats in suite.repeats.items():
+        found = [again[repeat] for repeat in repeats]
+        if not any(row.get("not_run") for row in (rows[name], *found)):
+            rows[name] = over_rows(rows[name], found, rows[rows[name]["reference"]])
+    return list(rows.values())
 
 
 def kept_shares(row: Row) -> np.ndarray:

@@ -303,6 +303,12 @@ def main_table(
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
+    if several := {row["trainings"] for row in rows if "trainings" in row}:
+        times = " or ".join(map(str, sorted(several)))
+        caption.append(
+            f"What is trained was trained {times} times: such rows are means over the trainings, their intervals and "
+            "marks cover other trainings as well as other samples, and their MACs are those of the first."
+        )
     if targets:
         pairs = dict.fromkeys((record["label"], record["target"]) for record in records if record["target"])
         caption.append(

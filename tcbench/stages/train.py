@@ -19,10 +19,10 @@ def train_row(entry: Entry) -> None:
     examples, settings = load_examples(suite, captions), sampler_settings(entry)
     try:
         artefacts, refiners, log = train(
-            adapter, entry.method, entry.nfe, settings, examples, suite.training_seed, captions
+            adapter, entry.method, entry.nfe, settings, examples, entry.training_seed, captions
         )
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
     log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training_seed], started)
+    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started)
     save_artefacts(entry.trained, artefacts, refiners, log)
