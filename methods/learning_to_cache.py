@@ -40,7 +40,7 @@ class LearningToCache(Method):
     threshold: float = Field(0.1, ge=0, le=1)
     router: str | None = None
     cost_weight: PositiveFloat = 5e-6
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: float = Field(1e-3, gt=0, le=10)
     iterations: PositiveInt = 20_000
     batch_size: PositiveInt = 64
     straight_through: float | None = Field(None, ge=0, le=1)

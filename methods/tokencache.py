@@ -11,14 +11,14 @@ says why.
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.trainable import CollectScores, Stage, TrainRefiners, TrainScorer
+from tcbench.trainable import CollectScores, Loss, Reach, Stage, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ class TokenCache(TokenSelector):
         guided_halves: the halves of a guided pair choose their tokens independently, or share the mean of their scores.
         cost_weight, cost_reduction, recursion: lambda, the cost term and the recursion of Eq. (9); `auto` is the lambda
             at which half of the gates close by Eq. (11), because the right one shrinks with the step gap.
+        loss: whether errors of different steps are added up as they are (`raw`, Eq. 9 as printed), or each in units of
+            what reusing everything costs at its step (`relative`). `auto` is `raw` where the largest of these costs is
+            at most a thousand times the smallest. lambda is on the scale of the raw loss either way.
+        predictor_reach: the predictor's caches are one step old in training (Alg. 1), or 1 to NFE / #Full steps.
+        refiner_reach: refiners are trained one step after a full one, or at the P-steps of the method's own schedule,
+            with the caches and the drift that sampling has there.
+        patience: training ends when the held-out loss fell by less than 1 % over so many of its evaluations, of which
+            there are up to 20; None takes all iterations, as the paper.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
         training_batch_size: pairs of neighbouring steps per iteration.
@@ -68,24 +76,38 @@ class TokenCache(TokenSelector):
     cost_weight: PositiveFloat | Literal["auto"] = 1e-4
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
+    loss: Loss = "auto"
+    predictor_reach: Reach = "one"
+    refiner_reach: Reach = "gaps"
+    patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
-    predictor_learning_rate: PositiveFloat = 1e-5
+    predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
     refiner_rank: NonNegativeInt = 16
     refiner_iterations: PositiveInt = 40_000
-    refiner_learning_rate: PositiveFloat = 1e-4
+    refiner_learning_rate: float = Field(1e-4, gt=0, le=1)
     training_batch_size: PositiveInt = 64
     alpha_samples: PositiveInt = 256
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Steps at which everything is computed."""
-        num_full_steps, beta = PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
+        count, beta = self._full_and_beta(run)
+        return full_steps(run, count, self.schedule, beta)
+
+    def _full_and_beta(self, run: Run) -> tuple[int, float]:
+        """#Full and beta: the row's own, or the paper's."""
+        num_full_steps, beta = self._published(run)
         count, beta = self.num_full_steps or num_full_steps, beta if self.beta is None else self.beta
         if count is None or beta is None:
             raise UserError(
                 f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
                 f"{run.nfe} steps; set both"
             )
-        return full_steps(run, count, self.schedule, beta)
+        return count, beta
+
+    @staticmethod
+    def _published(run: Run) -> tuple[int, float] | tuple[None, None]:
+        """#Full and beta of Table I."""
+        return PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
 
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
@@ -114,8 +136,13 @@ class TokenCache(TokenSelector):
             learning_rate=self.predictor_learning_rate,
             cost_reduction=self.cost_reduction,
             recursion=self.recursion,
+            loss=self.loss,
+            longest_gap=round(run.nfe / self._full_and_beta(run)[0]) if self.predictor_reach == "gaps" else 1,
+            patience=self.patience,
         )
-        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples))
+        beta = self._published(run)[1] if self.beta is None else self.beta
+        read = None if self.schedule == "even" else beta
+        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
         if self.refiner_rank and free < run.shape.num_blocks:
             stages += (
                 TrainRefiners(
@@ -124,6 +151,9 @@ class TokenCache(TokenSelector):
                     iterations=self.refiner_iterations,
                     batch_size=batch,
                     learning_rate=self.refiner_learning_rate,
+                    loss=self.loss,
+                    reach=self.refiner_reach,
+                    patience=self.patience,
                 ),
             )
         return stages

@@ -34,7 +34,8 @@ class Artefacts:
 
     Attributes:
         scorers: trained modules by name; `Look.scores` runs them.
-        alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13).
+        alpha_bar: mean score per step in sampling order (the paper's alpha-bar_t), for Eq. (13); of a scorer with a
+            relative loss, times the step's share of the largest error of reuse.
         tables: trained or imported numbers that are read as they are, by name, rows of equal length. They live on the
             host, so that a plan made from them waits for no device.
     """

@@ -7,6 +7,7 @@ signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -79,8 +80,12 @@ class Chain:
             case "flow":
                 return noise - x0
 
-    def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor) -> Tensor:
-        """The first-order deterministic step (DDIM; Euler's along a flow), with a sampling step per row."""
+    def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The chain's step of first order, as training takes it: [R, C, ...], with a sampling step per row.
+
+        Here it is deterministic (DDIM; Euler's along a flow) and draws nothing; an ancestral chain's adds noise from
+        the CPU `generator`.
+        """
         signal, sigma = self._levels(step_R + 1, x)
         x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
         return signal * x0 + sigma * eps
@@ -96,8 +101,12 @@ class Chain:
                 return x - sigma * output, x + signal * output
 
     def _levels(self, step_R: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, *[1] * (x.ndim - 1))
-        return self.signal.to(step_R.device)[step_R].view(shape), self.sigma.to(step_R.device)[step_R].view(shape)
+        return self._per_row(self.signal, step_R, x), self._per_row(self.sigma, step_R, x)
+
+    @staticmethod
+    def _per_row(scale_S: Tensor, step_R: Tensor, x: Tensor) -> Tensor:
+        """The scale of every row's step, to multiply `x` with."""
+        return scale_S.to(step_R.device)[step_R].view(-1, *[1] * (x.ndim - 1))
 
 
 def variance_preserving(kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,20 +189,28 @@ class EulerAncestral(Chain):
         respaced_timesteps(nfe)  # refuses an impossible number
         scheduler = zero_snr_scheduler()
         scheduler.set_timesteps(nfe)
-        self.draw, self._sigmas = draw, scheduler.sigmas.tolist()  # the scheduler's are sigma / signal
+        self.draw, sigmas = draw, scheduler.sigmas.tolist()  # the scheduler's are sigma / signal
+        # a step goes down to _down[step] deterministically and back up by noise; their squares add up to sigma^2
+        self._down = [there**2 / here for here, there in pairwise(sigmas)]
+        self._up = [there * (1 - there**2 / here**2) ** 0.5 for here, there in pairwise(sigmas)]
         kept = 1 / (scheduler.sigmas.double() ** 2 + 1).float()
         super().__init__(tuple(scheduler.timesteps.tolist()), *variance_preserving(kept))
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0); the last step adds no noise."""
         x0, eps = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
-        here, there = self._sigmas[step : step + 2]
-        if there == 0:
+        if step == len(self.timesteps) - 1:
             return x0, x0
-        up = there * (1 - there**2 / here**2) ** 0.5
-        down = there**2 / here  # sqrt(there^2 - up^2)
         noise = self.draw(step).to(x)
-        return self.signal[step + 1] * (x0 + down * eps + up * noise), x0
+        return self.signal[step + 1] * (x0 + self._down[step] * eps + self._up[step] * noise), x0
+
+    def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The ancestral step, with a sampling step per row and noise from `generator`."""
+        signal, _ = self._levels(step_R + 1, x)
+        down, up = (self._per_row(torch.tensor(scale), step_R, x) for scale in (self._down, self._up))
+        x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return signal * (x0 + down * eps + up * noise)
 
 
 class FlowEuler(Chain):

@@ -9,12 +9,13 @@ bias of the Frechet distance a second time, and it puts a neighbour at distance 
 which breaks the k-nearest-neighbour radii of precision and recall. The jackknife only leaves samples out.
 
 **What an interval covers.** The spread of the statistic over other draws of noise (and labels, where those
-are drawn) at the same number of samples, with the model, the method's trained parts and the real images held
-fixed. It does *not* cover the bias of a statistic at finite n: FID at n samples is larger than FID at
-infinitely many. Two rows with the same n share that bias, so a difference is free of most of it. Where labels
-are balanced over the whole run but not inside each batch, intervals come out too wide; where a statistic is
-the same in every group (an accuracy of exactly 1), the estimated standard error is 0 and says nothing about
-rarer events than the samples could show.
+are drawn) at the same number of samples, with the model and the real images held fixed. What a method trained
+is held fixed too, unless it was trained several times (`over_trainings`): then the value is the mean over the
+trainings, and the interval covers other draws of samples *and* other trainings. It does *not* cover the bias
+of a statistic at finite n: FID at n samples is larger than FID at infinitely many. Two rows with the same n
+share that bias, so a difference is free of most of it. Where labels are balanced over the whole run but not
+inside each batch, intervals come out too wide; where a statistic is the same in every group (an accuracy of
+exactly 1), the estimated standard error is 0 and says nothing about rarer events than the samples could show.
 
 Sources: B. Efron, *The Jackknife, the Bootstrap and Other Resampling Plans* (SIAM, 1982), chapters 2-3; P. S.
 Kott, "The delete-a-group jackknife", J. Official Statistics 17 (2001); F. Busing, E. Meijer and R. van der
@@ -24,11 +25,11 @@ batch count as what it is.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr, stdtridf, stdtrit
 
 from tcbench.errors import UserError
 
@@ -45,14 +46,14 @@ class Interval:
         value: the statistic on all samples, not corrected for bias.
         low, high: ends of the interval, in the statistic's own unit.
         se: standard error.
-        dof: degrees of freedom, the number of groups less one.
+        dof: degrees of freedom: the number of groups less one, or fewer where trainings vary.
     """
 
     value: float
     low: float
     high: float
     se: float
-    dof: int
+    dof: float
 
     @property
     def distinguishable(self) -> bool:
@@ -86,16 +87,28 @@ class Replicates:
         value: the statistic on all samples.
         deleted: float64 [G], the statistic without group g.
         sizes: int [G], samples in group g.
+        trainings: float64 [T], the statistic of all samples for each training, whose mean `value` is; empty if what was
+            trained is held fixed.
     """
 
     value: float
     deleted: NDArray[np.float64]
     sizes: NDArray[np.integer]
+    trainings: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def __sub__(self, other: "Replicates") -> "Replicates":
         if not np.array_equal(self.sizes, other.sizes):
             raise UserError("paired difference: the two sides have different groups; sample both with the same batches")
-        return Replicates(self.value - other.value, self.deleted - other.deleted, self.sizes)
+        ours, theirs = self.trainings, other.trainings
+        if len(ours) and len(theirs) and len(ours) != len(theirs):
+            raise UserError(f"paired difference: {len(ours)} and {len(theirs)} trainings; train both as often")
+        trainings = (ours if len(ours) else self.value) - (theirs if len(theirs) else other.value)
+        return Replicates(
+            self.value - other.value,
+            self.deleted - other.deleted,
+            self.sizes,
+            trainings if isinstance(trainings, np.ndarray) else np.empty(0),
+        )
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """Student t interval from the delete-m_j jackknife variance (Busing et al. 1999, Eq. 5).
@@ -106,8 +119,46 @@ class Replicates:
         pseudo = (self.value - (1 - share) * self.deleted) / share
         centre = num_groups * self.value - ((1 - share) * self.deleted).sum()
         se = math.sqrt(np.mean((pseudo - centre) ** 2 / (1 / share - 1)))
-        half = float(stdtrit(num_groups - 1, (1 + confidence) / 2)) * se
-        return Interval(self.value, self.value - half, self.value + half, se, num_groups - 1)
+        dof: float = num_groups - 1
+        if len(self.trainings):
+            se, dof = _with_trainings(se, dof, self.trainings)
+        half = float(stdtrit(dof, (1 + confidence) / 2)) * se
+        return Interval(self.value, self.value - half, self.value + half, se, dof)
+
+
+def over_trainings(each: Sequence[Replicates]) -> Replicates:
+    """A statistic's mean over rows that differ in their training alone, sampled from the same noise.
+
+    Two such means can be subtracted: training t of one side is paired with training t of the other, with which it may
+    share what was trained.
+
+    Raises:
+        UserError: there are fewer than two, or their groups differ.
+    """
+    first = each[0]
+    if len(each) < 2 or not all(np.array_equal(one.sizes, first.sizes) for one in each):
+        raise UserError("trainings: need two or more with the same groups; sample all of them with the same batches")
+    values = np.array([one.value for one in each])
+    return Replicates(float(values.mean()), np.mean([one.deleted for one in each], axis=0), first.sizes, values)
+
+
+def _with_trainings(se: float, dof: float, values_T: NDArray[np.float64]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a mean over trainings, as a random effect beside that of samples.
+
+    The jackknife of the mean sees the samples, which all trainings share; the variance between trainings, over their
+    number, sees the trainings. What varies with both is in both, which errs on wide. The 95 % interval adds the squares
+    of the two effects' own half-widths, which covers at least 95 % whatever their sizes (S. Banerjee, "On confidence
+    interval for two-means problem based on separate estimates of variances and tabulated values of t-table", Sankhya A
+    23 (1961)); the degrees of freedom are those of which it is the t interval. Satterthwaite's cover too little where
+    three trainings decide.
+    """
+    few, between = len(values_T) - 1, float(values_T.std(ddof=1)) / math.sqrt(len(values_T))
+    total = math.hypot(se, between)
+    if not se or not between:
+        return total, few if between else dof
+
+    half = math.hypot(float(stdtrit(dof, 0.975)) * se, float(stdtrit(few, 0.975)) * between)
+    return total, float(stdtridf(0.975, half / total))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,7 +174,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def welch(value: float, se: float, other: float, other_se: float, dof: int) -> Interval:
+def welch(value: float, se: float, other: float, other_se: float, dof: float) -> Interval:
     """The difference of two independent numbers, with the smaller side's degrees of freedom, which errs on wide."""
     se = math.hypot(se, other_se)
     half = float(stdtrit(dof, 0.975)) * se

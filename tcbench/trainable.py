@@ -1,7 +1,16 @@
 """What a method may ask to be trained before it samples; `tcbench.training` does it, `Method.training` declares it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+Loss = Literal["auto", "raw", "relative"]
+"""How errors of different steps are added up: as they are (Eq. 9 as printed); each in units of what reusing everything
+costs at its step; or the second where these costs span more than `tcbench.training.sizes.LARGEST_SPAN`, else the first.
+"""
+
+
+Reach = Literal["one", "gaps"]
+"""How far from an I-step a P-step lies in training: always one step, or as far as in sampling."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,10 @@ class TrainScorer:
         cost_weight: lambda of Eq. (9); `auto` takes the one at which Eq. (11) closes half of the gates.
         cost_reduction: the cost loss sums the gates of a sample, or averages them.
         recursion: x-hat^l starts from x-hat^{l-1} (`propagated`, Eq. 6) or the uncached x^{l-1} (`literal`, Alg. 1).
+        loss: how the errors of different steps are added up.
+        longest_gap: the cache is 1 to this many steps old, drawn anew for every batch.
+        patience: training ends when the held-out loss has stopped falling for so many evaluations (of which there are
+            up to 20), and keeps the best weights; None takes all iterations and keeps the last weights.
     """
 
     name: str
@@ -24,6 +37,9 @@ class TrainScorer:
     learning_rate: float
     cost_reduction: Literal["sum", "mean"] = "sum"
     recursion: Literal["propagated", "literal"] = "propagated"
+    loss: Loss = "raw"
+    longest_gap: int = 1
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,9 @@ class TrainRefiners:
     Attributes:
         blocks: how many of the last blocks (K).
         rank: of every LoRA update.
+        loss, patience: as in `TrainScorer`.
+        reach: P-steps are trained one step after a full one (`one`), or where the method's schedule has them (`gaps`),
+            after the P-steps that lead there from the last I-step.
     """
 
     blocks: int
@@ -40,6 +59,9 @@ class TrainRefiners:
     iterations: int
     batch_size: int
     learning_rate: float
+    loss: Loss = "raw"
+    patience: int | None = None
+    reach: Reach = "one"
 
 
 @dataclass(frozen=True)
@@ -50,11 +72,14 @@ class CollectScores:
         name: the scorer.
         free_blocks: blocks that take part in the mean.
         samples: the paper collects a batch of 256.
+        beta: Eq. (13)'s smoothing, if the method's schedule reads alpha-bar; a flat one is then refused. What is made
+            does not depend on it, so that rows of other schedules may share it.
     """
 
     name: str
     free_blocks: int
     samples: int
+    beta: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -197,3 +197,27 @@ def test_more_samples_keep_those_that_there_are(tmp_path, suite, monkeypatch):
     sample.sample_rows([load_suite(changed(tmp_path, "count: 8", "count: 10"))["nfe4-uncached"]])
     sample.sample_rows([load_suite(changed(tmp_path, "traced: 4", "traced: 2"))["nfe4-uncached"]])
     assert sampled == [2, 0] and shards(suite.folder) == before
+
+
+def test_further_training_seeds_are_an_ablation_of_everything_trained(tmp_path, suite):
+    assert suite.repeats == {} and "trainings" not in suite.ablations
+    path = changed(tmp_path, "\njobs:", "\ntraining: {seed: 5}\ntrainings: 3\njobs:")
+    several = load_suite(path)
+    assert set(several.repeats) == {"nfe4-l2c", "nfe4-tokencache", "nfe4-random"}
+    assert several.repeats["nfe4-random"] == ("trainings-nfe4-random-1", "trainings-nfe4-random-2")
+    ablation = several.ablation_suites["trainings"]
+    assert set(ablation.own) == {"trainings-reference4", *(row for rows in several.repeats.values() for row in rows)}
+    first, second = ablation["trainings-nfe4-tokencache-1"], several["nfe4-tokencache"]
+    assert (first.training_seed, second.training_seed) == (6, 5)
+    assert (first.training_settings | {"training_seed": None}) == second.training_settings
+    assert first.trained_as.name == first.name and first.method == second.method
+    assert ablation["trainings-nfe4-random-2"].trained_as.training_seed == 7
+    assert several.find(first.name).suite is ablation and first.reference.twin  # the uncached samples are copied
+    with pytest.raises(UserError, match=r"ablations\.trainings: is made for `trainings`"):
+        load_suite(changed(tmp_path, "ablations:\n  cache_ratio:", "trainings: 2\nablations:\n  trainings:"))
+
+
+def test_a_training_seed_of_nothing_trained_is_refused(tmp_path):
+    path = changed(tmp_path, "{method: uncached, nfe: 4}", "{method: uncached, nfe: 4, training_seed: 1}")
+    with pytest.raises(UserError, match=r"rows\.nfe4-uncached\.training_seed: nothing is trained"):
+        load_suite(path)

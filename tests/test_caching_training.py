@@ -12,15 +12,23 @@ from torch import Tensor
 
 from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
 from tcbench.data import Dataset
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.guidance import Unguided
+from tcbench.method import Artefacts, Method, Run
 from tcbench.models.dit import DiTAdapter
+from tcbench.plan import NONE, Block, every_unit
 from tcbench.record.files import read_tensors, write_tensors
 from tcbench.registry import make_method
-from tcbench.samplers import SamplerSettings
+from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
+from tcbench.trainable import CollectScores
 from tcbench.training.caching import train
-from tests.floors import READING, TRAJECTORY, assert_close, deviation
+from tcbench.training.pairs import Pairs
+from tcbench.training.refiners import walk
+from tcbench.training.scorers import judge_scores
+from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse
+from tests.floors import LOSS, READING, SCORE, TRAJECTORY, assert_close, deviation
 
 from .conftest import make_adapter, model_inputs
 
@@ -108,11 +116,57 @@ def test_the_literal_recursion_learns_the_price_alone(adapter, data) -> None:
 def test_collected_scores(trained: Trained) -> None:
     scores = trained.log["scores"]
     assert trained.artefacts.alpha_bar == tuple(scores["alpha_bar"]) and len(scores["alpha_bar"]) == NFE
+    assert trained.history("TrainScorer")["loss_used"] == "raw" and scores["alpha_bar"] == scores["mean_alpha"]
     assert all(0 < alpha < 1 for alpha in scores["alpha_bar"])
     assert [len(blocks) for blocks in scores["per_block"]] == [2] * NFE
     means = [sum(blocks) / len(blocks) for blocks in scores["per_block"]]
     assert_close(means, scores["alpha_bar"], READING)
     assert sum(scores["histogram"]["counts"]) == NFE * 2 * 4 * 2 * 64  # steps, halves, samples, blocks, tokens
+
+
+# --- the loss of a step
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(999.0, "raw"), (1001.0, "relative"), (float("inf"), "raw")])
+def test_auto_is_relative_where_a_few_steps_would_decide(largest: float, kind: str) -> None:
+    sizes = ReuseErrors(torch.tensor([1.0, 1.0, 4.0, largest]))
+    assert sizes.kind("auto") == kind
+    assert sizes.kind("raw") == "raw" and sizes.kind("relative") == "relative"
+    assert ("marks" in sizes.record("raw")) == (largest > 1000) and "marks" not in sizes.record("relative")
+
+
+def test_relative_errors_count_every_step_as_a_median_one() -> None:
+    sizes = ReuseErrors(torch.tensor([1.0, 1.0, 4.0, 9.0, 1e6]))
+    assert (sizes.weights("relative") * sizes.error_S).tolist() == [4.0] * 5
+    assert sizes.weights("raw").tolist() == [1.0] * 5
+    with pytest.raises(UserError, match=r"loss: relative needs an error of reuse at every step.*set loss: raw"):
+        ReuseErrors(torch.tensor([0.0, 0.0, 1.0])).weights("relative")
+
+
+def test_the_error_of_reuse_is_that_of_closed_gates(adapter, data) -> None:
+    """By the engine, on the same pairs."""
+    sampler = ReferenceDDIM(NFE)
+    sizes = measure_reuse(Pairs(adapter, data, sampler, 3), free_blocks=2)
+    pair = Pairs(adapter, data, sampler, 3).at(torch.arange(NFE - 1).repeat(PAIRS_PER_STEP))
+    engine = Engine(adapter, Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(len(pair.tokens))))
+    for unit in (Block(0), Block(1)):
+        engine.cache.store(unit, pair.cached[unit], 0)
+    with torch.no_grad():
+        hidden = engine.hidden(every_unit([Block(0), Block(1)], NONE), 1, pair.tokens, pair.condition)
+    error_RS = (hidden - pair.target).square().mean((1, 2)).view(PAIRS_PER_STEP, NFE - 1)
+    assert_close(sizes.error_S[1:], error_RS.mean(0), LOSS)
+    assert sizes.error_S[0] == sizes.error_S[1]
+
+
+def test_a_relative_loss_leaves_eq_13_its_scale(adapter, data) -> None:
+    made = trained_with(adapter, data, loss="relative", refiner_rank=0)
+    told, scores = made.history("TrainScorer"), made.log["scores"]
+    error = torch.tensor(told["reuse_error"], dtype=torch.float64)
+    assert told["loss_used"] == "relative"
+    expected = torch.tensor(scores["mean_alpha"], dtype=torch.float64) * error / error.max()
+    assert_close(made.artefacts.alpha_bar, expected, SCORE)
+    again = trained_with(adapter, data, seed=9, loss="relative", refiner_rank=0, predictor_iterations=1)
+    assert again.history("TrainScorer")["reuse_error"] == told["reuse_error"]  # whatever the training seed
 
 
 # --- the refiners
@@ -131,9 +185,52 @@ def test_refiners_start_as_no_change(adapter) -> None:
 
 def test_refiners_reduce_the_loss(trained: Trained) -> None:
     history = trained.history("TrainRefiners")
-    assert history["loss"][0] == history["loss_without_refiners"][0]
-    later = list(zip(history["loss"], history["loss_without_refiners"], strict=True))[-4:]
-    assert all(refined < plain for refined, plain in later)
+    assert history["held_out_loss_kept"] == min(history["held_out_loss"]) < history["held_out_loss_without"]
+    assert history["ended"] == "stopped early"
+
+
+def test_refiners_see_the_chains_of_sampling(adapter, data, trained: Trained) -> None:
+    """From an I-step on, plans and latents are those of an unguided run that begins there."""
+    sampler = ReferenceDDIM(NFE)
+    index = torch.arange(4)
+    run = Run(adapter.shape, sampler.timesteps, Unguided(), index, artefacts=trained.artefacts)
+    drawing = Pairs(adapter, data, sampler, 0)
+    engine, plan, tokens, condition = walk(trained.method, run, drawing, 0, 3)
+    assert [bool(step) for step in engine.plans.steps] == [True] * 3 and engine.plans.i_steps == (0,)
+    again, policy = drawing.again(0), Engine(adapter, run, trained.method.start(run))
+    x, label = again.start(torch.zeros(4, dtype=torch.int64))
+    context = policy.prepare(label)
+    with torch.no_grad():
+        for step in range(3):
+            x, _ = sampler.step(policy(step, x, context)[:, : adapter.spec.in_channels], step, x)
+        expected = policy(3, x, context)
+        hidden = engine.hidden(plan, 3, tokens, condition)
+    assert_close(adapter.unembed(hidden, condition), expected, TRAJECTORY)
+
+
+def test_chains_as_long_as_the_schedules_gaps_cost_more_than_one_step(adapter, data) -> None:
+    few = {"refiner_iterations": 1, "refiner_learning_rate": 1e-9}
+    one, gaps = (trained_with(adapter, data, refiner_reach=reach, **few) for reach in ("one", "gaps"))
+    without = [made.history("TrainRefiners")["held_out_loss_without"] for made in (one, gaps)]
+    assert without[0] < without[1]
+
+
+def test_training_that_has_nothing_to_gain_ends_before_its_iterations(adapter, data) -> None:
+    options = {"refiner_iterations": 500, "refiner_learning_rate": 1e-12, "patience": 1}
+    told = trained_with(adapter, data, **options).history("TrainRefiners")
+    assert told["ended"] == "trained to convergence" and len(told["held_out_loss"]) == 3  # at 0, 25 and the end
+
+
+def test_a_predictor_of_older_caches(adapter, data) -> None:
+    """Up to NFE / #Full = 3 steps: reuse costs more, and the first steps of a chain are as likely as with gap 1."""
+    pairs = Pairs(adapter, data, ReferenceDDIM(NFE), 0)
+    drawn = [pairs.draw(4, longest_gap=3).step_R for _ in range(20)]
+    assert {step for steps in drawn for step in steps.tolist()} == set(range(1, NFE))
+    near, far = (pairs.again(1).at(torch.tensor([1, 1, 2]), gap) for gap in (1, 3))
+    change = [(pair.updates[Block(0)] - pair.cached[Block(0)]).square().mean() for pair in (near, far)]
+    assert change[0] < change[1]
+    made = trained_with(adapter, data, predictor_reach="gaps", refiner_rank=0)
+    assert made.history("TrainScorer")["longest_gap"] == 3
 
 
 def test_the_model_itself_is_not_trained(data) -> None:
@@ -144,6 +241,50 @@ def test_the_model_itself_is_not_trained(data) -> None:
     after = adapter.model.state_dict()
     assert set(after) == set(before) and [type(module) for module in adapter.model.modules()] == modules
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# --- what was not trained
+
+
+def test_a_constant_scorer_is_refused() -> None:
+    stage = CollectScores("predictor", free_blocks=2, samples=4)
+    with pytest.raises(UserError, match=r"^predictor: scores every token 0\.5, so nothing was learned; set predictor_"):
+        judge_scores(stage, torch.full((3, 4, 2, 8), 0.5), [0.5] * 3)
+
+
+@pytest.mark.parametrize("beta", [-2000.0, None])
+def test_a_flat_alpha_bar_is_refused_where_a_schedule_is_made_of_it(beta: float | None) -> None:
+    stage = CollectScores("predictor", free_blocks=2, samples=4, beta=beta)
+    alpha_SRLN = torch.rand(3, 4, 2, 8, generator=torch.Generator().manual_seed(0))
+    assert judge_scores(stage, alpha_SRLN, [0.5, 0.6, 0.7]) == []
+    if beta is None:
+        assert judge_scores(stage, alpha_SRLN, [0.5, 0.5 + 4e-5, 0.5]) == []
+    else:
+        with pytest.raises(UserError, match=r"^predictor: alpha-bar is flat.*beta -2000; set schedule: even"):
+            judge_scores(stage, alpha_SRLN, [0.5, 0.5 + 4e-5, 0.5])
+
+
+@pytest.mark.parametrize(("mean", "says"), [(0.01, "saturated: the mean score is 0.01"), (0.99, "0.99"), (0.5, None)])
+def test_a_saturated_scorer_is_marked(mean: float, says: str | None) -> None:
+    alpha_SRLN = torch.full((3, 4, 2, 8), mean)
+    alpha_SRLN[0] += 1e-3
+    found = judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [mean] * 3)
+    assert (len(found) == 1 and says in found[0]) if says else not found
+
+
+def test_a_learning_rate_out_of_bounds_is_refused() -> None:
+    for method, options in (
+        ("tokencache", {"predictor_learning_rate": 1.5}),
+        ("tokencache", {"refiner_learning_rate": 0}),
+        ("learning_to_cache", {"learning_rate": 11}),
+    ):
+        with pytest.raises(UserError, match=next(iter(options))):
+            make_method(method, options)
+
+
+def test_a_predictor_that_diverges_is_refused(adapter, data) -> None:
+    with pytest.raises(UserError, match=r"TrainScorer: the (held-out )?loss .*lower the learning rate"):
+        trained_with(adapter, data, predictor_learning_rate=1.0, cost_weight=1e-9, refiner_rank=0, patience=None)
 
 
 # --- a run

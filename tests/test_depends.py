@@ -17,7 +17,7 @@ from tests.suites import altered
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 
-IN_ROWS = {"defaults", "rows", "ablations"}
+IN_ROWS = {"defaults", "rows", "ablations", "trainings"}
 """Fields of the suite whose content reaches stages as rows."""
 OF_NO_STAGE = {"suite", "about", "show", "jobs", "files"}
 """Fields of the suite that name, describe, show and schedule: only what is rendered depends on them."""
@@ -75,6 +75,7 @@ CHANGES = {
     "method": "fora",
     "nfe": 3,
     "options": {"num_full_steps": 3},
+    "training_seed": 1,
     "artefacts_from": "nfe4-other",
     "guidance_scale": 2.0,
     "refiners": False,

@@ -49,8 +49,16 @@ def test_the_evidence_of_a_row() -> None:
     uncached["plan"], ours["plan"] = {}, {"block 0": "all 16", "block 1": "all forecast 2"}
     ours["refiners"] = False
     steps["macs"] = steps["macs"] | {"per_sample": ours["macs"]["per_sample"] + 1}
+    refiners = {
+        "kind": "TrainRefiners", "iterations": 80, "batch_size": 16, "wall_s": 20.2, "loss": "auto",
+        "training_loss": [0.3],
+        "reuse_error": [1.0, 2.0], "held_out_loss": [2.0, 1.5], "held_out_loss_without": 2.0,
+        "held_out_loss_kept": 1.5, "ended": "stopped early", "marks": ["few steps decide"],
+    }  # fmt: skip
     predictor = {"kind": "TrainScorer", "iterations": 160, "batch_size": 16, "wall_s": 44.1, "cache_loss": [2.0, 0.5]}
-    training = {"nfe20-tokencache": {"stages": [predictor], "files": {"predictor": "", "refiners": ""}, "scores": {}}}
+    training = {
+        "nfe20-tokencache": {"stages": [predictor, refiners], "files": {"predictor": "", "refiners": ""}, "scores": {}}
+    }
     found = evidence(Results(suite, rows, {}, training, {}, None, None))
     assert [method["method"] for method in found] == ["uncached", "fewer_steps", "toca", "tokencache"]
     assert found[2]["goldens"] == ("toca_ddim20_r0.07_n4", "pixart_toca_dpm20_r0.30_n3")
@@ -64,5 +72,7 @@ def test_the_evidence_of_a_row() -> None:
     assert fourth["fewer_steps"].startswith("this less fewer steps, 10 steps: FID -1.60 [")
     assert fourth["trained"] == [
         "TrainScorer: 160 iterations of 16, last cache loss 0.5, 44 s",
+        "TrainRefiners: 80 iterations of 16, last training loss 0.3, last held out loss 1.5, "
+        "2 without refiners, stopped early, 20 s, few steps decide",
         "LoRA refiners: left out",
     ]

@@ -22,7 +22,7 @@ from tcbench.metrics.frechet import Gaussian, frechet_distance, real_floor
 from tcbench.metrics.inception_score import inception_score
 from tcbench.metrics.kid import SCALE
 from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
-from tcbench.metrics.samples import Real, Reference, Samples
+from tcbench.metrics.samples import Real, Reference, Samples, odd_images
 from tcbench.metrics.scoring import compute, prepare, score_row
 from tcbench.models.classifier import DigitsCNN
 from tcbench.record.files import sha256
@@ -469,3 +469,13 @@ def test_jackknife_of_a_frechet_distance_covers_its_mean_at_this_sample_size():
     mean = np.mean([interval.value for interval in intervals])
     covered = np.mean([interval.low <= mean <= interval.high for interval in intervals])
     assert 0.91 < covered < 0.98
+
+
+def test_odd_images_are_named():
+    varied = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert odd_images(varied, None) == odd_images(varied, varied.flip(0)) == []
+    assert odd_images(torch.arange(5.0).view(5, 1, 1, 1).expand(-1, 1, 4, 4), None) == ["every sample is of one colour"]
+    assert odd_images(varied[:1].expand(5, -1, -1, -1), None) == ["all samples are the same image"]
+    assert odd_images(varied, varied.clone()) == [
+        "its samples are the uncached row's to the bit, though it computed less"
+    ]

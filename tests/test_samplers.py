@@ -32,6 +32,10 @@ def toy(x: Tensor, kept: float) -> Tensor:
     return (1 - kept) ** 0.5 * x / (kept / 4 + 1 - kept)
 
 
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
 def chains(nfe: int) -> dict[str, Chain]:
     return {
         "ddim": ReferenceDDIM(nfe),
@@ -102,7 +106,8 @@ def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     output = chain.target(x0, step, eps)
     assert torch.equal(output, eps) == (chain.prediction == "eps")
     levels = (level[step].view(-1, 1, 1, 1) for level in (chain.signal, chain.sigma))
-    assert_close(chain.step_rows(output, step, x), chain.noised(x0, step + 1, eps), SAMPLER)
+    if name != "euler_ancestral":  # whose step adds noise
+        assert_close(chain.step_rows(output, step, x, generator()), chain.noised(x0, step + 1, eps), SAMPLER)
     recovered, noise_again = chain.x0_and_eps(output, *levels, x)
     assert_close(recovered, x0, SAMPLER)
     assert_close(noise_again, eps, SAMPLER)
@@ -115,7 +120,28 @@ def test_first_steps_without_noise_are_ddim(name: str) -> None:
     chain = chains(6)[name]
     step = 0 if name == "dpm" else 5
     following, _ = chain.step(noise(2), step, noise(3))
-    assert_close(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3)), SAMPLER)
+    assert_close(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3), generator()), SAMPLER)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm", "flow"])
+def test_deterministic_chains_draw_nothing_in_training(name: str) -> None:
+    drawing = generator()
+    chains(6)[name].step_rows(noise(2), torch.tensor([1, 4]), noise(3), drawing)
+    assert torch.equal(drawing.get_state(), generator().get_state())
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_ancestral_pairs_are_the_samplers_own_steps(step: int) -> None:
+    """What is added in training is what sampling adds: noise of variance signal^2 up^2, on top of the same mean."""
+    nfe, rows = 6, 2000
+    chain = EulerAncestral(nfe, lambda _: torch.zeros(SHAPE[1:]))
+    output, x = (noise(seed)[:1].expand(rows, *SHAPE[1:]) for seed in (2, 3))
+    pairs = chain.step_rows(output, torch.full((rows,), step), x, generator())
+    mean, _ = chain.step(output[0], step, x[0])
+    here, there = ((1 / level**2 - 1) ** 0.5 for level in chain.signal[step : step + 2].double().tolist())
+    variance = chain.signal[step + 1].item() ** 2 * there**2 * (1 - there**2 / here**2)
+    assert pairs.var(0).mean().item() == pytest.approx(variance, rel=0.01, abs=1e-12)
+    assert ((pairs.mean(0) - mean).abs() <= 5 * (variance / rows) ** 0.5 + 1e-5 * mean.abs().max()).all()
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm", "euler_ancestral"])

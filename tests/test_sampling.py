@@ -209,7 +209,7 @@ def test_ancestral_sampling_needs_a_learned_variance() -> None:
 def test_rows_at_different_steps() -> None:
     sampler, step_R = ReferenceDDIM(20), torch.tensor([0, 7, 19])
     eps, x = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    rows = sampler.step_rows(eps, step_R, x)
+    rows = sampler.step_rows(eps, step_R, x, torch.Generator())
     for row, step in enumerate(step_R.tolist()):
         assert_close(rows[row], sampler.step(eps[row], step, x[row])[0], SAMPLER)
     alpha = torch.tensor(training_alphas_cumprod()[np.array(sampler.timesteps)[step_R]])[:, None, None, None]

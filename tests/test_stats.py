@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tcbench.errors import UserError
-from tcbench.stats import Interval, batches, holm, jackknife, replicate
+from tcbench.stats import Interval, batches, holm, jackknife, over_trainings, replicate
 
 
 def mean_of(values):
@@ -74,6 +74,58 @@ def test_coverage_is_nominal_when_batches_share_a_decision(statistic):
         interval = jackknife(lambda indices, values=values: float(statistic(values[indices])), groups)
         covered += interval.low <= truth <= interval.high
     assert 0.925 < covered / trials < 0.97
+
+
+@pytest.mark.parametrize("trainings", [3, 5])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0], ids=["same", "some", "dominant"])
+@pytest.mark.parametrize("mixed", [0.0, 1.0], ids=["additive", "mixed"])
+def test_coverage_is_nominal_when_trainings_vary(trainings: int, spread: float, mixed: float):
+    """A shift per training, one per sample, and one per both, which counts twice: if at all, the interval is wide."""
+    rng, trials, covered = np.random.default_rng(6), 600, 0
+    groups = batches(32, 4)
+    for _ in range(trials):
+        shared = rng.normal(size=32)
+        rows = [
+            replicate(mean_of(shared + spread * rng.normal() + mixed * rng.normal(size=32)), groups)
+            for _ in range(trainings)
+        ]
+        interval = over_trainings(rows).interval()
+        covered += interval.low <= 0 <= interval.high
+    assert 0.925 < covered / trials <= (1 if mixed else 0.99)
+
+
+def test_one_training_does_not_cover_the_others():
+    rng, covered, groups = np.random.default_rng(6), 0, batches(32, 4)
+    for _ in range(300):
+        interval = replicate(mean_of(rng.normal(size=32) + rng.normal()), groups).interval()
+        covered += interval.low <= 0 <= interval.high
+    assert covered < 150
+
+
+def test_trainings_are_paired_where_both_sides_have_them():
+    rng, groups = np.random.default_rng(9), batches(24, 4)
+    noise, trained = rng.normal(size=24), rng.normal(size=3)
+    row, control = (
+        over_trainings([replicate(mean_of(noise + shift + effect), groups) for shift in trained]) for effect in (0.5, 0)
+    )
+    fixed = replicate(mean_of(noise), groups)
+    same = (row - control).interval()
+    assert same.value == pytest.approx(0.5) and same.se == pytest.approx(0, abs=1e-12)
+    against = row - fixed
+    assert against.trainings == pytest.approx(trained + 0.5)
+    assert against.interval().se == pytest.approx(np.std(trained, ddof=1) / math.sqrt(3))
+    assert (fixed - row).interval().value == pytest.approx(-against.interval().value)
+    with pytest.raises(UserError, match="3 and 2 trainings"):
+        row - over_trainings([fixed, fixed])
+    with pytest.raises(UserError, match="two or more with the same groups"):
+        over_trainings([fixed])
+
+
+def test_trainings_that_agree_leave_the_interval_of_the_samples():
+    groups = batches(24, 4)
+    one = replicate(mean_of(np.random.default_rng(10).normal(size=24)), groups)
+    mean, alone = over_trainings([one, one, one]).interval(), one.interval()
+    np.testing.assert_allclose([mean.value, mean.low, mean.high, mean.dof], [alone.value, alone.low, alone.high, 5])
 
 
 def test_bad_groups_and_values_are_named():

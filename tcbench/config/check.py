@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tcbench.config.document import Field, Problem
 from tcbench.config.fields import Ablation
-from tcbench.config.suite import Entry, Suite, ablation_rows
+from tcbench.config.suite import TRAININGS, Entry, Suite, ablation_rows
 from tcbench.data.source import PromptSet
 from tcbench.errors import UserError
 from tcbench.method import Method
@@ -125,6 +125,8 @@ def _borrowed(it: _Suite, place: Field, entry: Entry, method: Method) -> Problem
     schedule = getattr(method, "schedule", None)
     if schedule in ("adaptive", "reversed") and not (source or method.trains):  # method.Schedule, from alpha-bar
         yield Problem((*place, "options", "schedule"), f"{schedule!r} needs artefacts_from; or set 'even'")
+    if entry.row.training_seed is not None and not entry.trains:
+        yield Problem((*place, "training_seed"), "nothing is trained for this row; remove it")
     if entry.row.refiners is not True and not (source or method.trains):
         yield Problem((*place, "refiners"), "the row samples with nothing trained, so it has none; remove the field")
 
@@ -154,11 +156,13 @@ def _jobs(it: _Suite) -> Problems:
             yield Problem(("rows", name), f"differs from row {other!r} in punctuation alone; rename one of them")
 
 
-@_looks_at("rows", "defaults", "ablations", "samples", "sampler")
+@_looks_at("rows", "defaults", "ablations", "samples", "sampler", "trainings")
 def _ablations(it: _Suite) -> Problems:
     suite = it.suite
     for name, ablation in suite.ablations.items():
         place = ("ablations", name)
+        if name == TRAININGS and suite.trainings > 1:
+            yield Problem(place, "is made for `trainings`; give yours another name")
         unknown = [
             Problem((*where, "base"), f"base {base!r} is not a row; rows: {', '.join(suite.rows)}")
             for where, base in _bases(place, ablation)

@@ -372,6 +372,8 @@ class TrainedRow(Strict):
     """Steps of the uncached sampler; rows with the same nfe are compared."""
     options: dict[str, Any] = Field(default={})
     """The method's own, over the suite's `defaults` for it (`tcbench methods NAME`)."""
+    training_seed: Seed | None = None
+    """Of what is trained for it, if not the suite's."""
 
 
 class SampledRow(TrainedRow):

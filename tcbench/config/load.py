@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tcbench.config.check import problems_of
 from tcbench.config.document import Document, Field, Problem, read_document
-from tcbench.config.suite import Suite
+from tcbench.config.suite import Suite, with_trainings
 from tcbench.errors import UserError, did_you_mean
 from tcbench.places import suite_files
 
@@ -31,7 +31,7 @@ def load_suite(path: Path | str) -> Suite:
     suite = _what_is_whole(document.value, broken) if found else Suite.model_validate(document.value)
     if problems := [*found, *problems_of(suite, broken)]:
         raise document.error(problems)
-    return suite
+    return with_trainings(suite)
 
 
 def read_config(path: Path) -> Document:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from tcbench.config.depends import STAGES
 from tcbench.config.fields import (
@@ -94,6 +94,11 @@ class Entry:
         """Whether artefacts are trained for this very row."""
         source = self.row.artefacts_from
         return self.method.trains if source is None else source == self.name
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of what is trained for it."""
+        return self.suite.training.seed if self.row.training_seed is None else self.row.training_seed
 
     @property
     def shows_steps(self) -> bool:
@@ -221,6 +226,9 @@ class Suite(Strict):
     """How the local errors of predictors are measured."""
     show: Show
     """What is rendered of the scores."""
+    trainings: PositiveInt = 1
+    """How often everything that is trained is trained, with seeds from `training.seed` on. Rows that sample with it are
+    sampled as often, in the ablation `trainings`; tables give their means, and intervals that cover other trainings."""
     jobs: Literal["two", "nfe", "method", "row"] = "method"
     """Workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every NFE),
     one per `method` or one per `row`."""
@@ -346,6 +354,16 @@ class Suite(Strict):
         holding = (ablation for ablation in self.ablation_suites.values() if name in ablation.own)
         return next(holding, self)[name]
 
+    @property
+    def repeats(self) -> dict[str, tuple[str, ...]]:
+        """The rows of the ablation `trainings` that repeat a row with another training seed, by that row."""
+        numbers = range(1, self.trainings)
+        return {
+            name: tuple(f"{TRAININGS}-{name}-{number}" for number in numbers)
+            for name in self.rows
+            if self.trainings > 1 and self[name].trained_as
+        }
+
     def digest(self) -> str:
         """Identifies the whole config."""
         return digest(self.model_dump(mode="json"))
@@ -383,13 +401,47 @@ class AblationSuite(Suite):
         return tuple(row for row in self.own if not row.startswith(f"{self.ablation}-reference"))
 
 
+TRAININGS = "trainings"
+"""The ablation that holds the rows of further training seeds."""
+
+
+def with_trainings(suite: Suite) -> Suite:
+    """A suite of several trainings with the ablation that trains and samples again what is trained."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in suite.rows if suite.trainings > 1 else ():
+        entry = suite[name]
+        if not (source := entry.trained_as):
+            continue
+        for number in range(1, suite.trainings):
+            seed = suite.training.seed + number
+            change: dict[str, Any] = {"base": name, "label": f"{entry.label}, training seed {seed}"}
+            if entry.trains:
+                change |= {"artefacts_from": None, "training_seed": seed}
+            else:
+                change["artefacts_from"] = f"{TRAININGS}-{source.name}-{number}"
+            rows[f"{name}-{number}"] = change
+    if not rows:
+        return suite
+    trainings = Ablation.model_validate(
+        {
+            "title": "Further training seeds",
+            "question": "How much does a row depend on the seed of its training?",
+            "base": next(iter(rows.values()))["base"],
+            "rows": rows,
+        }
+    )
+    return suite.model_copy(update={"ablations": {**suite.ablations, TRAININGS: trainings}})
+
+
 def ablation_rows(suite: Suite, name: str, ablation: Ablation) -> dict[str, Row]:
     """References and variants of an ablation as rows."""
     variants: dict[str, Row] = {}
     for key, variant in ablation.rows.items():
         change = variant.model_dump(by_alias=True)
         base = change.pop("base", ablation.base)
-        row = suite.rows[base].model_dump(by_alias=True, exclude={"label", "control", "target", "paper"})
+        row = suite.rows[base].model_dump(
+            by_alias=True, exclude={"label", "control", "target", "paper", "training_seed"}
+        )
         if "method" in change:
             row |= {"options": {}, "artefacts_from": None}
         else:

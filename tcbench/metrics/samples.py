@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from tcbench.errors import UserError
@@ -52,6 +53,19 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.features.pooled)
+
+
+def odd_images(images: Tensor, uncached: Tensor | None) -> list[str]:
+    """What is suspicious about a row's images [n, ...], beside those of the uncached row if this one computed less."""
+    parts = images.flatten(1).split(256)
+    found = []
+    if all(bool((part == part[:, :1]).all()) for part in parts):
+        found.append("every sample is of one colour")
+    elif len(images) > 1 and all(bool((part == parts[0][:1]).all()) for part in parts):
+        found.append("all samples are the same image")
+    if uncached is not None and torch.equal(images, uncached):
+        found.append("its samples are the uncached row's to the bit, though it computed less")
+    return found
 
 
 @dataclass(frozen=True)

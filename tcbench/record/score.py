@@ -22,6 +22,7 @@ class Quality(TypedDict):
     Keys:
         value, low, high, se: the number, the ends of its interval and its standard error, in the metric's unit.
         deleted: the number without each group of samples, of which the jackknife is made.
+        trainings: the number of each training, if `value` is their mean.
     """
 
     value: float
@@ -29,6 +30,7 @@ class Quality(TypedDict):
     high: float
     se: float
     deleted: NotRequired[list[float]]
+    trainings: NotRequired[list[float]]
 
 
 class Paired(TypedDict):
@@ -122,6 +124,8 @@ class Score(Identity, Measured):
         macs, macs_spread: mean over the batches, smallest and largest per sample.
         cache_bytes: the most that a batch's cache held.
         trajectory: deviations from the reference per step (Fig. 10), if the steps have counterparts.
+        trainings: how many trainings its numbers are means over, if several.
+        marks: what is suspicious about its samples, in words.
         not_run: why the row was not run; it then has no numbers.
     """
 
@@ -144,4 +148,6 @@ class Score(Identity, Measured):
     trajectory: dict[str, list[float]] | None
     paper: dict[str, float] | None
     provenance: ScoreProvenance
+    trainings: NotRequired[int]
+    marks: NotRequired[list[str]]
     not_run: NotRequired[str]

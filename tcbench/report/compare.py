@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from tcbench.metrics.catalogue import METRICS
-from tcbench.record.score import Quality
 from tcbench.report.rows import Row, is_reference, paired_interval, quality_of
-from tcbench.stats import Interval, Replicates, holm, welch
+from tcbench.report.trainings import replicates
+from tcbench.stats import Interval, holm, welch
 
 LEVEL = 0.05
 """Of every test, after Holm's correction over the comparisons that it decides together."""
@@ -47,7 +45,7 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
     Paired by what scoring stored against the row's own reference, or by the jackknife's replicates where both rows hold
     them for the same batches; otherwise the two are taken as independent, which errs on wide.
     """
-    to_reference = other["row"] == row["reference"] and not is_reference(row)
+    to_reference = other["row"] == row["reference"] and not is_reference(row) and "trainings" not in row
     if to_reference and (interval := paired_interval(row, metric)):
         return Comparison(row["row"], other["row"], metric, interval, True, interval.p_value)
     ours, theirs = quality_of(row, metric), quality_of(other, metric)
@@ -55,16 +53,11 @@ def compare(row: Row, other: Row, metric: str) -> Comparison | None:
         return None
     paired = "deleted" in ours and "deleted" in theirs and row["group_sizes"] == other["group_sizes"]
     if paired:
-        sizes = np.array(row["group_sizes"])
-        interval = (_replicates(ours, sizes) - _replicates(theirs, sizes)).interval()
+        interval = (replicates(row, metric) - replicates(other, metric)).interval()
     else:
         dof = min(row["groups"], other["groups"]) - 1
         interval = welch(ours["value"], ours["se"], theirs["value"], theirs["se"], dof)
     return Comparison(row["row"], other["row"], metric, interval, paired, interval.p_value)
-
-
-def _replicates(quality: Quality, sizes: np.ndarray) -> Replicates:
-    return Replicates(quality["value"], np.array(quality["deleted"]), sizes)
 
 
 def decide_together(comparisons: Sequence[Comparison | None]) -> list[Comparison]:

@@ -113,12 +113,15 @@ def _trained(row: Row, results: Results) -> list[str]:
         return [f"as {source}, whose log was not stored"]
     lines = [] if source == row["row"] else [f"nothing of its own; it samples with what was trained for {source}:"]
     for stage in results.training[source]["stages"]:  # as `tcbench.training.caching.train` logs them
-        losses = {key: values[-1] for key, values in stage.items() if isinstance(values, list) and values}
+        lists = {key: values for key, values in stage.items() if isinstance(values, list) and values}
+        losses = {key: values[-1] for key, values in lists.items() if key.endswith(("loss", "alpha", "gate"))}
         told = [f"{stage['iterations']} iterations of {stage['batch_size']}"] if "iterations" in stage else []
         told += [f"{stage['samples']} samples"] if "samples" in stage else []
         told += [f"λ {stage['cost_weight_used']:.2g}"] if "cost_weight_used" in stage else []
         told += [f"last {key.replace('_', ' ')} {value:.3g}" for key, value in losses.items()]
-        told.append(f"{stage['wall_s']:.0f} s")
+        told += [f"{stage['held_out_loss_without']:.3g} without refiners"] if "held_out_loss_without" in stage else []
+        told += [stage["ended"]] if "ended" in stage else []
+        told += [f"{stage['wall_s']:.0f} s", *stage.get("marks", ())]
         lines.append(f"{stage['kind']}: {', '.join(told)}")
     lora = {True: "at every step", False: "left out", "p-steps": "on P-steps alone"}[row["refiners"]]
     return [*lines, f"LoRA refiners: {lora}"] if "refiners" in results.training[source]["files"] else lines

@@ -319,6 +319,11 @@ def _caption(
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
+    if several := {row["trainings"] for row in run if "trainings" in row}:
+        lines.append(
+            f"What is trained was trained {_several(several)} times: such rows are means over the trainings, their "
+            "intervals and marks cover other trainings as well as other samples, and their MACs are those of the first."
+        )
     if columns.targets:
         pairs = dict.fromkeys((row["label"], row["target"]) for row in rows if row["target"])
         lines.append(
@@ -329,6 +334,7 @@ def _caption(
         f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
         for nfe, same in _equal_plans(run)
     ]
+    lines += [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in run for mark in row.get("marks", ())]
     if latency:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
         lines.append(f"Latency protocol: {details}.")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcbench.config.suite import Suite
+from tcbench.config.suite import TRAININGS, Suite
 from tcbench.record.records import DIAGNOSTICS, FLOOR, LATENCY, SCORE, TRAINED, Kind
-from tcbench.report.rows import Row, reference_of, row_named
+from tcbench.report.rows import Row, reference_of, row_named, was_run
+from tcbench.report.trainings import over_rows
 
 
 def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
@@ -96,10 +97,24 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
             ablations[name] = read_rows(below, ablation.own)
     return Results(
         suite=suite,
-        rows=read_rows(folder, list(suite.rows)),
+        rows=_with_repeats(suite, folder),
         ablations=ablations,
         training=by_row("training", "trained/{}/artefacts.json", suite.trained_rows, TRAINED),
         diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows, DIAGNOSTICS),
         latency=optional("latency", "latency.json", LATENCY),
         floor=optional("floor", "scores/floor.json", FLOOR),
     )
+
+
+def _with_repeats(suite: Suite, folder: Path) -> list[Row]:
+    """The suite's rows; those of several trainings hold the numbers of all of them."""
+    rows = {row["row"]: row for row in read_rows(folder, list(suite.rows))}
+    if not suite.repeats:
+        return list(rows.values())
+    own = suite.ablation_suites[TRAININGS].own
+    again = {row["row"]: row for row in read_rows(folder / "ablations" / TRAININGS, own)}
+    for name, repeats in suite.repeats.items():
+        found = [again[repeat] for repeat in repeats]
+        if all(was_run(row) for row in (rows[name], *found)):
+            rows[name] = over_rows(rows[name], found, rows[rows[name]["reference"]])
+    return list(rows.values())

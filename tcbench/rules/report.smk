@@ -1,5 +1,9 @@
 TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
 FIGURES = figure_names(SUITE)
+# A row's numbers are means over its trainings.
+SCORES = expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows) + [
+    f"{RESULTS}/ablations/{TRAININGS}/scores/{row}.json" for rows in SUITE.repeats.values() for row in rows
+]
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 CAPTIONS = os.path.join(PACKAGE, "assets", "report")
 
@@ -14,7 +18,7 @@ def table_files(names):
 
 rule render_tables:
     input:
-        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        scores=SCORES,
         floor=rules.floor.output,
         latency=rules.latency.output,
     output:
@@ -34,7 +38,7 @@ rule render_tables:
 rule render_ablations:
     input:
         ABLATION_SCORES,
-        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        scores=SCORES,
     output:
         table_files([f"ablation-{name}" for name in SUITE.ablations]),
     params:
@@ -50,7 +54,7 @@ rule render_ablations:
 rule diagnostics:
     input:
         expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
-        scores=expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+        scores=SCORES,
     output:
         table_files(["local_error"]),
     params:
@@ -71,7 +75,7 @@ def figure_files():
 
 # Figures read everything but latency: ablations and diagnostics too.
 EVERYTHING = {
-    "scores": expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows),
+    "scores": SCORES,
     "ablations": ABLATION_SCORES,
     "trained": expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
     "diagnostics": expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),

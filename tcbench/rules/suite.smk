@@ -6,6 +6,7 @@ import shlex
 from snakemake.exceptions import WorkflowError
 
 from tcbench.config.load import load_suite
+from tcbench.config.suite import TRAININGS
 from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.places import PACKAGE, suite_file, suite_word, vbench_environment

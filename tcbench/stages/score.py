@@ -1,5 +1,6 @@
 """Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.deviation import trajectory_mae
 from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
-from tcbench.metrics.samples import Real, Samples
+from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
@@ -122,6 +123,12 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
+    marks: list[str] = []
+    if samples.images is not None:
+        less = uncached is not None and manifest["macs"]["per_sample"] < other_manifest["macs"]["per_sample"]
+        marks = odd_images(samples.images, uncached.images if uncached is not None and less else None)
+    for mark in marks:
+        print(f"{entry.name}: {mark}", file=sys.stderr)
     groups = stats.batches(manifest["samples"], suite.samples.group_size)
     return {
         "row": entry.name,
@@ -152,6 +159,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "tokens": manifest["tokens"],
         "plan": plan.to_lines(),
         "trajectory": trajectory,
+        "marks": marks,
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": cast(
             ScoreProvenance,

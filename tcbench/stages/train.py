@@ -4,6 +4,7 @@ import time
 
 from tcbench.artefacts import save_artefacts
 from tcbench.config.suite import Entry
+from tcbench.errors import UserError
 from tcbench.record.provenance import collect
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.ready import files_digests, load_adapter, sampler_settings
@@ -15,15 +16,13 @@ def train_row(entry: Entry) -> None:
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
     adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
-    artefacts, refiners, log = train(
-        adapter,
-        entry.method,
-        entry.nfe,
-        sampler_settings(entry, training=True),
-        load_examples(suite, captions),
-        suite.training.seed,
-        captions,
-    )
+    examples, settings = load_examples(suite, captions), sampler_settings(entry, training=True)
+    try:
+        artefacts, refiners, log = train(
+            adapter, entry.method, entry.nfe, settings, examples, entry.training_seed, captions
+        )
+    except UserError as error:
+        raise UserError(f"row {entry.name}: {error}") from error
     log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [suite.training.seed], started)
+    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started)
     save_artefacts(entry.trained, artefacts, refiners, log)

@@ -1,12 +1,19 @@
-"""Pairs of neighbouring steps of the sampler's grid, which is what every caching method learns from."""
+"""Pairs of neighbouring steps of the sampler's grid, which is what every caching method learns from.
+
+x at the earlier step is the data noised to its level (Alg. 1, line 5). The chain's own first-order step, on the
+uncached and unguided prediction, leads to the later one (line 7). It is deterministic for DDIM and flows, and adds
+noise where the sampler does.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tcbench.engine.engine import Engine
+from tcbench.errors import UserError
 from tcbench.guidance import Unguided
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Prompt
@@ -18,34 +25,80 @@ if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importi
 
 
 LABEL_DROPOUT = 0.1  # as in the training of DiT and of Learning-to-Cache's routers
+CALIBRATION_SEED = 0xCA11  # of what is measured before training, the same for every training seed
 CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of an evaluated sample
 
 
-class Pairs:
-    """Draws pairs of neighbouring steps, all from one seeded CPU generator."""
+HELD_OUT = 10
+"""Every tenth example is kept from training: held-out losses are of these."""
 
-    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int) -> None:
-        self.adapter, self.data, self.sampler = adapter, data, sampler
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch of pairs of steps, uncached on both sides.
+
+    Attributes:
+        step_R: the later steps.
+        cached: every block's update at the earlier steps, [R, N, D].
+        tokens, condition: what enters the first block at the later steps.
+        target: x^L there, [R, N, D].
+        updates: every block's update there.
+    """
+
+    step_R: Tensor
+    cached: dict[Unit, Tensor]
+    tokens: Tensor
+    condition: Any
+    target: Tensor
+    updates: dict[Unit, Tensor]
+
+
+class Pairs:
+    """Draws pairs of steps, all from one seeded CPU generator.
+
+    Args:
+        held_out: draw from the examples that are kept from training.
+
+    Raises:
+        UserError: there are too few examples to have held any out.
+    """
+
+    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int, *, held_out: bool = False) -> None:
+        self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
+        if held_out and len(data) < HELD_OUT:
+            raise UserError(f"training: {len(data)} examples; give at least {HELD_OUT}, one in {HELD_OUT} is held out")
 
-    def steps(self, batch_size: int) -> Tensor:
-        """Earlier steps of the pairs, uniform over the grid: [R]."""
-        return torch.randint(len(self.sampler.timesteps) - 1, (batch_size,), generator=self.generator)
+    def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
+        """Other draws from the same examples and chain."""
+        return Pairs(self.adapter, self.data, self.sampler, seed, held_out=held_out)
 
-    def one_of(self, steps: list[int]) -> int:
+    def steps(self, batch_size: int, gap: int = 1) -> Tensor:
+        """Earlier steps of pairs that are `gap` steps apart, uniform over the grid: [R]."""
+        return torch.randint(len(self.sampler.timesteps) - gap, (batch_size,), generator=self.generator)
+
+    def one_of(self, steps: Sequence[int]) -> int:
         """One step out of `steps`, uniformly."""
         return steps[int(torch.randint(len(steps), (), generator=self.generator))]
 
     def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
         """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
         device = self.adapter.device
-        chosen = torch.randint(len(self.data), (len(step_R),), generator=self.generator)
+        chosen = self._examples(len(step_R))
         x0, label = self.data.images[chosen], self.data.labels[chosen]
         dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
         label = self.adapter.drop(label, dropped)
         noise = torch.randn(x0.shape, generator=self.generator)
         return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
+
+    def _examples(self, count: int) -> Tensor:
+        """Indices of examples, [count]: every tenth one, or of the others."""
+        kept = len(self.data) // HELD_OUT
+        if self.held_out:
+            return HELD_OUT * torch.randint(kept, (count,), generator=self.generator) + HELD_OUT - 1
+        chosen = torch.randint(len(self.data) - kept, (count,), generator=self.generator)
+        return chosen + chosen // (HELD_OUT - 1)
 
     def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
         """(tokens [R, N, D], condition)."""
@@ -53,25 +106,29 @@ class Pairs:
         context = self.adapter.prepare(label)
         return self.adapter.embed(x, context), self.adapter.condition(timestep, context)
 
-    @torch.no_grad()
-    def draw(self, batch_size: int) -> tuple[dict[Unit, Tensor], Tensor, Any, Tensor, dict[Unit, Tensor]]:
-        """A batch of pairs, uncached on both sides.
+    def draw(self, batch_size: int, longest_gap: int = 1) -> Pair:
+        """A batch of pairs at random steps, 1 to `longest_gap` steps apart, the same for the whole batch."""
+        gap = 1 if longest_gap == 1 else self.one_of(range(1, longest_gap + 1))
+        return self.at(self.steps(batch_size, gap), gap)
 
-        Returns:
-            Updates at the earlier steps; tokens and condition at the later ones, their x^L, and their updates.
-        """
-        step = self.steps(batch_size)
-        x, label = self.start(step)
-        tokens, condition = self.embed(x, step, label)
-        hidden, cached = uncached_updates(self.adapter, tokens, condition)
-        later = self.next(x, hidden, condition, step)
-        tokens, condition = self.embed(later, step + 1, label)
-        return cached, tokens, condition, *uncached_updates(self.adapter, tokens, condition)
+    @torch.no_grad()
+    def at(self, step_R: Tensor, gap: int = 1) -> Pair:
+        """Pairs whose earlier steps are `step_R`; the chain walks `gap` steps, uncached, to the later ones."""
+        x, label = self.start(step_R)
+        tokens, condition = self.embed(x, step_R, label)
+        target, updates = uncached_updates(self.adapter, tokens, condition)
+        cached = updates
+        for _ in range(gap):
+            x = self.next(x, target, condition, step_R)
+            step_R = step_R + 1
+            tokens, condition = self.embed(x, step_R, label)
+            target, updates = uncached_updates(self.adapter, tokens, condition)
+        return Pair(step_R, cached, tokens, condition, target, updates)
 
     def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
-        """x at the later steps, from the last block's output at the earlier ones."""
+        """x at the following steps, from the last block's output at `step_R`."""
         output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
-        return self.sampler.step_rows(output, step_R.to(x.device), x)
+        return self.sampler.step_rows(output, step_R.to(x.device), x, self.generator)
 
 
 def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:

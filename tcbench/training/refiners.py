@@ -1,0 +1,129 @@
+"""Training of LoRA refiners (Hu et al. 2021) on the last blocks, on a method's own hard P-step plans (Sec. IV-B)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraModel
+from torch import Tensor
+from tqdm import tqdm
+
+from tcbench.artefacts import add_refiners
+from tcbench.engine.engine import Engine
+from tcbench.guidance import Unguided
+from tcbench.method import Artefacts, Method, Run
+from tcbench.plan import Plan
+from tcbench.trainable import TrainRefiners
+from tcbench.training.held_out import BATCHES, SEED, HeldOut
+from tcbench.training.pairs import Pairs, uncached_updates
+from tcbench.training.running import check_finite
+from tcbench.training.sizes import ReuseErrors, row_errors
+
+
+def train_refiners(
+    method: Method, stage: TrainRefiners, pairs: Pairs, artefacts: Artefacts, sizes: ReuseErrors
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fit LoRA on the last blocks to the uncached x^L at the method's P-steps.
+
+    The inference engine runs as it will when sampling, with hard token choices; the blocks before the refiners are
+    frozen, so the gradient passes through the refiners alone.
+
+    Returns:
+        The tensors of LoRA, and what the log says of its training, the held-out loss without refiners among it.
+
+    Raises:
+        UserError: the loss became NaN or infinite, or rose.
+    """
+    lora = add_refiners(pairs.adapter, stage.blocks, stage.rank, pairs.generator)
+    try:
+        weights = {name: parameter for name, parameter in lora.named_parameters() if "lora_" in name}
+        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes)
+        return {name: parameter.detach().cpu() for name, parameter in weights.items()}, told
+    finally:
+        lora.unload()
+
+
+def _fit(
+    lora: LoraModel,
+    weights: dict[str, torch.nn.Parameter],
+    method: Method,
+    stage: TrainRefiners,
+    pairs: Pairs,
+    artefacts: Artefacts,
+    sizes: ReuseErrors,
+) -> dict[str, Any]:
+    optimiser = torch.optim.AdamW(weights.values(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
+    weight_S, told = sizes.weights(stage.loss), sizes.record(stage.loss)
+    run = Run(
+        pairs.adapter.shape, pairs.sampler.timesteps, Unguided(), torch.arange(stage.batch_size), artefacts=artefacts
+    )
+    full = method.i_steps(run)
+    p_steps = [step for step in range(1, run.nfe) if step not in full]
+    if not p_steps:
+        return told | {"ended": "nothing to train: every step is full"}
+
+    def chain_loss(drawing: Pairs, later: int) -> Tensor:
+        """The error of a batch at a P-step, with a gradient."""
+        if stage.reach == "one":
+            with _plain(lora):
+                engine, plan, tokens, condition = walk(method, run, drawing, later - 1, later)
+        else:
+            engine, plan, tokens, condition = walk(method, run, drawing, max(i for i in full if i < later), later)
+        with _plain(lora):
+            target, _ = uncached_updates(pairs.adapter, tokens, condition)
+        return weight_S[later].item() * row_errors(engine.hidden(plan, later, tokens, condition), target).mean()
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        held_out = pairs.again(SEED, held_out=True)
+        spread = [p_steps[(2 * batch + 1) * len(p_steps) // (2 * BATCHES)] for batch in range(BATCHES)]
+        return sum(chain_loss(held_out, later).item() for later in spread) / BATCHES
+
+    watch = HeldOut(stage, weights, held_out_loss)
+    history: list[float] = []
+    progress = tqdm(range(stage.iterations), desc="train refiners", mininterval=1)
+    for iteration in progress:
+        if watch.enough(iteration):
+            break
+        loss = chain_loss(pairs, pairs.one_of(p_steps))
+        check_finite(loss, stage, iteration)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if iteration % max(1, stage.iterations // 20) == 0 or iteration == stage.iterations - 1:
+            history.append(loss.item())
+            progress.set_postfix(loss=f"{loss.item():.3g}")
+    told |= {"training_loss": history, **watch.finish()}
+    return told | {"held_out_loss_without": watch.losses[0]}  # LoRA starts as no change
+
+
+@torch.no_grad()
+def walk(method: Method, run: Run, drawing: Pairs, start: int, later: int) -> tuple[Engine, Plan, Tensor, Any]:
+    """Walk a batch from a full step to a P-step on the method's own plans, as sampling does.
+
+    Returns:
+        The engine with the caches that the P-step sees, and the plan, tokens and condition of that step.
+    """
+    engine = Engine(drawing.adapter, run, method.start(run))
+    step = torch.full((len(run.sample_index),), start)
+    x, label = drawing.start(step)
+    tokens, condition = drawing.embed(x, step, label)
+    plan = engine.plan(0, tokens, condition)  # the first step is always an I-step
+    for number in range(start, later):
+        hidden = engine.hidden(plan, number, tokens, condition)
+        x = drawing.next(x, hidden, condition, step)
+        step = step + 1
+        tokens, condition = drawing.embed(x, step, label)
+        plan = engine.plan(number + 1, tokens, condition)
+    return engine, plan, tokens, condition
+
+
+@contextmanager
+def _plain(lora: LoraModel) -> Iterator[None]:
+    """The model without its refiners."""
+    lora.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        lora.enable_adapter_layers()
