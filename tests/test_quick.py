@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-CONFIG = {"pydantic", "yaml"}
+CONFIG = {"pydantic", "typing_extensions", "yaml"}
 PLAN = CONFIG | {"numpy"}
 FILES = PLAN | {"PIL", "safetensors", "tqdm"}
 PAGE = FILES | {"jinja2", "pandas", "tabulate"}
