@@ -65,6 +65,11 @@ class Results:
         """The part of `training` that made a predictor, whose `scores` the log describes."""
         return {row: log for row, log in self.training.items() if "scores" in log}
 
+    @property
+    def own_rows(self) -> list[Row]:
+        """The rows that the suite's tables list; what somebody added is not among them."""
+        return [row for row in self.rows if row["row"] in self.suite.own_rows]
+
     def row(self, name: str) -> Row:
         """A row of the suite.
 
