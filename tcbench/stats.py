@@ -73,22 +73,27 @@ class Interval:
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
     @property
+    def has_spread(self) -> bool:
+        """Whether the standard error is more than rounding; one of 0 is no evidence of anything."""
+        return self.se > 1e-9 * abs(self.value)
+
+    @property
     def distinguishable(self) -> bool:
         """Whether the interval excludes 0; meant for differences. One without spread shows nothing."""
-        return self.se > 0 and not self.low <= 0 <= self.high
+        return self.has_spread and not self.low <= 0 <= self.high
 
     @property
     def p_value(self) -> float:
-        """Two-sided p of the hypothesis that the value is 0 (Student t); 1 without spread, which is no evidence."""
-        return 2 * float(stdtr(self.dof, -abs(self.value) / self.se)) if self.se else 1.0
+        """Two-sided p of the hypothesis that the value is 0 (Student t); 1 without spread."""
+        return 2 * float(stdtr(self.dof, -abs(self.value) / self.se)) if self.has_spread else 1.0
 
     def p_equivalent(self, margin: float) -> float:
         """p of the hypothesis that the true value is `margin` or more away from 0.
 
         Two one-sided t tests (Schuirmann 1987), the larger p doubled: at most .05 where the 95 % interval lies inside
-        (-margin, margin). 1 without spread, which is no evidence.
+        (-margin, margin). 1 without spread.
         """
-        if not self.se:
+        if not self.has_spread:
             return 1.0
         return min(1.0, 2 * float(stdtr(self.dof, (abs(self.value) - margin) / self.se)))
 

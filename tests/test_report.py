@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.linalg import hadamard
 
 from tcbench.config.fields import PaperTable
 from tcbench.errors import UserError
@@ -24,6 +25,9 @@ from tcbench.report.schedule_table import table1
 STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 16]}
 FLOOR = {"fid": {"n": 512, "mean": 1.1, "std": 0.25, "draws": 20}, "sfid": {"n": 512, "mean": 2.31, "std": 0.4}}
 DIFFERS = "not the paper's model or data"
+NAMES = ("uncached", "steps", "fora", "toca", "tokencache", "literal", "random")
+DIFFERENCE_SE = 0.5 / 2.3646
+"""Of a difference in FID to the uncached row: the interval is 0.5 to either side, over 8 groups."""
 
 
 def quality_of(fid, mae=None):
@@ -36,7 +40,20 @@ def quality_of(fid, mae=None):
     }
 
 
-def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, paper=None, **changes):
+PATTERNS = hadamard(8)[1:]
+"""Of ones and minus ones, each with the sum 0 and all orthogonal."""
+
+
+def spread(row, metric, se, pattern=0):
+    """Stores replicates of which the standard error is `se`, and with which the jackknife finds no bias.
+
+    Differences of rows with other patterns have both rows' errors, as of independent ones.
+    """
+    quality = row["quality"][metric]
+    quality["deleted"] = (quality["value"] + se / 7**0.5 * PATTERNS[pattern]).tolist()
+
+
+def make_row(nfe, name, method, label, fid, macs, mae=None, paper=None, **changes):
     row = {
         "row": f"nfe{nfe}-{name}",
         "suite": "digits",
@@ -54,7 +71,7 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
         "reference": f"nfe{nfe}-uncached",
         "samples": 512,
         "groups": 8,
-        "group_sizes": [],
+        "group_sizes": [64] * 8,
         "control": False,
         "refiners": True,
         "target": None,
@@ -75,16 +92,7 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
         "paper": paper,
         "provenance": {},
     }
-    if difference is not None:
-        row["paired"] = {
-            "fid": {
-                "difference": difference,
-                "low": difference - 0.5,
-                "high": difference + 0.5,
-                "se": 0.5 / 2.3646,  # over 8 groups
-                "distinguishable": abs(difference) > 0.5,
-            }
-        }
+    spread(row, "fid", 0 if method == "uncached" else DIFFERENCE_SE, NAMES.index(name))
     if mae is not None:
         wave = [mae * step / nfe for step in range(nfe)]
         row["trajectory"] = {
@@ -117,15 +125,15 @@ def make_rows():
         schedule = {"settings": settings, "i_steps": STEPS[nfe]}
         rows += [
             make_row(nfe, "uncached", "uncached", "DiT", 3.234, full, paper=paper_cell(2.25, 4.32, 11.86, 1.0)),
-            make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, 0.87, sampled_steps=nfe // 2),
-            make_row(nfe, "fora", "fora", "FORA", 3.4, full * 2 // 5, 0.0123, 0.166),
-            make_row(nfe, "toca", "toca", "ToCa", 3.9, full * 2 // 5, 0.0158, 0.6),
+            make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, sampled_steps=nfe // 2),
+            make_row(nfe, "fora", "fora", "FORA", 3.4, full * 2 // 5, 0.0123),
+            make_row(nfe, "toca", "toca", "ToCa", 3.9, full * 2 // 5, 0.0158),
             make_row(
-                nfe, "tokencache", "tokencache", "TokenCache", 2.5, full // 4 * 2, 0.0343, -0.73,
+                nfe, "tokencache", "tokencache", "TokenCache", 2.5, full // 4 * 2, 0.0343,
                 paper_cell(2.33, 2.27, 4.94, 2.4), **schedule,
             ),
-            make_row(nfe, "literal", "tokencache", "TokenCache, K/V of kept tokens", 9, full // 4 * 2, 0.11, 5.8),
-            make_row(nfe, "random", "random_tokens", "Random tokens", 3.8, full // 4 * 2, 0.0836, 0.7, control=True),
+            make_row(nfe, "literal", "tokencache", "TokenCache, K/V of kept tokens", 9, full // 4 * 2, 0.11),
+            make_row(nfe, "random", "random_tokens", "Random tokens", 3.8, full // 4 * 2, 0.0836, control=True),
         ]  # fmt: skip
     return rows
 
@@ -208,15 +216,15 @@ def test_csv_round_trip(table, rows, tmp_path):
     for row in rows:
         for metric, quality in row["quality"].items():
             assert csv.loc[row["row"], metric] == quality["value"]
-            assert csv.loc[row["row"], f"{metric}_low"] == quality["low"]
-            assert csv.loc[row["row"], f"{metric}_high"] == quality["high"]
+            assert csv.loc[row["row"], f"{metric}_low"] < quality["value"] < csv.loc[row["row"], f"{metric}_high"]
         assert csv.loc[row["row"], "macs_per_sample"] == row["macs"]["per_sample"]
         assert csv.loc[row["row"], "macs_predictor"] == row["macs"]["by_tag"]["predictor"]
     ours = csv.loc["nfe50-tokencache"]
     assert (ours["paper_fid"], ours["paper_tmacs"], ours["paper_mac_ratio"]) == (2.33, 4.94, 2.4)
     assert ours["mac_ratio"] == ours["latency_ratio"] == 2.0
     assert ours["paper_latency_ratio"] == pytest.approx(4.32 / 2.27)
-    assert ours["fid_difference"] == -0.73
+    assert ours["fid_difference"] == pytest.approx(-0.734)
+    assert (ours["fid_mark"], ours["fid_p_holm"]) == ("better", pytest.approx(4 * 0.0103, rel=0.02))
     assert csv.loc["nfe50-uncached", "mae":"mae_se"].isna().all()
     assert csv.loc["floor", ["fid", "fid_se", "samples"]].tolist() == [1.1, 0.25, 512]
 
@@ -237,13 +245,13 @@ def test_cells(table):
     assert cells["GMACs"] == "5"
     assert cells["Latency (s, batch 8)"] == "5 (4.9–5.2)"
     _, cells = line_of(table, "nfe50-fora")
-    assert cells["FID"] == "3.40 [3.30, 3.50] ≈"
+    assert cells["FID"] == "3.40 [3.30, 3.50] ?"
     assert cells["paper FID"] == "—"
     assert cells["MAE to uncached"] == "0.01230 [0.01193, 0.01267]"
     assert cells["MAC ratio"] == "2.50"
     assert line_of(table, "nfe20-literal")[1]["FID"].endswith(" worse")
-    # -0.73 +- 0.5 would be better alone (p = .011), and is not among 12 comparisons
-    assert line_of(table, "nfe20-tokencache")[1]["FID"].endswith(" ≈")
+    # -0.73 +- 0.5 (p = .010) is better among the six rows of its NFE, and would not be among all twelve of the table
+    assert line_of(table, "nfe20-tokencache")[1]["FID"].endswith(" better")
     assert line_of(table, "nfe20-steps")[1]["Sampled steps"] == "10"
     assert line_of(table, "nfe20-random")[1]["Method"] == "Random tokens (control)"
     assert line_of(table, "floor")[1]["FID"] == "1.10 ± 0.25"
@@ -251,8 +259,9 @@ def test_cells(table):
 
 
 def test_higher_is_better_for_inception_score(rows):
-    rows[2]["paired"]["is"] = {"difference": 1.0, "low": 0.9, "high": 1.1, "se": 0.04, "distinguishable": True}
-    rows[3]["paired"]["is"] = {"difference": -1.0, "low": -1.1, "high": -0.9, "se": 0.04, "distinguishable": True}
+    for row, value in zip(rows, (8, 8, 9, 7), strict=False):
+        row["quality"]["is"]["value"] = value
+        spread(row, "is", 0.04 * (row["method"] != "uncached"))
     table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
     assert line_of(table, "nfe50-fora")[1]["IS"].endswith(" better")
     assert line_of(table, "nfe50-toca")[1]["IS"].endswith(" worse")
@@ -307,7 +316,7 @@ def test_markdown_html_and_latex_hold_the_cells(table):
     assert all(cell in html for cell in cells)
     assert latex.count(r"\\") == len(table.formatted) + 1
     assert latex.count(r"\midrule") == 3 and r"\toprule" in latex and r"\bottomrule" in latex
-    assert r"3.40 [3.30, 3.50] $\approx$" in latex
+    assert r"3.40 [3.30, 3.50] ?" in latex
     body_lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(body_lines) == len(table.formatted) + 2
     assert len({line.count("|") for line in body_lines}) == 1

@@ -161,7 +161,7 @@ class PaperTable(Strict):
         title: what it is called.
         metrics: columns of quality; the paper's numbers for others get columns of their own.
         rows: by name; all of the suite's if none is given. They are what the marks are corrected over
-            (`Suite.own_rows`): a row that is added to the suite and listed nowhere is shown in the first table, and
+            (`Suite.added_rows`): a row that is added to the suite and listed nowhere is shown in the first table, and
             changes no other row's mark.
         paper: whether the paper's numbers of the rows stand beside them; not if it asks the question of another model.
     """

@@ -313,24 +313,24 @@ class Suite(Strict):
         return tuple(self[name] for name in self.rows)
 
     @cached_property
-    def own_rows(self) -> tuple[str, ...]:
-        """The rows that its tables list, and the uncached ones of their NFEs; all, if a table lists none.
+    def added_rows(self) -> tuple[str, ...]:
+        """Rows that none of its tables lists, if all list theirs, and no listed row is compared with.
 
-        Tests of these are corrected together. A row that no table lists was added: nothing of theirs depends on it.
+        Listed rows are tested together; somebody added these, and nothing of the others depends on them.
         """
         if not all(table.rows for table in self.tables.values()):
-            return tuple(self.rows)
+            return ()
         listed = {name for table in self.tables.values() for name in table.rows}
-        references = {self[name].reference.name for name in listed}
-        return tuple(name for name in self.rows if name in listed | references)
+        own = listed | {self[name].reference.name for name in listed}
+        return tuple(name for name in self.rows if name not in own)
 
     @cached_property
     def shown_tables(self) -> dict[str, PaperTable]:
-        """Its tables as they are rendered: what no table lists is in the first one."""
+        """Its tables as they are rendered: added rows are in the first one."""
         tables = dict(self.tables)
-        if added := [name for name in self.rows if name not in self.own_rows]:
+        if self.added_rows:
             first = next(iter(tables))
-            tables[first] = tables[first].model_copy(update={"rows": (*tables[first].rows, *added)})
+            tables[first] = tables[first].model_copy(update={"rows": (*tables[first].rows, *self.added_rows)})
         return tables
 
     @cached_property

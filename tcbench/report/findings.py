@@ -56,8 +56,8 @@ def superiority(comparisons: Sequence[Comparison]) -> str:
     """The verdict on "better than each of these".
 
     Reproduced if each by itself comes out better, which needs no correction: it takes a false "better" of every wrong
-    one (an intersection-union test; Berger, Technometrics 24, 1982). Not reproduced if any comes out worse, which has as
-    many chances to be an accident as there are comparisons, and is corrected for them (Holm).
+    one (an intersection-union test; Berger, Technometrics 24, 1982). Not reproduced if any comes out worse, which has
+    as many chances to be an accident as there are comparisons, and is corrected for them (Holm).
     """
     if any(comparison.outcome == WORSE for comparison in decide_together(comparisons)):
         return NOT_REPRODUCED
@@ -66,7 +66,7 @@ def superiority(comparisons: Sequence[Comparison]) -> str:
 
 def no_loss(comparison: Comparison) -> str:
     """The verdict on "not worse than": the whole interval of the loss lies below the margin, or above it."""
-    if comparison.margin is None or not comparison.interval.se:
+    if comparison.margin is None or not comparison.interval.has_spread:
         return NOT_DECIDED
     sign = METRICS[comparison.metric].sign
     low, high = sorted((-sign * comparison.interval.low, -sign * comparison.interval.high))

@@ -54,7 +54,7 @@ def main_table(
     differs: str,
     guidance_scale: float,
     table: PaperTable = TABLE_2,
-    own: Collection[str] | None = None,
+    added: Collection[str] = (),
 ) -> Table:
     """One of the paper's Tables II to VI: quality, MACs and latency of rows, grouped by resolution and NFE.
 
@@ -69,16 +69,15 @@ def main_table(
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
         table: its name, its columns of quality, and which of the rows it has.
-        own: the rows that are corrected together (`Suite.own_rows`), of which the margins are, too; all by default.
+        added: rows that change nothing of the others (`Suite.added_rows`).
 
     Raises:
         UserError: rows of several suites, or a reference row that is not among them.
     """
     suite = suite_of(rows)
     shown = _in_order(rows, table.rows)
-    own = own or [row["row"] for row in rows]
-    margin = margins([row for row in rows if row["row"] in own])
-    found = marks(against_references(rows, table.metrics, margin), own)
+    own = {row["row"]: row for row in rows if row["row"] not in added}
+    found = marks(against_references(rows, table.metrics, margins([*own.values()])), own)
     columns = _columns(shown, table, latency)
     records = [_record(row, rows, columns, latency, found) for row in shown]
     marked = {(row["row"], metric): mark_of(row, metric, found) for row in shown for metric in table.metrics}

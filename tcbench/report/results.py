@@ -67,8 +67,8 @@ class Results:
 
     @property
     def own_rows(self) -> list[Row]:
-        """The rows that the suite's tables list; what somebody added is not among them."""
-        return [row for row in self.rows if row["row"] in self.suite.own_rows]
+        """The rows that are not added to the suite (`Suite.added_rows`), of which margins and claims are."""
+        return [row for row in self.rows if row["row"] not in self.suite.added_rows]
 
     def row(self, name: str) -> Row:
         """A row of the suite.

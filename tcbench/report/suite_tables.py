@@ -21,7 +21,7 @@ def main_tables(results: Results) -> dict[str, Table]:
             differs=suite.differs,
             guidance_scale=suite.guidance.scale,
             table=table,
-            own=suite.own_rows,
+            added=suite.added_rows,
         )
         for name, table in suite.shown_tables.items()
     }
