@@ -227,6 +227,17 @@ def test_the_floor_is_reproducible_and_falls_with_more_images():
             real_floor(real, num_samples, draws, seed=0)
 
 
+def test_a_floor_of_classes_in_turn_is_lower_than_one_of_classes_by_chance():
+    """Classes far apart: which ones a subset has more of is most of its distance to all images."""
+    real, labels = random_features(600, 6), np.arange(600) % 3
+    real.pooled[:] += 4 * torch.eye(3, 64)[labels]
+    by_chance, in_turn = (real_floor(real, 90, 6, seed=0, labels=classes) for classes in (None, labels))
+    assert in_turn["fid"]["mean"] < by_chance["fid"]["mean"]
+    assert real_floor(real, 90, 6, 0, labels=list(labels)) == in_turn
+    with pytest.raises(UserError, match="a class has fewer than 167 of 600"):
+        real_floor(real, 500, 2, 0, labels=(np.arange(600) > 590) + 2 * (np.arange(600) > 300))
+
+
 @pytest.mark.parametrize("count, splits", [(400, 1), (10_000, 2)])
 def test_inception_score_uses_consecutive_splits_of_5000(count, splits):
     logits = random_features(count, 7).logits

@@ -13,6 +13,7 @@ import pytest
 from scipy.linalg import hadamard
 
 from tcbench.config.fields import PaperTable
+from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.report import figures
 from tcbench.report.cells import interval_text
@@ -265,6 +266,49 @@ def test_higher_is_better_for_inception_score(rows):
     table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
     assert line_of(table, "nfe50-fora")[1]["IS"].endswith(" better")
     assert line_of(table, "nfe50-toca")[1]["IS"].endswith(" worse")
+
+
+def test_a_row_of_ones_own_changes_no_other_mark(rows, table):
+    mine = copy.deepcopy(rows[9]) | {"row": "nfe20-mine", "method": "mine", "label": "mine"}
+    with_mine = main_table(
+        [*rows, mine], make_latency(rows), FLOOR, differs=DIFFERS, guidance_scale=1.5, added=["nfe20-mine"]
+    )
+    assert line_of(with_mine, "nfe20-mine")[1]["FID"] == line_of(with_mine, "nfe20-fora")[1]["FID"]
+    others = with_mine.formatted[with_mine.tidy["row"] != "nfe20-mine"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, table.formatted)
+
+
+def test_a_row_that_no_table_lists_was_added(rows):
+    suite = load_suite("config/digits.yaml")
+    assert suite.added_rows == () and suite.shown_tables == suite.tables
+    fora = suite.rows["nfe20-fora"]
+    more = load_suite("config/digits.yaml").model_copy(update={"rows": suite.rows | {"nfe20-mine": fora}})
+    assert more.added_rows == ("nfe20-mine",)
+    assert more.shown_tables["table2"].rows == (*suite.tables["table2"].rows, "nfe20-mine")
+    assert more.shown_tables["table6"] == suite.tables["table6"]
+
+
+def test_intervals_stay_in_the_range_of_the_metric(rows):
+    rows[0]["quality"] |= {
+        "fid": {"value": 3.0, "low": -9, "high": 15, "se": 5.0},
+        "is": {"value": 9.99, "low": 9, "high": 11, "se": 0.4},
+        "precision": {"value": 1.0, "low": 1, "high": 1, "se": 0.0},
+        "recall": {"value": 0.99, "low": 0.9, "high": 1.1, "se": 0.04},
+    }
+    record, cells = line_of(main_table(rows, None, None, differs="", guidance_scale=1.5), "nfe50-uncached")
+    assert record["fid_low"] == 0 and record["is_high"] == 10
+    assert 0.99 < record["precision_low"] < 1 == record["precision_high"]
+    assert 0.4 < record["recall_low"] < 0.99 < record["recall_high"] <= 1
+    assert cells["FID"] == "3.0 [0.0, 14.8]"
+
+
+def test_what_has_too_few_samples_is_unusable_and_says_so(rows):
+    for row in rows:
+        row["samples"] = 96
+    table = main_table(rows, None, FLOOR, differs="", guidance_scale=1.5)
+    assert line_of(table, "nfe50-fora")[1]["FID"].endswith(" unusable")
+    assert "unusable: not tested, for want of 128 samples for FID and 224 samples for sFID" in table.caption
+    assert line_of(table, "nfe50-fora")[0]["fid_mark"] is pd.NA
 
 
 def test_missing_values_say_why_and_are_never_zero(rows):

@@ -58,7 +58,7 @@ def measure_floor(suite: Suite) -> None:
     elif len(real) <= suite.samples:
         floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
     else:
-        floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed)
+        floor = real_floor(real, suite.samples, suite.floor_draws, suite.seed, classes_of_real(suite))
     write_json(suite.folder / "scores" / "floor.json", floor)
 
 
@@ -86,6 +86,15 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     listing = list_images(real, suite.captions_of_real)
     key = digest([listing.digest, side, suite.extractor, source_digest("score", data=suite.data)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
+
+
+def classes_of_real(suite: Suite) -> Sequence[int] | None:
+    """The classes of the real images, where samples show classes in turn; None of captions, or where none are known."""
+    if suite.source.conditioning != "class":
+        return None
+    if suite.real is None:
+        return suite.source.images().labels.tolist()
+    return None if suite.real.suffix == ".npz" else list_images(suite.real).classes or None
 
 
 def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
