@@ -91,6 +91,12 @@ class Result:
     power: float
     repeats: int
 
+    @property
+    def tested(self) -> bool:
+        """Whether tables have marks of it."""
+        usable = self.size.samples >= USABLE * self.size.features
+        return not self.what.startswith("FID") or (usable and self.what.endswith("bias taken out"))
+
 
 def summary(size: Size, what: str, truth: float, intervals: list[Interval]) -> Result:
     """Of the intervals of every repeat."""
@@ -222,11 +228,6 @@ def simulate(effort: float = 1.0, sizes: Sequence[Size] = SIZES) -> Iterator[Res
         yield summary(size, ROWS_OWN, 0.95, shares(size, 0.95, many, rng))
 
 
-def usable(size: Size) -> bool:
-    """Whether a row of so many samples has its FID tested."""
-    return size.samples >= USABLE * size.features
-
-
 def table(results: Iterator[Result]) -> str:
     """Markdown."""
     lines = [
@@ -234,10 +235,9 @@ def table(results: Iterator[Result]) -> str:
         "|:--|:--|--:|--:|--:|--:|--:|--:|",
     ]
     for found in results:
-        tested = not found.what.startswith("FID") or (usable(found.size) and "taken out" in found.what)
         power = "—" if np.isnan(found.power) or found.what == ROWS_OWN else f"{found.power:.0%}"
         wrong = "—" if found.what == ROWS_OWN else f"{found.wrong_sign:.1%}"
-        what = found.what + ("" if tested else " (not tested)")
+        what = found.what + ("" if found.tested else " (not tested)")
         numbers = f"{found.truth:.3g} | {found.mean:.3g} | {wrong} | {found.coverage:.0%} | {power} | {found.repeats}"
         lines.append(f"| {found.size} | {what} | {numbers} |")
     return "\n".join(lines)

@@ -8,18 +8,13 @@ import torch
 
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.frechet import Gaussian, frechet_distance
-from tests.coverage import DOCUMENT, MARKS, ROWS_OWN, SIZES, features, frechet, simulate, usable
+from tests.coverage import DOCUMENT, MARKS, ROWS_OWN, SIZES, features, frechet, simulate
 
 
 @pytest.fixture(scope="module")
 def results():
-    """Of all sizes but the largest, a fifth of the repeats."""
-    return list(simulate(0.2, SIZES[:4]))
-
-
-def tested(found):
-    """Whether a table would show a mark."""
-    return not found.what.startswith("FID") or (usable(found.size) and "taken out" in found.what)
+    """Of all sizes but the largest, fewer repeats."""
+    return list(simulate(0.15, SIZES[:4]))
 
 
 def too_many(share, nominal, repeats):
@@ -28,7 +23,7 @@ def too_many(share, nominal, repeats):
 
 
 def test_what_is_tested_has_its_level_and_its_sign(results):
-    for found in filter(tested, results):
+    for found in (each for each in results if each.tested):
         assert not too_many(1 - found.coverage, 0.05, found.repeats), found
         assert found.what == ROWS_OWN or not too_many(found.wrong_sign, 0.05, found.repeats), found
         if found.truth and found.power > 0.2:
@@ -44,13 +39,13 @@ def test_what_is_tested_finds_large_differences(results):
 def test_a_frechet_difference_as_measured_has_the_wrong_sign_and_is_not_tested(results):
     for suite, at_least in (("`digits`", 0.3), ("`scenes`", 0.9), ("`moving`", 0.9)):
         (found,) = (each for each in results if each.size.suite == suite and "0.9 times as far, as" in each.what)
-        assert found.mean < 0 < found.truth and found.wrong_sign > at_least and not tested(found)
+        assert found.mean < 0 < found.truth and found.wrong_sign > at_least and not found.tested
 
 
 def test_the_bias_is_taken_out_where_it_is_tested(results):
     for found in results:
-        if found.what.endswith("0.9 times as far, bias taken out") and tested(found):
-            assert found.mean == pytest.approx(found.truth, rel=0.15)
+        if found.what.endswith("0.9 times as far, bias taken out") and found.tested:
+            assert found.mean == pytest.approx(found.truth, rel=0.25)
 
 
 def test_the_simulated_distance_is_the_one_that_scores_have():

@@ -129,13 +129,16 @@ def hardly_worse(row: Row, other: Row, metrics: Sequence[str], rows: Sequence[Ro
             if reason := _why_not((row, other), metric):
                 findings.append(Finding(label, NOT_TESTED, reason))
             continue
-        evidence = f"NFE {row['nfe']} − {against}: {difference_text(found.interval)}"
         if found.margin is None:
-            reason = "needs a margin: fewer steps lose nothing that can be told here"
-            findings.append(Finding(label, NOT_TESTED, f"{reason}; {evidence}"))
-        else:
-            evidence += f"; margin {found.margin:.2g}, MAC ratio {mac_ratio(row, rows):.2f}"
-            findings.append(Finding(label, no_loss(found), evidence))
+            findings.append(
+                Finding(label, NOT_TESTED, "needs a margin: fewer steps lose nothing here that can be told")
+            )
+            continue
+        evidence = (
+            f"NFE {row['nfe']} − {against}: {difference_text(found.interval)}; margin {found.margin:.2g}, "
+            f"MAC ratio {mac_ratio(row, rows):.2f}"
+        )
+        findings.append(Finding(label, no_loss(found), evidence))
     return findings
 
 

@@ -151,11 +151,9 @@ def across_suites(folder: Path) -> Table:
         line = {"topic": topic, "claim": claim, "place": place}
         for suite, table in found.items():
             findings = table[(table["claim"] == claim) & (table["place"] == place)]
-            tested = findings[findings["verdict"] != NOT_TESTED]
-            told = [
-                f"{measure}: {verdict}" for measure, verdict in zip(tested["measure"], tested["verdict"], strict=True)
-            ]
-            line[suite] = "; ".join(told) or f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
+            told = dict.fromkeys(f"{each.measure}: {each.verdict}" for each in findings.itertuples() if each.measure)
+            needs = f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
+            line[suite] = needs if set(findings["verdict"]) <= {NOT_TESTED} else "; ".join(told)
         lines.append(line)
     printed = pd.DataFrame(lines)
     return Table(
