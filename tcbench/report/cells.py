@@ -109,7 +109,9 @@ def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -
         lines.append(f"Margins ({MARGIN_RULE}): {', '.join(told)}.")
     if without:
         where = (f"{label} at NFE {' and '.join(map(str, nfes))}" for label, nfes in without.items())
-        lines.append(f"No margin, so nothing equivalent, where the fewest steps lose nothing: {', '.join(where)}.")
+        lines.append(
+            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {', '.join(where)}."
+        )
     if needed := too_few(rows, metrics):
         lines.append(f"{UNUSABLE}: not tested, for want of {needed}.")
     if any(METRICS[metric].moments and not too_few(rows, [metric]) for metric in metrics):

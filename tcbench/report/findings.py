@@ -130,9 +130,7 @@ def hardly_worse(row: Row, other: Row, metrics: Sequence[str], rows: Sequence[Ro
                 findings.append(Finding(label, NOT_TESTED, reason))
             continue
         if found.margin is None:
-            findings.append(
-                Finding(label, NOT_TESTED, "needs a margin: fewer steps lose nothing here that can be told")
-            )
+            findings.append(Finding(label, NOT_TESTED, "needs a margin: fewer steps lose nothing that shows"))
             continue
         evidence = (
             f"NFE {row['nfe']} − {against}: {difference_text(found.interval)}; margin {found.margin:.2g}, "

@@ -151,7 +151,8 @@ def across_suites(folder: Path) -> Table:
         line = {"topic": topic, "claim": claim, "place": place}
         for suite, table in found.items():
             findings = table[(table["claim"] == claim) & (table["place"] == place)]
-            told = dict.fromkeys(f"{each.measure}: {each.verdict}" for each in findings.itertuples() if each.measure)
+            pairs = zip(findings["measure"], findings["verdict"], strict=True)
+            told = dict.fromkeys(": ".join(filter(None, pair)) for pair in pairs)
             needs = f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
             line[suite] = needs if set(findings["verdict"]) <= {NOT_TESTED} else "; ".join(told)
         lines.append(line)
