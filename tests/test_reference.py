@@ -14,7 +14,7 @@ from PIL import Image
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.record.files import read_json
+from tcbench.record.files import read_json, write_json
 from tcbench.record.score import Score
 from tcbench.report.names import figure_names
 from tcbench.report.rows import replicates_of
@@ -119,6 +119,33 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
         render_job(suite, copy)
     with pytest.raises(UserError, match="not valid JSON"):
         render.render_verdicts(suite, copy)  # depends on everything
+
+
+def test_a_row_of_ones_own_changes_no_committed_mark_and_no_verdict(tmp_path_factory):
+    """One at matched MACs that is far off in everything, and takes fewer steps than any other."""
+    committed = REFERENCE / "digits"
+    copy = measured(committed, tmp_path_factory)
+    settings = read_json(committed / "provenance.json")["suite"]
+    settings["rows"]["nfe20-mine"] = {"method": "fewer_steps", "nfe": 20, "options": {"steps": 3}, "label": "mine"}
+    mine = read_json(copy / "scores" / "nfe20-steps12.json") | {
+        "row": "nfe20-mine",
+        "label": "mine",
+        "sampled_steps": 3,
+    }
+    for quality in mine["quality"].values():
+        quality["deleted"] = [value * (0.8 + 0.001 * group) for group, value in enumerate(quality["deleted"])]
+        quality["value"] *= 0.8
+    write_json(copy / "scores" / "nfe20-mine.json", mine)
+    suite = Suite.model_validate(settings)
+    render.render_tables(suite, copy)
+    render.render_verdicts(suite, copy)
+    for name in (*suite.tables, "verdicts"):
+        ours, theirs = (
+            [re.sub(" +", " ", line) for line in (folder / "tables" / f"{name}.md").read_text("utf-8").splitlines()]
+            for folder in (copy, committed)
+        )
+        added = [line for line in ours if line not in theirs and not line.startswith("|:")]
+        assert len(added) == (name == "table2") and all("| mine |" in line for line in added), name
 
 
 def test_what_is_committed_is_what_publish_keeps(remade):
