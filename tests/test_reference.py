@@ -127,11 +127,8 @@ def test_a_row_of_ones_own_changes_no_committed_mark_and_no_verdict(tmp_path_fac
     copy = measured(committed, tmp_path_factory)
     settings = read_json(committed / "provenance.json")["suite"]
     settings["rows"]["nfe20-mine"] = {"method": "fewer_steps", "nfe": 20, "options": {"steps": 3}, "label": "mine"}
-    mine = read_json(copy / "scores" / "nfe20-steps12.json") | {
-        "row": "nfe20-mine",
-        "label": "mine",
-        "sampled_steps": 3,
-    }
+    mine = read_json(copy / "scores" / "nfe20-steps12.json")
+    mine |= {"row": "nfe20-mine", "label": "mine", "sampled_steps": 3, "target": None, "plans": None}
     for quality in mine["quality"].values():
         quality["deleted"] = [value * (0.8 + 0.001 * group) for group, value in enumerate(quality["deleted"])]
         quality["value"] *= 0.8
