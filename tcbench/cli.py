@@ -19,7 +19,7 @@ from tcbench.budget.borrowing import check_borrowing
 from tcbench.config.document import Document
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
-from tcbench.config.suite import OTHER_ROWS, Entry, Suite
+from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
@@ -261,7 +261,7 @@ def _validate(parsed: argparse.Namespace) -> int:
     for entry in suite.entries:
         trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
         print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
-    _say_in_no_table(suite)
+    _say_added(suite)
     if parsed.macs:
         from tcbench.budget.matching import TOLERANCE, targeted_rows
         from tcbench.stages.match import Calibration
@@ -290,10 +290,10 @@ def _validate(parsed: argparse.Namespace) -> int:
     return int(missing > 0)
 
 
-def _say_in_no_table(suite: Suite) -> None:
-    """Rows that the config's tables leave out would be sampled and scored for nobody to see."""
-    if suite.in_no_table and suite.show.tables:
-        print(f"  in no table of show.tables, so in {OTHER_ROWS}: {', '.join(suite.in_no_table)}")
+def _say_added(suite: Suite) -> None:
+    """Where rows are shown that the config's tables do not list."""
+    if suite.added_rows and suite.tables:
+        print(f"  listed in no table, so at the end of {next(iter(suite.tables))}: {', '.join(suite.added_rows)}")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -404,7 +404,7 @@ def _tables(parsed: argparse.Namespace) -> None:
     render_grids(suite, folder)
     for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
-    _say_in_no_table(suite)
+    _say_added(suite)
 
 
 def _speed_tables(suite: SpeedSuite, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Ablations: variants of a row become rows of a suite of their own, and their table compares them with the first."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tcbench.stages import sample
 from tcbench.stages.ready import load_adapter, ready_row
 
 from .test_contract import artefacts_for
-from .test_report import make_rows
+from .test_report import make_rows, spread
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 
@@ -93,20 +92,26 @@ def test_the_table_compares_with_the_first_variant():
         row["row"] = row["row"].replace("nfe20", "schedule")
         row["reference"] = "schedule-uncached"
         row["group_sizes"] = [64] * 8
-        deleted = [row["quality"]["fid"]["value"] + 0.01 * group for group in range(8)]
-        row["quality"]["fid"]["deleted"] = deleted
+        spread(row, "fid", 0.1)
     variants = [row["row"] for row in rows[1:]]
     ablation = Ablation(title="Table VIII", question="Which?", base="nfe20-fora", rows={})
     table = table_ablation(ablation, rows, variants, suite="digits", differs="")
     assert table.tidy["row"].tolist() == variants
     assert table.tidy["fid_difference"].isna().tolist() == [True, False, False]
-    # the same replicates but for a constant: nothing is left of the spread, so the difference is told apart
     assert table.formatted["FID"].tolist()[0] == "4.10 [3.98, 4.22]"
-    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["better", "better"]
-    shifted = copy.deepcopy(rows)
-    shifted[2]["quality"]["fid"]["deleted"] = [4.1 + (-1) ** group for group in range(8)]
-    table = table_ablation(ablation, shifted, variants, suite="digits", differs="")
-    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["≈", "better"]
+    # the same replicates but for a constant: a difference without spread, which shows nothing
+    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["?", "?"]
+    spread(rows[2], "fid", 0.3)
+    spread(rows[3], "fid", 0.11)
+    table = table_ablation(ablation, rows, variants, suite="digits", differs="")
+    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["better", "better"]  # -.7 +- .47, -.2 +- .02
+    spread(rows[2], "fid", 1.0)
+    table = table_ablation(ablation, rows, variants, suite="digits", differs="", margins={("fid", 20): 0.3})
+    assert [text.split()[-1] for text in table.formatted["FID"][1:]] == ["?", "better"]
+    rows[3]["quality"]["fid"]["value"] = 4.1
+    spread(rows[3], "fid", 0.11)
+    table = table_ablation(ablation, rows, variants, suite="digits", differs="", margins={("fid", 20): 0.3})
+    assert table.formatted["FID"][2].endswith(" equivalent") and "FID 0.3 at NFE 20" in table.caption
 
 
 def samples_of(adapter, method):

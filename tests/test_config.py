@@ -349,17 +349,16 @@ def test_refiners_of_a_row_that_trains_none_are_refused(tmp_path: Path, capsys: 
     assert capsys.readouterr().err == f"tcbench: {path}: row none: refiners: ours trains none; remove the field\n"
 
 
-def test_rows_of_no_table_are_shown_in_one_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_no_table_are_shown_at_the_end_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = {"table2": TABLE | {"rows": ["plain", "ours"]}}
     path = written(tmp_path, changed("show/tables", tables))
     suite = load_suite(path)
-    assert suite.in_no_table == ("fora", "none")
-    assert suite.tables["other_rows"].rows == ("plain", "fora", "none")  # beside what they are compared with
-    assert suite.tables["other_rows"].metrics == ("fid",)
+    assert suite.added_rows == ("fora", "none")
+    assert suite.tables["table2"].rows == ("plain", "ours", "fora", "none")
     assert main(["validate", str(path)]) == 0
-    assert "in no table of show.tables, so in other_rows: fora, none\n" in capsys.readouterr().out
+    assert "listed in no table, so at the end of table2: fora, none\n" in capsys.readouterr().out
     whole = load_suite(written(tmp_path, VALID))
-    assert whole.in_no_table == () and whole.tables == whole.show.tables
+    assert whole.added_rows == () and whole.tables == whole.show.tables
 
 
 def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:

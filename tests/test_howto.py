@@ -67,11 +67,12 @@ def test_the_example_metric_is_scored_compared_and_accepted(feature_shift: Metri
         return Features(pooled, pooled, pooled)
 
     near, far, real = Samples(features(32, 0.1)), Samples(features(32, 2)), Real(features(500, 0))
-    score = score_row(far, near, real, batches(32, 4), ["feature_shift"])
-    cell = score["quality"]["feature_shift"]
+    measured = [score_row(*rows, real, batches(32, 4), ["feature_shift"]) for rows in ((far, near), (near, None))]
+    cell = measured[0]["quality"]["feature_shift"]
     assert cell["value"] == pytest.approx(2 * 3**0.5, rel=0.2) and cell["low"] < cell["value"] < cell["high"]
-    row = {"row": "far", "reference": "near", "groups": 8, "group_sizes": [4] * 8, **score}
-    found = compare(row, {"row": "near", "reference": "near"}, "feature_shift")
+    shared = {"nfe": 20, "samples": 32, "groups": 8, "group_sizes": [4] * 8, "extractor": None}
+    rows = (shared | {"row": name} | score for name, score in zip(("far", "near"), measured, strict=True))
+    found = compare(*rows, "feature_shift")
     assert found.paired and found.outcome == "worse"  # lower is better
 
     settings = yaml.safe_load((Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8"))

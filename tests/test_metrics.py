@@ -15,7 +15,7 @@ from tcbench.config.fields import PaperCell
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.metrics.accuracy import correct
-from tcbench.metrics.catalogue import METRICS, find_metric, paper_headings, usual_metrics
+from tcbench.metrics.catalogue import EXTRACTORS, METRICS, find_metric, paper_headings, usual_metrics
 from tcbench.metrics.deviation import final_mae, psnr, trajectory_mae
 from tcbench.metrics.extractors import Features, make_extractor
 from tcbench.metrics.frechet import Gaussian, frechet_distance, real_floor
@@ -225,6 +225,39 @@ def test_the_floor_is_reproducible_and_falls_with_more_images():
     for num_samples, draws in ((600, 4), (1, 4), (100, 1)):
         with pytest.raises(UserError, match="real_floor"):
             real_floor(real, num_samples, draws, seed=0)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_the_catalogue_counts_an_extractors_features(name):
+    """From which it follows how many samples a Frechet distance needs."""
+    entry = EXTRACTORS[name]
+    pooled, spatial, _ = entry.network().LAYERS
+    assert pooled == str(entry.pooled) and spatial in ("spatial", str(entry.spatial))
+    if entry.ships:
+        extracted = make_extractor(name).extract(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+        sizes = tuple(values.shape[1] for values in vars(extracted).values())
+        assert sizes == (entry.pooled, entry.spatial, entry.classes)
+
+
+def test_metrics_are_bounded_as_the_catalogue_says():
+    """Samples of two kinds, near the real images and far from them."""
+    real = Real(random_features(200, 1))
+    for shift in (0.0, 5.0):
+        samples, uncached = random_samples(60, 2, shift), random_samples(60, 3)
+        for name, metric in METRICS.items():
+            low, high = metric.bounds
+            assert low <= compute(name, samples, Reference(real, uncached)) <= high, name
+
+
+def test_a_floor_of_classes_in_turn_is_lower_than_one_of_classes_by_chance():
+    """Classes far apart: which ones a subset has more of is most of its distance to all images."""
+    real, labels = random_features(600, 6), np.arange(600) % 3
+    real.pooled[:] += 4 * torch.eye(3, 64)[labels]
+    by_chance, in_turn = (real_floor(real, 90, 6, seed=0, labels=classes) for classes in (None, labels))
+    assert in_turn["fid"]["mean"] < by_chance["fid"]["mean"]
+    assert real_floor(real, 90, 6, 0, labels=list(labels)) == in_turn
+    with pytest.raises(UserError, match="a class has fewer than 167 of 600"):
+        real_floor(real, 500, 2, 0, labels=(np.arange(600) > 590) + 2 * (np.arange(600) > 300))
 
 
 @pytest.mark.parametrize("count, splits", [(400, 1), (10_000, 2)])

@@ -15,16 +15,13 @@ from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.record.files import read_json
+from tcbench.record.records import SCORE
 from tcbench.record.score import Score
 from tcbench.report.names import figure_names
-from tcbench.report.results import read_results
-from tcbench.report.rows import paired_interval
+from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
-from tcbench.report.suite_tables import main_tables
 from tcbench.report.verdicts import across_suites
 from tcbench.stages import publish, render
-from tcbench.stats import Replicates
-from tests.suites import altered
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
@@ -52,12 +49,10 @@ def test_scores_are_whole_and_paired_intervals_those_of_the_stored_replicates(su
         assert path.stem == "floor" or row.keys() == Score.__required_keys__, path.name
         for metric in row.get("paired") or {}:
             rows = row, read_json(path.with_stem(row["reference"]))
-            ours, theirs = (
-                Replicates(quality["value"], np.array(quality["deleted"]), np.array(each["group_sizes"]))
-                for each in rows
-                for quality in [each["quality"][metric]]
-            )
-            assert paired_interval(row, metric) == (ours - theirs).interval(), (path.name, metric)
+            ours, theirs = (replicates_of(each, metric) for each in rows)
+            interval, stored = (ours - theirs).interval(), row["paired"][metric]
+            expected = {"difference": interval.value, "low": interval.low, "high": interval.high, "se": interval.se}
+            assert expected.items() <= stored.items(), (path.name, metric)
             seen += 1
     assert seen
 
@@ -127,13 +122,34 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
         render.render_verdicts(suite, copy)  # depends on everything
 
 
-def test_rows_that_no_table_names_are_shown_beside_the_uncached_ones():
+UNTIMED = " Not timed (`tcbench latency digits`): nfe20-mine."
+
+
+def test_a_row_of_ones_own_changes_no_committed_mark_and_no_verdict(tmp_path_factory):
+    """One at matched MACs that is far off in everything, and takes fewer steps than any other."""
     committed = REFERENCE / "digits"
-    suite = suite_of(committed)
-    one = altered(suite, {"show.tables": {"table6": suite.show.tables["table6"]}})
-    table = main_tables(read_results(one, committed))["other_rows"]
-    shown = [row for row in table.tidy.row if row in suite.rows]  # the floor is no row
-    assert sorted(shown) == sorted({*one.in_no_table, "nfe20-uncached"}) and "nfe50-uncached" in one.in_no_table
+    copy = measured(committed, tmp_path_factory)
+    settings = read_json(committed / "provenance.json")["suite"]
+    settings["rows"]["nfe20-mine"] = {"method": "fewer_steps", "nfe": 20, "options": {"steps": 3}, "label": "mine"}
+    mine = read_json(copy / "scores" / "nfe20-steps12.json")
+    mine |= {"row": "nfe20-mine", "label": "mine", "sampled_steps": 3, "target": None, "plans": None}
+    for quality in mine["quality"].values():
+        quality["deleted"] = [value * (0.8 + 0.001 * group) for group, value in enumerate(quality["deleted"])]
+        quality["value"] *= 0.8
+    SCORE.write(copy / "scores" / "nfe20-mine.json", mine)
+    suite = Suite.model_validate(settings)
+    render.render_tables(suite, copy)
+    render.render_verdicts(suite, copy)
+    for name in (*suite.tables, "verdicts"):
+        ours, theirs = (
+            [
+                re.sub(" +", " ", line).replace(UNTIMED, "")
+                for line in (folder / "tables" / f"{name}.md").read_text("utf-8").splitlines()
+            ]
+            for folder in (copy, committed)
+        )
+        added = [line for line in ours if line not in theirs and not line.startswith("|:")]
+        assert len(added) == (name == "table2") and all("| mine |" in line for line in added), name
 
 
 def test_what_is_committed_is_what_publish_keeps(remade):

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.linalg import hadamard
 
 from tcbench.config.fields import PaperTable
+from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.record.records import SCORE
 from tcbench.report import figures
@@ -26,6 +28,9 @@ STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 1
 FLOOR = {"fid": {"n": 512, "mean": 1.1, "std": 0.25, "draws": 20}, "sfid": {"n": 512, "mean": 2.31, "std": 0.4}}
 DIFFERS = "not the paper's model or data"
 COMMIT = {"config_digest": "0", "git": {"commit": "0", "dirty": False}}
+NAMES = ("uncached", "steps", "fora", "toca", "tokencache", "literal", "random")
+DIFFERENCE_SE = 0.5 / 2.3646
+"""Of a difference in FID to the uncached row: the interval is 0.5 to either side, over 8 groups."""
 
 
 def quality_of(fid, mae=None):
@@ -38,7 +43,20 @@ def quality_of(fid, mae=None):
     }
 
 
-def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, paper=None, **changes):
+PATTERNS = hadamard(8)[1:]
+"""Of ones and minus ones, each with the sum 0 and all orthogonal."""
+
+
+def spread(row, metric, se, pattern=0):
+    """Stores replicates of which the standard error is `se`, and with which the jackknife finds no bias.
+
+    Differences of rows with other patterns have both rows' errors, as of independent ones.
+    """
+    quality = row["quality"][metric]
+    quality["deleted"] = (quality["value"] + se / 7**0.5 * PATTERNS[pattern]).tolist()
+
+
+def make_row(nfe, name, method, label, fid, macs, mae=None, paper=None, **changes):
     row = {
         "row": f"nfe{nfe}-{name}",
         "suite": "digits",
@@ -77,16 +95,7 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, difference=None, pap
         "paper": paper,
         "provenance": COMMIT | {"samples": COMMIT},
     }
-    if difference is not None:
-        row["paired"] = {
-            "fid": {
-                "difference": difference,
-                "low": difference - 0.5,
-                "high": difference + 0.5,
-                "se": 0.5 / 2.3646,  # over 8 groups
-                "distinguishable": abs(difference) > 0.5,
-            }
-        }
+    spread(row, "fid", 0 if method == "uncached" else DIFFERENCE_SE, NAMES.index(name))
     if mae is not None:
         wave = [mae * step / nfe for step in range(nfe)]
         row["trajectory"] = {
@@ -119,15 +128,15 @@ def make_rows():
         schedule = {"settings": settings, "i_steps": STEPS[nfe]}
         rows += [
             make_row(nfe, "uncached", "uncached", "DiT", 3.234, full, paper=paper_cell(2.25, 4.32, 11.86, 1.0)),
-            make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, 0.87, sampled_steps=nfe // 2),
-            make_row(nfe, "fora", "fora", "FORA", 3.4, full * 2 // 5, 0.0123, 0.166),
-            make_row(nfe, "toca", "toca", "ToCa", 3.9, full * 2 // 5, 0.0158, 0.6),
+            make_row(nfe, "steps", "fewer_steps", "fewer steps", 4.1, full // 2, 0.017, sampled_steps=nfe // 2),
+            make_row(nfe, "fora", "fora", "FORA", 3.4, full * 2 // 5, 0.0123),
+            make_row(nfe, "toca", "toca", "ToCa", 3.9, full * 2 // 5, 0.0158),
             make_row(
-                nfe, "tokencache", "tokencache", "TokenCache", 2.5, full // 4 * 2, 0.0343, -0.73,
+                nfe, "tokencache", "tokencache", "TokenCache", 2.5, full // 4 * 2, 0.0343,
                 paper_cell(2.33, 2.27, 4.94, 2.4), **schedule,
             ),
-            make_row(nfe, "literal", "tokencache", "TokenCache, K/V of kept tokens", 9, full // 4 * 2, 0.11, 5.8),
-            make_row(nfe, "random", "random_tokens", "Random tokens", 3.8, full // 4 * 2, 0.0836, 0.7, control=True),
+            make_row(nfe, "literal", "tokencache", "TokenCache, K/V of kept tokens", 9, full // 4 * 2, 0.11),
+            make_row(nfe, "random", "random_tokens", "Random tokens", 3.8, full // 4 * 2, 0.0836, control=True),
         ]  # fmt: skip
     return rows
 
@@ -210,15 +219,15 @@ def test_csv_round_trip(table, rows, tmp_path):
     for row in rows:
         for metric, quality in row["quality"].items():
             assert csv.loc[row["row"], metric] == quality["value"]
-            assert csv.loc[row["row"], f"{metric}_low"] == quality["low"]
-            assert csv.loc[row["row"], f"{metric}_high"] == quality["high"]
+            assert csv.loc[row["row"], f"{metric}_low"] < quality["value"] < csv.loc[row["row"], f"{metric}_high"]
         assert csv.loc[row["row"], "macs_per_sample"] == row["macs"]["per_sample"]
         assert csv.loc[row["row"], "macs_predictor"] == row["macs"]["by_tag"]["predictor"]
     ours = csv.loc["nfe50-tokencache"]
     assert (ours["paper_fid"], ours["paper_tmacs"], ours["paper_mac_ratio"]) == (2.33, 4.94, 2.4)
     assert ours["mac_ratio"] == ours["latency_ratio"] == 2.0
     assert ours["paper_latency_ratio"] == pytest.approx(4.32 / 2.27)
-    assert ours["fid_difference"] == -0.73
+    assert ours["fid_difference"] == pytest.approx(-0.734)
+    assert (ours["fid_mark"], ours["fid_p_holm"]) == ("better", pytest.approx(4 * 0.0103, rel=0.02))
     assert csv.loc["nfe50-uncached", "mae":"mae_se"].isna().all()
     assert csv.loc["floor", ["fid", "fid_se", "samples"]].tolist() == [1.1, 0.25, 512]
 
@@ -239,13 +248,13 @@ def test_cells(table):
     assert cells["GMACs"] == "5"
     assert cells["Latency (s, batch 8)"] == "5 (4.9–5.2)"
     _, cells = line_of(table, "nfe50-fora")
-    assert cells["FID"] == "3.40 [3.30, 3.50] ≈"
+    assert cells["FID"] == "3.40 [3.30, 3.50] ?"
     assert cells["paper FID"] == "—"
     assert cells["MAE to uncached"] == "0.01230 [0.01193, 0.01267]"
     assert cells["MAC ratio"] == "2.50"
     assert line_of(table, "nfe20-literal")[1]["FID"].endswith(" worse")
-    # -0.73 +- 0.5 would be better alone (p = .011), and is not among 12 comparisons
-    assert line_of(table, "nfe20-tokencache")[1]["FID"].endswith(" ≈")
+    # -0.73 +- 0.5 (p = .010) is better among the six rows of its NFE, and would not be among all twelve of the table
+    assert line_of(table, "nfe20-tokencache")[1]["FID"].endswith(" better")
     assert line_of(table, "nfe20-steps")[1]["Sampled steps"] == "10"
     assert line_of(table, "nfe20-random")[1]["Method"] == "Random tokens (control)"
     assert line_of(table, "floor")[1]["FID"] == "1.10 ± 0.25"
@@ -253,11 +262,55 @@ def test_cells(table):
 
 
 def test_higher_is_better_for_inception_score(rows):
-    rows[2]["paired"]["is"] = {"difference": 1.0, "low": 0.9, "high": 1.1, "se": 0.04, "distinguishable": True}
-    rows[3]["paired"]["is"] = {"difference": -1.0, "low": -1.1, "high": -0.9, "se": 0.04, "distinguishable": True}
+    for row, value in zip(rows, (8, 8, 9, 7), strict=False):
+        row["quality"]["is"]["value"] = value
+        spread(row, "is", 0.04 * (row["method"] != "uncached"))
     table = main_table(rows, None, FLOOR, differs=DIFFERS, guidance_scale=1.5)
     assert line_of(table, "nfe50-fora")[1]["IS"].endswith(" better")
     assert line_of(table, "nfe50-toca")[1]["IS"].endswith(" worse")
+
+
+def test_a_row_of_ones_own_changes_no_other_mark(rows, table):
+    mine = copy.deepcopy(rows[9]) | {"row": "nfe20-mine", "method": "mine", "label": "mine"}
+    with_mine = main_table(
+        [*rows, mine], make_latency(rows), FLOOR, differs=DIFFERS, guidance_scale=1.5, added=["nfe20-mine"]
+    )
+    assert line_of(with_mine, "nfe20-mine")[1]["FID"] == line_of(with_mine, "nfe20-fora")[1]["FID"]
+    others = with_mine.formatted[with_mine.tidy["row"] != "nfe20-mine"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, table.formatted)
+
+
+def test_a_row_that_no_table_lists_was_added(rows):
+    suite = load_suite("config/digits.yaml")
+    assert suite.added_rows == () and suite.tables == suite.show.tables
+    fora = suite.rows["nfe20-fora"]
+    more = load_suite("config/digits.yaml").model_copy(update={"rows": suite.rows | {"nfe20-mine": fora}})
+    assert more.added_rows == ("nfe20-mine",)
+    assert more.tables["table2"].rows == (*suite.tables["table2"].rows, "nfe20-mine")
+    assert more.tables["table6"] == suite.tables["table6"]
+
+
+def test_intervals_stay_in_the_range_of_the_metric(rows):
+    rows[0]["quality"] |= {
+        "fid": {"value": 3.0, "low": -9, "high": 15, "se": 5.0},
+        "is": {"value": 9.99, "low": 9, "high": 11, "se": 0.4},
+        "precision": {"value": 1.0, "low": 1, "high": 1, "se": 0.0},
+        "recall": {"value": 0.99, "low": 0.9, "high": 1.1, "se": 0.04},
+    }
+    record, cells = line_of(main_table(rows, None, None, differs="", guidance_scale=1.5), "nfe50-uncached")
+    assert record["fid_low"] == 0 and record["is_high"] == 10
+    assert 0.99 < record["precision_low"] < 1 == record["precision_high"]
+    assert 0.4 < record["recall_low"] < 0.99 < record["recall_high"] <= 1
+    assert cells["FID"] == "3.0 [0.0, 14.8]"
+
+
+def test_what_has_too_few_samples_is_unusable_and_says_so(rows):
+    for row in rows:
+        row["samples"] = 96
+    table = main_table(rows, None, FLOOR, differs="", guidance_scale=1.5)
+    assert line_of(table, "nfe50-fora")[1]["FID"].endswith(" unusable")
+    assert "unusable: not tested, for want of 128 samples for FID and 224 samples for sFID" in table.caption
+    assert line_of(table, "nfe50-fora")[0]["fid_mark"] is pd.NA
 
 
 def test_missing_values_say_why_and_are_never_zero(rows):
@@ -309,7 +362,7 @@ def test_markdown_html_and_latex_hold_the_cells(table):
     assert all(cell in html for cell in cells)
     assert latex.count(r"\\") == len(table.formatted) + 1
     assert latex.count(r"\midrule") == 3 and r"\toprule" in latex and r"\bottomrule" in latex
-    assert r"3.40 [3.30, 3.50] $\approx$" in latex
+    assert r"3.40 [3.30, 3.50] ?" in latex
     body_lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(body_lines) == len(table.formatted) + 2
     assert len({line.count("|") for line in body_lines}) == 1

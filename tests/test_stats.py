@@ -7,7 +7,17 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tcbench.errors import UserError
-from tcbench.stats import Interval, batches, holm, jackknife, over_trainings, replicate
+from tcbench.stats import (
+    Interval,
+    batches,
+    holm,
+    jackknife,
+    over_trainings,
+    replicate,
+    share_difference,
+    share_error,
+    share_interval,
+)
 
 
 def mean_of(values):
@@ -153,7 +163,6 @@ def test_p_values_agree_with_the_t_test():
     reference = scipy_stats.ttest_1samp(differences, 0)
     assert interval.p_value == pytest.approx(reference.pvalue)
     assert (interval.p_value < 0.05) == interval.distinguishable
-    assert Interval(0.0, 0.0, 0.0, 0.0, 7).p_value == 1 and Interval(0.1, 0.1, 0.1, 0.0, 7).p_value == 0
 
 
 def test_holm_by_hand():
@@ -168,3 +177,60 @@ def test_a_difference_of_the_detectable_size_is_found_four_times_out_of_five():
     size = Interval(0, 0, 0, 1 / math.sqrt(24), 7).detectable()
     found = sum(jackknife(mean_of(values), groups).distinguishable for values in rng.normal(size, 1, size=(trials, 24)))
     assert 0.76 < found / trials < 0.84
+
+
+def test_no_spread_is_no_evidence():
+    for value, se in ((0.0, 0.0), (0.1, 0.0), (0.1, 1e-17)):
+        interval = Interval.student(value, se, 7)
+        assert (interval.p_value, interval.p_equivalent(1.0), interval.distinguishable) == (1, 1, False)
+
+
+def test_equivalence_is_the_interval_inside_the_margin():
+    rng = np.random.default_rng(9)
+    for value, se, margin in rng.uniform(0.1, 1, size=(200, 3)) * (1, 0.3, 1):
+        interval = Interval.student(value, se, 7)
+        assert (interval.p_equivalent(margin) <= 0.05) == (-margin < interval.low and interval.high < margin)
+
+
+def test_the_bias_of_the_first_order_is_taken_out():
+    """A variance with the divisor n is too small by its n-th part: the jackknife's textbook case."""
+    values = np.random.default_rng(10).normal(size=20)
+    replicates = replicate(lambda indices: float(values[indices].var()), batches(20, 1))
+    assert replicates.centre == pytest.approx(values.var(ddof=1))
+    corrected = replicates.interval(corrected=True)
+    assert corrected.value == replicates.centre and corrected.se == replicates.interval().se
+    uneven = replicate(mean_of(values), batches(20, 6))
+    assert uneven.centre == pytest.approx(uneven.value)  # a mean has no bias, however the groups are
+
+
+@pytest.mark.parametrize("right", [0, 1, 5, 23, 24])
+def test_a_share_of_independent_samples_has_clopper_and_pearsons_interval(right):
+    exact = scipy_stats.binomtest(right, 24).proportion_ci(method="exact")
+    interval = share_interval(right / 24, 0.0, 23, 24)
+    np.testing.assert_allclose([interval.low, interval.high], [exact.low, exact.high], atol=1e-12)
+
+
+def test_a_share_whose_samples_hang_together_has_a_wider_interval_in_its_range():
+    narrow, wide = (share_interval(0.9, se, 7, 96) for se in (0.001, 0.08))
+    assert wide.low < narrow.low < 0.9 < narrow.high < wide.high < 1
+
+
+@pytest.mark.parametrize(("samples", "bound"), [(24, 0.1425), (72, 0.05), (96, 0.0377)])
+def test_what_no_pair_showed_is_bounded_by_how_many_there_are(samples, bound):
+    nothing = share_difference(Interval.student(0.0, 0.0, 23), np.zeros(24), samples)
+    assert nothing.high == -nothing.low >= bound - 1e-3
+    assert nothing.high < 1.3 * bound
+
+
+def test_shares_that_differ_alike_in_every_group_are_no_certainty():
+    """All four pairs differ, two in either batch: the jackknife's standard error is 0, McNemar's exact p is 1/8."""
+    replicates = replicate(mean_of(np.ones(4)), batches(4, 2))
+    assert replicates.interval().se == 0
+    interval = share_difference(replicates.interval(), replicates.group_sums, 4)
+    assert interval.p_value > 0.1 and interval.high == 1
+    assert share_error(1.0, 0.0, 4) > 0.1
+
+
+def test_a_range_cuts_an_interval_and_not_its_error():
+    interval = Interval.student(5.0, 4.0, 7).within(0, math.inf)
+    assert (interval.low, interval.se) == (0, 4) and interval.high > 14

@@ -76,7 +76,7 @@ TableName = Annotated[
     str,
     _plain(
         "[A-Za-z][A-Za-z0-9_-]*", "letters, digits, '-' and '_' only, a letter first",
-        "verdicts", "table1", "local_error", "other_rows", "speed", "ablation-.*",
+        "verdicts", "table1", "local_error", "speed", "ablation-.*",
     ),
 ]  # fmt: skip
 AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits and '_' only, a letter first")]
@@ -317,7 +317,8 @@ class PaperTable(Strict):
     metrics: tuple[MetricName, ...]
     """Columns of quality; the paper's numbers for others get columns of their own."""
     rows: tuple[RowName, ...] = ()
-    """By name; all of the suite's if none is given."""
+    """By name; all of the suite's if none is given. Marks are corrected over them: a row that is added to the suite and
+    listed nowhere is shown at the end of the first table, and changes no other row's mark."""
     paper: Flag = True
     """Whether the paper's numbers of the rows stand beside them; not if it asks the question of another model."""
 

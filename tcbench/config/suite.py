@@ -35,9 +35,6 @@ from tcbench.method import Method
 from tcbench.record.files import digest
 from tcbench.registry import data_source, make_method
 
-OTHER_ROWS = "other_rows"
-"""The table of the rows that no other one names."""
-
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -277,21 +274,27 @@ class Suite(Strict):
         """The rows that are sampled and scored, in order."""
         return tuple(self[name] for name in self.rows)
 
-    @property
-    def in_no_table(self) -> tuple[str, ...]:
-        """Rows that no table of `show.tables` names, in order."""
-        shown = {row for table in self.show.tables.values() for row in table.rows or self.rows}
-        return tuple(name for name in self.rows if name not in shown)
+    @cached_property
+    def added_rows(self) -> tuple[str, ...]:
+        """Rows that none of `show.tables` lists, if all list theirs, and no listed row is compared with.
 
-    @property
+        Listed rows are tested together; somebody added these, and nothing of the others depends on them.
+        """
+        tables = self.show.tables.values()
+        if not all(table.rows for table in tables):
+            return ()
+        listed = {name for table in tables for name in table.rows}
+        own = listed | {self[name].reference.name for name in listed}
+        return tuple(name for name in self.rows if name not in own)
+
+    @cached_property
     def tables(self) -> dict[str, PaperTable]:
-        """The tables of `show`, and one of the rows that none of them names, beside the uncached rows of their NFE."""
-        if not self.in_no_table or not self.show.tables:
-            return self.show.tables
-        metrics = dict.fromkeys(metric for table in self.show.tables.values() for metric in table.metrics)
-        wanted = {name for row in self.in_no_table for name in (row, self[row].reference.name)}
-        rows = tuple(name for name in self.rows if name in wanted)
-        return self.show.tables | {OTHER_ROWS: PaperTable(title="Other rows", metrics=tuple(metrics), rows=rows)}
+        """The tables of `show` as they are rendered: added rows are at the end of the first."""
+        tables = dict(self.show.tables)
+        if tables and self.added_rows:
+            first = next(iter(tables))
+            tables[first] = tables[first].model_copy(update={"rows": (*tables[first].rows, *self.added_rows)})
+        return tables
 
     @cached_property
     def trained_rows(self) -> tuple[str, ...]:

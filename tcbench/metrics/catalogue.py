@@ -7,6 +7,7 @@ the metric is computed (docs/add-a-metric.md). Imports no torch.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import inf
 from typing import Any, Literal
 
 from tcbench.errors import UserError, did_you_mean
@@ -39,6 +40,12 @@ class Metric:
             the metric as such.
         usual: whether suites that list no metrics have it.
         printed: whether tables of ablations have a column of it; not where another column shows the same.
+        bounds: the range of its values.
+        share: whether it is the share of samples that are right, so that pairs of samples can be counted.
+        moments: of a Frechet distance, the features whose moments it compares, "pooled" or "spatial": it is biased at
+            finite n (`tcbench.metrics.inference`).
+        margin: differences below it do not matter, for a metric whose unit says so by itself; for others it comes from
+            what fewer steps cost (`tcbench.report.compare.margins`).
     """
 
     name: str
@@ -54,6 +61,10 @@ class Metric:
     paper: Mapping[str, str] = field(default_factory=dict)
     usual: bool = False
     printed: bool = True
+    bounds: tuple[float, float] = (-inf, inf)
+    share: bool = False
+    moments: Literal["pooled", "spatial"] | None = None
+    margin: float | None = None
 
     @property
     def sign(self) -> int:
@@ -77,18 +88,65 @@ def _loaded(where: str) -> Any:
 
 _SET, _READING = "tcbench.metrics.functions", frozenset[Need]({"reading"})
 _PAIRED = frozenset[Need]({"images", "uncached"})
+_POSITIVE, SHARE = (0.0, inf), (0.0, 1.0)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("fid", "FID", "lower", f"{_SET}:fid", least=2, paper={"fid": ""}, usual=True),
-        Metric("sfid", "sFID", "lower", f"{_SET}:sfid", least=2, paper={"sfid": ""}, usual=True),
-        Metric("is", "IS", "higher", f"{_SET}:inception", paper={"is": ""}, usual=True),
-        Metric("precision", "Precision", "higher", f"{_SET}:precision", paper={"precision": ""}, usual=True),
-        Metric("recall", "Recall", "higher", f"{_SET}:recall", least=NEIGHBOURS + 1, paper={"recall": ""}, usual=True),
+        Metric(
+            "fid",
+            "FID",
+            "lower",
+            f"{_SET}:fid",
+            least=2,
+            paper={"fid": ""},
+            usual=True,
+            bounds=_POSITIVE,
+            moments="pooled",
+        ),
+        Metric(
+            "sfid",
+            "sFID",
+            "lower",
+            f"{_SET}:sfid",
+            least=2,
+            paper={"sfid": ""},
+            usual=True,
+            bounds=_POSITIVE,
+            moments="spatial",
+        ),
+        Metric("is", "IS", "higher", f"{_SET}:inception", paper={"is": ""}, usual=True, bounds=(1, inf)),
+        Metric(
+            "precision",
+            "Precision",
+            "higher",
+            f"{_SET}:precision",
+            paper={"precision": ""},
+            usual=True,
+            bounds=SHARE,
+            share=True,
+        ),
+        Metric(
+            "recall",
+            "Recall",
+            "higher",
+            f"{_SET}:recall",
+            least=NEIGHBOURS + 1,
+            paper={"recall": ""},
+            usual=True,
+            bounds=SHARE,
+        ),
         Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid", least=2),
         Metric(
-            "accuracy", "Accuracy", "higher", f"{_SET}:accuracy", frozenset[Need]({"features", "labels"}), usual=True
+            "accuracy",
+            "Accuracy",
+            "higher",
+            f"{_SET}:accuracy",
+            frozenset[Need]({"features", "labels"}),
+            usual=True,
+            bounds=SHARE,
+            share=True,
+            margin=0.05,
         ),
         Metric(
             "image_reward",
@@ -140,6 +198,9 @@ METRICS: dict[str, Metric] = {
             _READING,
             per_sample=True,
             reads_captions=True,
+            bounds=SHARE,
+            share=True,
+            margin=0.05,
         ),
         Metric(
             "temporal_flickering",
@@ -149,7 +210,7 @@ METRICS: dict[str, Metric] = {
             _READING,
             per_sample=True,
         ),
-        Metric("mae", "MAE to uncached", "lower", f"{_SET}:mae", _PAIRED, usual=True),
+        Metric("mae", "MAE to uncached", "lower", f"{_SET}:mae", _PAIRED, usual=True, bounds=_POSITIVE),
         Metric("psnr", "PSNR to uncached", "higher", f"{_SET}:psnr", _PAIRED, unit="dB", usual=True, printed=False),
         Metric(
             "feature_mse",
@@ -159,6 +220,7 @@ METRICS: dict[str, Metric] = {
             frozenset[Need]({"features", "uncached"}),
             usual=True,
             printed=False,
+            bounds=_POSITIVE,
         ),
     )
 }
@@ -171,11 +233,15 @@ class ExtractorEntry:
 
     Attributes:
         load: "module:class", a `tcbench.metrics.extractors` network.
+        pooled, spatial, classes: how many features and logits it gives an image.
         ships: whether its weights do; a suite must name those of others.
         knows: the data sets that it was trained for; empty if its features describe any image.
     """
 
     load: str
+    pooled: int
+    spatial: int
+    classes: int
     ships: bool = True
     knows: tuple[str, ...] = ()
 
@@ -186,10 +252,10 @@ class ExtractorEntry:
 
 _NETWORKS = "tcbench.metrics.extractors"
 EXTRACTORS = {
-    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor", knows=("digits",)),
-    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", knows=("scenes", "moving")),
-    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", ships=False, knows=("fashion",)),
-    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", ships=False),
+    "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor", 64, 112, 10, knows=("digits",)),
+    "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", 64, 112, 10, knows=("scenes", "moving")),
+    "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", 128, 448, 10, ships=False, knows=("fashion",)),
+    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", 2048, 2023, 1008, ships=False),
 }
 
 

@@ -5,6 +5,7 @@ distance on the first 7 channels of an intermediate feature map, as in ADM's eva
 torch-fidelity's (Heusel et al., NeurIPS 2017), always in float64.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,17 +38,24 @@ def frechet_distance(generated_ND: Tensor, real: Gaussian) -> float:
     return fid_statistics_to_metric(vars(generated), vars(real), verbose=False)[KEY_METRIC_FID]
 
 
-def real_floor(real: Features, num_samples: int, draws: int, seed: int) -> dict[str, dict[str, float]]:
+def real_floor(
+    real: Features, num_samples: int, draws: int, seed: int, labels: Sequence[int] | None = None
+) -> dict[str, dict[str, float]]:
     """FID and sFID of random real subsets against all real images: what a perfect generator still scores.
 
     Subsets are drawn without replacement from the reference set itself, so with N real images the floor is
     smaller, by about the factor 1 - num_samples / N, than it would be for that many fresh real images.
 
+    Args:
+        labels: the real images' classes, for rows whose samples show classes in turn: so do the subsets then, because
+            classes by chance are farther from all images than classes in turn.
+
     Returns:
         {"fid" | "sfid": {"n", "mean", "std", "draws"}}; "std" is the standard deviation over draws.
 
     Raises:
-        UserError: `num_samples` is not smaller than the number of real images, or fewer than 2 draws.
+        UserError: `num_samples` is not smaller than the number of real images, a class has too few of them, or fewer
+            than 2 draws.
     """
     total = len(real.pooled)
     if not 1 < num_samples < total or draws < 2:
@@ -55,7 +63,18 @@ def real_floor(real: Features, num_samples: int, draws: int, seed: int) -> dict[
             f"real_floor: cannot draw {num_samples} of {total} real images {draws} times; draw fewer, or twice"
         )
     rng = np.random.default_rng(seed)
-    subsets = [torch.from_numpy(rng.choice(total, num_samples, replace=False)) for _ in range(draws)]
+    pools = (
+        [np.arange(total)] if labels is None else [np.flatnonzero(np.equal(labels, each)) for each in np.unique(labels)]
+    )
+    sizes = np.bincount(np.arange(num_samples) % len(pools), minlength=len(pools))
+    if any(len(pool) < size for pool, size in zip(pools, sizes, strict=True)):
+        raise UserError(f"real_floor: a class has fewer than {sizes.max()} of {total} real images; draw fewer samples")
+    subsets = [
+        torch.from_numpy(
+            np.concatenate([rng.choice(pool, size, replace=False) for pool, size in zip(pools, sizes, strict=True)])
+        )
+        for _ in range(draws)
+    ]
     floor = {}
     for name, features in {"fid": real.pooled, "sfid": real.spatial}.items():
         whole = Gaussian.fit(features)

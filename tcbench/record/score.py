@@ -17,7 +17,9 @@ PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
 
 
 class Quality(TypedDict):
-    """A metric of a row with its 95 % interval.
+    """A metric of a row with its 95 % interval, as the jackknife gives it.
+
+    Reports make their own of value and replicates, inside the metric's range (`tcbench.metrics.inference`).
 
     Keys:
         value, low, high, se: the number, the ends of its interval and its standard error, in the metric's unit.
@@ -35,6 +37,8 @@ class Quality(TypedDict):
 
 class Paired(TypedDict):
     """A metric of a row less its uncached reference's, the same noise on both sides, with its 95 % interval.
+
+    As measured, with the metric's bias; tests use `tcbench.metrics.inference.paired_difference`.
 
     Keys:
         distinguishable: whether the interval excludes 0.

@@ -1,22 +1,36 @@
 """The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from tcbench.config.fields import Ablation
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
-from tcbench.record.score import Quality
-from tcbench.report.cells import NO_CELL, interval_text, mac_unit, marked, marks, table_title
-from tcbench.report.compare import Comparison, compare
-from tcbench.report.rows import Row, mac_ratio, macs_of, paper_of, quality_of
+from tcbench.report.cells import (
+    NO_CELL,
+    difference_record,
+    difference_text,
+    mac_unit,
+    mark_of,
+    marks,
+    marks_explained,
+    table_title,
+)
+from tcbench.report.compare import Margins, compare
+from tcbench.report.rows import Row, interval_of, mac_ratio, macs_of, paper_of, quality_of
 from tcbench.report.table import Table
+from tcbench.stats import Interval
 
 
 def table_ablation(
-    ablation: Ablation, rows: Sequence[Row], variants: Sequence[str], *, suite: str, differs: str
+    ablation: Ablation,
+    rows: Sequence[Row],
+    variants: Sequence[str],
+    *,
+    suite: str,
+    differs: str,
+    margins: Margins | None = None,
 ) -> Table:
     """Quality and cost of every variant.
 
@@ -25,6 +39,7 @@ def table_ablation(
         rows: score rows of the variants and their references.
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
         suite, differs: as in `main_table.main_table`.
+        margins: what is equivalent, of the suite's own rows; without them nothing is.
 
     Raises:
         UserError: there is no variant.
@@ -34,9 +49,10 @@ def table_ablation(
         raise UserError(f"suite {suite}: the ablation {ablation.title!r} has no rows")
     metrics = [m for m in METRICS if METRICS[m].printed and any(quality_of(row, m) for row in printed)]
     bases = {row["row"]: _base(row, printed) for row in printed}
-    found = marks(
-        [compare(row, bases[row["row"]], m) for row in printed if bases[row["row"]] is not row for m in metrics]
-    )
+    compared = [
+        compare(row, bases[row["row"]], m, margins) for row in printed if bases[row["row"]] is not row for m in metrics
+    ]
+    found = marks([each for each in compared if each], variants)
     unit = mac_unit(max(map(macs_of, printed)))
     with_paper = [m for m in metrics if any(m in paper_of(row) for row in printed)]
     swept = len({row["guidance_scale"] for row in printed}) > 1
@@ -47,12 +63,11 @@ def table_ablation(
         record["guidance_scale"] = row["guidance_scale"]
         cell = {"Variant": row["label"]} | ({"CFG scale": f"{row['guidance_scale']:g}"} if swept else {})
         for metric in metrics:
-            quality, mark = quality_of(row, metric), found.get((row["row"], metric))
-            numbers: dict[str, Any] = {**quality} if quality else {}
-            record |= {f"{metric}{end}": numbers.get(key) for end, key in _ENDS}
-            record |= _difference(metric, mark)
+            interval = interval_of(row, metric)
+            record |= {f"{metric}{end}": interval and getattr(interval, key) for end, key in _ENDS}
+            record |= difference_record(metric, found.get((row["row"], metric)))
             name = METRICS[metric].label
-            cell[name] = _text(quality, mark)
+            cell[name] = NO_CELL if interval is None else _text(interval, mark_of(row, metric, found))
             if metric in with_paper:
                 record[f"paper_{metric}"] = paper.get(metric)
                 cell[f"paper {name}"] = f"{paper[metric]:.2f}" if metric in paper else NO_CELL
@@ -76,8 +91,8 @@ def table_ablation(
         f"{ablation.question} {first['samples']} samples per row in {first['groups']} batches; value [95 % interval], "
         f"delete-one-batch jackknife. Marks compare with `{first['label']}`"
         + (" at the same CFG scale" if swept else "")
-        + ", paired on noise and labels where both were run on the same batches: ≈ not distinguishable at 5 %, else "
-        f"better or worse, corrected (Holm) for the {len(found)} comparisons of the table. {unit.name}: per sample, "
+        + ", paired on noise and labels where both were run on the same batches. "
+        f"{marks_explained(printed, metrics, found)} {unit.name}: per sample, "
         "all that a variant computes. Ratios are to the uncached run at the same NFE."
     )
     return Table(
@@ -98,16 +113,5 @@ def _base(row: Row, rows: Sequence[Row]) -> Row:
     return next(other for other in rows if other["guidance_scale"] == row["guidance_scale"])
 
 
-def _difference(metric: str, mark: Comparison | None) -> dict[str, float | None]:
-    return {
-        f"{metric}_difference": mark.interval.value if mark else None,
-        f"{metric}_difference_low": mark.interval.low if mark else None,
-        f"{metric}_difference_high": mark.interval.high if mark else None,
-        f"{metric}_p_holm": mark.p if mark else None,
-    }
-
-
-def _text(quality: Quality | None, mark: Comparison | None) -> str:
-    if quality is None:
-        return NO_CELL
-    return marked(interval_text(quality["value"], quality["low"], quality["high"]), mark)
+def _text(interval: Interval, mark: str) -> str:
+    return f"{difference_text(interval)} {mark}".rstrip()

@@ -1,10 +1,12 @@
 """Text of a table's cells: numbers with their intervals, and the marks that say how they compare."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from tcbench.report.compare import Comparison, decide_together
+from tcbench.metrics.catalogue import METRICS
+from tcbench.report.compare import LEVEL, MARGIN_RULE, Comparison, decide_in_families, too_few
+from tcbench.report.rows import Row
 from tcbench.stats import Interval
 
 NO_CELL = "—"  # the paper, or the floor, has no such number
@@ -56,14 +58,65 @@ def spread_text(value: float, spread: float) -> str:
     return f"{value:.{shown}f} ± {spread:.{shown}f}"
 
 
-def marks(comparisons: Sequence[Comparison | None]) -> Marks:
-    """By row and metric, the comparisons of a table, corrected together."""
-    return {(found.row, found.metric): found for found in decide_together(comparisons)}
+def difference_record(metric: str, found: Comparison | None) -> Record:
+    """A comparison as a CSV has it: the difference, its interval, both adjusted p-values, the margin and the mark."""
+    return {
+        f"{metric}_difference": found and found.interval.value,
+        f"{metric}_difference_low": found and found.interval.low,
+        f"{metric}_difference_high": found and found.interval.high,
+        f"{metric}_p_holm": found and found.p,
+        f"{metric}_p_equivalent_holm": found and found.p_equivalent,
+        f"{metric}_margin": found and found.margin,
+        f"{metric}_mark": found and found.outcome,
+    }
 
 
-def marked(text: str, comparison: Comparison | None) -> str:
-    """A cell with how it compares."""
-    return f"{text} {comparison.outcome}" if comparison else text
+UNUSABLE = "unusable"
+"""The mark of a number that is not tested, for lack of samples."""
+
+
+def marks(comparisons: Sequence[Comparison], own: Collection[str]) -> Marks:
+    """By row and metric, the comparisons of a table, corrected in families (`tcbench.report.compare`).
+
+    Args:
+        own: the rows that the suite's tables list.
+    """
+    return {(found.row, found.metric): found for found in decide_in_families(comparisons, own)}
+
+
+def mark_of(row: Row, metric: str, marks: Marks) -> str:
+    """What stands behind a number: how it compares, or that it cannot; empty if it is not compared."""
+    if too_few([row], [metric]):
+        return UNUSABLE
+    found = marks.get((row["row"], metric))
+    return found.outcome if found else ""
+
+
+def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -> str:
+    """The part of a caption that says how marks are read, with every margin that they use."""
+    lines = [
+        f"better, worse: different at {LEVEL * 100:g} %, corrected over the rows of one metric and NFE (Holm). "
+        "equivalent: shown, likewise, to differ by less than the margin. ?: not decided."
+    ]
+    shown = {row["row"] for row in rows}
+    compared = {(METRICS[each.metric].label, each.nfe): each.margin for each in marks.values() if each.row in shown}
+    told = [f"{label} {margin:.2g} at NFE {nfe}" for (label, nfe), margin in compared.items() if margin is not None]
+    without: dict[str, list[int]] = {}
+    for label, nfe in compared:
+        if compared[label, nfe] is None:
+            without.setdefault(label, []).append(nfe)
+    if told:
+        lines.append(f"Margins ({MARGIN_RULE}): {', '.join(told)}.")
+    if without:
+        where = (f"{label} at NFE {' and '.join(map(str, nfes))}" for label, nfes in without.items())
+        lines.append(
+            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {', '.join(where)}."
+        )
+    if needed := too_few(rows, metrics):
+        lines.append(f"{UNUSABLE}: not tested, for want of {needed}.")
+    if any(METRICS[metric].moments and not too_few(rows, [metric]) for metric in metrics):
+        lines.append("Frechet distances are printed as they are and compared with their bias taken out (jackknife).")
+    return " ".join(lines)
 
 
 def table_title(name: str, suite: str, differs: str) -> str:

@@ -1,8 +1,8 @@
 """The tests that claims name. What takes arguments makes a test; a test says what it finds in a suite's results.
 
 A claim is tested in one or more measures. The paper's own metric comes first; the distance to the uncached samples,
-which separates methods with far fewer samples, is a measure of its own wherever it bears on the claim. Comparisons that
-decide a measure together are corrected together (Holm).
+which separates methods with far fewer samples, is a control beside it wherever it bears on the claim. How comparisons
+decide a measure is in `findings`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tcbench.metrics.catalogue import METRICS
-from tcbench.report.compare import Comparison, compare, decide_together
+from tcbench.report.compare import compare, comparison, margins, too_few
 from tcbench.report.findings import (
     NOT_REPRODUCED,
     REPRODUCED,
@@ -64,21 +64,30 @@ def _of_method(results: Results, method: str, nfe: int) -> list[Row]:
     return [row for row in results.rows if (row["method"], row["nfe"]) == (method, nfe) and was_run(row)]
 
 
-def _rivals(ours: Row, results: Results) -> list[Row]:
-    """Rows at matched MACs of what the paper's tables compare: no controls, and none of Table VI's selectors."""
-    others = ("uncached", "tokencache", *SELECTORS)
-    return [row for row in matched(ours, results.rows) if row["method"] not in others and not row["control"]]
+def _rivals(ours: Row, results: Results, methods: Sequence[str]) -> list[Row]:
+    """Rows of these methods at matched MACs; no controls."""
+    return [row for row in matched(ours, results.rows) if row["method"] in methods and not row["control"]]
+
+
+def _absent(methods: Sequence[str], pairs: Sequence[tuple[Row, Row]]) -> str:
+    """Those of the methods that are no rival in any pair."""
+    return ", ".join(method for method in methods if all(rival["method"] != method for _, rival in pairs))
 
 
 # --- comparisons of quality
 
 
-def best_at_matched_macs(nfes: Sequence[int], metrics: Sequence[str]) -> Test:
-    """TokenCache against all other methods at its MACs; a win in FID has to survive the control of guidance."""
+def best_at_matched_macs(nfes: Sequence[int], metrics: Sequence[str], rivals: Sequence[str]) -> Test:
+    """TokenCache against the methods that the claim names, at its MACs; a win in FID must survive the guidance control.
+
+    Args:
+        rivals: methods; one that has no row at matched MACs keeps the claim from being reproduced.
+    """
 
     def test(results: Results) -> list[Finding]:
-        pairs = [(row, rival) for row in _tokencache(results, nfes) for rival in _rivals(row, results)]
-        findings = better(pairs, metrics, f"rows at NFE {' or '.join(map(str, nfes))} with matched MACs")
+        pairs = [(row, rival) for row in _tokencache(results, nfes) for rival in _rivals(row, results, rivals)]
+        needs = f"rows of {' or '.join(rivals)} at NFE {' or '.join(map(str, nfes))} with matched MACs"
+        findings = better(pairs, metrics, needs, _absent(rivals, pairs))
         won = any(finding.measure == METRICS["fid"].label and finding.verdict == REPRODUCED for finding in findings)
         return [*findings, *(_guidance_control(results) if won else [])]
 
@@ -106,7 +115,10 @@ def _guidance_control(results: Results) -> list[Finding]:
     ours = next((row for row in best.values() if row["method"] == "tokencache"), None)
     if ours is None:
         return [untested("the ablation `guidance`", measure)]
-    decided = decide_together([compare(ours, rival, "fid") for rival in best.values() if rival is not ours])
+    compared = [compare(ours, rival, "fid") for rival in best.values() if rival is not ours]
+    decided = [found for found in compared if found]
+    if not decided:
+        return [untested(too_few([ours], ["fid"]) or "rivals in the ablation `guidance`", measure)]
     scales = ", ".join(f"{label} at {row['guidance_scale']:g}" for label, row in best.items())
     return [Finding(measure, superiority(decided), f"{told(sweep, decided)}. Best scales: {scales}")]
 
@@ -118,7 +130,7 @@ def without_loss(nfe: int, metrics: Sequence[str]) -> Test:
         rows = _tokencache(results, (nfe,))
         if not rows:
             return [untested(f"rows at NFE {nfe}")]
-        return _hardly_worse_than_uncached(rows, metrics, results.rows) or [metrics_lacking(metrics)]
+        return _hardly_worse_than_uncached(rows, metrics, results.rows, results) or [metrics_lacking(metrics)]
 
     return test
 
@@ -127,14 +139,18 @@ def shows_what_was_asked(metrics: Sequence[str]) -> Test:
     """TokenCache hardly worse than the uncached model at any NFE, in what a sample shows."""
 
     def test(results: Results) -> list[Finding]:
-        findings = _hardly_worse_than_uncached(_tokencache(results), metrics, results.rows)
+        findings = _hardly_worse_than_uncached(_tokencache(results), metrics, results.rows, results)
         return findings or [untested("Accuracy or an agreement with captions among the suite's metrics")]
 
     return test
 
 
-def _hardly_worse_than_uncached(ours: Sequence[Row], metrics: Sequence[str], rows: Sequence[Row]) -> list[Finding]:
-    return [finding for row in ours for finding in hardly_worse(row, reference_of(row, rows), metrics, rows)]
+def _hardly_worse_than_uncached(
+    ours: Sequence[Row], metrics: Sequence[str], rows: Sequence[Row], results: Results
+) -> list[Finding]:
+    """Of rows of the suite or of an ablation, `rows`; the margins are the suite's."""
+    margin = margins(results.own_rows)
+    return [finding for row in ours for finding in hardly_worse(row, reference_of(row, rows), metrics, rows, margin)]
 
 
 def worse_than_fewer_steps(method: str, nfe: int) -> Test:
@@ -168,7 +184,8 @@ def selects_better(results: Results) -> list[Finding]:
     """Table VI: against other selectors with the same I-steps and r, then at equal MACs, with and without LoRA."""
     ours = _tokencache(results)
     alike = [(row, other) for row in ours for other in results.rows if _selects_alike(row, other)]
-    findings = _named(better(alike, ("fid", "mae"), "rows with other selectors"), ", equal I-steps and r")
+    found = better(alike, ("fid", "mae"), "rows with other selectors", _absent(SELECTORS, alike))
+    findings = _named(found, ", equal I-steps and r")
     plain = [row for row in results.rows if row["method"] == "tokencache" and _without_lora(row)]
     for rows, lora in ((ours, "with LoRA"), (plain, "without LoRA")):
         for methods, against in ((SELECTORS, ""), (("no_tokens",), ", against no tokens")):
@@ -179,7 +196,8 @@ def selects_better(results: Results) -> list[Finding]:
                 if rival["method"] in methods and rival["refiners"] == row["refiners"]
             ]
             needs = f"rows {lora} of {' or '.join(methods)} at TokenCache's MACs"
-            findings += _named(better(pairs, ("fid", "mae"), needs), f", equal MACs, {lora}{against}")
+            found = better(pairs, ("fid", "mae"), needs, _absent(methods, pairs))
+            findings += _named(found, f", equal MACs, {lora}{against}")
     return findings
 
 
@@ -216,7 +234,7 @@ def better_with_lora(results: Results) -> list[Finding]:
 
 
 def best_variant(ablation: str, ours: str, others: Sequence[str], metrics: Sequence[str]) -> Test:
-    """A variant of an ablation against others of it, as far as these were run."""
+    """A variant of an ablation against others of it; while one was not run, the claim is not reproduced."""
 
     def test(results: Results) -> list[Finding]:
         if ablation not in results.ablations:
@@ -226,7 +244,7 @@ def best_variant(ablation: str, ours: str, others: Sequence[str], metrics: Seque
         pairs = [(variant, rival) for key, rival in variants.items() if variant and rival and key != ours]
         absent = [key for key, row in variants.items() if row is None]
         needs = f"{'variants' if absent[1:] else 'variant'} {', '.join(absent)} of the ablation `{ablation}`"
-        return better(pairs, metrics, needs)
+        return better(pairs, metrics, needs, ", ".join(absent))
 
     return test
 
@@ -238,7 +256,7 @@ def small_drop(ablation: str, ours: str, other: str, metrics: Sequence[str]) -> 
         row, against = results.variant(ablation, ours), results.variant(ablation, other)
         if row is None or against is None:
             return [untested(f"variants {ours} and {other} of the ablation `{ablation}`")]
-        findings = hardly_worse(row, against, metrics, results.ablations[ablation])
+        findings = hardly_worse(row, against, metrics, results.ablations[ablation], margins(results.own_rows))
         return findings or [metrics_lacking(metrics)]
 
     return test
@@ -251,7 +269,7 @@ def without_loss_at_ratios(ratios: Sequence[float], metrics: Sequence[str]) -> T
         findings = []
         for ratio in ratios:
             if row := results.variant("cache_ratio", f"r{ratio}"):
-                found = _hardly_worse_than_uncached([row], metrics, results.ablations["cache_ratio"])
+                found = _hardly_worse_than_uncached([row], metrics, results.ablations["cache_ratio"], results)
                 findings += _named(found, f", r = {ratio}")
         return findings or [untested("the ablation `cache_ratio`")]
 
@@ -354,10 +372,10 @@ def smaller_deviation_than_toca(results: Results) -> list[Finding]:
                 ours, se = _mean_over_steps(row["trajectory"], quantity, samples)
                 theirs, other_se = _mean_over_steps(rival["trajectory"], quantity, samples)
                 interval = welch(ours, se, theirs, other_se, samples - 1)
-                compared.append(Comparison(row["row"], rival["row"], "mae", interval, False, interval.p_value))
+                compared.append(comparison(row, rival, "mae", interval, False))
                 evidence.append(f"NFE {row['nfe']}: {ours:.4f} against {theirs:.4f}")
         if compared:
-            findings.append(Finding(name, superiority(decide_together(compared)), "; ".join(evidence)))
+            findings.append(Finding(name, superiority(compared), "; ".join(evidence)))
     return findings or [untested("rows of TokenCache and ToCa with trajectories")]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import atomic, sealed
-from tcbench.report.rows import Row, is_reference, mac_ratio, name_of, quality_of, was_run
+from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]
 
@@ -226,8 +226,8 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
 
 def _with_intervals(panel: Any, x: Sequence[float], rows: Sequence[Row], metric: str, style: Style) -> Any:
     """A metric of rows at x, joined, every point with its interval."""
-    quality = [row["quality"][metric] for row in rows]
-    y = np.array([[q["value"], q["low"], q["high"]] for q in quality], dtype=float)
+    intervals = [interval for row in rows if (interval := interval_of(row, metric))]
+    y = np.array([[each.value, each.low, each.high] for each in intervals])
     return panel.errorbar(x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, **style, markersize=6, linewidth=1, capsize=2)
 
 

@@ -1,6 +1,6 @@
 """The paper's Tables II to VI: quality, MACs and latency of rows, our number and its interval beside the paper's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,24 @@ from tcbench.report.cells import (
     MacUnit,
     Marks,
     Record,
+    difference_record,
     interval_text,
     mac_unit,
-    marked,
+    mark_of,
     marks,
+    marks_explained,
     ratio,
     spread_text,
     table_title,
 )
-from tcbench.report.compare import compare
+from tcbench.report.compare import against_references, margins
 from tcbench.report.rows import (
     Row,
+    interval_of,
     is_reference,
     mac_ratio,
     name_of,
-    paired_interval,
     paper_of,
-    quality_of,
     reference_of,
     suite_of,
     target_macs,
@@ -40,6 +41,8 @@ from tcbench.report.table import Table
 PAPER_QUALITY = paper_headings()
 IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution", "nfe", "sampled_steps", "reference")
 """Fields of a row that the CSV begins with."""
+Marked = Mapping[tuple[str, str], str]
+"""The mark of a cell, by row and metric."""
 
 
 def main_table(
@@ -50,12 +53,12 @@ def main_table(
     differs: str,
     guidance_scale: float,
     table: PaperTable = TABLE_2,
+    added: Collection[str] = (),
 ) -> Table:
     """One of the paper's Tables II to VI: quality, MACs and latency of rows, grouped by resolution and NFE.
 
     MAC ratio and latency ratio are two columns, because the paper's "speedup" is a ratio of MACs. A quality
-    cell ends in `≈` if its paired difference to the uncached run is not distinguishable from 0, else in
-    `better` or `worse`.
+    cell ends in how it compares with the uncached run (`tcbench.report.compare`).
 
     Args:
         rows: score rows in the suite's order (`results.read_rows`).
@@ -65,21 +68,22 @@ def main_table(
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
         table: its name, its columns of quality, and which of the rows it has.
+        added: rows that change nothing of the others (`Suite.added_rows`).
 
     Raises:
         UserError: rows of several suites, or a reference row that is not among them.
     """
     suite = suite_of(rows)
     shown = _in_order(rows, table.rows)
-    beside = [(row, reference_of(row, rows)) for row in shown if was_run(row) and not is_reference(row)]
-    found = marks(
-        [compare(row, other, metric) for row, other in beside for metric in table.metrics if metric in row["paired"]]
-    )
+    own = {row["row"]: row for row in rows if row["row"] not in added}
+    found = marks(against_references(rows, table.metrics, margins([*own.values()])), own)
     columns = _columns(shown, table, latency)
     records = [_record(row, rows, columns, latency, found) for row in shown]
-    cells = [_cells(record, columns, found) for record in records]
+    marked = {(row["row"], metric): mark_of(row, metric, found) for row in shown for metric in table.metrics}
+    cells = [_cells(record, columns, marked) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
-    caption = _caption(shown, columns, latency, differs, guidance_scale, len(found))
+    explained = marks_explained(shown, table.metrics, found)
+    caption = _caption(shown, columns, latency, differs, guidance_scale, explained)
     records, cells = [*records, floor_record], [*cells, floor_cells]
     if not table.paper:
         records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
@@ -151,17 +155,13 @@ def _record(row: Row, rows: Sequence[Row], columns: _Columns, latency: dict[str,
 
 
 def _quality_record(row: Row, metric: str, marks: Marks) -> Record:
-    quality, difference, mark = quality_of(row, metric), paired_interval(row, metric), marks.get((row["row"], metric))
+    interval, found = interval_of(row, metric), marks.get((row["row"], metric))
     record = {
-        metric: quality and quality["value"],
-        f"{metric}_low": quality and quality["low"],
-        f"{metric}_high": quality and quality["high"],
-        f"{metric}_se": quality and quality["se"],
-        f"{metric}_difference": difference and difference.value,
-        f"{metric}_difference_low": difference and difference.low,
-        f"{metric}_difference_high": difference and difference.high,
-        f"{metric}_p_holm": mark and mark.p,
-    }
+        metric: interval and interval.value,
+        f"{metric}_low": interval and interval.low,
+        f"{metric}_high": interval and interval.high,
+        f"{metric}_se": interval and interval.se,
+    } | difference_record(metric, found)
     reason = row["metrics_not_run"].get(metric) if was_run(row) else None
     return record | ({f"{metric}_not_run": reason} if reason else {})
 
@@ -202,7 +202,7 @@ def _latency_record(row: Row, reference: Row, latency: dict[str, Any] | None) ->
 # --- the printed lines: an empty cell says why, and a row that was not run says it beside its name
 
 
-def _cells(record: Record, columns: _Columns, marks: Marks) -> dict[str, str]:
+def _cells(record: Record, columns: _Columns, marked: Marked) -> dict[str, str]:
     cells = {
         "Method": name_of(record) + (f" (not run: {record['not_run']})" if record["not_run"] else ""),
         "Resolution": str(record["resolution"]),
@@ -210,11 +210,11 @@ def _cells(record: Record, columns: _Columns, marks: Marks) -> dict[str, str]:
         "Sampled steps": str(record["sampled_steps"]),
     }
     for metric in columns.printed:
-        cells[METRICS[metric].label] = _quality(record, metric, marks)
+        cells[METRICS[metric].label] = _quality(record, metric, marked)
         if metric in columns.paper:
             cells[f"paper {PAPER_QUALITY[metric]}"] = _paper(record, metric)
     cells |= {f"paper {PAPER_QUALITY[key]}": _paper(record, key) for key in columns.paper if key not in columns.printed}
-    cells["MAE to uncached"] = "reference" if is_reference(record) else _quality(record, "mae", marks)
+    cells["MAE to uncached"] = "reference" if is_reference(record) else _quality(record, "mae", marked)
     return cells | _macs_cells(record, columns) | _latency_cells(record, columns)
 
 
@@ -230,11 +230,11 @@ def _paper(record: Record, key: str) -> str:
     return NO_CELL if number is None else f"{number:.2f}"
 
 
-def _quality(record: Record, metric: str, marks: Marks) -> str:
+def _quality(record: Record, metric: str, marked: Marked) -> str:
     if record[metric] is None:
         return _ours(record, None, "", record.get(f"{metric}_not_run", "not scored"))
     text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
-    return marked(text, marks.get((record["row"], metric)))
+    return f"{text} {marked.get((record['row'], metric), '')}".rstrip()
 
 
 def _macs_cells(record: Record, columns: _Columns) -> dict[str, str]:
@@ -301,7 +301,7 @@ def _caption(
     latency: dict[str, Any] | None,
     differs: str,
     guidance_scale: float,
-    comparisons: int,
+    marks: str,
 ) -> str:
     run = [row for row in rows if was_run(row)]
     unit = columns.unit.name
@@ -309,9 +309,8 @@ def _caption(
         "Quality: value [95 % interval], delete-one-batch jackknife over",
         f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",
         f"CFG scale {guidance_scale:g}.",
-        "Marks compare with the uncached run at the same NFE, paired on noise and labels:",
-        "≈ not distinguishable at 5 %, else better or worse, corrected (Holm) for the",
-        f"{comparisons} comparisons of the table; no mark: not paired.",
+        "Marks compare with the uncached run at the same NFE, paired on noise and labels.",
+        marks,
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
         "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",

@@ -16,7 +16,7 @@ from PIL import Image
 from tcbench.config.suite import Suite
 from tcbench.record.files import is_whole
 from tcbench.report.evidence import evidence
-from tcbench.report.findings import NOT_DISTINGUISHABLE, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
+from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.report.results import Results, read_results
 from tcbench.report.rows import label_of, uncached_first, was_run
@@ -24,7 +24,8 @@ from tcbench.report.strips import read_strip
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import template
 
-SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DISTINGUISHABLE: "≈", NOT_TESTED: "–"}
+SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DECIDED: "?", NOT_TESTED: "–"}
+SYMBOLS |= {CONTROL[verdict]: symbol for verdict, symbol in SYMBOLS.items() if verdict != NOT_TESTED}
 
 
 def report_page(suite: Suite, folder: Path) -> str:

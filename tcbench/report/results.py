@@ -54,6 +54,11 @@ class Results:
         """The part of `training` that made a predictor, whose `scores` the log describes."""
         return {row: log for row, log in self.training.items() if "scores" in log}
 
+    @property
+    def own_rows(self) -> list[Row]:
+        """The rows that are not added to the suite (`Suite.added_rows`), of which margins and claims are."""
+        return [row for row in self.rows if row["row"] not in self.suite.added_rows]
+
     def row(self, name: str) -> Row:
         """A row of the suite.
 
@@ -116,5 +121,5 @@ def _with_repeats(suite: Suite, folder: Path) -> list[Row]:
     for name, repeats in suite.repeats.items():
         found = [again[repeat] for repeat in repeats]
         if all(was_run(row) for row in (rows[name], *found)):
-            rows[name] = over_rows(rows[name], found, rows[rows[name]["reference"]])
+            rows[name] = over_rows(rows[name], found)
     return list(rows.values())

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import METRICS
+from tcbench.metrics.inference import Sampled, value_interval
 from tcbench.record.executed import PlanRecord
 from tcbench.record.score import Quality, Score
-from tcbench.stats import Interval
+from tcbench.stats import Interval, Replicates
 
 Row = Score
 
@@ -36,12 +38,28 @@ def quality_of(row: Row, metric: str) -> Quality | None:
     return row["quality"].get(metric) if was_run(row) else None
 
 
-def paired_interval(row: Row, metric: str) -> Interval | None:
-    """A row less its uncached reference in a metric, at equal noise; None if that was not scored."""
-    paired = row["paired"].get(metric) if was_run(row) else None
-    if paired is None:
+def sampled(row: Row) -> Sampled:
+    """What a row's numbers rest on."""
+    return Sampled(row["samples"], row["groups"], row["extractor"])
+
+
+def interval_of(row: Row, metric: str) -> Interval | None:
+    """A row's number with its interval in a metric, inside the metric's range; None as `quality_of`."""
+    quality = quality_of(row, metric)
+    if quality is None:
         return None
-    return Interval(paired["difference"], paired["low"], paired["high"], paired["se"], row["groups"] - 1)
+    several = replicates_of(row, metric) if "trainings" in quality else None
+    dof = several.interval().dof if several else row["groups"] - 1
+    return value_interval(METRICS[metric], quality["value"], quality["se"], sampled(row), dof)
+
+
+def replicates_of(row: Row, metric: str) -> Replicates | None:
+    """The stored jackknife replicates of a row's number; None if the row or the metric was not run."""
+    quality = quality_of(row, metric)
+    if quality is None or "deleted" not in quality:
+        return None
+    trainings = np.array(quality.get("trainings", ()), dtype=np.float64)
+    return Replicates(quality["value"], np.array(quality["deleted"]), np.array(row["group_sizes"]), trainings)
 
 
 def paper_of(row: Row) -> Mapping[str, float]:

@@ -1,6 +1,7 @@
 """All tables of a suite by name, from its results: what the files in tables/ and the report hold."""
 
 from tcbench.report.ablation_table import table_ablation
+from tcbench.report.compare import margins
 from tcbench.report.local_error_table import table_local_error
 from tcbench.report.main_table import main_table
 from tcbench.report.results import Results
@@ -10,7 +11,7 @@ from tcbench.report.verdicts import verdict_table
 
 
 def main_tables(results: Results) -> dict[str, Table]:
-    """The paper's Tables II to VI, as far as the suite's rows stand beside them, and I."""
+    """The paper's Tables II to VI, as far as the suite's rows stand beside them, and I; added rows are in the first."""
     suite = results.suite
     tables = {
         name: main_table(
@@ -20,6 +21,7 @@ def main_tables(results: Results) -> dict[str, Table]:
             differs=suite.about.differs,
             guidance_scale=suite.sampler.guidance_scale,
             table=table,
+            added=suite.added_rows,
         )
         for name, table in suite.tables.items()
     }
@@ -41,6 +43,7 @@ def ablation_tables(results: Results) -> dict[str, Table]:
             suite.ablation_suites[name].variants,
             suite=suite.suite,
             differs=suite.about.differs,
+            margins=margins(results.own_rows),
         )
         for name, rows in results.ablations.items()
     }

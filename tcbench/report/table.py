@@ -17,7 +17,6 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "≈": r"$\approx$",
     "±": r"$\pm$",
     "×": r"$\times$",
     "α": r"$\alpha$",

@@ -3,25 +3,26 @@
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
+from tcbench.record.score import Quality, Score
+from tcbench.report.rows import replicates_of
+from tcbench.stats import over_trainings
 
-from tcbench.record.score import Paired, Quality, Score
-from tcbench.stats import Replicates, over_trainings
 
-
-def over_rows(row: Score, repeats: Sequence[Score], reference: Score) -> Score:
+def over_rows(row: Score, repeats: Sequence[Score]) -> Score:
     """A row with the numbers of all its trainings; MACs, plan and trajectory stay those of the first.
+
+    Reports compare rows by their replicates, so what scoring stored of one training against its reference is left out.
 
     Args:
         repeats: the same row with other training seeds.
-        reference: its uncached row, for the paired differences.
 
     Raises:
         UserError: as `tcbench.stats.over_trainings`.
     """
-    quality, paired = dict(row["quality"]), dict(row["paired"])
-    for metric in quality:
-        found = over_trainings([replicates(one, metric) for one in (row, *repeats)])
+    quality: dict[str, Quality] = {}
+    for metric in row["quality"]:
+        each = [replicates_of(one, metric) for one in (row, *repeats)]
+        found = over_trainings([replicates for replicates in each if replicates])
         interval = found.interval()
         quality[metric] = Quality(
             value=interval.value,
@@ -31,16 +32,4 @@ def over_rows(row: Score, repeats: Sequence[Score], reference: Score) -> Score:
             deleted=found.deleted.tolist(),
             trainings=found.trainings.tolist(),
         )
-        if metric in paired:
-            less = (found - replicates(reference, metric)).interval()
-            paired[metric] = Paired(
-                difference=less.value, low=less.low, high=less.high, se=less.se, distinguishable=less.distinguishable
-            )
-    return cast(Score, row | {"quality": quality, "paired": paired, "trainings": 1 + len(repeats)})
-
-
-def replicates(row: Score, metric: str) -> Replicates:
-    """What scoring stored of a metric, for intervals and paired differences."""
-    quality = row["quality"][metric]
-    sizes, trainings = np.array(row["group_sizes"]), np.array(quality.get("trainings", ()), dtype=np.float64)
-    return Replicates(quality["value"], np.array(quality["deleted"]), sizes, trainings)
+    return cast(Score, row | {"quality": quality, "paired": {}, "trainings": 1 + len(repeats)})

@@ -1,6 +1,7 @@
 """Verdicts: what a suite's results say about every claim of the paper, and what they can and cannot show."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,16 @@ import pandas as pd
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.report.claims import CLAIMS, Claim
-from tcbench.report.compare import LEVEL
-from tcbench.report.findings import MARGIN, NOT_TESTED, Finding, untested
+from tcbench.report.compare import LEVEL, MARGIN_RULE, against_references, families, too_few
+from tcbench.report.findings import NOT_DECIDED, NOT_TESTED, Finding, untested
 from tcbench.report.results import Results
-from tcbench.report.rows import MATCHED, Row, paired_interval, quality_of, reference_of, was_run
+from tcbench.report.rows import MATCHED, Row, quality_of, was_run
 from tcbench.report.table import Table
 
 
 def verdicts(results: Results) -> list[tuple[str, Claim, Finding]]:
-    """Every claim, with the heading it stands under, once for each finding on this suite."""
+    """Every claim, with the heading it stands under, once for each finding on the suite's own rows."""
+    results = replace(results, rows=results.own_rows)
     found = []
     for topic, claims in CLAIMS.items():
         for claim in claims:
@@ -29,7 +31,7 @@ def verdicts(results: Results) -> list[tuple[str, Claim, Finding]]:
 
 def what_it_can_show(results: Results) -> list[str]:
     """What the suite's size allows to see, computed: samples, minimum detectable differences, floor, guidance."""
-    suite, rows = results.suite, results.rows
+    suite, rows = results.suite, results.own_rows
     scored = [row for row in rows if was_run(row)]
     sizes = sorted({(row["samples"], row["groups"]) for row in scored})
     lines = [
@@ -45,12 +47,13 @@ def what_it_can_show(results: Results) -> list[str]:
     detectable = minimum_detectable(rows)
     if detectable:
         lines.append(
-            "Minimum detectable difference to uncached (median over rows; 5 % level, 80 % power, one comparison): "
+            "Minimum detectable difference to uncached (median over rows; 80 % power at the level that the marks have: "
+            f"{LEVEL:.0%} over the rows of a metric and NFE): "
             + "; ".join(
                 f"{METRICS[m].label} {size:.3g} ({share:.2g} of the uncached value)"
                 for m, (size, share) in detectable.items()
             )
-            + ". A smaller true difference will usually be called not distinguishable."
+            + f". A smaller true difference will usually be {NOT_DECIDED}."
         )
         blind = [METRICS[m].label for m, (_, share) in detectable.items() if share > 0.1]
         if blind:
@@ -59,11 +62,13 @@ def what_it_can_show(results: Results) -> list[str]:
                 "distance to the uncached samples (MAE) tells methods apart with far fewer samples, but it "
                 "is another question: who stays closest to the uncached model, not who makes better images."
             )
+    if needed := too_few(scored, [metric for metric in suite.scoring.metrics if metric in METRICS]):
+        lines.append(f"Printed but not tested, for want of {needed}: docs/statistics.md says why.")
     if results.floor and "fid" in results.floor:
         floor = results.floor["fid"]
         lines.append(
-            f"FID of {floor['n']} real images against all of them: {floor['mean']:.3g} ± {floor['std']:.2g}; a FID in "
-            "that range is as good as the metric can tell."
+            f"FID of {floor['n']} real images against all of them: {floor['mean']:.3g} ± {floor['std']:.2g}, which is "
+            "what a perfect generator scores at this size."
         )
     if "guidance" not in results.ablations:
         lines.append(
@@ -73,17 +78,22 @@ def what_it_can_show(results: Results) -> list[str]:
 
 
 def minimum_detectable(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value."""
+    """Per metric, medians over rows: the minimum detectable paired difference, its share of the uncached value.
+
+    At the level of the smallest p-value of a family, which Holm's correction holds against `LEVEL` over its size.
+    """
+    metrics = [name for name in METRICS if "uncached" not in METRICS[name].needs]
+    by_name = {row["row"]: row for row in rows}
     sizes: dict[str, list[tuple[float, float]]] = {}
-    for row in filter(was_run, rows):
-        for metric in row["paired"]:
-            base, interval = quality_of(reference_of(row, rows), metric), paired_interval(row, metric)
-            if base and base["value"] and interval and interval.se:
-                sizes.setdefault(metric, []).append((interval.detectable(LEVEL), abs(base["value"])))
+    for family in families(against_references(rows, metrics, {}), by_name).values():
+        for found in family:
+            base = quality_of(by_name[found.other], found.metric)
+            if base and base["value"] and found.interval.se:
+                size = found.interval.detectable(LEVEL / len(family))
+                sizes.setdefault(found.metric, []).append((size, abs(base["value"])))
     return {
         metric: (float(np.median([size for size, _ in found])), float(np.median([size / base for size, base in found])))
         for metric, found in sizes.items()
-        if metric in METRICS
     }
 
 
@@ -106,10 +116,12 @@ def verdict_table(results: Results) -> Table:
     repeated = printed.duplicated(["claim", "place"])
     printed.loc[repeated, ["claim", "place"]] = ""
     rules = (
-        f"Tests at {LEVEL:.0%}, Holm's correction over the comparisons of a line. Reproduced: every comparison as "
-        "claimed; not reproduced: at least one significantly against it; not distinguishable: neither. Without loss: "
-        f"the 95 % interval of the loss lies below {MARGIN:.0%} of the uncached value. Matched: MACs within "
-        f"{MATCHED:.0%}, overheads charged."
+        f"Every test at {LEVEL:.0%}, on the intervals that the tables' marks use. Better than each of several rivals: "
+        "reproduced if each by itself comes out better, not reproduced if any is worse (corrected over them, Holm), "
+        f"else {NOT_DECIDED}. A rival without a row at matched MACs leaves it undecided; no rival at all, not tested. "
+        "Without loss: reproduced if the 95 % interval of the loss lies below the margin, not reproduced if above it. "
+        f"Margin: {MARGIN_RULE}. Control: the distance to the uncached samples, of which the claim says nothing. "
+        f"Matched: MACs within {MATCHED:.0%}, overheads charged."
     )
     differs = f" ({results.suite.about.differs})" if results.suite.about.differs else ""
     return Table(
@@ -139,11 +151,10 @@ def across_suites(folder: Path) -> Table:
         line = {"topic": topic, "claim": claim, "place": place}
         for suite, table in found.items():
             findings = table[(table["claim"] == claim) & (table["place"] == place)]
-            tested = findings[findings["verdict"] != NOT_TESTED]
-            told = [
-                f"{measure}: {verdict}" for measure, verdict in zip(tested["measure"], tested["verdict"], strict=True)
-            ]
-            line[suite] = "; ".join(told) or f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
+            pairs = zip(findings["measure"], findings["verdict"], strict=True)
+            told = dict.fromkeys(": ".join(filter(None, pair)) for pair in pairs)
+            needs = f"{NOT_TESTED}: {'; '.join(dict.fromkeys(findings['evidence']))}"
+            line[suite] = needs if set(findings["verdict"]) <= {NOT_TESTED} else "; ".join(told)
         lines.append(line)
     printed = pd.DataFrame(lines)
     return Table(

@@ -60,7 +60,8 @@ def measure_floor(suite: Suite) -> None:
     elif len(real) <= suite.samples.count:
         floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
     else:
-        floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed)
+        classes = classes_of_real(suite)
+        floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed, classes)
     FLOOR.write(suite.folder / "scores" / "floor.json", floor)
 
 
@@ -89,6 +90,16 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     listing = list_images(real, suite.captions_of_real)
     key = digest([listing.digest, side, suite.scoring.extractor, source_digest("score", data=suite.data.name)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
+
+
+def classes_of_real(suite: Suite) -> Sequence[int] | None:
+    """The classes of the real images, where samples show classes in turn; None of captions, or where none are known."""
+    if suite.source.conditioning != "class":
+        return None
+    real = suite.scoring.real
+    if real is None:
+        return suite.source.images().labels.tolist()
+    return None if real.suffix == ".npz" else list_images(real).classes or None
 
 
 def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
