@@ -75,5 +75,7 @@ def test_held_out_examples_are_not_trained_on() -> None:
 
     held_out = seen(train.again(0, held_out=True))
     assert held_out == {9, 19, 29, 39} and seen(train) == set(range(47)) - held_out
-    with pytest.raises(UserError, match="9 examples; give at least 10"):
-        Pairs(train.adapter, data[:9], chain, seed=0, held_out=True)
+    few = Pairs(train.adapter, data[:4], chain, seed=0)
+    assert seen(few) == {0, 1, 2} and seen(few.again(0, held_out=True)) == {3}
+    with pytest.raises(UserError, match="1 examples; give two or more"):
+        Pairs(train.adapter, data[:1], chain, seed=0)

@@ -36,8 +36,15 @@ from tests.suites import altered
 
 INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
 ADM = "data/adm/VIRTUAL_imagenet256_labeled.npz"
-TRAINING = {"predictor_iterations": 1, "refiner_iterations": 1, "training_batch_size": 2, "alpha_samples": 2}
-TOKENCACHE = {"num_full_steps": 2, "beta": -20, "refiner_blocks": 1, "refiner_rank": 2, **TRAINING}
+TRAINING = {
+    "predictor_iterations": 1,
+    "predictor_learning_rate": 1e-3,  # one iteration must show: what learned nothing is refused
+    "patience": None,
+    "refiner_iterations": 1,
+    "training_batch_size": 2,
+    "alpha_samples": 2,
+}
+TOKENCACHE = {"num_full_steps": 2, "beta": -2000, "refiner_blocks": 1, "refiner_rank": 2, **TRAINING}
 
 
 class Colours(extractors._Network):

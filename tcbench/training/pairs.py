@@ -30,7 +30,7 @@ CALIBRATION_INDEX = 1 << 40  # sample indices from here on never meet those of a
 
 
 HELD_OUT = 10
-"""Every tenth example is kept from training: held-out losses are of these."""
+"""Every tenth example, or the last of fewer, is kept from training: held-out losses are of these."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Pairs:
         held_out: draw from the examples that are kept from training.
 
     Raises:
-        UserError: there are too few examples to have held any out.
+        UserError: there are too few examples to hold one out.
     """
 
     def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int, *, held_out: bool = False) -> None:
         self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
-        if held_out and len(data) < HELD_OUT:
-            raise UserError(f"training: {len(data)} examples; give at least {HELD_OUT}, one in {HELD_OUT} is held out")
+        if len(data) < 2:
+            raise UserError(f"training: {len(data)} examples; give two or more, because one in {HELD_OUT} is held out")
 
     def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
         """Other draws from the same examples and chain."""
@@ -93,12 +93,13 @@ class Pairs:
         return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
 
     def _examples(self, count: int) -> Tensor:
-        """Indices of examples, [count]: every tenth one, or of the others."""
-        kept = len(self.data) // HELD_OUT
+        """Indices of examples, [count]: of those that are held out, or of the others."""
+        every = min(HELD_OUT, len(self.data))
+        kept = len(self.data) // every
         if self.held_out:
-            return HELD_OUT * torch.randint(kept, (count,), generator=self.generator) + HELD_OUT - 1
+            return every * torch.randint(kept, (count,), generator=self.generator) + every - 1
         chosen = torch.randint(len(self.data) - kept, (count,), generator=self.generator)
-        return chosen + chosen // (HELD_OUT - 1)
+        return chosen + chosen // (every - 1)
 
     def embed(self, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
         """(tokens [R, N, D], condition)."""
