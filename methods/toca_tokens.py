@@ -33,7 +33,6 @@ class ToCaTokens(TokenSelector):
 
     name = "toca_tokens"
     label = "ToCa tokens"
-    version = 2
 
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.6

@@ -668,7 +668,7 @@ def _methods(parsed: argparse.Namespace) -> None:
             print(f"{name}: broken: {error}")
             continue
         where = "" if file.is_relative_to(SHIPPED) else f" {file}"
-        print(f"{name} (version {cls.version}; knob: {cls.knob or 'none'}){where}")
+        print(f"{name} (knob: {cls.knob or 'none'}){where}")
         if parsed.name:
             print(f"\n    {documentation(cls)}\n")
         for option, info in cls.model_fields.items():

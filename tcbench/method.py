@@ -191,7 +191,6 @@ class Method(BaseModel):
 
     Class attributes:
         name: how configs call it (the file's name); label: how tables call it.
-        version: bump it when results may change; results made by another version are made again.
         knob: the one option that trades quality for MACs; None if there is nothing to trade.
         trains: whether `training` declares anything.
         predicts: whether it trains a scorer of tokens, which diagnostics and the figure of scores describe.
@@ -206,7 +205,6 @@ class Method(BaseModel):
 
     name: ClassVar[str]
     label: ClassVar[str]
-    version: ClassVar[int] = 1
     knob: ClassVar[str | None] = None
     trains: ClassVar[bool] = False
     predicts: ClassVar[bool] = False

@@ -35,7 +35,6 @@ def method_class(name: str) -> type[Method]:
     cls = _class_in(path, Method, "tcbench_methods")
     described = {
         "label = a text": isinstance(getattr(cls, "label", None), str),
-        "version = a whole number": isinstance(cls.version, int),
         "knob = one of its options, or None": cls.knob is None or cls.knob in cls.model_fields,
         f"decides = one of {', '.join(get_args(Decides))}": cls.decides in get_args(Decides),
         "trains = True or False": isinstance(cls.trains, bool),

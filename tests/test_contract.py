@@ -23,7 +23,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Decides, Look, Method, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
+from tcbench.plan import ALL, Block, Deferred, Keys, Plan, Span, Tokens, every_unit
 from tcbench.record.executed import PlanRecord
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.samplers import SamplerSettings
@@ -233,14 +233,17 @@ def test_no_host_read_between_plan_and_output(model: str, name: str, options: di
 
 
 def on_meta(plan: Plan) -> Plan:
-    return Plan(
-        {
-            unit: replace(decision, who=Tokens(decision.who.index_RK.to("meta")))
-            if isinstance(decision.who, Tokens)
-            else decision
-            for unit, decision in plan.decisions.items()
-        }
-    )
+    """The same decisions for a model on the meta device, those too that are taken when a unit is reached."""
+
+    def moved(who: Any) -> Any:
+        match who:
+            case Tokens():
+                return Tokens(who.index_RK.to("meta"))
+            case Deferred():
+                return replace(who, choose=lambda stream: moved(who.choose(stream)))
+        return who
+
+    return Plan({unit: replace(decision, who=moved(decision.who)) for unit, decision in plan.decisions.items()})
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead"))

@@ -26,7 +26,7 @@ def tiny() -> str:
     head, tail = SMOKE.replace("suite: smoke", "suite: tiny").split("\nrows:\n")
     rows, ablations = tail.split("ablations:\n")
     kept = [line for line in rows.splitlines() if line.split(":")[0].strip() in ROWS]
-    head = "\n".join(line for line in head.splitlines() if not line.startswith("  table6"))
+    head = "\n".join(line for line in head.splitlines() if not line.strip().startswith("table6"))
     one = ablations[: ablations.index("  guidance:")].replace("      r0.9: {paper: {fid: 8.99, speedup: 2.40}}\n", "")
     return f"{head}\nrows:\n" + "\n".join(kept) + f"\nablations:\n{one}"
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from tcbench.config.fields import PaperCell
+from tcbench.config.fields import PaperCell, Scoring
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.metrics.accuracy import correct
@@ -459,7 +459,7 @@ def test_what_the_real_images_take_is_computed_once(monkeypatch):
 def test_the_catalogue_names_what_there_is():
     for metric in METRICS.values():
         assert callable(metric.function()), metric.name
-        assert metric.settings is None or metric.settings in Suite.model_fields
+        assert metric.settings is None or metric.settings in Scoring.model_fields | Suite.model_fields
     cells = {field.alias or name for name, field in PaperCell.model_fields.items()}
     assert set(paper_headings()) == cells - {"latency_s", "tmacs", "speedup"}
     assert usual_metrics() == ("fid", "sfid", "is", "precision", "recall", "accuracy", "mae", "psnr", "feature_mse")

@@ -91,19 +91,17 @@ BROKEN = {
 
 SUITE = """
 suite: tiny
-description: a tiny network with random weights
-differs: a test
-stands_for: {name: DiT-XL/2, resolution: 256}
-model: tiny-dit
-weights: random
-data: digits
-guidance: {scale: 1.5, rule: a test}
-samples: 2
-batch_size: 1
-traced: 2
-metrics: [mae]
-figure: {nfe: 3, columns: 2}
-tables: {}
+about:
+  description: a tiny network with random weights
+  differs: a test
+  stands_for: {name: DiT-XL/2, resolution: 256}
+  guidance_rule: a test
+model: {name: digits-dit, weights: random}
+data: {name: digits}
+sampler: {guidance_scale: 1.5}
+samples: {count: 2, batch_size: 1, traced: 2}
+scoring: {metrics: [mae]}
+show: {figure: {nfe: 3, columns: 2}, tables: {}}
 latency: {batch_size: 1, warmup: 0, repeats: 1}
 rows:
   uncached: {method: uncached, nfe: 3}

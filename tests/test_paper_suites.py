@@ -52,10 +52,8 @@ def test_every_outside_file_is_described(path: Path) -> None:
         outside.append(suite.scoring.clip.weights)
     if "image_reward" in suite.scoring.metrics:
         outside += [suite.scoring.image_reward.weights, suite.scoring.image_reward.tokenizer]
-    outside += [
-        suite.scoring.extractor_weights,
-        *(suite.training.images or Images(folder=suite.model.latents.folder)).model_dump().values(),
-    ]
+    training = suite.training.images or Images(folder=suite.model.latents.folder)
+    outside += [suite.scoring.extractor_weights, training.folder, training.captions]
     assert {str(file) for file in outside if isinstance(file, str | Path)} <= described
     reads = {"text_encoder", "prompts"} if suite.data.name != "imagenet" else set()
     assert {need.name for need in needs(suite)} >= {"denoiser", "autoencoder"} | reads

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tcbench.budget.costing import macs_of
+from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.places import ADDED_METHODS
 from tcbench.plan import ALL, Block
@@ -76,7 +77,7 @@ def test_inherited_options_are_explained(first: Method) -> None:
 
 def test_a_block_without_a_choice_is_no_plan(first: Method) -> None:
     for surplus in (-1, 1):
-        with pytest.raises(ValueError, match=r"shorter|longer"):
+        with pytest.raises(UserError, match=r"methods/first_of_all\.py: step 1: ValueError: .*(shorter|longer)"):
             first.model_copy(update={"surplus": surplus}).plan(FakeLook(run_of(6), step=1))
 
 
@@ -84,7 +85,7 @@ def test_a_selector_that_chooses_nothing_is_told() -> None:
     class Nameless(TokenSelector):
         name = "nameless"
 
-    with pytest.raises(TypeError, match=r"methods/nameless\.py defines neither choose\(look\) nor start\(run\)"):
+    with pytest.raises(UserError, match=r"methods/nameless\.py: step 1: .*neither choose\(look\) nor start\(run\)"):
         Nameless(**OPTIONS).plan(FakeLook(run_of(6), step=1))
 
 

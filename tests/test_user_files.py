@@ -286,7 +286,7 @@ def test_imagenet_is_halved_and_the_listing_says_so(tmp_path: Path) -> None:
     assert np.array_equal(pixels, adm_crop(Image.open(tmp_path / "1/a.png").convert("RGB"), 8))
     for name in ("paper-dit-256", "paper-dit-512"):
         config = next(path for path in official.CONFIGS if path.stem == name).read_text(encoding="utf-8")
-        assert "training: {folder: data/imagenet/train, resize: halving}" in config
+        assert "images: {folder: data/imagenet/train, resize: halving}" in config
 
 
 def test_how_far_the_crops_are_apart(photos: list[Image.Image]) -> None:
@@ -535,8 +535,10 @@ def test_folders_cloned_without_large_files_say_so(tmp_path: Path, monkeypatch: 
     (tmp_path / "vae" / "config.json").write_bytes(PAGE)
     suite = official.small_suite(
         "paper-dit-256",
-        latents={"kind": "sd", "folder": str(tmp_path / "vae")},
-        rows={"plain": {"method": "uncached", "nfe": 3}},
+        {
+            "model.latents": {"kind": "sd", "folder": str(tmp_path / "vae")},
+            "rows": {"plain": {"method": "uncached", "nfe": 3}},
+        },
     )
     assert "config.json: not the config of an autoencoder (Invalid JSON" in one_line(image_side, suite)
     official.write_t5(tmp_path / "t5")

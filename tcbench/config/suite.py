@@ -111,7 +111,7 @@ class Entry:
         if part is None:
             return {}
         settings = self.row.model_dump(include=set(part.model_fields), mode="json", by_alias=True)
-        settings |= {"options": self.method.model_dump(mode="json"), "version": self.method.version}
+        settings["options"] = self.method.model_dump(mode="json")
         if "guidance_scale" in settings:
             settings["guidance_scale"] = self.guidance_scale
         if "artefacts_from" in settings:
