@@ -256,7 +256,7 @@ def test_a_broken_file_breaks_no_other_command(capsys: pytest.CaptureFixture[str
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in method_names():
-        (line,) = [line for line in lines if line.startswith((f"{name} (version", f"{name}: broken: "))]
+        (line,) = [line for line in lines if line.startswith((f"{name} (knob", f"{name}: broken: "))]
         assert (f"{name}: broken" in line) == (name in BROKEN)
         if name in BROKEN:
             assert f"{name}.py: {BROKEN[name][1]}" in line
