@@ -131,6 +131,7 @@ def settings() -> dict[str, object]:
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In a folder of its own; what a method changes is set again when it is refused."""
     monkeypatch.chdir(tmp_path)
+    torch.set_float32_matmul_precision("highest")  # as stages set it for a suite without TF32
     before = settings()
     yield
     assert settings() == before

@@ -28,6 +28,7 @@ class Mine(Method):
     'Everything is computed.'
 
     name = "mine"
+    label = "mine"
 
     def plan(self, look: Look) -> Plan:
         return Plan()

@@ -160,7 +160,7 @@ def test_the_wheels_sources_have_the_checkouts_digests(wheel, tmp_path):
 
 def test_the_wheel_knows_methods_suites_and_costs_from_an_empty_folder(scripts, tmp_path):
     listed = run(scripts, tmp_path, "tcbench", "methods").stdout
-    assert all(f"{name} (version " in listed for name in method_names())
+    assert all(f"{name} (knob: " in listed for name in method_names())
     cost = ("macs", "--model", "tiny-dit", "--method", "uncached", "--nfe", "2", "--json")
     assert json.loads(run(scripts, tmp_path, "tcbench", *cost).stdout)["per_sample"] > 0
     assert "render_tables" in plan(scripts, tmp_path, "digits")
