@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
-from tcbench.trainable import ImportRouter, Stage, TrainRouter
+from tcbench.trainable import ImportRouter, Trainable, TrainRouter
 
 
 class LearningToCache(Method):
@@ -73,7 +73,7 @@ class LearningToCache(Method):
         recomputed = self.recomputed(look.run, look.step)
         return Plan({site: Decision(ALL if computed else NONE) for site, computed in recomputed.items()})
 
-    def training(self, run: Run) -> tuple[Stage, ...]:
+    def training(self, run: Run) -> tuple[Trainable, ...]:
         """The router."""
         if self.router:
             return (ImportRouter("router", self.router),)

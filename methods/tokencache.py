@@ -18,7 +18,7 @@ from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.trainable import CollectScores, Loss, Reach, Stage, TrainRefiners, TrainScorer
+from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class TokenCache(TokenSelector):
         budget = min(round((1 - self.cache_ratio) * pool * shape.num_tokens), free * shape.num_tokens)
         return spend(alpha_RLN, budget, self.allocation)
 
-    def training(self, run: Run) -> tuple[Stage, ...]:
+    def training(self, run: Run) -> tuple[Trainable, ...]:
         """The predictor first; then, with it frozen, the refiners on hard masks (Sec. IV-B)."""
         free, batch = self.free_blocks(run), self.training_batch_size
         predictor = TrainScorer(
@@ -142,7 +142,7 @@ class TokenCache(TokenSelector):
         )
         beta = self._published(run)[1] if self.beta is None else self.beta
         read = None if self.schedule == "even" else beta
-        stages: tuple[Stage, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
+        stages: tuple[Trainable, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
         if self.refiner_rank and free < run.shape.num_blocks:
             stages += (
                 TrainRefiners(

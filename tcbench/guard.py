@@ -20,7 +20,7 @@ from tcbench.checking import checks_values
 from tcbench.errors import UserError
 from tcbench.plan import Plan, PlanError, Settled, Unit, described
 from tcbench.surroundings import kept_surroundings
-from tcbench.trainable import Stage
+from tcbench.trainable import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,7 +227,7 @@ HOOKS: dict[str, Callable[[Any, Any], Any]] = {
     "i_steps": _steps,
     "plan": _plan,
     "outcomes": _outcomes,
-    "training": _tuple_of("training", Stage, "stages of tcbench.trainable"),
+    "training": _tuple_of("training", Trainable, "declarations of tcbench.trainable"),
     "files": _tuple_of("files", str, "paths"),
     "macs_depend_on": _reason,
 }

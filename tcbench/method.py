@@ -19,7 +19,7 @@ from tcbench.guard import guard_hooks
 from tcbench.guidance import Guidance
 from tcbench.plan import Plan
 from tcbench.shapes import ModelShape
-from tcbench.trainable import Stage
+from tcbench.trainable import Trainable
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class Run:
         sample_index: global indices of the samples, int64 [n]; with `seed` they key all randomness.
         seed: the run's seed.
         artefacts: what was trained for the method.
+        noise_levels: (signal, sigma) at every step, the scales of the clean latent and of the noise in what the network
+            sees; empty if the run is costed from shapes or its sampler walks no chain of levels.
     """
 
     shape: ModelShape
@@ -68,6 +70,7 @@ class Run:
     sample_index: "Tensor"
     seed: int = 0
     artefacts: Artefacts = Artefacts()
+    noise_levels: tuple[tuple[float, float], ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -118,6 +121,10 @@ class Look(ABC):
     def output(self) -> "Tensor":
         """What the transformer put out at the last step, [R, C, ...]; at the first there is nothing to see."""
         return self.observe("output")
+
+    def noise_level(self) -> "Tensor":
+        """(signal, sigma) of this step, the scales of the clean latent and of the noise in `input`, [R, 2]."""
+        return self.observe("noise_level")
 
     def modulated_input(self) -> "Tensor":
         """The first block's first part's input, normalised and modulated, [R, N, D]; its modulation is charged."""
@@ -236,7 +243,7 @@ class Method(BaseModel):
             "a number is read when the step starts; define outcomes(run, step), the plans it decides between"
         )
 
-    def training(self, run: Run) -> tuple[Stage, ...]:
+    def training(self, run: Run) -> tuple[Trainable, ...]:
         """What must be trained before sampling, in order."""
         return ()
 

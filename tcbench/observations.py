@@ -59,11 +59,11 @@ def _scores(live: LiveStep, name: str) -> "Tensor":
 def _uniform(live: LiveStep) -> "Tensor":
     import torch
 
-    from tcbench import noise
+    from tcbench import draws
 
     run = live.run
     blocks = torch.arange(run.shape.num_blocks, device=run.sample_index.device)
-    numbers = noise.uniform(run.seed, run.sample_index[:, None], run.shape.num_tokens, live.step, blocks)
+    numbers = draws.uniform(run.seed, run.sample_index[:, None], run.shape.num_tokens, live.step, blocks)
     return numbers.repeat(run.rows_per_sample, 1, 1)
 
 
@@ -96,6 +96,15 @@ def _input(live: LiveStep) -> "Tensor":
     return live.input_RC
 
 
+def _noise_level(live: LiveStep) -> "Tensor":
+    if not live.run.noise_levels:
+        raise UserError("the sampler of this run walks no chain of noise levels; decide without them")
+    import torch
+
+    level = torch.tensor(live.run.noise_levels[live.step], device=live.x_RND.device)
+    return level.expand(len(live.x_RND), -1)
+
+
 def _of_image(live: LiveStep, stream: "Tensor", dim: int = 1) -> "Tensor":
     text = live.run.shape.joint_text
     return stream.narrow(dim, text, stream.shape[dim] - text)
@@ -117,6 +126,7 @@ OBSERVATIONS: dict[str, Observation] = {
     ),
     "input": Observation(size=lambda shape: shape.latent_shape, compute=_input, lent=True),
     "output": Observation(size=lambda shape: shape.output_shape, compute=_output, lent=True),
+    "noise_level": Observation(size=lambda shape: (2,), compute=_noise_level),
     "modulated_input": Observation(
         size=lambda shape: (shape.num_tokens, shape.width),
         compute=_modulated_input,

@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
@@ -63,6 +63,12 @@ class Chain:
 
     def __init__(self, timesteps: tuple[float, ...], signal: Tensor, sigma: Tensor) -> None:
         self.timesteps, self.signal, self.sigma = timesteps, signal, sigma
+
+    @property
+    def noise_levels(self) -> tuple[tuple[float, float], ...]:
+        """(signal, sigma) at every step."""
+        steps = len(self.timesteps)
+        return tuple(zip(self.signal[:steps].tolist(), self.sigma[:steps].tolist(), strict=True))
 
     def noised(self, x0: Tensor, step_R: Tensor, noise: Tensor) -> Tensor:
         """q(x_t | x0) at a sampling step per row: [R, C, ...]."""
@@ -304,7 +310,7 @@ class SamplerSettings:
 
 def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, step: int) -> Tensor:
     """What an ancestral sampler adds to each sample at a step, [n, C, ...]."""
-    return noise.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
+    return draws.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
 
 
 def make_sampler(

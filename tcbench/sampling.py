@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.checking import checks_values
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
@@ -71,7 +71,7 @@ def default_prompts(adapter: Adapter, sample_index: Tensor) -> Tensor:
 
 def initial_noise(adapter: Adapter, seed: int, sample_index: Tensor) -> Tensor:
     """x_T of each sample, [n, C, ...]."""
-    return noise.gaussian(seed, sample_index, adapter.spec.latent_shape)
+    return draws.gaussian(seed, sample_index, adapter.spec.latent_shape)
 
 
 def start_run(
@@ -86,8 +86,8 @@ def start_run(
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, sample_index)
     guidance = adapter.spec.guidance(settings.guidance_scale)
     index = sample_index.to(adapter.device, copy=True)
-    run = Run(adapter.shape, sampler.timesteps, guidance, index, settings.seed, artefacts)
-    return sampler, run
+    levels = sampler.noise_levels
+    return sampler, Run(adapter.shape, sampler.timesteps, guidance, index, settings.seed, artefacts, levels)
 
 
 class Passes:

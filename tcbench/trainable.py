@@ -116,4 +116,4 @@ class ImportRouter:
     path: str
 
 
-Stage = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter
+Trainable = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.cli import main
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.images import Latents, list_images
@@ -191,8 +191,8 @@ def test_latents_are_the_images_posteriors(coco: Suite) -> None:
         list_images(Path("data/coco/train2017")),
         Autoencoder(Path("checkpoints/sd-vae-ft-ema"), 0.18215, "cpu"),
     )
-    draws = noise.gaussian(coco.training.seed, torch.arange(8), (4, 16, 16))
-    expected = autoencoder.encode(torch.cat(list(listing.decoded(32, 8))), draws)
+    noise = draws.gaussian(coco.training.seed, torch.arange(8), (4, 16, 16))
+    expected = autoencoder.encode(torch.cat(list(listing.decoded(32, 8))), noise)
     examples = load_examples(coco, load_captions(coco, held_out=False))
     assert len(examples) == 8
     order = torch.tensor([7, 0, 3, 3])

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tcbench"
 FOR_METHODS = ("plan", "choose", "schedule", "selector", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
 CORE = {
-    f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "noise", "checking", "guard")
+    f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "draws", "checking", "guard")
 }
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
@@ -64,7 +64,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
     [
         ("errors", set()),
         ("unseen", set()),
-        ("noise", set()),
+        ("draws", set()),
         ("groups", set()),
         ("foreign", {"errors"}),
         ("guidance", set()),
@@ -90,7 +90,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("schedule", {"errors", "method"}),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("ledger", {"plan", "shapes"}),
-        ("observations", {"errors", "ledger", "method", "noise", "shapes"}),
+        ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),
         ("models/adapter", {"groups", "models", "shapes"}),
         ("models/layers", set()),
@@ -110,10 +110,10 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             "engine/engine",
             {"checking", "engine", "guard", "ledger", "method", "models", "observations", "plan", "record", "shapes"},
         ),
-        ("samplers", {"errors", "models", "noise", "timesteps"}),
+        ("samplers", {"draws", "errors", "models", "timesteps"}),
         (
             "sampling",
-            {"checking", "engine", "errors", "method", "models", "noise", "record", "samplers", "undisturbed"},
+            {"checking", "engine", "errors", "method", "models", "draws", "record", "samplers", "undisturbed"},
         ),
         ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
         ("artefacts", {"errors", "method", "models", "record"}),
@@ -146,7 +146,7 @@ def test_models_know_no_engine(path: Path) -> None:
 
 def test_the_engine_names_no_method() -> None:
     engine = [f"engine/{path.stem}" for path in files("engine")]
-    for module in (*FOR_METHODS, "shapes", "guidance", "ledger", "noise", *engine):
+    for module in (*FOR_METHODS, "shapes", "guidance", "ledger", "draws", *engine):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,14 +10,25 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from tcbench import noise
+from tcbench import draws
+from tcbench.budget.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
+from tcbench.method import Look, Method
 from tcbench.models.dit import DiTAdapter
+from tcbench.plan import Plan
 from tcbench.registry import make_method
-from tcbench.samplers import AncestralDDPM, ReferenceDDIM, SamplerSettings, training_alphas_cumprod
+from tcbench.samplers import (
+    AncestralDDPM,
+    ReferenceDDIM,
+    SamplerSettings,
+    Solver,
+    make_sampler,
+    training_alphas_cumprod,
+)
 from tcbench.sampling import Samples, initial_noise, sample_batch, sample_labels
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
+from tests.conftest import make_adapter
 from tests.floors import ANCESTRAL, SAMPLER, TRAJECTORY, assert_close
 
 SETTINGS = SamplerSettings(guidance_scale=1.5)
@@ -27,7 +39,7 @@ SETTINGS = SamplerSettings(guidance_scale=1.5)
 
 @pytest.mark.parametrize(
     "draw",
-    [lambda seed, index: noise.gaussian(seed, index, (2, 3)), lambda seed, index: noise.uniform(seed, index, 6, 4, 1)],
+    [lambda seed, index: draws.gaussian(seed, index, (2, 3)), lambda seed, index: draws.uniform(seed, index, 6, 4, 1)],
     ids=["gaussian", "uniform"],
 )
 def test_noise_depends_on_seed_and_index_alone(draw) -> None:
@@ -44,7 +56,7 @@ def test_noise_depends_on_seed_and_index_alone(draw) -> None:
 
 
 def test_gaussian_moments() -> None:
-    x = noise.gaussian(0, torch.arange(2000), (4, 8, 8)).flatten(1).double()
+    x = draws.gaussian(0, torch.arange(2000), (4, 8, 8)).flatten(1).double()
     error = x.numel() ** -0.5
     assert x.mean().abs() < 5 * error
     assert (x.var() - 1).abs() < 5 * 2**0.5 * error
@@ -56,7 +68,7 @@ def test_gaussian_moments() -> None:
 def test_uniform_moments() -> None:
     """Over tokens, samples, steps and blocks together, and between any two (sample, step, block)."""
     index = torch.arange(6)
-    u = torch.stack([noise.uniform(0, index, 1024, step, block) for step in range(5) for block in range(4)]).double()
+    u = torch.stack([draws.uniform(0, index, 1024, step, block) for step in range(5) for block in range(4)]).double()
     assert u.min() >= 0 and u.max() < 1
     error = u.numel() ** -0.5
     assert (u.mean() - 1 / 2).abs() < 5 * 12**-0.5 * error
@@ -68,8 +80,8 @@ def test_uniform_moments() -> None:
 
 
 def test_purposes_do_not_collide() -> None:
-    draws = [noise.uniform(0, torch.tensor([3]), 4, step, block) for step in range(30) for block in range(30)]
-    assert len(torch.unique(torch.cat(draws), dim=0)) == 900
+    seen = [draws.uniform(0, torch.tensor([3]), 4, step, block) for step in range(30) for block in range(30)]
+    assert len(torch.unique(torch.cat(seen), dim=0)) == 900
 
 
 def splitmix64(z: int) -> int:
@@ -89,12 +101,12 @@ def test_uniform_is_splitmix64(seed: int, index: int, purpose: tuple[int, ...]) 
     for number in purpose:
         key = splitmix64((key + (number + 1) * gamma) & mask)
     expected = [(splitmix64((key + token * gamma) & mask) >> 40) / (1 << 24) for token in range(1, 6)]
-    assert noise.uniform(seed, torch.tensor([index]), 5, *purpose).tolist() == [expected]
+    assert draws.uniform(seed, torch.tensor([index]), 5, *purpose).tolist() == [expected]
 
 
 def test_uniform_reads_nothing_back() -> None:
     """On meta tensors every read of a value raises."""
-    assert noise.uniform(0, torch.arange(3, device="meta"), 8, 2, 1).shape == (3, 8)
+    assert draws.uniform(0, torch.arange(3, device="meta"), 8, 2, 1).shape == (3, 8)
 
 
 # --- time
@@ -280,11 +292,35 @@ def test_a_sample_that_is_not_finite_is_named(tiny) -> None:
 
 def test_seeds_that_agree_in_their_low_32_bits_give_other_noise() -> None:
     """A generator that looks at 32 bits of its key would repeat noise among some ten thousand samples."""
-    keys = noise._key(0, torch.arange(400_000))
+    keys = draws._key(0, torch.arange(400_000))
     low = keys % (1 << 32)
     first = low.unique(return_inverse=True)[1]
     twice = (first.bincount() > 1).nonzero().flatten()
     assert len(twice), "the test needs a pair of keys that agree in 32 bits"
     pair = (first == twice[0]).nonzero().flatten()
-    drawn = noise.gaussian(0, pair, (8,))
+    drawn = draws.gaussian(0, pair, (8,))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("solver", get_args(Solver))
+def test_a_method_sees_the_noise_level_of_a_step(solver: Solver) -> None:
+    """What the sampler scales clean latent and noise by; costing knows only that there is one."""
+    seen: list[Tensor] = []
+
+    class Looking(Method):
+        name = "looking"
+        label = "looking"
+
+        def plan(self, look: Look) -> Plan:
+            seen.append(look.noise_level())
+            return Plan()
+
+    settings, index = SamplerSettings(1.5, solver=solver), torch.arange(2)
+    adapter = make_adapter("tiny-dit")
+    sample_batch(adapter, Looking(), 4, settings, index)
+    sampler = make_sampler(adapter, 4, settings, index)
+    expected = torch.stack([sampler.signal[:4], sampler.sigma[:4]], dim=1)
+    assert torch.equal(torch.stack(seen), expected[:, None].expand(-1, 4, -1))
+    seen.clear()
+    macs_of("tiny-dit", Looking(), 4)
+    assert len(seen) == 4 and all(level.shape[1:] == (2,) for level in seen)

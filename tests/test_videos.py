@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.config.needs import needs
 from tcbench.config.suite import Suite
 from tcbench.data.videos import VideoListing, centred, frame_numbers, list_videos
@@ -200,8 +200,8 @@ def test_videos_are_encoded_once_and_trained_on(mixkit: Suite, capsys: pytest.Ca
     videos = list_videos(Path("data/mixkit"), mixkit.training.images.captions, 16)
     for latent, number in zip(latents, (5, 3), strict=True):
         key = torch.tensor([number])
-        place = noise.uniform(mixkit.training.seed, key, 1).item()
-        video, draw = videos.read(number, 5, (128, 64), place), noise.gaussian(mixkit.training.seed, key, (4, 2, 16, 8))
+        place = draws.uniform(mixkit.training.seed, key, 1).item()
+        video, draw = videos.read(number, 5, (128, 64), place), draws.gaussian(mixkit.training.seed, key, (4, 2, 16, 8))
         assert_close(latent, load_autoencoder(mixkit).encode(video[None], draw)[0], HALF)
     Path("data/mixkit/Cats/0.mp4").write_bytes(b"unread, as its shard is there")
     encode_images(mixkit)

@@ -154,7 +154,7 @@ class Diagnostics(TypedDict):
     provenance: Provenance
 
 
-class Stage(TypedDict):
+class TrainingRecord(TypedDict):
     """A stage of training."""
 
     kind: str
@@ -189,7 +189,7 @@ class Trained(TypedDict):
         read: SHA-256 of the user's files that training read.
     """
 
-    stages: list[Stage]
+    stages: list[TrainingRecord]
     files: dict[Annotated[str, Text(pattern=r"^\w+$")], Digest]
     tables: list[str]
     scores: NotRequired[ScorerStatistics]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.artefacts import load_artefacts
 from tcbench.choose import allocate_evenly, allocate_tokens, top_tokens, top_tokens_by_block
 from tcbench.config.suite import Entry
@@ -69,7 +69,7 @@ def diagnose_row(entry: Entry) -> None:
     alpha_RLN = artefacts.scorers["predictor"](adapter, *later)[:, :free]
     change_RLN = torch.stack([(after[unit] - before[unit]).square().sum(-1) for unit in units], dim=1)
     index = torch.arange(len(x), device=x.device)
-    random_RLN = noise.uniform(suite.training.seed, index, free * shape.num_tokens).view_as(alpha_RLN)
+    random_RLN = draws.uniform(suite.training.seed, index, free * shape.num_tokens).view_as(alpha_RLN)
 
     def local_error(plan: Plan, keys: Keys) -> dict[str, float]:
         engine = Engine(adapter, run)

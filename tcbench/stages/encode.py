@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench import noise
+from tcbench import draws
 from tcbench.config.suite import Suite
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing
@@ -92,7 +92,7 @@ def _images(
     index, shape = torch.arange(start, stop), MODELS[suite.model.name].latent_shape
     batches = listing.decoded(image_side(suite), BATCH, start, stop)
     latents = [
-        autoencoder.encode(images, noise.gaussian(suite.training.seed, part, shape))
+        autoencoder.encode(images, draws.gaussian(suite.training.seed, part, shape))
         for images, part in zip(batches, index.split(BATCH), strict=True)
     ]
     return torch.cat(latents)
@@ -107,12 +107,12 @@ def _videos(
     latents, left_out = [torch.empty(0, *shape)], {}
     for number in range(start, stop):
         index = torch.tensor([number])
-        place = noise.uniform(suite.training.seed, index, 1).item()
+        place = draws.uniform(suite.training.seed, index, 1).item()
         try:
             video = listing.read(number, frames, size, place)
         except UserError as error:
             left_out[str(number)] = str(error)
             bar.write(f"left out: {error}", file=sys.stderr)
         else:
-            latents.append(autoencoder.encode(video[None], noise.gaussian(suite.training.seed, index, shape)))
+            latents.append(autoencoder.encode(video[None], draws.gaussian(suite.training.seed, index, shape)))
     return torch.cat(latents), left_out

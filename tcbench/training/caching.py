@@ -20,7 +20,7 @@ from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
-from tcbench.trainable import CollectScores, ImportRouter, Stage, TrainRefiners, TrainRouter, TrainScorer
+from tcbench.trainable import CollectScores, ImportRouter, Trainable, TrainRefiners, TrainRouter, TrainScorer
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
@@ -97,5 +97,5 @@ def train(
     return artefacts, refiners, log
 
 
-def _describe(stage: Stage) -> dict:
+def _describe(stage: Trainable) -> dict:
     return {"kind": type(stage).__name__, **vars(stage)}

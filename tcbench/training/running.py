@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.trainable import Stage
+from tcbench.trainable import Trainable
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def require_finite(loss: float, iteration: int) -> None:
         raise UserError(f"recipe: the loss is {loss} at iteration {iteration}; lower learning_rate")
 
 
-def check_finite(loss: Tensor, stage: Stage, iteration: int) -> None:
+def check_finite(loss: Tensor, stage: Trainable, iteration: int) -> None:
     """Stop a method's training stage that diverged; raises UserError."""
     if not loss.isfinite():
         raise UserError(
