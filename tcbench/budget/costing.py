@@ -51,7 +51,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     Without `artefacts`, a schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as
     many I-steps, and MACs depend on their number alone; a router that would be trained is stood in for by its method's
     floor, and one that is imported is read. Counts per block are stood in for by the uniform allocation
-    (`plan.allocate_tokens`).
+    (`choose.allocate_tokens`).
 
     What is decided on the host depends on the sample, so its MACs have bounds: the totals are those of the dearest
     outcome of every step, and `least_per_sample` is the sum of the cheapest ones.

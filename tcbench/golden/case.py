@@ -121,16 +121,23 @@ class Case:
         return make_adapter(fill_transformer(spec, read_weights(weights), weights), spec)
 
 
+def _image_sizes(config: Settings) -> dict[str, Any]:
+    """What the arguments of both references' classes call alike."""
+    return {
+        "name": "golden",
+        "num_blocks": config["depth"],
+        "num_heads": config["num_heads"],
+        "head_dim": config["hidden_size"] // config["num_heads"],
+        "sample_size": config["input_size"],
+        "patch_size": config["patch_size"],
+        "in_channels": config["in_channels"],
+    }
+
+
 def _spec(config: Settings) -> DiTSpec:
     """The shape of a DiT from the arguments of the reference's class."""
     return DiTSpec(
-        name="golden",
-        num_blocks=config["depth"],
-        num_heads=config["num_heads"],
-        head_dim=config["hidden_size"] // config["num_heads"],
-        sample_size=config["input_size"],
-        patch_size=config["patch_size"],
-        in_channels=config["in_channels"],
+        **_image_sizes(config),
         out_channels=config["in_channels"] * (2 if config["learn_sigma"] else 1),
         num_classes=config["num_classes"],
         guided_channels=3,  # fixed in the reference's forward_with_cfg
@@ -140,13 +147,7 @@ def _spec(config: Settings) -> DiTSpec:
 def _pixart_spec(config: Settings) -> PixArtSpec:
     """The shape of a PixArt-alpha from the arguments of the reference's class."""
     return PixArtSpec(
-        name="golden",
-        num_blocks=config["depth"],
-        num_heads=config["num_heads"],
-        head_dim=config["hidden_size"] // config["num_heads"],
-        sample_size=config["input_size"],
-        patch_size=config["patch_size"],
-        in_channels=config["in_channels"],
+        **_image_sizes(config),
         out_channels=2 * config["in_channels"],
         guided_channels=config["in_channels"],
         caption_channels=config["caption_channels"],

@@ -6,6 +6,7 @@ and knows nothing of weights).
 """
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ class _Network(FeatureExtractorBase):
             )
 
 
-class _Classifier(_Network):
+class _Classifier(_Network, ABC):
     """A network of the package; what is not "spatial" or "logits" is called by its number of channels."""
 
     NETWORK: ClassVar[type[torch.nn.Module] | None] = None  # the class that `tcbench pretrain` trains as a classifier
@@ -108,9 +109,9 @@ class _Classifier(_Network):
         super().__init__(name, features_list)
         self.network = self.load(feature_extractor_weights_path)
 
+    @abstractmethod
     def load(self, weights: Path | str | None) -> torch.nn.Module:
         """The network with these weights, a file or its name in the package's assets; None: its own, if they ship."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features of uint8 images [n, *IMAGE_SHAPE] in the order of `features_list`."""
