@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from tcbench.plan import Plan, PlanError, Tokens
+from tcbench.plan import Plan, PlanError, Rows, Tokens
 from tcbench.unseen import is_unseen
 
 if TYPE_CHECKING:
@@ -55,9 +55,16 @@ def check_tokens(plan: Plan, rows: int, num_tokens: int, device: object = None) 
         device: where the model is; None: nowhere, a method is costed.
 
     Raises:
-        PlanError: an index has other rows or more columns than there are tokens, is on another device, names a token
-            that does not exist or one twice in a row; `used` is not between 0 and the number of columns.
+        PlanError: an index, a mask of rows or a spread's groups have another shape than the batch; an index is on another
+            device, names a token that does not exist or, unless it is spread, one twice in a row; `used` is not between
+            0 and the number of columns.
     """
+    for unit, decision in plan.decisions.items():
+        if isinstance(decision.who, Rows) and len(decision.who.mask) != rows:
+            raise PlanError(f"{unit}: {len(decision.who.mask)} rows are decided; the batch has {rows}")
+        if decision.spread and tuple(decision.spread.group_RN.shape) != (rows, num_tokens):
+            groups = list(decision.spread.group_RN.shape)
+            raise PlanError(f"{unit}: the groups of a spread are {groups}; the tokens are {[rows, num_tokens]}")
     chosen = {unit: decision.who for unit, decision in plan.decisions.items() if isinstance(decision.who, Tokens)}
     for unit, tokens in chosen.items():
         index_RK = tokens.index_RK
@@ -71,6 +78,7 @@ def check_tokens(plan: Plan, rows: int, num_tokens: int, device: object = None) 
             if tensor is not None and tensor.device != device:
                 raise PlanError(f"{unit}: tokens are chosen on {tensor.device}; the model is on {device}")
     read = {unit: tokens for unit, tokens in chosen.items() if tokens.index_RK.shape[1] and readable(tokens.index_RK)}
+    spread = {unit for unit in read if plan.decisions[unit].spread}
     if not read:
         return
     import torch
@@ -84,7 +92,7 @@ def check_tokens(plan: Plan, rows: int, num_tokens: int, device: object = None) 
             "a token is chosen twice in a row",
         ]
         for fault, text in zip(found, says, strict=True):
-            if fault:
+            if fault and not (unit in spread and text == says[2]):
                 raise PlanError(f"{unit}: {text}")
 
 

@@ -7,8 +7,9 @@ additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accountin
 """
 
 from collections import defaultdict
+from fractions import Fraction
 
-from tcbench.plan import ALL, All, Decision, Deferred, Keys, Nothing, Plan, Site, Tokens
+from tcbench.plan import ALL, All, Decision, Deferred, Keys, Nothing, Plan, Rows, Site, Tokens
 from tcbench.shapes import Macs, ModelShape, PartShape
 
 
@@ -59,12 +60,29 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     for unit, decision in shape.walk(plan):
         count, keys = _tokens(decision)
         if isinstance(unit, Site):
-            total += part_macs(shape, shape.part(unit), count, keys)
+            total += part_macs(shape, shape.part(unit), count, keys) * _rows(decision)
             gated.add(unit.block)
         else:
             total += sum((block_macs(shape, block, count, keys) for block in unit.blocks), Macs())
     # gates of parts are applied at the current step whatever is reused
     return sum((shape.blocks[block].modulation for block in gated), total)
+
+
+def check_macs(plan: Plan, shape: ModelShape) -> Macs:
+    """What the blocks that a plan checks cost for one row: each in full, once more."""
+    return sum((block_macs(shape, block, None) for block in plan.checks), Macs())
+
+
+def spread_macs(plan: Plan, shape: ModelShape) -> Macs:
+    """What a plan's spreads cost for one row: the sums over the fresh tokens of every token's group."""
+    counts = [_tokens(decision)[0] for decision in plan.decisions.values() if decision.spread]
+    return Macs(sum(shape.num_tokens * count * shape.width for count in counts if count is not None))
+
+
+def overheads(plan: Plan, shape: ModelShape) -> dict[str, Macs]:
+    """What a plan costs for one row beside the model's work, by tag; of what it has nothing of, nothing."""
+    by_tag = {"score": observation_macs, "check": check_macs, "spread": spread_macs}
+    return {tag: macs for tag, cost in by_tag.items() if (macs := cost(plan, shape)) != Macs()}
 
 
 def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
@@ -93,9 +111,17 @@ def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
             return 0, "fresh"
         case Tokens():
             return who.count, decision.keys
+        case Rows():
+            return None, "fresh"
 
 
-def _who(decision: Decision) -> All | Nothing | Tokens:
+def _rows(decision: Decision | None) -> int | Fraction:
+    """The share of rows that is computed where not none is."""
+    who = _who(decision) if decision else ALL
+    return Fraction(len(who.index), len(who.mask)) if isinstance(who, Rows) else 1
+
+
+def _who(decision: Decision) -> All | Nothing | Tokens | Rows:
     """Who is recomputed, as far as it is known without a model."""
     return decision.who.like if isinstance(decision.who, Deferred) else decision.who
 
@@ -119,10 +145,10 @@ class Ledger:
         self.by_tag[tag] += macs_per_row * self.rows_per_sample
 
     def charge_plan(self, plan: Plan, shape: ModelShape) -> None:
-        """Add an executed plan: `model` for what it computes, `score` for what it observes, if anything."""
+        """Add an executed plan: `model` for what it computes, and its `overheads` under their tags."""
         self.charge("model", plan_macs(plan, shape))
-        if (observed := observation_macs(plan, shape)).matmul:
-            self.charge("score", observed)
+        for tag, macs in overheads(plan, shape).items():
+            self.charge(tag, macs)
 
     def charge_choices(self, plan: Plan) -> None:
         """Add what taking a plan's deferred decisions costs, under their tags; executing them is `plan_macs`."""
@@ -130,15 +156,20 @@ class Ledger:
             if isinstance(decision.who, Deferred) and decision.who.macs:
                 self.charge(decision.who.tag, Macs(decision.who.macs))
 
+    @property
+    def per_sample(self) -> int | Fraction:
+        """MACs of a sample, all overheads charged: the exact mean over the batch."""
+        return sum(macs.matmul for macs in self.by_tag.values())
+
     def totals(self) -> dict[str, int | dict[str, int]]:
-        """JSON-able totals per sample.
+        """JSON-able totals per sample, in whole MACs: the mean over a batch of which some rows were computed is rounded.
 
         `per_sample` charges everything; `per_sample_without_overheads` only the model; `paper_rule` is the model alone
         by the paper's accounting, which leaves the predictor out (docs/reproduction-notes.md, reading 2).
         """
         return {
-            "per_sample": sum(macs.matmul for macs in self.by_tag.values()),
-            "per_sample_without_overheads": self.by_tag["model"].matmul,
-            "paper_rule": self.by_tag["model"].paper_rule,
-            "by_tag": {tag: macs.matmul for tag, macs in self.by_tag.items()},
+            "per_sample": round(self.per_sample),
+            "per_sample_without_overheads": round(self.by_tag["model"].matmul),
+            "paper_rule": round(self.by_tag["model"].paper_rule),
+            "by_tag": {tag: round(macs.matmul) for tag, macs in self.by_tag.items()},
         }

@@ -110,6 +110,15 @@ class Look(ABC):
             Undecided: the method is costed from shapes.
         """
 
+    def read_rows(self, mask_R: "Tensor") -> tuple[bool, ...]:
+        """Which rows of the batch a mask (bool [R]) names, on the host: `read` for every 32 rows."""
+        import torch
+
+        numbers = [
+            int(self.read((part * 2 ** torch.arange(len(part), device=part.device)).sum())) for part in mask_R.split(32)
+        ]
+        return tuple(bool(numbers[row // 32] >> row % 32 & 1) for row in range(len(mask_R)))
+
     def latent(self) -> "Tensor":
         """The embedded tokens x^0, [R, N, D]."""
         return self.observe("latent")
@@ -149,6 +158,20 @@ class Look(ABC):
         """The entropy of each token's head-mean attention over the text, [R, N], when its cross-attention was last
         computed and observed (`observe="cross"`, of all tokens or some, which is when it is charged)."""
         return self.observe("attention_entropy", block)
+
+    def value_norms(self, block: int) -> "Tensor":
+        """The lengths of each token's value vectors in self-attention, summed over heads, [R, N], when `block` was last
+        observed (`observe="values"`)."""
+        return self.observe("value_norms", block)
+
+    def block_output(self, block: int) -> "Tensor":
+        """The stream behind a block, [R, N, D], when it was last observed (`observe="output"`)."""
+        return self.observe("block_output", block)
+
+    def checked(self, block: int) -> "Tensor":
+        """The stream behind a block when it was last checked (`Plan.checks`), [R, 2, N, D]: first as that step used it,
+        then as computing the block would have made it. The plan that checked it paid."""
+        return self.observe("checked", block)
 
     def updates(self) -> "Tensor":
         """What every block would add to every token if nothing were cached, [R, L, N, D]: a whole forward.

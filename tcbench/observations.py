@@ -147,6 +147,17 @@ OBSERVATIONS: dict[str, Observation] = {
     "attention_entropy": Observation(
         size=_every_token, compute=lambda live, block: live.engine.cache.attention_entropy(block)
     ),
+    "value_norms": Observation(size=_every_token, compute=lambda live, block: live.engine.cache.value_norms(block)),
+    "block_output": Observation(
+        size=lambda shape, block: (shape.num_tokens, shape.width),
+        compute=lambda live, block: live.engine.cache.output(block),
+        lent=True,
+    ),
+    "checked": Observation(
+        size=lambda shape, block: (2, shape.num_tokens, shape.width),
+        compute=lambda live, block: live.engine.cache.checked(block),
+        lent=True,
+    ),
     "updates": Observation(
         size=lambda shape: (shape.num_blocks, shape.num_tokens, shape.width),
         compute=_updates,

@@ -1,14 +1,15 @@
 """The vocabulary of caching: a plan says where, who and how for one sampling step, and is plain data.
 
-| part      | values                                                     | meaning                                |
-|-----------|------------------------------------------------------------|----------------------------------------|
-| **where** | `Site(block, part)`, `Block(block)`, `Span(start, stop)`   | the quantity that is cached            |
-| **who**   | `ALL`, `NONE`, `Tokens(index)`, `Deferred(choose, like)`   | the tokens that are recomputed         |
-| **how**   | `Hold()`, `Forecast(order)`                                | what stands in for those that are not  |
+| part      | values                                                             | meaning                        |
+|-----------|--------------------------------------------------------------------|--------------------------------|
+| **where** | `Site(block, part)`, `Block(block)`, `Span(start, stop)`, `Output()` | the quantity that is cached  |
+| **who**   | `ALL`, `NONE`, `Tokens(index)`, `Rows(mask)`, `Deferred(choose, like)` | what is recomputed of it   |
+| **how**   | `Hold()`, `Forecast(order)`, `Mix(weights)`, and a `Spread(group)` | what stands in for what is not |
 
 A `Plan` maps units to decisions. A block that no unit covers is computed in full and nothing of it is stored, so the
-empty plan is the plain model. A unit decided `ALL` is computed in full *and* stored, which is an I-step. Plans can be
-printed (`str`), stored (`Plan.executed`) and costed (`tcbench.ledger.plan_macs`) without a model.
+empty plan is the plain model. A unit decided `ALL` is computed in full *and* stored, which is an I-step. A plan may
+also have blocks computed beside what it decides, as a check of it (`Plan.checks`). Plans can be printed (`str`), stored
+(`Plan.executed`) and costed (`tcbench.ledger.plan_macs`) without a model.
 
 Shape letters: R rows of the transformer's batch (2n under classifier-free guidance, [cond; uncond]), L blocks,
 N tokens, K recomputed tokens, D width.
@@ -16,6 +17,7 @@ N tokens, K recomputed tokens, D width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,10 +35,13 @@ Keys = Literal["cached", "fresh", "recomputed"]
 literal reading of the paper. `recomputed`: keys and values of all tokens from the current hidden state, charged.
 """
 
-Observe = Literal["attn", "cross"]
-"""Which attention of a unit is observed (`Decision`)."""
+Observe = Literal["attn", "cross", "values", "output"]
+"""What of a unit is observed (`Decision`)."""
 
-_KEYS, _OBSERVED = get_args(Keys), get_args(Observe)
+Of = Literal["computed", "used"]
+"""Which values a `Mix` remembers: those that were computed, or those of every step, whatever stood there."""
+
+_KEYS, _OBSERVED, _OF = get_args(Keys), get_args(Observe), get_args(Of)
 
 
 class PlanError(ValueError):
@@ -104,7 +109,24 @@ class Span:
         return f"blocks {self.start}-{self.stop - 1}"
 
 
-Unit = Site | Block | Span
+@dataclass(frozen=True, slots=True, order=True)
+class Output:
+    """The stream as it enters the final layer, not a difference: held, it takes the place of all that blocks would add.
+
+    A plan that holds it decides every block, and units decided `NONE` behind the last computed one are not even reached
+    (DuCa's aggressive steps). Whatever is computed nevertheless is stored.
+    """
+
+    @property
+    def blocks(self) -> range:
+        """It is of no block."""
+        return range(0)
+
+    def __str__(self) -> str:
+        return "output"
+
+
+Unit = Site | Block | Span | Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,39 +178,69 @@ class Tokens:
         return str(self.count)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of the batch where `mask` is true are recomputed, all their tokens; the others are held (LazyDiT).
+
+    It is on the host, because how much is computed depends on it: `Look.read_rows` brings it there.
+    """
+
+    mask: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, tuple) or not all(isinstance(row, bool) for row in self.mask):
+            raise _wrong("Rows.mask", "a tuple of True and False, one a row of the batch", self.mask)
+
+    @property
+    def index(self) -> list[int]:
+        """The rows that are recomputed."""
+        return [row for row, computed in enumerate(self.mask) if computed]
+
+    def settled(self) -> "All | Nothing | Rows":
+        """The same, and `ALL` or `NONE` if it is one for all rows."""
+        return ALL if all(self.mask) else self if any(self.mask) else NONE
+
+    def __str__(self) -> str:
+        return f"rows {len(self.index)}/{len(self.mask)}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Deferred:
     """A decision taken when the unit is reached (ToMe, first-block cache).
 
-    `choose` is given a function that returns the unit's input hidden state x_RND: what waits to be added to it is added
-    when that is called, and only then. `like` is what the decision costs when it is not known beforehand: a `Who` of
+    `choose` is given a function that returns the unit's input hidden state x_RND, or with `sees="modulated"` what the
+    part makes of it, normalised and modulated: what waits to be added to it is added when that is called, and only
+    then. `like` is what the decision costs when it is not known beforehand: a `Who` of
     the same token count where that count is fixed, otherwise the dearest case; `least` is then the cheapest. `macs` is
     what taking the decision costs per row (matrix products, as the ledger counts them), charged under `tag`.
     """
 
-    choose: Callable[[Callable[[], "Tensor"]], "All | Nothing | Tokens"]
-    like: "All | Nothing | Tokens"
+    choose: Callable[[Callable[[], "Tensor"]], "All | Nothing | Tokens | Rows"]
+    like: "All | Nothing | Tokens | Rows"
     macs: int = 0
     tag: str = "score"
-    least: "All | Nothing | Tokens | None" = None
+    least: "All | Nothing | Tokens | Rows | None" = None
+    sees: Literal["hidden", "modulated"] = "hidden"
 
     def __post_init__(self) -> None:
         if not callable(self.choose):
             raise _wrong("Deferred.choose", "a function", self.choose)
         if not isinstance(self.like, Settled):
-            raise _wrong("Deferred.like", "ALL, NONE or Tokens", self.like)
+            raise _wrong("Deferred.like", "ALL, NONE, Tokens or Rows", self.like)
         if not _is_count(self.macs):
             raise _wrong("Deferred.macs", "a whole number of MACs, 0 or more", self.macs)
         if not isinstance(self.tag, str):
             raise _wrong("Deferred.tag", "a name", self.tag)
         if not isinstance(self.least, Settled | None):
-            raise _wrong("Deferred.least", "ALL, NONE, Tokens or None", self.least)
+            raise _wrong("Deferred.least", "ALL, NONE, Tokens, Rows or None", self.least)
+        if self.sees not in ("hidden", "modulated"):
+            raise _wrong("Deferred.sees", "hidden or modulated", self.sees)
 
     def __str__(self) -> str:
         return f"decided at the block (like {self.like})"
 
 
-Settled = All | Nothing | Tokens
+Settled = All | Nothing | Tokens | Rows
 Who = Settled | Deferred
 
 
@@ -210,45 +262,116 @@ class Forecast:
             raise _wrong("Forecast.order", "a whole number, 0 or more", self.order)
 
 
-Fill = Hold | Forecast
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A weighted sum of a unit's last values, the latest first: (1,) holds, (1 + a, -a) goes on along a line.
+
+    Where a unit is computed, the fill says how many of its values are kept, so all steps of a run name one length
+    (`keeping`); a weight of 0 asks for no value. Weights belong to a step and are made when it is planned
+    (`tcbench.extrapolate`): nothing is computed on the host or the device for them.
+
+    Attributes:
+        weights: of the last values.
+        of: which values those are. Of those that were `used`, what this fill makes is one of the next step.
+    """
+
+    weights: tuple[float, ...]
+    of: Of = "computed"
+
+    def __post_init__(self) -> None:
+        numbers = isinstance(self.weights, tuple) and all(isinstance(weight, int | float) for weight in self.weights)
+        if not numbers or not self.weights or not all(isfinite(weight) for weight in self.weights):
+            raise _wrong("Mix.weights", "a tuple of finite numbers, one or more", self.weights)
+        if self.of not in _OF:
+            raise _wrong("Mix.of", f"one of {', '.join(_OF)}", self.of)
+
+    @classmethod
+    def keeping(cls, count: int, of: Of = "computed") -> "Mix":
+        """The last value as it is, with `count` remembered."""
+        return cls((1.0, *[0.0] * (count - 1)), of)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is the last value as it is."""
+        return self.weights[0] == 1 and not any(self.weights[1:])
+
+
+Fill = Hold | Forecast | Mix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """What recomputed tokens tell the others of their group (ClusCa): value <- ratio * told + (1 - ratio) * value.
+
+    `told` is the sum of the fresh values of the group's recomputed tokens, and it is of all tokens, those that were
+    recomputed too. An index with a spread may name a token twice; it is computed twice, and counts twice in the sum.
+    The sums are a matrix product, charged under "spread".
+
+    Attributes:
+        group_RN: the name of every token's group, int64 [R, N].
+        ratio: how far the values go towards what is told, 0 to 1.
+    """
+
+    group_RN: "Tensor"
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if dtype_of(self.group_RN) != "int64" or len(self.group_RN.shape) != 2:
+            raise _wrong("Spread.group_RN", "an int64 tensor [R, N]", self.group_RN)
+        if not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
+            raise _wrong("Spread.ratio", "a number from 0 to 1", self.ratio)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Who is recomputed at a unit, how the rest is filled, and what the recomputed tokens attend to.
 
+    Fresh tokens enter the stored value, and the fill is of that whole value: with `Hold` they are used as computed, and
+    a forecast goes on from where they are (ClusCa).
+
     `observe="attn"` asks for the attention that every token receives, where the unit's self-attention is computed in
     full (`Look.attention_received` reads it at later steps); `"cross"` for the entropy of the attention over the text,
     of every token whose cross-attention is computed (`Look.attention_entropy`). A second pass, charged under "score".
+    `"values"` asks for the length of every token's value vectors where self-attention is computed in full
+    (`Look.value_norms`), `"output"` for the stream behind a block, at the unit that ends it (`Look.block_output`); both
+    cost no product.
     """
 
     who: Who
     fill: Fill = Hold()
     keys: Keys = "fresh"
     observe: Observe | None = None
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.who, Who):
-            raise _wrong("Decision.who", "ALL, NONE, Tokens or Deferred", self.who)
+            raise _wrong("Decision.who", "ALL, NONE, Tokens, Rows or Deferred", self.who)
         if not isinstance(self.fill, Fill):
-            raise _wrong("Decision.fill", "Hold() or Forecast(order)", self.fill)
+            raise _wrong("Decision.fill", "Hold(), Forecast(order) or Mix(weights)", self.fill)
         if self.keys not in _KEYS:
             raise _wrong("Decision.keys", f"one of {', '.join(_KEYS)}", self.keys)
         if self.observe is not None and self.observe not in _OBSERVED:
             raise _wrong("Decision.observe", f"one of {', '.join(_OBSERVED)}, or None", self.observe)
+        if not isinstance(self.spread, Spread | None):
+            raise _wrong("Decision.spread", "a Spread, or None", self.spread)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The decisions of one sampling step.
 
+    Attributes:
+        decisions: by unit.
+        checks: blocks that are also computed in full, beside what is decided of them and from the same input. Nothing
+            of it enters the run: the next step's look sees both results (`Look.checked`). Charged under "check".
+
     Raises:
         PlanError: it is made of something else, as what it is made of raises too; two units cover the same part of a
-            block; some tokens are recomputed where the rest is forecast (the quotients of a forecast are of whole
-            values); attention is observed over a span, which stores none.
+            block; a unit cannot be recomputed as decided (`_refuse`).
     """
 
     decisions: Mapping[Unit, Decision] = field(default_factory=dict)
+    checks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.decisions, Mapping):
@@ -256,17 +379,25 @@ class Plan:
         owner: dict[int, Unit] = {}  # of a block; one of its parts stands for all of them
         for unit, decision in self.decisions.items():
             if not isinstance(unit, Unit):
-                raise _wrong("a unit of a plan", "a Site, Block or Span", unit)
+                raise _wrong("a unit of a plan", "a Site, Block, Span or Output", unit)
             if not isinstance(decision, Decision):
                 raise _wrong(f"what a plan decides at {unit}", "a Decision", decision)
-            if isinstance(decision.who, Tokens) and decision.fill.order:
-                raise PlanError(f"a plan forecasts {unit} and recomputes some of its tokens; hold the rest instead")
-            if decision.observe and isinstance(unit, Span):
-                raise PlanError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
+            _refuse(unit, decision)
             for block in unit.blocks:
                 other = owner.setdefault(block, unit)
                 if other is not unit and not (isinstance(other, Site) and isinstance(unit, Site)):
                     raise PlanError(f"a plan decides {other} and {unit}, which overlap; keep one of them")
+        if not isinstance(self.checks, tuple) or not all(_is_count(block) for block in self.checks):
+            raise _wrong("Plan.checks", "a tuple of blocks' numbers", self.checks)
+        for block in self.checks:
+            if isinstance(owner.get(block), Span) or self.holds_output:
+                raise PlanError(f"a plan checks block {block}, which it does not reach apart; decide the block by itself")
+
+    @property
+    def holds_output(self) -> bool:
+        """Whether what enters the final layer is held, so that blocks are computed for later steps alone."""
+        output = self.decisions.get(Output())
+        return output is not None and isinstance(output.who, Nothing)
 
     def at(self, unit: Unit) -> Decision | None:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
@@ -284,19 +415,44 @@ class Plan:
     def __str__(self) -> str:
         if not self.decisions:
             return "everything computed, nothing cached"
-        return ", ".join(f"{unit}: {_said(decision)}" for unit, decision in self.decisions.items())
+        checks = [f"block {block}: checked" for block in self.checks]
+        return ", ".join([*(f"{unit}: {_said(decision)}" for unit, decision in self.decisions.items()), *checks])
+
+
+def _refuse(unit: Unit, decision: Decision) -> None:
+    """Raise PlanError for what cannot be decided at a unit."""
+    who, fill = decision.who, decision.fill
+    if isinstance(who, Tokens) and isinstance(fill, Mix) and fill.of == "used":
+        raise PlanError(f"a plan mixes the used values of {unit} and recomputes some of its tokens; mix computed ones")
+    if decision.spread and not (isinstance(who, Tokens) and who.used is None):
+        raise PlanError(f"a plan spreads values at {unit}; recompute some tokens, of which the host knows the number")
+    if decision.spread and not isinstance(unit, Site):
+        raise PlanError(f"a plan spreads values at {unit}; spread the values of its parts")
+    if isinstance(who, Rows) and (not isinstance(unit, Site) or fill != Hold() or decision.observe):
+        raise PlanError(f"a plan recomputes some rows of {unit}; decide parts of blocks, hold them and observe nothing")
+    if isinstance(unit, Output) and not isinstance(who, All | Nothing):
+        raise PlanError("a plan decides the output for some tokens, or when it is reached; say ALL or NONE")
+    if isinstance(who, Deferred) and who.sees == "modulated" and not isinstance(unit, Site):
+        raise PlanError(f"a decision at {unit} sees a modulated input; only parts of blocks have one")
+    if decision.observe and isinstance(unit, Span | Output):
+        raise PlanError(f"a plan observes {decision.observe} at {unit}; observe it at a block or a part")
 
 
 def _executed(decision: Decision) -> Executed:
     match decision.who:
         case Tokens() as tokens:
             return Executed("some", tokens.count)
+        case Rows() as rows:
+            return Executed("rows", len(rows.index), of=len(rows.mask))
         case All():
             return Executed("all")
         case Deferred():
             raise TypeError("a deferred decision was not executed; settle the plan first")
         case _:
-            return Executed("none", order=decision.fill.order)
+            fill = decision.fill
+            if isinstance(fill, Mix):
+                return Executed("none", mixed=0 if fill.holds else sum(weight != 0 for weight in fill.weights))
+            return Executed("none", order=fill.order)
 
 
 def _said(decision: Decision) -> str:

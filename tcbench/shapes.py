@@ -5,10 +5,11 @@ No tensor and no network is needed to make a shape or to read one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
-from tcbench.plan import Block, Decision, Plan, PlanError, Site, Span, Unit
+from tcbench.plan import Block, Decision, Nothing, Output, Plan, PlanError, Site, Span, Unit
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,23 @@ class Macs:
     The ledger's own rule counts `matmul` alone. `paper_rule` is the count that fits the paper's cells: 4 more per
     LayerNorm element (fvcore's convention; docs/reproduction-notes.md, "MACs"), and `repeated`: matrix products on the
     text alone, which are the same at every step. A run here makes them once; the paper's count has them in every step.
+    The share of a batch whose rows are not all computed is exact, a `Fraction`.
     """
 
-    matmul: int = 0
-    norm_elements: int = 0
-    repeated: int = 0
+    matmul: int | Fraction = 0
+    norm_elements: int | Fraction = 0
+    repeated: int | Fraction = 0
 
     def __add__(self, other: "Macs") -> "Macs":
         return Macs(
             self.matmul + other.matmul, self.norm_elements + other.norm_elements, self.repeated + other.repeated
         )
 
-    def __mul__(self, times: int) -> "Macs":
+    def __mul__(self, times: int | Fraction) -> "Macs":
         return Macs(self.matmul * times, self.norm_elements * times, self.repeated * times)
 
     @property
-    def paper_rule(self) -> int:
+    def paper_rule(self) -> int | Fraction:
         """Matrix products plus 4 per LayerNorm element plus what is repeated."""
         return self.matmul + 4 * self.norm_elements + self.repeated
 
@@ -168,7 +170,19 @@ class ModelShape:
         return self.part(site).kind
 
     def walk(self, plan: Plan) -> Iterator[tuple[Unit, Decision | None]]:
-        """The units of a plan in the order they run, with every part of a block that the plan leaves to be computed."""
+        """The units of a plan in the order they run, with every part of a block that the plan leaves to be computed.
+
+        Where the output is held, not those at the end that would be held too: nothing comes of them.
+        """
+        units = list(self._units(plan))
+        if plan.holds_output:
+            while units and units[-1][1] is not None and isinstance(units[-1][1].who, Nothing):
+                units.pop()
+        yield from units
+        if output := plan.at(Output()):
+            yield Output(), output
+
+    def _units(self, plan: Plan) -> Iterator[tuple[Unit, Decision | None]]:
         spans = {unit.start: unit for unit in plan.decisions if isinstance(unit, Span)}
         block = 0
         while block < self.num_blocks:
@@ -186,13 +200,23 @@ class ModelShape:
         Raises:
             PlanError: it lacks a unit, or a unit does not compute the attention that is observed there.
         """
+        for block in plan.checks:
+            if block >= self.num_blocks:
+                raise PlanError(f"a plan checks block {block}, which a model of {self.num_blocks} blocks does not have")
+        if plan.holds_output and (left := [unit for unit, decision in self._units(plan) if decision is None]):
+            raise PlanError(f"a plan holds the output and leaves {left[0]} to be computed for nothing; decide it too")
         for unit, decision in plan.decisions.items():
+            if isinstance(unit, Output):
+                continue
             missing = isinstance(unit, Site) and unit not in self._parts
             if missing or not 0 <= unit.blocks.start < unit.blocks.stop <= self.num_blocks:
                 raise PlanError(f"a plan decides {unit}, which a model of {self.num_blocks} blocks does not have")
-            if decision.observe:
+            if decision.observe == "output":
+                if isinstance(unit, Site) and unit.part != self.blocks[unit.block].parts[-1].name:
+                    raise PlanError(f"a plan observes the output of block {unit.block} at {unit}, which does not end it")
+            elif decision.observe:
                 parts = (self.part(unit),) if isinstance(unit, Site) else self.blocks[unit.blocks.start].parts
-                if ("mix" if decision.observe == "attn" else "cross") not in [part.kind for part in parts]:
+                if ("cross" if decision.observe == "cross" else "mix") not in [part.kind for part in parts]:
                     raise PlanError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
 
     @cached_property

@@ -12,7 +12,26 @@ from tcbench.choose import allocate_evenly, allocate_tokens, best_tokens, top_to
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
 from tcbench.method import Artefacts, Run
-from tcbench.plan import ALL, NONE, Block, Decision, Deferred, Forecast, Plan, Site, Span, Tokens, Unit, every_unit
+from tcbench.ledger import block_macs, plan_macs
+from tcbench.plan import (
+    ALL,
+    NONE,
+    Block,
+    Decision,
+    Deferred,
+    Forecast,
+    Mix,
+    Output,
+    Plan,
+    PlanError,
+    Rows,
+    Site,
+    Span,
+    Spread,
+    Tokens,
+    Unit,
+    every_unit,
+)
 from tcbench.schedule import full_steps, reverse_gaps, spread_by_scores, spread_evenly
 
 from .conftest import make_shape
@@ -83,9 +102,44 @@ def test_plans_can_be_read() -> None:
     assert str(Plan()) == "everything computed, nothing cached"
 
 
-def test_forecasting_some_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="forecasts block 1 and recomputes some of its tokens"):
-        Plan({Block(1): Decision(Tokens(torch.tensor([[0]])), Forecast(1))})
+def refused() -> dict[str, tuple[Unit, Decision]]:
+    some, group = Tokens(torch.tensor([[0]])), torch.tensor([[0, 0]])
+    counted = Tokens(some.index_RK, torch.tensor([1], dtype=torch.int32))
+    modulated = Deferred(lambda h: NONE, like=ALL, sees="modulated")
+    return {
+        "mixes the used values of block 1 and recomputes": (Block(1), Decision(some, Mix((1.0,), of="used"))),
+        "spreads values at block 0 attn; recompute some": (Site(0, "attn"), Decision(NONE, spread=Spread(group, 0.5))),
+        "spreads values at block 0 mlp; recompute some": (Site(0, "mlp"), Decision(counted, spread=Spread(group, 0.5))),
+        "spreads values at block 0; spread": (Block(0), Decision(some, spread=Spread(group, 0.5))),
+        "some rows of block 0; decide parts": (Block(0), Decision(Rows((True, False)))),
+        "some rows of block 0 mlp; decide": (Site(0, "mlp"), Decision(Rows((True, False)), Forecast(1))),
+        "decides the output for some tokens": (Output(), Decision(some)),
+        "a decision at blocks 0-1 sees a modulated input": (Span(0, 2), Decision(modulated)),
+        "observes output at blocks 0-1": (Span(0, 2), Decision(ALL, observe="output")),
+    }
+
+
+@pytest.mark.parametrize("says", refused())
+def test_what_cannot_be_decided_is_refused(says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        Plan(dict([refused()[says]]))
+
+
+def test_checks_are_of_blocks_that_are_reached_apart() -> None:
+    for decisions in ({Span(0, 2): Decision(NONE)}, {Block(0): Decision(NONE), Output(): Decision(NONE)}):
+        with pytest.raises(PlanError, match="checks block 0, which it does not reach apart"):
+            Plan(decisions, checks=(0,))
+    with pytest.raises(PlanError, match="checks block 2, which a model of 2 blocks does not have"):
+        make_shape(2, 2).check(Plan(checks=(2,)))
+
+
+def test_a_held_output_leaves_what_is_held_behind_the_last_computed_unit_out() -> None:
+    shape, held = make_shape(3, 2), Decision(NONE)
+    plan = Plan({Block(0): held, Block(1): Decision(ALL), Block(2): held, Output(): held})
+    assert [unit for unit, _ in shape.walk(plan)] == [Block(0), Block(1), Output()]
+    assert plan_macs(plan, shape) == shape.outer + block_macs(shape, 1, None)
+    with pytest.raises(PlanError, match="holds the output and leaves block 1 attn to be computed for nothing"):
+        shape.check(Plan({Block(0): held, Output(): held, Block(2): held}))
 
 
 def test_top_tokens_are_the_highest_of_each_row() -> None:

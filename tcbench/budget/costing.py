@@ -1,16 +1,17 @@
 """MACs of any (model, method, NFE) from shapes alone: every step's plan is made and costed, no model is built."""
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 from tcbench.checking import check_tokens
 from tcbench.guard import Guarded, Undecided, guarded
-from tcbench.ledger import Ledger, plan_macs
+from tcbench.ledger import Ledger, overheads, plan_macs
 from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.models.specs import MODELS
 from tcbench.observations import observation
 from tcbench.plan import Deferred, Plan
-from tcbench.shapes import Macs
+from tcbench.shapes import Macs, ModelShape
 from tcbench.timesteps import respaced_timesteps
 from tcbench.trainable import ImportRouter
 from tcbench.unseen import unseen
@@ -76,7 +77,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
             for plan in plans:
                 run.shape.check(plan)
                 check_tokens(plan, run.rows_per_sample, run.shape.num_tokens)
-        costs = [plan_macs(plan, run.shape).matmul for plan in (*plans, *map(_cheapest, plans))]
+        costs = [_cost(plan, run.shape) for plan in (*plans, *map(_cheapest, plans))]
         dearest = plans[costs.index(max(costs)) % len(plans)]
         saved += ledger.rows_per_sample * (max(costs) - min(costs))
         ledger.charge_plan(dearest, run.shape)
@@ -95,16 +96,20 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     }
 
 
+def _cost(plan: Plan, shape: ModelShape) -> int | Fraction:
+    """MACs of a plan for one row, by which outcomes are compared."""
+    return sum((macs.matmul for macs in overheads(plan, shape).values()), plan_macs(plan, shape).matmul)
+
+
 def _cheapest(plan: Plan) -> Plan:
     """The plan with its deferred decisions at their cheapest."""
-    return Plan(
-        {
-            unit: replace(decision, who=decision.who.least)
-            if isinstance(decision.who, Deferred) and decision.who.least is not None
-            else decision
-            for unit, decision in plan.decisions.items()
-        }
-    )
+    decisions = {
+        unit: replace(decision, who=decision.who.least)
+        if isinstance(decision.who, Deferred) and decision.who.least is not None
+        else decision
+        for unit, decision in plan.decisions.items()
+    }
+    return replace(plan, decisions=decisions)
 
 
 def _router(path: str) -> Table:

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tcbench.plan import All, Decision, Nothing, Site, Tokens
+from tcbench.plan import All, Decision, Nothing, Rows, Site, Tokens
 
 
 class Blocks(Protocol):
@@ -33,10 +33,16 @@ class Blocks(Protocol):
     def add(self, value_RND: Tensor) -> None:
         """Add to the stream."""
 
+    def replace(self, value_RND: Tensor) -> None:
+        """Go on with another stream."""
+
+    def part_input(self, site: Site) -> Tensor:
+        """The stream as a part takes it, normalised and modulated, [R, N, D]."""
+
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
 
-    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
         """One part of a block, which is a unit or is left to be computed."""
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:

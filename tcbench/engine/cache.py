@@ -7,17 +7,25 @@ stored tensor in place, so a P-step allocates nothing for the tokens it reuses.
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tcbench.plan import Fill, PlanError, Unit
+from tcbench.plan import Fill, Forecast, Hold, Mix, PlanError, Spread, Unit
 
 
 @dataclass
 class _Entry:
-    """Taylor factors of a unit: `factors[i]` is the i-th backward difference quotient at `step`; [0] is the value."""
+    """What is stored of a unit.
+
+    Attributes:
+        step: at which it was last computed.
+        factors: `factors[i]` is the i-th backward difference quotient at `step`, [0] the value.
+        past: the last values that a `Mix` reads, the latest first: the value alone unless a mix keeps more.
+    """
 
     step: int
     factors: list[Tensor]
+    past: list[Tensor]
 
 
 def take_tokens(x_RND: Tensor, index_RK: Tensor) -> Tensor:
@@ -33,15 +41,23 @@ class Cache:
         self._keys_values: dict[int, tuple[Tensor, Tensor]] = {}
         self._attention: dict[int, Tensor] = {}
         self._entropy: dict[int, Tensor] = {}
+        self._value_norms: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._checked: dict[int, Tensor] = {}
 
-    def store(self, unit: Unit, value_RND: Tensor, step: int, order: int = 0) -> None:
-        """Store a freshly computed value; with `order` > 0 also its difference quotients, as far as the past allows."""
+    def store(self, unit: Unit, value_RND: Tensor, step: int, fill: Fill = Hold()) -> None:
+        """Store a freshly computed value, and what its fill needs of the past, as far as there is one.
+
+        That is difference quotients up to the order of a `Forecast`, or as many values as a `Mix` has weights.
+        """
         _refuse_gradient(unit, value_RND)
-        old, factors = self._entries.get(unit), [value_RND]
-        if old:
-            for past in old.factors[:order]:
-                factors.append((factors[-1] - past) / (step - old.step))
-        self._entries[unit] = _Entry(step, factors)
+        old, factors, past = self._entries.get(unit), [value_RND], [value_RND]
+        if old and isinstance(fill, Forecast):
+            for before in old.factors[: fill.order]:
+                factors.append((factors[-1] - before) / (step - old.step))
+        if old and isinstance(fill, Mix):
+            past += old.past[: len(fill.weights) - 1]
+        self._entries[unit] = _Entry(step, factors, past)
 
     def refresh(self, unit: Unit, index_RK: Tensor, value_RKD: Tensor) -> None:
         """Overwrite some tokens of a stored value in place; the others keep theirs, however old."""
@@ -49,9 +65,34 @@ class Cache:
         value = self._entry(unit).factors[0]
         value.scatter_(1, index_RK.unsqueeze(-1).expand_as(value_RKD), value_RKD)
 
+    def refresh_rows(self, unit: Unit, rows_K: Tensor, value_KND: Tensor) -> None:
+        """Overwrite some rows of a stored value in place; the others keep theirs."""
+        _refuse_gradient(unit, value_KND)
+        self._entry(unit).factors[0][rows_K] = value_KND
+
+    def spread(self, unit: Unit, index_RK: Tensor, spread: Spread, first: int = 0) -> None:
+        """Let the tokens in `index_RK`, which were refreshed, tell their groups (`Spread`), in place.
+
+        Args:
+            first: place of the first token of the image in the stream.
+        """
+        value = self._entry(unit).factors[0][:, first:]
+        of_token, of_fresh = spread.group_RN, spread.group_RN.gather(1, index_RK)
+        told = (of_token[:, :, None] == of_fresh[:, None, :]).to(value.dtype) @ take_tokens(value, index_RK)
+        value.mul_(1 - spread.ratio).add_(told, alpha=spread.ratio)
+
+    def value(self, unit: Unit) -> Tensor:
+        """The last computed value, which a refresh overwrites: [R, N, D]."""
+        return self._entry(unit).factors[0]
+
     def read(self, unit: Unit, fill: Fill, step: int) -> Tensor:
-        """The stand-in for a unit's value at `step`: [R, N, D]."""
+        """The stand-in for a unit's value at `step`: [R, N, D]. A mix of used values remembers it: once a step."""
         entry = self._entry(unit)
+        if isinstance(fill, Mix):
+            value = _mixed(unit, fill, entry.past)
+            if fill.of == "used":
+                entry.past = [value, *entry.past][: len(fill.weights)]
+            return value
         value = entry.factors[0]
         for order, factor in enumerate(entry.factors[1 : fill.order + 1], start=1):
             value = value + factor * ((step - entry.step) ** order / math.factorial(order))
@@ -92,17 +133,61 @@ class Cache:
             raise PlanError(f"block {block}: no text attention was observed yet; an earlier full step must ask for it")
         return self._entropy[block]
 
+    def store_value_norms(self, block: int, norm_RN: Tensor) -> None:
+        """Store what `tcbench.method.Look.value_norms` shows of a block."""
+        self._value_norms[block] = norm_RN
+
+    def value_norms(self, block: int) -> Tensor:
+        """What `store_value_norms` stored last: [R, N]."""
+        return _seen(self._value_norms, block, "values were")
+
+    def store_output(self, block: int, x_RND: Tensor) -> None:
+        """Store the stream behind a block."""
+        self._outputs[block] = x_RND
+
+    def output(self, block: int) -> Tensor:
+        """What `store_output` stored last: [R, N, D]."""
+        return _seen(self._outputs, block, "output was")
+
+    def store_checked(self, block: int, used_RND: Tensor, computed_RND: Tensor) -> None:
+        """Store the stream behind a block as the step used it, and as computing the block would have made it."""
+        self._checked[block] = torch.stack([used_RND, computed_RND], dim=1)
+
+    def checked(self, block: int) -> Tensor:
+        """What `store_checked` stored last: [R, 2, N, D]."""
+        return _seen(self._checked, block, "check was")
+
     def num_bytes(self) -> int:
-        """Memory held, in bytes."""
-        entries = [factor for entry in self._entries.values() for factor in entry.factors]
-        pairs = [tensor for pair in self._keys_values.values() for tensor in pair]
-        scores = [*self._attention.values(), *self._entropy.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in [*entries, *pairs, *scores])
+        """Memory held, in bytes; what is held under two names counts once."""
+        held = [tensor for entry in self._entries.values() for tensor in [*entry.factors, *entry.past]]
+        held += [tensor for pair in self._keys_values.values() for tensor in pair]
+        for seen in (self._attention, self._entropy, self._value_norms, self._outputs, self._checked):
+            held += seen.values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in held}.values())
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:
             raise PlanError(f"{unit}: the cache is read before it was written; the plan of the first step must be full")
         return self._entries[unit]
+
+
+def _mixed(unit: Unit, mix: Mix, past: list[Tensor]) -> Tensor:
+    """The weighted sum; the last value itself, where it holds."""
+    last = max((place for place, weight in enumerate(mix.weights) if weight), default=0)
+    if last >= len(past):
+        raise PlanError(f"{unit}: a fill mixes {last + 1} values, and {len(past)} were stored; keep as many before")
+    if mix.holds:
+        return past[0]
+    value = past[0] * mix.weights[0]
+    for before, weight in zip(past[1:], mix.weights[1:], strict=False):
+        value = value.add(before, alpha=weight) if weight else value
+    return value
+
+
+def _seen(stored: dict[int, Tensor], block: int, what: str) -> Tensor:
+    if block not in stored:
+        raise PlanError(f"block {block}: no {what} observed yet; an earlier step must ask for it")
+    return stored[block]
 
 
 def _refuse_gradient(unit: Unit, value: Tensor) -> None:

@@ -11,6 +11,7 @@ A plan is executed unit by unit through `Blocks`: `PlainBlocks` calls the model'
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,24 @@ from tcbench.ledger import Ledger
 from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.observations import observation
-from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, PlanError, Site, Span, Tokens, Unit
+from tcbench.plan import (
+    ALL,
+    NONE,
+    All,
+    Block,
+    Decision,
+    Deferred,
+    Nothing,
+    Output,
+    Plan,
+    PlanError,
+    Rows,
+    Settled,
+    Site,
+    Span,
+    Tokens,
+    Unit,
+)
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
 
@@ -56,6 +74,27 @@ class _Look(Look):
 
     def read(self, value: Tensor) -> float:
         return self._live.engine.read_for_method(value)
+
+
+class _Check:
+    """The blocks that a plan checks, while it is executed."""
+
+    def __init__(self, engine: "Engine", plan: Plan, condition: Any) -> None:
+        self._engine, self._plan, self._condition = engine, plan, condition
+        self._open: tuple[int, Tensor] | None = None  # the block at hand and its input
+
+    def before(self, unit: Unit) -> None:
+        """A unit is reached, or the end: compute the checked block that lies behind, note the input of one ahead."""
+        block = unit.blocks.start if unit.blocks else None
+        blocks, text = self._engine.blocks, self._engine.run.shape.joint_text
+        if self._open and self._open[0] != block:
+            number, x = self._open
+            module = self._engine.adapter.blocks[number]
+            computed = blocks.block(module, x, self._condition)
+            self._engine.cache.store_checked(number, blocks.stream[:, text:], computed[:, text:])
+            self._open = None
+        if self._open is None and block in self._plan.checks:
+            self._open = block, blocks.stream
 
 
 class Engine:
@@ -184,8 +223,13 @@ class Engine:
             self.adapter.begin_step(plan.full)
             self._executed = dict(plan.decisions)
             self.blocks.begin(step, x_RND, condition)
+            check = _Check(self, plan, condition)
             for unit, decision in self.run.shape.walk(plan):
+                check.before(unit)
                 self._unit(unit, decision, step)
+                if decision and decision.observe == "output":
+                    self.cache.store_output(unit.blocks.start, self.blocks.stream[:, self.run.shape.joint_text :])
+            check.before(Output())
         self._unsettled.append((plan, Plan(self._executed)))
 
     def _unit(self, unit: Unit, decision: Decision | None, step: int) -> None:
@@ -194,12 +238,20 @@ class Engine:
             self.blocks.part(unit, ALL, None)
             return
         match unit:
+            case Output():
+                self._output(unit, decision, step)
             case Span():
                 self._span(unit, decision, step)
             case Block():
                 self.blocks.whole(unit.block, self._resolve(unit, decision, step), decision)
             case Site():
                 self.blocks.part(unit, self._resolve(unit, decision, step), decision)
+
+    def _output(self, unit: Output, decision: Decision, step: int) -> None:
+        if isinstance(decision.who, All):
+            self.cache.store(unit, self.blocks.stream, step, decision.fill)
+        else:
+            self.blocks.replace(self.cache.read(unit, decision.fill, step))
 
     def _span(self, span: Span, decision: Decision, step: int) -> None:
         match self._resolve(span, decision, step):
@@ -210,36 +262,46 @@ class Engine:
                 for site in self.run.shape.sites:
                     if site.block in span.blocks:
                         self.blocks.part(site, ALL, None)
-                self.cache.store(span, self.blocks.stream - before, step, decision.fill.order)
+                self.cache.store(span, self.blocks.stream - before, step, decision.fill)
             case _:
                 raise PlanError(
                     f"{span}: a span is recomputed for all tokens or none; decide its blocks one by one instead"
                 )
 
-    def _resolve(self, unit: Unit, decision: Decision, step: int) -> All | Nothing | Tokens:
-        """The tokens to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
+    def _resolve(self, unit: Unit, decision: Decision, step: int) -> Settled:
+        """What to recompute at a unit: taken now if deferred; no tokens at all is `NONE`."""
         who = self._choose(unit, decision, step) if isinstance(decision.who, Deferred) else decision.who
         if isinstance(who, Tokens) and who.index_RK.shape[1] == 0:
             who = NONE
+        if isinstance(who, Rows):
+            who = who.settled()
         # which tokens they were need not be kept; how many, if the device knows it, is asked for later
         kept = Tokens(who.index_RK.to("meta"), who.used) if isinstance(who, Tokens) else who
         self._executed[unit] = replace(decision, who=kept)
         return who
 
-    def _choose(self, unit: Unit, decision: Decision, step: int) -> All | Nothing | Tokens:
+    def _choose(self, unit: Unit, decision: Decision, step: int) -> Settled:
         """Who a deferred decision chooses, looked at as if the plan had said it."""
         assert isinstance(decision.who, Deferred)
+        sees = self._image_stream
+        if decision.who.sees == "modulated":
+            assert isinstance(unit, Site)
+            sees = partial(self._modulated_stream, unit)
         with self._lending():
             if self.policy:
-                who = self.policy.choose(step, unit, decision.who.choose, self._image_stream)
+                who = self.policy.choose(step, unit, decision.who.choose, sees)
             else:
-                who = decision.who.choose(self._image_stream)
+                who = decision.who.choose(sees)
         self._check_tokens(Plan({unit: replace(decision, who=who)}))
         return who
 
     def _image_stream(self) -> Tensor:
         """The tokens that methods choose among, as the stream has them now: [R, N, D]."""
         return self.lend("the stream", self.blocks.stream[:, self.run.shape.joint_text :])
+
+    def _modulated_stream(self, site: Site) -> Tensor:
+        """The same tokens as a part takes them: [R, N, D]."""
+        return self.blocks.part_input(site)[:, self.run.shape.joint_text :]
 
     def _check_tokens(self, plan: Plan) -> None:
         check_tokens(plan, self._rows, self.run.shape.num_tokens, self._device)

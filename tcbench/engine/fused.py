@@ -11,6 +11,9 @@ differs from `PlainBlocks`, and why, each measured in docs/speed.md:
 - Recomputed tokens go through kernels that gather, multiply and scatter at once (`tcbench.kernels`), and whose number
   of rows is read on the device.
 
+One thing falls back to the model's own layers: the parts of which some *rows* are recomputed (`plain.part_of_rows`),
+because the kernels gather as many tokens of every row. What stands before and behind them is fused as ever.
+
 The stream, the caches and the gates are the model's dtype; sums inside a kernel are float32, so results differ from
 `PlainBlocks` by rounding (tests/test_fused.py).
 """
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcbench.engine.cache import Cache
+from tcbench.engine.plain import part_of_rows, value_norms
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.chosen import Path, on_device
@@ -31,7 +35,7 @@ from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, n
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
 from tcbench.models.text_adapter import Cross
-from tcbench.plan import All, Block, Decision, Nothing, PlanError, Site, Tokens
+from tcbench.plan import All, Block, Decision, Nothing, PlanError, Rows, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
@@ -100,6 +104,17 @@ class FusedBlocks:
             self._advance()
         self._terms.append((value_RND, gate_RD))
 
+    def replace(self, value_RND: Tensor) -> None:
+        """Go on with another stream; a block's update that waits is stored first."""
+        if self._update:
+            self._advance()
+        self._x, self._terms = value_RND.contiguous(), []
+
+    def part_input(self, site: Site) -> Tensor:
+        """The stream as a part takes it."""
+        modulate = _modulate(self._parts(site.block)[site.part])
+        return self._advance(modulate) if modulate else self.stream
+
     def _advance(self, modulate: Modulate | None = None) -> Tensor:
         """Apply what waits: the stream or, with `modulate`, the next part's input."""
         before = self._update[2] if self._update else None
@@ -109,7 +124,7 @@ class FusedBlocks:
         self._terms = []
         if self._update and update is not None:
             unit, decision, _ = self._update
-            self.cache.store(unit, update, self._step, decision.fill.order)
+            self.cache.store(unit, update, self._step, decision.fill)
             self._update = None
         return self._x if h is None else h
 
@@ -148,12 +163,11 @@ class FusedBlocks:
                     if part != "mlp":
                         tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, path=self.path)
                     else:
-                        update = self.cache.read(unit, decision.fill, self._step)
-                        last = layers.last[part]
-                        rows.linear_update(h, *last, chosen, gate, base, tokens, update, path=self.path)
-                        self.add(update)
+                        last, stored = layers.last[part], self.cache.value(unit)
+                        rows.linear_update(h, *last, chosen, gate, base, tokens, stored, path=self.path)
+                        self.add(self.cache.read(unit, decision.fill, self._step))
 
-    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
         """One part of a block."""
         block, part = site.block, site.part
         gated = self._parts(block)[part]
@@ -164,14 +178,22 @@ class FusedBlocks:
             case All():
                 value = self._everyone(block, part, gated, decision)
                 if decision:
-                    self.cache.store(site, value, self._step, decision.fill.order)
+                    self.cache.store(site, value, self._step, decision.fill)
+            case Rows():
+                assert decision is not None
+                rows_K = on_device(tuple(who.index), self.stream.device).long()
+                fresh = part_of_rows(self.adapter, site, rows_K, self.stream, gated)
+                self.cache.refresh_rows(site, rows_K, fresh)
+                value = self.cache.read(site, decision.fill, self._step)
             case Tokens():
                 assert decision is not None
                 chosen, last = self._chosen(who), self._layers(block).last[part]
                 _, h = self._gather(gated, chosen)
-                value = self.cache.read(site, decision.fill, self._step)
                 h = self._few(block, part, h, chosen, gated, decision)
-                rows.linear_scatter(h, *last, chosen, value, path=self.path)
+                rows.linear_scatter(h, *last, chosen, self.cache.value(site), path=self.path)
+                if decision.spread:
+                    self.cache.spread(site, who.index_RK, decision.spread)
+                value = self.cache.read(site, decision.fill, self._step)
         self.add(value, _gate(gated))
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
@@ -219,6 +241,9 @@ class FusedBlocks:
             _, keys, values = first.chunk(3, dim=2)
             self._qkv[block] = first
             self.cache.store_keys_values(block, keys, values)
+        if decision and decision.observe == "values" and part == "attn":
+            heads = first.chunk(3, dim=2)[2].unflatten(2, (self.adapter.spec.num_heads, -1))
+            self.cache.store_value_norms(block, value_norms(heads.transpose(1, 2)))
         if seen_RN is not None and part == "attn":
             self.cache.store_attention(block, seen_RN)
         elif seen_RN is not None:

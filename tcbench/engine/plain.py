@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tcbench.engine.cache import Cache, take_tokens
 from tcbench.method import Run
-from tcbench.models.adapter import Adapter, Gated
-from tcbench.plan import All, Block, Decision, Nothing, Site, Tokens
+from tcbench.models.adapter import Adapter, Gated, rows_of
+from tcbench.plan import All, Block, Decision, Nothing, Rows, Site, Tokens
 
 
 class PlainBlocks:
@@ -42,6 +42,15 @@ class PlainBlocks:
         """Add to the stream."""
         self.stream = self.stream + value_RND
 
+    def replace(self, value_RND: Tensor) -> None:
+        """Go on with another stream."""
+        self.stream = value_RND
+
+    def part_input(self, site: Site) -> Tensor:
+        """The stream as a part takes it."""
+        gated = self._modulation(site.block)[site.part]
+        return self.adapter.part_input(self.adapter.blocks[site.block], site.part, self.stream, gated)
+
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
         unit = Block(block)
@@ -56,13 +65,13 @@ class PlainBlocks:
             value = self._compute(Site(block, name), after, gated, decision, index)
             after = after + self.adapter.gate(gated, value)
         if index is None:
-            self.cache.store(unit, after - before, self.step, decision.fill.order)
+            self.cache.store(unit, after - before, self.step, decision.fill)
             self.stream = after
         else:
             self.cache.refresh(unit, index, after - before)
             self.add(self.cache.read(unit, decision.fill, self.step))
 
-    def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
         """One part of a block."""
         gated = self._modulation(site.block)[site.part]
         self.stream = self.stream + self.adapter.gate(gated, self._value(site, who, decision, gated))
@@ -89,20 +98,25 @@ class PlainBlocks:
         places = torch.arange(text, device=who.index_RK.device).expand(len(who.index_RK), -1)
         return torch.cat([places, who.index_RK + text], dim=1)
 
-    def _value(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None, gated: Gated) -> Tensor:
+    def _value(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None, gated: Gated) -> Tensor:
         """A part's output for all tokens, before its gate."""
         if decision is None:
             return self._compute(site, self.stream, gated, None, None)
         match who.settled() if isinstance(who, Tokens) else who:
             case All():
                 value = self._compute(site, self.stream, gated, decision, None)
-                self.cache.store(site, value, self.step, decision.fill.order)
+                self.cache.store(site, value, self.step, decision.fill)
                 return value
+            case Rows() as rows:
+                rows_K = torch.tensor(rows.index, device=self.stream.device)
+                self.cache.refresh_rows(site, rows_K, part_of_rows(self.adapter, site, rows_K, self.stream, gated))
             case Tokens() as tokens:
                 index = self._places(tokens)
                 assert index is not None
                 value = self._compute(site, take_tokens(self.stream, index), gated, decision, index)
                 self.cache.refresh(site, index, value)
+                if decision.spread:
+                    self.cache.spread(site, tokens.index_RK, decision.spread, self.run.shape.joint_text)
         return self.cache.read(site, decision.fill, self.step)
 
     def _compute(
@@ -133,4 +147,16 @@ class PlainBlocks:
         queries = adapter.queries(module, h, index_RK)
         if index_RK is None and decision and decision.observe == "attn":
             self.cache.store_attention(block, adapter.attention_received(module, queries, keys)[:, text:])
+        if index_RK is None and decision and decision.observe == "values":
+            self.cache.store_value_norms(block, value_norms(values)[:, text:])
         return adapter.mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
+
+
+def part_of_rows(adapter: Adapter, site: Site, rows_K: Tensor, x_RND: Tensor, gated: Gated) -> Tensor:
+    """A part of all tokens of some rows, before its gate, by the model's own layers: [K, N, D]."""
+    return adapter.part(adapter.blocks[site.block], site.part, x_RND[rows_K], rows_of(gated, rows_K))
+
+
+def value_norms(values: Tensor) -> Tensor:
+    """The sum over heads of the lengths of tokens' value vectors [R, heads, N, head_dim], float32 [R, N]."""
+    return values.float().norm(dim=3).sum(dim=1)

@@ -12,7 +12,7 @@ adds the timestep; what comes out only the adapter reads.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -89,6 +89,15 @@ class Modulation:
 
     def __getitem__(self, rows: slice) -> "Modulation":
         return Modulation(self.shift[rows], self.scale[rows], self.gate[rows])
+
+
+def rows_of(gated: Gated, rows_K: Tensor) -> Gated:
+    """What modulation says of a part for some rows alone: every tensor in it has a line a row."""
+    if isinstance(gated, Tensor):
+        return gated[rows_K]
+    if not is_dataclass(gated) or isinstance(gated, type):
+        return gated
+    return replace(gated, **{part.name: rows_of(getattr(gated, part.name), rows_K) for part in fields(gated)})
 
 
 Linear = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-_WORDS = re.compile(r"forecast \d+|\S+")
+_WORDS = re.compile(r"(?:forecast|mix|rows) [\d/]+|\S+")
 
 
 @dataclass(frozen=True)
@@ -17,24 +17,30 @@ class Executed:
     """What a step did in a unit.
 
     Attributes:
-        who: whether all tokens were computed, none, or some that were chosen.
-        count: how many of each row, if some.
+        who: whether all tokens were computed, none, some that were chosen, or all of some rows.
+        count: how many tokens of each row, if some; how many rows.
         order: of the forecast in the place of what was not computed, if none was; 0: the held value stood there.
+        mixed: how many values the weighted sum was of that stood there instead; 0: it was none.
+        of: how many rows there were, if only some were computed.
     """
 
-    who: Literal["all", "none", "some"]
+    who: Literal["all", "none", "some", "rows"]
     count: int = 0
     order: int = 0
+    mixed: int = 0
+    of: int = 0
 
     def share(self, tokens: int) -> float:
         """The computed share of so many tokens."""
-        return {"all": 1.0, "none": 0.0}.get(self.who, self.count / tokens)
+        return {"all": 1.0, "none": 0.0}.get(self.who, self.count / (self.of or tokens))
 
     def to_json(self) -> str | int:
-        """ "all", "none", "forecast N" (order N) or the number of tokens."""
+        """ "all", "none", "forecast N" (order N), "mix N" (values), "rows K/R" or the number of tokens."""
         if self.who == "some":
             return self.count
-        return f"forecast {self.order}" if self.order else self.who
+        if self.who == "rows":
+            return f"rows {self.count}/{self.of}"
+        return f"forecast {self.order}" if self.order else f"mix {self.mixed}" if self.mixed else self.who
 
     @classmethod
     def from_json(cls, said: str | int) -> "Executed":
@@ -48,6 +54,11 @@ class Executed:
             return ALL if word == "all" else cls("none")
         if word.startswith("forecast "):
             return cls("none", order=int(word.removeprefix("forecast ")))
+        if word.startswith("mix "):
+            return cls("none", mixed=int(word.removeprefix("mix ")))
+        if word.startswith("rows "):
+            count, _, of = word.removeprefix("rows ").partition("/")
+            return cls("rows", int(count), of=int(of))
         return cls("some", int(word))
 
     def __str__(self) -> str:
@@ -83,8 +94,8 @@ class PlanRecord:
 
     @property
     def by_whole_units(self) -> bool:
-        """Whether no tokens were chosen, so that the record says all that was computed and reused."""
-        return all(done.who != "some" for step in self.steps for done in step.values())
+        """Whether the record says all that was computed and reused: no tokens, rows or weights were chosen."""
+        return all(done.who in ("all", "none") and not done.mixed for step in self.steps for done in step.values())
 
     def kept_shares(self, tokens: int) -> "np.ndarray":
         """The share of `tokens` that every step computed in every unit, [S, units]."""

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic import StringConstraints as Text
 from typing_extensions import TypedDict
 
-Word = r"all|none|forecast \d+"
+Word = r"all|none|(?:forecast|mix) \d+|rows \d+/\d+"
 PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
 """What every step did in a unit (`PlanRecord.to_lines`)."""
 
