@@ -51,8 +51,8 @@ class Goc(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "Goc":
-        if self.num_full_steps and (self.reused_steps is not None or self.base != "fora"):
-            raise ValueError("num_full_steps is fora's, and instead of reused_steps; give it alone")
+        if self.num_full_steps and self.reused_steps is not None:
+            raise ValueError("give either reused_steps or num_full_steps, not both")
         if self.reused_steps and 0 in self.reused_steps:
             raise ValueError("reused_steps: the first step has nothing to reuse; begin with a later one")
         return self

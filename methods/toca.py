@@ -16,41 +16,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.choose import AttentionScore, choose_by_attention, counted
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit
+from tcbench.schedule import TOCA_DDIM50, Pace, token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How a released setting varies the recomputed share, and the distance of full steps.
-
-    Attributes:
-        over_steps, over_blocks: slopes of the share.
-        mlp, cross: the branches' factors of it.
-        distance: slope w of the distance, N / (1 + w - 2 w i / S) at a full step that the counter calls i.
-        shorten: whether the distance is 2 for 0.2 S <= i < 0.4 S.
-        counts_up: the counter rises from 0, else it falls to 0.
-    """
-
-    over_steps: float
-    over_blocks: float
-    mlp: float = 1.0
-    cross: float = 0.0
-    distance: float = 0.4
-    shorten: bool = True
-    counts_up: bool = False
-
-
 SCHEDULES = {
-    "ddim50": Pace(2.0, -0.2, mlp=2.5),  # DiT's "ToCa-ddim50"
+    "ddim50": TOCA_DDIM50,
     "ddpm250": Pace(0.4, 0.8, mlp=2.5),  # DiT's "ToCa-ddpm250"
     "pixart": Pace(0.9, 0.6, mlp=1.6, cross=0.6, distance=-0.2, shorten=False, counts_up=True),
     "constant": Pace(0.0, 0.0, cross=1.0),
@@ -118,24 +97,15 @@ class ToCa(Method):
 
     def counter(self, step: int, nfe: int) -> int:
         """What the released code calls a step: some count up, others down."""
-        return step if SCHEDULES[self.schedule].counts_up else nfe - 1 - step
+        return SCHEDULES[self.schedule].counter(step, nfe)
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int, branch: str = "mlp") -> float:
         """The share of tokens that a branch recomputes; below 0 it means none."""
-        pace = SCHEDULES[self.schedule]
-        by_step = 1 + pace.over_steps - 2 * pace.over_steps * counter / nfe
-        by_block = 1 + pace.over_blocks - 2 * pace.over_blocks * block / max(1, num_blocks - 1)
-        return self.fresh_ratio * by_block * by_step * (pace.mlp if branch == "mlp" else pace.cross)
+        return self.fresh_ratio * SCHEDULES[self.schedule].share(counter, nfe, block, num_blocks, branch)
 
     def renewed_interval(self, counter: int, nfe: int) -> int:
         """The distance of full steps that a full step sets."""
-        pace = SCHEDULES[self.schedule]
-        if self.fresh_ratio and pace.shorten and int(0.2 * nfe) <= counter < int(0.4 * nfe):
-            return 2
-        slope = pace.distance if self.fresh_ratio else 0.0
-        # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
-        divisor = np.float32(1 + slope - 2 * slope * counter / nfe)
-        return int(np.rint(np.float32(self.interval) * (1 / divisor)))
+        return SCHEDULES[self.schedule].renewed_interval(self.interval, counter, nfe, varies=self.fresh_ratio > 0)
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
@@ -232,8 +202,7 @@ class ToCaRun:
 def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tuple[Row, ...]:
     def counts(counter: int, fulls: tuple[bool, ...], branch: str) -> tuple[int, ...]:
         ratios = [method.ratio(counter, nfe, block, num_blocks, branch) for block in range(num_blocks)]
-        share = np.array(ratios, dtype=np.float32).clip(0, 1)  # truncated in float32, as released
-        return tuple(num_tokens if full else int(part) for full, part in zip(fulls, share * num_tokens, strict=True))
+        return tuple(num_tokens if full else n for full, n in zip(fulls, token_counts(ratios, num_tokens), strict=True))
 
     rows, interval = [], method.interval
     for step in range(nfe):

@@ -3,8 +3,8 @@
 Shape letters as in `tcbench.plan`. On a GPU, kernels choose the same tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import log
 from typing import TYPE_CHECKING, Literal
@@ -94,6 +94,7 @@ class AttentionScore:
         interval: the age, in steps, at which s3 is 1.
         bonus: gain of s4.
         cell: side of the cells.
+        scaled: whether what is observed is L2-normalised; uniform random numbers are not.
         halves: None for s1; for s2 how many rows of a sample share it, 2 in a guided pair. They look at texts of their
             own, side by side in ToCa's packed map, so that the entropy of the averaged map is the mean of theirs plus
             log 2.
@@ -105,6 +106,7 @@ class AttentionScore:
     bonus: float
     cell: int = 2
     halves: int | None = None
+    scaled: bool = True
 
     def of(self, observed_RBN: "Tensor", age_RBN: "Tensor") -> "Tensor":
         """The score of every token in each of B blocks, [R, B, N].
@@ -118,7 +120,8 @@ class AttentionScore:
         if self.halves:
             by_half = observed_RBN.unflatten(0, (self.halves, -1))
             observed_RBN = (1 + by_half.mean(0, keepdim=True) + log(self.halves)).expand_as(by_half).flatten(0, 1)
-        score = F.normalize(observed_RBN, dim=2) + self.age_weight * (age_RBN / self.interval)
+        observed_RBN = F.normalize(observed_RBN, dim=2) if self.scaled else observed_RBN
+        score = observed_RBN + self.age_weight * (age_RBN / self.interval)
         side = self.cell
         cells = score.unflatten(2, (-1, side, self.grid[1] // side, side))  # frames one below another
         cells = cells.transpose(3, 4).flatten(4)
@@ -162,10 +165,10 @@ def choose_by_attention(
     if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
         new = partial(torch.full_like, observed[0], dtype=torch.int32)
         last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
-    if path == "triton" or (path is None and choice.serves(observed_RBN)):
-        index_RBK, score_RBN, last = choice.choose_by_attention(
-            observed_RBN, last, step, tuple(counts), **asdict(score)
-        )
+    if path == "triton" or (path is None and score.scaled and choice.serves(observed_RBN)):
+        settings = asdict(score)
+        del settings["scaled"]  # the kernel always does
+        index_RBK, score_RBN, last = choice.choose_by_attention(observed_RBN, last, step, tuple(counts), **settings)
     else:
         last = torch.zeros_like(observed_RBN, dtype=torch.int32) + last
         score_RBN = score.of(observed_RBN, step - 1 - last)
@@ -173,6 +176,46 @@ def choose_by_attention(
         for block, count in enumerate(counts):
             last[:, block].scatter_(1, index_RBK[:, block, :count], step)
     return [(index_RBK[:, b, :count], score_RBN[:, b], last[:, b]) for b, count in enumerate(counts)]
+
+
+@dataclass
+class Visits:
+    """One run's memory of which tokens of a block are how old, in visits: steps at which the block ran at all (DuCa).
+
+    Attributes:
+        score: by which tokens are chosen.
+    """
+
+    score: AttentionScore
+    _since_full: dict[int, int] = field(default_factory=dict)
+    _refreshed: "dict[int, Tensor | int]" = field(default_factory=dict)
+
+    def full(self, block: int) -> None:
+        """All tokens of a block were recomputed."""
+        self._since_full[block] = self._refreshed[block] = 0
+
+    def choose(self, observed: "Mapping[int, Tensor]", counts: Mapping[int, int]) -> "dict[int, tuple[Tensor, Tensor]]":
+        """Visit some blocks, and choose tokens of those with a count; these are young from here on.
+
+        Args:
+            observed: by block of those, what it showed, float32 [R, N].
+            counts: by visited block, how many tokens to choose.
+
+        Returns:
+            by block with a count, the tokens' indices [R, K] and the scores [R, N]
+        """
+        groups: dict[int, list[int]] = {}
+        for block, count in counts.items():
+            self._since_full[block] += 1
+            if count:
+                groups.setdefault(self._since_full[block], []).append(block)
+        chosen = {}
+        for visit, blocks in groups.items():
+            seen, last = [observed[block] for block in blocks], [self._refreshed[block] for block in blocks]
+            choices = choose_by_attention(self.score, seen, last, visit, [counts[block] for block in blocks])
+            for block, (index_RK, score_RN, refreshed) in zip(blocks, choices, strict=True):
+                self._refreshed[block], chosen[block] = refreshed, (index_RK, score_RN)
+        return chosen
 
 
 def _by_block(parts_RN: "Sequence[Tensor]") -> "Tensor":

@@ -3,6 +3,7 @@ follows from a step's number alone: full steps after a start, what a router open
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from math import tanh
@@ -109,3 +110,56 @@ def opened(run: Run, row: int, threshold: float) -> dict[Site, bool] | None:
         )
     # the sigmoid in a form that overflows for no logit
     return {site: (1 + tanh(x / 2)) / 2 > threshold for site, x in zip(sites, router[row], strict=True)}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a released setting of ToCa varies the recomputed share of tokens, and the distance of full steps.
+
+    Attributes:
+        over_steps, over_blocks: slopes of the share.
+        mlp, cross: the branches' factors of it.
+        distance: slope w of the distance, N / (1 + w - 2 w i / S) at a full step that the counter calls i.
+        shorten: whether the distance is 2 for 0.2 S <= i < 0.4 S.
+        counts_up: the counter rises from 0, else it falls to 0.
+    """
+
+    over_steps: float
+    over_blocks: float
+    mlp: float = 1.0
+    cross: float = 0.0
+    distance: float = 0.4
+    shorten: bool = True
+    counts_up: bool = False
+
+    def counter(self, step: int, nfe: int) -> int:
+        """What the released code calls a step."""
+        return step if self.counts_up else nfe - 1 - step
+
+    def share(self, counter: int, nfe: int, block: int, num_blocks: int, branch: str = "mlp") -> float:
+        """By how much the share of tokens that a branch recomputes is scaled; below 0 it means none."""
+        by_step = 1 + self.over_steps - 2 * self.over_steps * counter / nfe
+        by_block = 1 + self.over_blocks - 2 * self.over_blocks * block / max(1, num_blocks - 1)
+        return by_block * by_step * (self.mlp if branch == "mlp" else self.cross)
+
+    def renewed_interval(self, interval: float, counter: int, nfe: int, varies: bool = True) -> int:
+        """The distance of full steps that a full step sets; the base distance if it does not vary."""
+        import numpy as np
+
+        if varies and self.shorten and int(0.2 * nfe) <= counter < int(0.4 * nfe):
+            return 2
+        slope = self.distance if varies else 0.0
+        # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
+        divisor = np.float32(1 + slope - 2 * slope * counter / nfe)
+        return int(np.rint(np.float32(interval) * (1 / divisor)))
+
+
+TOCA_DDIM50 = Pace(2.0, -0.2, mlp=2.5)
+"""DiT's "ToCa-ddim50": no tokens in the first quarter of the steps, more with depth. DuCa calls it "ToCa"."""
+
+
+def token_counts(ratios: Sequence[float], num_tokens: int) -> list[int]:
+    """Shares of tokens as numbers of them, cut to 0 to 1 and truncated in float32, as ToCa's code does."""
+    import numpy as np
+
+    return [int(count) for count in np.array(ratios, dtype=np.float32).clip(0, 1) * num_tokens]

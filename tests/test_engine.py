@@ -257,7 +257,7 @@ def test_forecast_is_taylorseers() -> None:
     for down in range(49, 34, -1):
         step = 49 - down
         if down in full:
-            cache.store(unit, torch.full((1, 1, 1), down**2, dtype=torch.float64), step, order=4)
+            cache.store(unit, torch.full((1, 1, 1), down**2, dtype=torch.float64), step, Forecast(4))
             assert cache.read(unit, Forecast(4), step).item() == down**2
         elif down in predicted:
             assert cache.read(unit, Forecast(4), step).item() == predicted[down]

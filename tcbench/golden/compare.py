@@ -1,7 +1,7 @@
 """How far this package's tensors and token choices are from the reference's."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,12 @@ def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:
         "threshold_in_force": torch.tensor([row.intervals for row in method.timetable(run)]),
         "fresh_ratio": torch.tensor(ratios) * torch.tensor(partial),
     }
-    errors = largest_errors(case, ours, expected)
+    return largest_errors(case, ours, expected) | compare_choices(case, outcome, tuple(branches))
+
+
+def compare_choices(case: Case, outcome: Outcome, branches: Sequence[str] = ("mlp",)) -> dict[str, float]:
+    """Which tokens the branches recompute, where the case's scores leave no doubt, and by which score."""
+    expected, run, blocks, errors = case.expected, outcome.run, _blocks(outcome), dict[str, float]()
     # [S, block, branch, ...]; DiT's cases have one branch and no axis for it
     of_branches = {
         name: tensor if case.pixart else tensor[:, :, None] for name, tensor in expected.items() if tensor.ndim > 1

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tcbench.artefacts import as_table
 from tcbench.golden.case import Case
-from tcbench.golden.compare import compare, largest_errors
+from tcbench.golden.compare import compare, compare_choices, largest_errors
 from tcbench.golden.sampling import Given, Outcome, sample_case
 from tcbench.method import Artefacts
+from tcbench.plan import Site
 from tcbench.registry import make_method
 
 TOLERANCES = {
@@ -45,6 +47,7 @@ class Rival:
         given: a case -> what the method is shown instead of what it would observe, by observation.
         quantities: what this package computed, by the name of the reference's tensor, beside what all cases have.
         tolerances: of quantities that `TOLERANCES` does not name.
+        also: (case, outcome) -> the largest error of further quantities.
     """
 
     method: str
@@ -53,13 +56,14 @@ class Rival:
     given: Callable[[Case], Mapping[str, Given]] = lambda _: {}
     quantities: Mapping[str, Callable[[Outcome], Tensor]] = field(default_factory=dict)
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    also: Callable[[Case, Outcome], dict[str, float]] = lambda case, outcome: {}
 
     def run(self, case: Case) -> dict[str, float]:
         """The largest error by quantity."""
         method = make_method(self.method, self.options(case))
         outcome = sample_case(case, method, self.artefacts(case), self.given(case))
         wanted = {name: ours(outcome) for name, ours in self.quantities.items() if name in case.expected}
-        return compare(case, outcome) | largest_errors(case, wanted, case.expected)
+        return compare(case, outcome) | largest_errors(case, wanted, case.expected) | self.also(case, outcome)
 
 
 def settings(**named: str) -> Callable[[Case], dict[str, Any]]:
@@ -73,7 +77,82 @@ def number_read(outcome: Outcome) -> Tensor:
     return torch.tensor(last, dtype=torch.float64)
 
 
+def _partial_choices(case: Case, outcome: Outcome) -> dict[str, float]:
+    """Of methods with ToCa's partial steps: how many tokens their MLPs recompute, which ones, and by which scores.
+
+    The reference has -1 or NaN where a block is not partial, and scores where no token is chosen, too.
+    """
+    expected, blocks = case.expected, range(outcome.run.shape.num_blocks)
+    partial = expected["fresh_count"] >= 0
+    counts = [[outcome.executed.at(step, Site(block, "mlp")).count for block in blocks] for step in range(outcome.run.nfe)]
+    ours, theirs = {"fresh_count": torch.tensor(counts)}, {"fresh_count": expected["fresh_count"].clamp(min=0)}
+    ours["fresh_count"] = ours["fresh_count"].where(partial, 0)
+    method: Any = outcome.method
+    ratios = [
+        [method.ratio(outcome.run.nfe - 1 - step, outcome.run.nfe, block, len(blocks)) for block in blocks]
+        for step in range(outcome.run.nfe)
+    ]
+    ours["fresh_ratio"] = torch.tensor(ratios, dtype=torch.float64).where(partial, torch.nan)
+    theirs["fresh_ratio"] = expected["fresh_ratio"]
+    return largest_errors(case, ours, theirs) | compare_choices(case, outcome)
+
+
+def _kinds(outcome: Outcome) -> Tensor:
+    """What kind each block of DuCa is of at each step: 0 full, 1 partial, 2 aggressive."""
+    number = {"full": 0, "partial": 1, "aggressive": 2}
+    rows = getattr(outcome.method, "timetable")(outcome.run)
+    return torch.tensor([[number[kind] for kind in row.kinds] for row in rows])
+
+
+def _intervals(outcome: Outcome) -> Tensor:
+    rows = getattr(outcome.method, "timetable")(outcome.run)
+    return torch.tensor([row.intervals for row in rows], dtype=torch.float32)
+
+
+def _draw(case: Case) -> Mapping[str, Given]:
+    """The random numbers that a reference drew, for both halves of the guided pairs."""
+    draw = case.expected.get("draw")
+    if draw is None:
+        return {}
+    return {"uniform": lambda step: draw[step].transpose(0, 1).repeat(2, 1, 1)}
+
+
+def _duca(case: Case) -> dict[str, Any]:
+    return settings(
+        fresh_ratio="fresh_ratio",
+        interval="fresh_threshold",
+        score="cache_type",
+        soft_fresh_weight="soft_fresh_weight",
+    )(case)
+
+
+def _goc(case: Case) -> dict[str, Any]:
+    options = settings(extrapolated_steps="extrapolated_steps", weight="weight")(case)
+    if "router_prob" in case.expected:
+        return options | {"base": "learning_to_cache", "threshold": case.number("thres")}
+    return options | {"reused_steps": case.setting("reused_steps")}
+
+
+def _router(case: Case) -> Artefacts:
+    """The router that a case stores, if any."""
+    router = case.expected.get("router_prob")
+    return Artefacts() if router is None else Artefacts(tables={"router": as_table(router)})
+
+
 RIVALS: dict[str, Rival] = {
+    "duca": Rival(
+        "duca",
+        _duca,
+        given=_draw,
+        quantities={"type": _kinds, "threshold_in_force": _intervals},
+        tolerances={"fresh_ratio": 1e-6},
+        also=_partial_choices,
+    ),
+    "goc": Rival("goc", _goc, _router),
+    "hicache": Rival(
+        "hicache",
+        settings(interval="interval", order="max_order", scale="hicache_scale_factor", first_steps="first_enhance"),
+    ),
     "fbcache": Rival("first_block", settings(threshold="threshold"), quantities={"diff": number_read}),
 }
 """By the `method` that a case names."""
