@@ -8,38 +8,14 @@ that made the published FIDs, random numbers in the place of the attention recei
 it to the released code.
 """
 
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from tcbench.choose import AttentionScore, Visits
-from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run
-from tcbench.plan import ALL, NONE, Decision, Output, Plan, Site, Tokens, Unit
+from tcbench.method import Method, Run
+from tcbench.partial import Kind, PartialRun, Row, start_partial_run
 from tcbench.schedule import TOCA_DDIM50, token_counts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Kind = Literal["full", "partial", "aggressive"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one step does, known before sampling.
-
-    Attributes:
-        kinds: by block.
-        intervals: by block, the distance of full steps that decided so; block 0 may change it for the others, but not at
-            the first step.
-        counts: by block, the tokens that its MLP recomputes at a partial step.
-    """
-
-    kinds: tuple[Kind, ...]
-    intervals: tuple[int, ...]
-    counts: tuple[int, ...]
 
 
 class DuCa(Method):
@@ -82,77 +58,17 @@ class DuCa(Method):
         """Steps at which every block is computed in full."""
         return tuple(step for step, row in enumerate(self.timetable(run)) if set(row.kinds) == {"full"})
 
-    def start(self, run: Run) -> "DuCaRun":
+    def start(self, run: Run) -> PartialRun:
         """Ages of tokens live for one run."""
-        if any(side % self.cell for side in run.shape.grid):
-            cells = f"{self.cell}x{self.cell} cells"
-            raise UserError(f"its {cells} do not tile the token grid {run.shape.grid}; set another cell")
-        score = AttentionScore(
-            run.shape.grid,
-            self.soft_fresh_weight,
-            self.interval,
-            self.bonus,
-            self.cell,
-            scaled=self.score == "attention",
+        return start_partial_run(
+            run,
+            self.timetable(run),
+            self.score,
+            age_weight=self.soft_fresh_weight,
+            interval=self.interval,
+            bonus=self.bonus,
+            cell=self.cell,
         )
-        return DuCaRun(self, self.timetable(run), Visits(score))
-
-
-@dataclass
-class DuCaRun:
-    """One run's memory of its tokens.
-
-    Attributes:
-        scores, chosen: by branch, the scores [R, N] by which the last step chose tokens, and their places [R, K].
-    """
-
-    method: DuCa
-    rows: tuple[Row, ...]
-    visits: Visits
-    scores: "dict[Site, Tensor]" = field(default_factory=dict)
-    chosen: "dict[Site, Tensor]" = field(default_factory=dict)
-
-    def plan(self, look: Look) -> Plan:
-        """Every part of a full block, the chosen tokens' MLP of a partial one, nothing of an aggressive one."""
-        row, shape, decisions = self.rows[look.step], look.run.shape, dict[Unit, Decision]()
-        partial = [Site(block, "mlp") for block, kind in enumerate(row.kinds) if kind == "partial"]
-        partial = [site for site in partial if site in shape.sites]
-        self._choose(partial, row, look)
-        for site in shape.sites:
-            match row.kinds[site.block]:
-                case "full":
-                    self.visits.full(site.block)
-                    attends = site.part == "attn" and self.method.score == "attention"
-                    observed = attends and self._is_read_after(look.step, site.block)
-                    decisions[site] = Decision(ALL, observe="attn" if observed else None)
-                case "partial" if site in self.chosen:
-                    decisions[site] = Decision(Tokens(self.chosen[site]))
-                case _:
-                    decisions[site] = Decision(NONE)
-        decisions[Output()] = Decision(NONE if row.kinds[-1] == "aggressive" else ALL)
-        return Plan(decisions)
-
-    def _choose(self, sites: list[Site], row: Row, look: Look) -> None:
-        """Choose the tokens to recompute, of all blocks at once."""
-        counts = {site.block: row.counts[site.block] for site in sites}
-        observed = {}
-        if self.method.score == "attention":
-            observed = {block: look.attention_received(block) for block, count in counts.items() if count}
-        elif any(counts.values()):
-            uniform_RLN = look.uniform()
-            observed = {block: uniform_RLN[:, block] for block in counts}
-        choices = self.visits.choose(observed, counts)
-        self.chosen = {Site(block, "mlp"): index_RK for block, (index_RK, _) in choices.items()}
-        self.scores = {Site(block, "mlp"): score_RN for block, (_, score_RN) in choices.items()}
-
-    def _is_read_after(self, step: int, block: int) -> bool:
-        """Whether some tokens are chosen before the block is full again: a map that nothing reads is not taken."""
-        for row in self.rows[step + 1 :]:
-            if row.kinds[block] == "full":
-                return False
-            if row.kinds[block] == "partial" and row.counts[block]:
-                return True
-        return False
 
 
 @lru_cache
@@ -171,11 +87,8 @@ def _timetable(method: DuCa, nfe: int, num_blocks: int, num_tokens: int) -> tupl
             interval = TOCA_DDIM50.renewed_interval(method.interval, counter, nfe, varies)
         others = kind(step, counter, interval) if method.faithful else first_kind
         ratios = [method.ratio(counter, nfe, block, num_blocks) for block in range(num_blocks)]
-        rows.append(
-            Row(
-                (first_kind, *[others] * (num_blocks - 1)),
-                (first, *[interval if step else first] * (num_blocks - 1)),
-                tuple(token_counts(ratios, num_tokens)),
-            )
-        )
+        kinds = (first_kind, *[others] * (num_blocks - 1))
+        # at the first step all blocks see the base distance
+        intervals = (first, *[interval if step else first] * (num_blocks - 1))
+        rows.append(Row(kinds, tuple(token_counts(ratios, num_tokens)), intervals))
     return tuple(rows)

@@ -160,7 +160,7 @@ class Look(ABC):
         return self.observe("attention_entropy", block)
 
     def value_norms(self, block: int) -> "Tensor":
-        """The lengths of each token's value vectors in self-attention, summed over heads, [R, N], when `block` was last
+        """The lengths of each token's value vectors in self-attention, mean over heads, [R, N], when `block` was last
         observed (`observe="values"`)."""
         return self.observe("value_norms", block)
 

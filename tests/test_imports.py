@@ -12,7 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "method", "trainable")
+FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
 CORE = {
     f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "draws", "checking", "guard")
@@ -90,6 +90,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("schedule", {"errors", "method", "plan"}),
         ("extrapolate", set()),
         ("selector", {"choose", "method", "plan", "schedule"}),
+        ("partial", {"choose", "errors", "method", "plan"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),
@@ -171,7 +172,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
-    *("plan", "choose", "schedule", "extrapolate", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
+    *("plan", "choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
     *("checking", "guard", "surroundings"),
     *(f"config/{path.stem}" for path in files("config")),
     *(

@@ -158,5 +158,5 @@ def part_of_rows(adapter: Adapter, site: Site, rows_K: Tensor, x_RND: Tensor, ga
 
 
 def value_norms(values: Tensor) -> Tensor:
-    """The sum over heads of the lengths of tokens' value vectors [R, heads, N, head_dim], float32 [R, N]."""
-    return values.float().norm(dim=3).sum(dim=1)
+    """The mean over heads of the lengths of tokens' value vectors [R, heads, N, head_dim], float32 [R, N]."""
+    return values.float().norm(dim=3).mean(dim=1)

@@ -98,8 +98,8 @@ def _partial_choices(case: Case, outcome: Outcome) -> dict[str, float]:
 
 
 def _kinds(outcome: Outcome) -> Tensor:
-    """What kind each block of DuCa is of at each step: 0 full, 1 partial, 2 aggressive."""
-    number = {"full": 0, "partial": 1, "aggressive": 2}
+    """What kind each block is of at each step: 0 full, 1 partial, 2 aggressive or, in ProCache, held."""
+    number = {"full": 0, "partial": 1, "aggressive": 2, "held": 2}
     rows = getattr(outcome.method, "timetable")(outcome.run)
     return torch.tensor([[number[kind] for kind in row.kinds] for row in rows])
 
@@ -149,6 +149,20 @@ RIVALS: dict[str, Rival] = {
         also=_partial_choices,
     ),
     "goc": Rival("goc", _goc, _router),
+    "procache": Rival(
+        "procache",
+        settings(
+            steps="schedule_in_sampling_order",
+            fresh_ratio="fresh_ratio",
+            interval="fresh_threshold",
+            score="cache_type",
+            soft_fresh_weight="soft_fresh_weight",
+            first_partial_block="first_partial_block",
+        ),
+        quantities={"type": _kinds},
+        tolerances={"fresh_ratio": 1e-6},
+        also=_partial_choices,
+    ),
     "hicache": Rival(
         "hicache",
         settings(interval="interval", order="max_order", scale="hicache_scale_factor", first_steps="first_enhance"),

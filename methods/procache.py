@@ -1,0 +1,91 @@
+"""ProCache: Constraint-Aware Feature Caching with Selective Computation (AAAI 2026; macovaseas/ProCache, for DiT).
+
+A list says what each step does: compute everything, reuse everything, or reuse everything in the first blocks and
+recompute some tokens' MLPs, as ToCa does, in the last quarter of them. The list was searched under a budget of full
+steps; its gaps narrow towards the clean end. Its code reads it in sampling order, as the paper says; only its README
+prints it the other way round.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tcbench.method import Method, Run
+from tcbench.partial import Kind, PartialRun, Row, start_partial_run
+from tcbench.schedule import TOCA_DDIM50, token_counts
+
+RELEASED = (*(1, 0, 2, 0) * 6, *(1, 0, 2) * 4, *(1, 0) * 7)
+"""The released list, of 50 steps: 17 full, 10 partial."""
+
+
+def _begins_full(steps: tuple[int, ...]) -> tuple[int, ...]:
+    if not steps or steps[0] != 1 or not set(steps) <= {0, 1, 2}:
+        raise ValueError("steps must begin with 1 and hold 1 (full), 0 (reused) and 2 (partial), e.g. [1, 0, 2, 0]")
+    return steps
+
+
+class ProCache(Method):
+    """A list of full, partial and reused steps.
+
+    Options (defaults: the released setting for DiT and 50 DDIM steps):
+        steps: the list, in sampling order: 1 full, 0 reused, 2 partial. A run of another number of steps takes the
+            entry at the same share of the list.
+        fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
+        first_partial_block: before it, blocks reuse everything at a partial step; 21 of DiT-XL's 28 is released, and
+            three quarters of the blocks if it is not given.
+        score: of a token: `kv-norm` is released, one minus the length of its value vectors, or `attention`, what it
+            received.
+        soft_fresh_weight: weight of a token's age.
+        interval: the age, in steps, at which that is one weight.
+        bonus: gain of the best token of each cell.
+        cell: side of the cells.
+    """
+
+    name = "procache"
+    label = "ProCache"
+    knob = "fresh_ratio"
+
+    steps: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_begins_full)] = RELEASED
+    fresh_ratio: float = Field(0.07, ge=0, le=1)
+    first_partial_block: NonNegativeInt | None = None
+    score: Literal["kv-norm", "attention"] = "kv-norm"
+    soft_fresh_weight: NonNegativeFloat = 0.25
+    interval: PositiveFloat = 4
+    bonus: NonNegativeFloat = 0.6
+    cell: PositiveInt = 2
+
+    def ratio(self, counter: int, nfe: int, block: int, num_blocks: int) -> float:
+        """The share of tokens that an MLP recomputes; below 0 it means none."""
+        return self.fresh_ratio * TOCA_DDIM50.share(counter, nfe, block, num_blocks)
+
+    def timetable(self, run: Run) -> tuple[Row, ...]:
+        """What every step does, in sampling order."""
+        blocks, rows = run.shape.num_blocks, []
+        first_partial = blocks * 3 // 4 if self.first_partial_block is None else self.first_partial_block
+        of_entry: dict[int, list[Kind]] = {
+            0: ["held"] * blocks,
+            1: ["full"] * blocks,
+            2: ["partial" if block >= first_partial else "held" for block in range(blocks)],
+        }
+        for step in range(run.nfe):
+            counter = TOCA_DDIM50.counter(step, run.nfe)
+            ratios = [self.ratio(counter, run.nfe, block, blocks) for block in range(blocks)]
+            kinds = of_entry[self.steps[step * len(self.steps) // run.nfe]]
+            rows.append(Row(tuple(kinds), tuple(token_counts(ratios, run.shape.num_tokens))))
+        return tuple(rows)
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Steps at which everything is computed."""
+        return tuple(step for step, row in enumerate(self.timetable(run)) if set(row.kinds) == {"full"})
+
+    def start(self, run: Run) -> PartialRun:
+        """Ages of tokens live for one run."""
+        return start_partial_run(
+            run,
+            self.timetable(run),
+            self.score,
+            age_weight=self.soft_fresh_weight,
+            interval=self.interval,
+            bonus=self.bonus,
+            cell=self.cell,
+        )
