@@ -180,7 +180,7 @@ def choose_by_attention(
 
 @dataclass
 class Visits:
-    """One run's memory of which tokens of a block are how old, in visits: steps at which the block ran at all (DuCa).
+    """One run's memory of which tokens of a block are how old, in visits: partial steps since it was last full (DuCa).
 
     Attributes:
         score: by which tokens are chosen.

@@ -73,15 +73,9 @@ def check_macs(plan: Plan, shape: ModelShape) -> Macs:
     return sum((block_macs(shape, block, None) for block in plan.checks), Macs())
 
 
-def spread_macs(plan: Plan, shape: ModelShape) -> Macs:
-    """What a plan's spreads cost for one row: the sums over the fresh tokens of every token's group."""
-    counts = [_tokens(decision)[0] for decision in plan.decisions.values() if decision.spread]
-    return Macs(sum(shape.num_tokens * count * shape.width for count in counts if count is not None))
-
-
 def overheads(plan: Plan, shape: ModelShape) -> dict[str, Macs]:
     """What a plan costs for one row beside the model's work, by tag; of what it has nothing of, nothing."""
-    by_tag = {"score": observation_macs, "check": check_macs, "spread": spread_macs}
+    by_tag = {"score": observation_macs, "check": check_macs}
     return {tag: macs for tag, cost in by_tag.items() if (macs := cost(plan, shape)) != Macs()}
 
 

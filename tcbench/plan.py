@@ -304,11 +304,11 @@ class Spread:
     """What recomputed tokens tell the others of their group (ClusCa): value <- ratio * told + (1 - ratio) * value.
 
     `told` is the sum of the fresh values of the group's recomputed tokens, and it is of all tokens, those that were
-    recomputed too. An index with a spread may name a token twice; it is computed twice, and counts twice in the sum.
-    The sums are a matrix product, charged under "spread".
+    recomputed too. An index with a spread may name a token twice; it is computed twice, charged twice, and counts twice
+    in the sum. The sums themselves are additions, which the ledger does not count; at a ratio of 0 nothing is told.
 
     Attributes:
-        group_RN: the name of every token's group, int64 [R, N].
+        group_RN: the number of every token's group, 0 to N - 1, int64 [R, N].
         ratio: how far the values go towards what is told, 0 to 1.
     """
 

@@ -77,9 +77,11 @@ class Cache:
             first: place of the first token of the image in the stream.
         """
         value = self._entry(unit).factors[0][:, first:]
-        of_token, of_fresh = spread.group_RN, spread.group_RN.gather(1, index_RK)
-        told = (of_token[:, :, None] == of_fresh[:, None, :]).to(value.dtype) @ take_tokens(value, index_RK)
-        value.mul_(1 - spread.ratio).add_(told, alpha=spread.ratio)
+        group_RK, fresh = spread.group_RN.gather(1, index_RK), take_tokens(value, index_RK)
+        row_RK = torch.arange(len(value), device=value.device)[:, None].expand_as(group_RK)
+        # not scatter_add, whose sums come in another order every time on a GPU
+        sums = torch.zeros_like(value).index_put((row_RK, group_RK), fresh, accumulate=True)
+        value.mul_(1 - spread.ratio).add_(take_tokens(sums, spread.group_RN), alpha=spread.ratio)
 
     def value(self, unit: Unit) -> Tensor:
         """The last computed value, which a refresh overwrites: [R, N, D]."""

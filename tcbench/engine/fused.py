@@ -191,7 +191,7 @@ class FusedBlocks:
                 _, h = self._gather(gated, chosen)
                 h = self._few(block, part, h, chosen, gated, decision)
                 rows.linear_scatter(h, *last, chosen, self.cache.value(site), path=self.path)
-                if decision.spread:
+                if decision.spread and decision.spread.ratio:
                     self.cache.spread(site, who.index_RK, decision.spread)
                 value = self.cache.read(site, decision.fill, self._step)
         self.add(value, _gate(gated))

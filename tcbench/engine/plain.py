@@ -115,7 +115,7 @@ class PlainBlocks:
                 assert index is not None
                 value = self._compute(site, take_tokens(self.stream, index), gated, decision, index)
                 self.cache.refresh(site, index, value)
-                if decision.spread:
+                if decision.spread and decision.spread.ratio:
                     self.cache.spread(site, tokens.index_RK, decision.spread, self.run.shape.joint_text)
         return self.cache.read(site, decision.fill, self.step)
 

@@ -5,6 +5,7 @@ A rival is an entry of `RIVALS`, by the name that its cases give; docs/goldens.m
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf, isnan
 from typing import Any
 
 import torch
@@ -139,7 +140,92 @@ def _router(case: Case) -> Artefacts:
     return Artefacts() if router is None else Artefacts(tables={"router": as_table(router)})
 
 
+def _verified(outcome: Outcome) -> Tensor:
+    return torch.tensor([state["verified"] for state in outcome.states])
+
+
+def _thresholds(outcome: Outcome) -> Tensor:
+    method: Any = outcome.method
+    steps = range(outcome.run.nfe)
+    return torch.tensor([method.threshold(step, outcome.run.nfe) for step in steps], dtype=torch.float64)
+
+
+def _checks(case: Case, outcome: Outcome) -> dict[str, float]:
+    """By how much of themselves SpeCa's errors differ, where a step after the check looks at them."""
+    compared = [state["compared"] for state in outcome.states[1:]]
+    pairs = {step: pair.double() for step, pair in enumerate(compared) if pair is not None}
+    ours = {
+        "verify_l1": [(pair[:, 0] - pair[:, 1]).abs().mean() for pair in pairs.values()],
+        "verify_error": [((pair[:, 0] - pair[:, 1]).abs() / (pair[:, 1].abs() + 1e-10)).mean() for pair in pairs.values()],
+    }
+    errors = {}
+    for name, values in ours.items():
+        theirs = case.expected[name][list(pairs)]
+        relative = [(abs(one.item() - other) / other) for one, other in zip(values, theirs.tolist(), strict=True)]
+        errors[name] = max([0.0, *(inf if isnan(error) else error for error in relative)])
+    return errors
+
+
+def _clusters_given(case: Case) -> Mapping[str, Given]:
+    """Numbers by which ClusCa chooses the tokens that the reference chose: its first centroids, its representatives."""
+    first, chosen, labels = (case.expected[name].long() for name in ("initial_centroid_token", "fresh_idx", "cluster"))
+    (steps, blocks, rows, clusters), tokens = chosen.shape, labels.shape[2]
+
+    def uniform(step: int) -> Tensor:
+        numbers_RLN = torch.zeros(rows, blocks, tokens)
+        if step == 0:
+            numbers_RLN[:, :, :clusters] = (first[:, None] + 0.5) / tokens
+            return numbers_RLN
+        full = max(before for before in range(step) if (labels[before] >= 0).all())
+        index_RLK = chosen[step].transpose(0, 1)
+        of_RLK = labels[full][:, None].expand(-1, blocks, -1).gather(2, index_RLK.clamp(min=0))
+        # token 0 stands for empty clusters too, and is then not the choice of its own
+        own = (of_RLK == torch.arange(clusters)).float()
+        return numbers_RLN.scatter_reduce(2, index_RLK.clamp(min=0), own, "amax")
+
+    return {"uniform": uniform}
+
+
+def _clusters(case: Case, outcome: Outcome) -> dict[str, float]:
+    """ClusCa's labels, which the step after a full one finds, and the tokens that were fresh."""
+    wrong = {"cluster": 0.0, "fresh_idx": 0.0, "type": 0.0}
+    for step, state in enumerate(outcome.states):
+        fresh = state["fresh"]
+        wrong["type"] += case.expected["type"][step].item() != (fresh is not None)
+        if fresh is not None:
+            wrong["fresh_idx"] += (fresh.transpose(0, 1) != case.expected["fresh_idx"][step]).sum().item()
+        if step and outcome.states[step - 1]["fresh"] is None:
+            wrong["cluster"] += (state["label_RN"] != case.expected["cluster"][step - 1]).sum().item()
+    return wrong
+
+
 RIVALS: dict[str, Rival] = {
+    "clusca": Rival(
+        "clusca",
+        settings(
+            interval="interval",
+            order="max_order",
+            clusters="cluster_num",
+            ratio="propagation_ratio",
+            first_steps="first_enhance",
+        ),
+        given=_clusters_given,
+        also=_clusters,
+    ),
+    "speca": Rival(
+        "speca",
+        settings(
+            base_threshold="base_threshold",
+            decay="decay_rate",
+            min_drafts="min_taylor_steps",
+            max_drafts="max_taylor_steps",
+            order="max_order",
+            metric="error_metric",
+        ),
+        quantities={"verified": _verified, "threshold": _thresholds},
+        tolerances={"verify_l1": 1e-4, "verify_error": 0.3},
+        also=_checks,
+    ),
     "duca": Rival(
         "duca",
         _duca,
