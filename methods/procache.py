@@ -20,7 +20,7 @@ RELEASED = (*(1, 0, 2, 0) * 6, *(1, 0, 2) * 4, *(1, 0) * 7)
 
 def _begins_full(steps: tuple[int, ...]) -> tuple[int, ...]:
     if not steps or steps[0] != 1 or not set(steps) <= {0, 1, 2}:
-        raise ValueError("steps must begin with 1 and hold 1 (full), 0 (reused) and 2 (partial), e.g. [1, 0, 2, 0]")
+        raise ValueError("schedule must begin with 1 and hold 1 (full), 0 (reused) and 2 (partial), e.g. [1, 0, 2, 0]")
     return steps
 
 
@@ -28,7 +28,7 @@ class ProCache(Method):
     """A list of full, partial and reused steps.
 
     Options (defaults: the released setting for DiT and 50 DDIM steps):
-        steps: the list, in sampling order: 1 full, 0 reused, 2 partial. A run of another number of steps takes the
+        schedule: the list, in sampling order: 1 full, 0 reused, 2 partial. A run of another number of steps takes the
             entry at the same share of the list.
         fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
         first_partial_block: before it, blocks reuse everything at a partial step; 21 of DiT-XL's 28 is released, and
@@ -45,7 +45,7 @@ class ProCache(Method):
     label = "ProCache"
     knob = "fresh_ratio"
 
-    steps: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_begins_full)] = RELEASED
+    schedule: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_begins_full)] = RELEASED
     fresh_ratio: float = Field(0.07, ge=0, le=1)
     first_partial_block: NonNegativeInt | None = None
     score: Literal["kv-norm", "attention"] = "kv-norm"
@@ -70,7 +70,7 @@ class ProCache(Method):
         for step in range(run.nfe):
             counter = TOCA_DDIM50.counter(step, run.nfe)
             ratios = [self.ratio(counter, run.nfe, block, blocks) for block in range(blocks)]
-            kinds = of_entry[self.steps[step * len(self.steps) // run.nfe]]
+            kinds = of_entry[self.schedule[step * len(self.schedule) // run.nfe]]
             rows.append(Row(tuple(kinds), tuple(token_counts(ratios, run.shape.num_tokens))))
         return tuple(rows)
 

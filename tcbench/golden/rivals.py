@@ -199,7 +199,29 @@ def _clusters(case: Case, outcome: Outcome) -> dict[str, float]:
     return wrong
 
 
+def _gates(case: Case) -> Artefacts:
+    return Artefacts(tables={"gates": as_table(case.expected["lazy_weight"].flatten(0, 2))})
+
+
+def _by_part(name: str) -> Callable[[Outcome], Tensor]:
+    """What LazyDiT's policy remembers of every part, [S, block, part, R]; NaN or, of rows, all at the first step."""
+
+    def collect(outcome: Outcome) -> Tensor:
+        rows, parts = len(outcome.run.sample_index) * outcome.run.rows_per_sample, outcome.run.shape.sites
+        nothing = torch.ones(rows, dtype=torch.bool) if name == "masks" else torch.full((rows,), torch.nan)
+        steps = [torch.stack([torch.as_tensor(state[name].get(site, nothing)) for site in parts]) for state in outcome.states]
+        return torch.stack(steps).unflatten(1, (outcome.run.shape.num_blocks, -1))
+
+    return collect
+
+
 RIVALS: dict[str, Rival] = {
+    "lazydit": Rival(
+        "lazydit",
+        settings(threshold="attn_threshold", mlp_threshold="mlp_threshold"),
+        _gates,
+        quantities={"logit": _by_part("logits"), "recomputed_rows": _by_part("masks")},
+    ),
     "clusca": Rival(
         "clusca",
         settings(
@@ -238,7 +260,7 @@ RIVALS: dict[str, Rival] = {
     "procache": Rival(
         "procache",
         settings(
-            steps="schedule_in_sampling_order",
+            schedule="schedule_in_sampling_order",
             fresh_ratio="fresh_ratio",
             interval="fresh_threshold",
             score="cache_type",
