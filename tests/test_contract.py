@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.artefacts import as_table
 from tcbench.budget.costing import macs_of
 from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
@@ -111,12 +112,16 @@ def adapter_of(model: str, device: str = "cpu") -> Adapter:
 
 
 def artefacts_for(adapter: Adapter, steps: int) -> Artefacts:
-    """What training would have made: a scorer that tells tokens and blocks apart, and a mean score per step."""
-    scorer = CachePredictor(adapter)
+    """What training would have made: a scorer that tells tokens and blocks apart, a mean score per step, and gates by
+    which some rows of a batch are computed."""
+    scorer, shape = CachePredictor(adapter), adapter.shape
+    gated = [site for site in shape.sites if shape.kind(site) != "cross"]
+    gates = torch.randn(steps * len(gated), shape.width, generator=torch.Generator().manual_seed(2))
     if not scorer.head.weight.is_meta:
         torch.nn.init.normal_(scorer.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
     scorer.eval().requires_grad_(False)
-    return Artefacts({"predictor": scorer}, tuple(0.5 + 0.01 * step for step in range(steps)))
+    alpha_bar = tuple(0.5 + 0.01 * step for step in range(steps))
+    return Artefacts({"predictor": scorer}, alpha_bar, {"gates": as_table(gates)})
 
 
 def sample(model: str, method: Method, *index: int) -> Samples:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tcbench.artefacts import as_table
 from tcbench.choose import top_tokens
 from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks
@@ -39,6 +40,10 @@ FEW = {
     "oracle_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
+    "speca": {"first_steps": 1, "min_drafts": 1, "base_threshold": 10.0},
+    "clusca": {"interval": 3, "clusters": 5, "ratio": 0.2, "iterations": 5},
+    "hicache": {"interval": 3},
+    "duca": {"fresh_ratio": 0.3},
 }
 ONE_FULL = FEW["tokencache"] | {"num_full_steps": 1}
 TOCA_WITH_TEXT = {"schedule": "pixart", "fresh_ratio": 0.5, "cell": 4}
@@ -63,8 +68,11 @@ def artefacts(adapter: Adapter, nfe: int) -> Artefacts:
     predictor.head.weight.data = torch.randn(predictor.head.weight.shape, generator=generator)
     columns = len(adapter.shape.sites)
     table = tuple(tuple(row) for row in torch.randn(nfe, columns, generator=generator).tolist())
+    gated = [site for site in adapter.shape.sites if adapter.shape.kind(site) != "cross"]
+    gates = as_table(torch.randn(nfe * len(gated), adapter.shape.width, generator=generator))
     predictor.to(adapter.model.device)
-    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * nfe, tables={"router": table})
+    tables = {"router": table, "gates": gates}
+    return Artefacts(scorers={"predictor": predictor.eval()}, alpha_bar=(0.5,) * nfe, tables=tables)
 
 
 @torch.inference_mode()

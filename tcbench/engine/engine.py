@@ -230,7 +230,7 @@ class Engine:
                 if decision and decision.observe == "output":
                     self.cache.store_output(unit.blocks.start, self.blocks.stream[:, self.run.shape.joint_text :])
             check.before(Output())
-        self._unsettled.append((plan, Plan(self._executed)))
+        self._unsettled.append((plan, Plan(self._executed, plan.checks)))
 
     def _unit(self, unit: Unit, decision: Decision | None, step: int) -> None:
         if decision is None:
@@ -308,14 +308,11 @@ class Engine:
 
     def _settle(self) -> None:
         for planned, executed in self._unsettled:
-            settled = Plan(
-                {
-                    unit: replace(decision, who=decision.who.settled())
-                    if isinstance(decision.who, Tokens)
-                    else decision
-                    for unit, decision in executed.decisions.items()
-                }
-            )
+            decisions = {
+                unit: replace(decision, who=decision.who.settled()) if isinstance(decision.who, Tokens) else decision
+                for unit, decision in executed.decisions.items()
+            }
+            settled = replace(executed, decisions=decisions)
             self._ledger.charge_plan(settled, self.run.shape)
             self._ledger.charge_choices(planned)
             self._plans.append(settled.executed())
