@@ -1,11 +1,11 @@
 """ClusCa: Cluster-wise Feature Caching (ACM MM 2025; Shenyi-Z/Cache4Diffusion, for DiT).
 
 TaylorSeer's full steps, and between them its forecast of self-attention. Of every MLP one token of each cluster is
-computed: its fresh value takes the place of the stored one, tells its cluster a small part of itself, and what is stored
-is then extrapolated, the fresh tokens too. Clusters are found by K-means on the last block's output at every full step,
-from the centroids of the one before. `tests/test_golden_rivals.py` holds it to the released code, whose quirks stay:
-what is stored stays told until the next full step, an empty cluster computes token 0, and all that a cluster is told is
-a sum.
+computed: its fresh value takes the place of the stored one and tells its cluster a small part of itself, and what is
+stored is then extrapolated, the fresh tokens too. Clusters are found by K-means on the last block's output at every
+full step, from the centroids of the one before. `tests/test_golden_rivals.py` holds it to the released code, whose
+quirks stay: what a cluster was told is kept until the next full step, an empty cluster computes token 0, and a cluster
+is told the sum of what is fresh in it.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,9 @@ class Clusters:
         if look.step in self.full:
             self.fresh = None
             last = shape.sites[-1]
-            return Plan({site: Decision(ALL, forecast, observe="output" if site == last else None) for site in shape.sites})
+            return Plan(
+                {site: Decision(ALL, forecast, observe="output" if site == last else None) for site in shape.sites}
+            )
         self.fresh = fresh = self._choose(look)
         assert self.label_RN is not None
         spread = Spread(self.label_RN, self.method.ratio)

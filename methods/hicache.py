@@ -1,7 +1,7 @@
 """HiCache: Training-free Acceleration of Diffusion Models via Hermite Polynomial-based Feature Caching (ICLR 2026).
 
 TaylorSeer's full steps and difference quotients, with Hermite polynomials in the place of powers: the output of every
-part before its gate is forecast as F0 + sum_i F(i) s^i H_i(s d) / i!, d steps after the last full one, where F(i) is the
+part before its gate is forecast as F0 + sum_i F(i) s^i H_i(s d) / i!, d steps after the last full one, with F(i) the
 i-th backward quotient and H_i the physicists' Hermite polynomial. At s = 0.5 the first order goes half as far as
 Taylor's. The code (yiming-l21/CFGCache) is for FLUX and Qwen-Image; for DiT there is none, and what stands here is its
 forecast under the schedule of TaylorSeer's code for DiT.

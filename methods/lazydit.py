@@ -1,10 +1,10 @@
 """LazyDiT: Lazy Learning for the Acceleration of Diffusion Transformers (AAAI 2025; shawnricecake/lazydit).
 
-Before self-attention and MLP of every block a gate, one linear layer a step, looks at the part's modulated input. Summed
-over the tokens it is a logit for each row of the batch: a row whose sigmoid is above a threshold is computed, the others
-take their own stored output, through the current step's gates of adaLN. So samples, and the halves of a guided pair,
-decide apart. The first step computes everything. The host reads the rows at every part, because what is computed
-depends on them.
+Before self-attention and MLP of every block a gate, one linear layer a step, looks at the part's modulated input.
+Summed over the tokens it is a logit for each row of the batch: a row whose sigmoid is above a threshold is computed,
+the others take their own stored output, through the current step's gates of adaLN. So samples, and the halves of a
+guided pair, decide apart. The first step computes everything. The host reads the rows at every part, because what is
+computed depends on them.
 """
 
 from collections.abc import Callable
@@ -79,8 +79,8 @@ class Gates:
             return torch.zeros(size)
         if (len(table), len(table[0])) != (size[0] * size[1], size[2]):
             raise UserError(
-                f"the gates are {len(table)} lines of {len(table[0])} weights, the run has {size[0]} steps of {size[1]} "
-                f"parts of {size[2]} channels; use gates that were trained for this model and NFE"
+                f"the gates are {len(table)} lines of {len(table[0])} weights, the run has {size[0]} steps of "
+                f"{size[1]} parts of {size[2]} channels; use gates that were trained for this model and NFE"
             )
         return torch.tensor(table).view(size)
 

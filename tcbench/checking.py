@@ -55,9 +55,9 @@ def check_tokens(plan: Plan, rows: int, num_tokens: int, device: object = None) 
         device: where the model is; None: nowhere, a method is costed.
 
     Raises:
-        PlanError: an index, a mask of rows or a spread's groups have another shape than the batch; an index is on another
-            device, names a token that does not exist or, unless it is spread, one twice in a row; `used` is not between
-            0 and the number of columns.
+        PlanError: an index, a mask of rows or a spread's groups have another shape than the batch; an index is on
+            another device, names a token that does not exist or, unless it is spread, one twice in a row; `used` is not
+            between 0 and the number of columns.
     """
     for unit, decision in plan.decisions.items():
         if isinstance(decision.who, Rows) and len(decision.who.mask) != rows:

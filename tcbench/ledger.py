@@ -156,7 +156,7 @@ class Ledger:
         return sum(macs.matmul for macs in self.by_tag.values())
 
     def totals(self) -> dict[str, int | dict[str, int]]:
-        """JSON-able totals per sample, in whole MACs: the mean over a batch of which some rows were computed is rounded.
+        """JSON-able totals per sample, in whole MACs: a batch of which some rows were computed has a rounded mean.
 
         `per_sample` charges everything; `per_sample_without_overheads` only the model; `paper_rule` is the model alone
         by the paper's accounting, which leaves the predictor out (docs/reproduction-notes.md, reading 2).

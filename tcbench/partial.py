@@ -95,7 +95,9 @@ class PartialRun:
 
     def _choose(self, row: Row, look: Look) -> None:
         """Choose the tokens to recompute, of all blocks at once; ages stand still where a block is not partial."""
-        partial = [site.block for site in look.run.shape.sites if site.part == "mlp" and row.kinds[site.block] == "partial"]
+        partial = [
+            site.block for site in look.run.shape.sites if site.part == "mlp" and row.kinds[site.block] == "partial"
+        ]
         counts = {block: row.counts[block] for block in partial}
         choices = self.visits.choose(self._observed([block for block in partial if counts[block]], look), counts)
         self.chosen = {Site(block, "mlp"): index_RK for block, (index_RK, _) in choices.items()}

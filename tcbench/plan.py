@@ -391,7 +391,9 @@ class Plan:
             raise _wrong("Plan.checks", "a tuple of blocks' numbers", self.checks)
         for block in self.checks:
             if isinstance(owner.get(block), Span) or self.holds_output:
-                raise PlanError(f"a plan checks block {block}, which it does not reach apart; decide the block by itself")
+                raise PlanError(
+                    f"a plan checks block {block}, which it does not reach apart; decide the block by itself"
+                )
 
     @property
     def holds_output(self) -> bool:

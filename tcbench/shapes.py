@@ -213,7 +213,9 @@ class ModelShape:
                 raise PlanError(f"a plan decides {unit}, which a model of {self.num_blocks} blocks does not have")
             if decision.observe == "output":
                 if isinstance(unit, Site) and unit.part != self.blocks[unit.block].parts[-1].name:
-                    raise PlanError(f"a plan observes the output of block {unit.block} at {unit}, which does not end it")
+                    raise PlanError(
+                        f"a plan observes the output of block {unit.block} at {unit}, which does not end it"
+                    )
             elif decision.observe:
                 parts = (self.part(unit),) if isinstance(unit, Site) else self.blocks[unit.blocks.start].parts
                 if ("cross" if decision.observe == "cross" else "mix") not in [part.kind for part in parts]:

@@ -172,7 +172,20 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
-    *("plan", "choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
+    *(
+        "plan",
+        "choose",
+        "schedule",
+        "extrapolate",
+        "selector",
+        "partial",
+        "shapes",
+        "guidance",
+        "method",
+        "trainable",
+        "ledger",
+        "observations",
+    ),
     *("checking", "guard", "surroundings"),
     *(f"config/{path.stem}" for path in files("config")),
     *(

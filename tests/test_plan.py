@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tcbench.choose import allocate_evenly, allocate_tokens, best_tokens, top_tokens
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
-from tcbench.method import Artefacts, Run
 from tcbench.ledger import block_macs, plan_macs
+from tcbench.method import Artefacts, Run
 from tcbench.plan import (
     ALL,
     NONE,

@@ -71,8 +71,8 @@ class Walk:
         x, condition = self.engine.embed(self.step, self.latent + 0.3 * self.step * self.drift, self.context)
         return self.engine.hidden(plan, self.step, x, condition).clone()
 
-    def value(self, unit: Site | Block, fill: Fill = Hold()) -> Tensor:
-        return self.engine.cache.read(unit, fill, self.step).clone()
+    def value(self, unit: Site | Block, fill: Fill | None = None) -> Tensor:
+        return self.engine.cache.read(unit, fill or Hold(), self.step).clone()
 
 
 def decided(**by_part: Decision) -> Plan:
@@ -187,7 +187,9 @@ def test_what_is_observed_is_the_stream_and_the_values(tiny: DiTAdapter, run: Ru
     alone = Walk(tiny, run, PlainBlocks)
     alone(Plan({Site(0, "mlp"): Decision(ALL, observe="output")}))
     x = alone.engine.cache.output(0)
-    h = tiny.part_input(module, "attn", x, tiny.modulation(module, alone.engine.embed(0, alone.latent, alone.context)[1])["attn"])
+    h = tiny.part_input(
+        module, "attn", x, tiny.modulation(module, alone.engine.embed(0, alone.latent, alone.context)[1])["attn"]
+    )
     values = module.attn1.to_v(h).unflatten(2, (tiny.spec.num_heads, -1))
     close(cache.value_norms(1), values.norm(dim=3).mean(dim=2))
     assert "score" not in walk.engine.ledger.by_tag

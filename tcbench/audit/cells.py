@@ -235,7 +235,7 @@ def predictor() -> Iterator[Check]:
     weights = block + (shape.width + 1) * shape.num_blocks
     claim = 'Sec. III-C: "adds ∼3.57% to the model\'s parameter count and FLOPs"'
     yield number(f"{claim}: parameters", "3.57", 100 * weights / total, "a block and a linear head of DiT-XL/2")
-    yield number(f"{claim}: FLOPs of a full step", "3.57", 100 * macs / full, "the same; 1/28 is 3.57 %")
+    yield number(f"{claim}: FLOPs of a full step", "3.57", float(100 * macs / full), "the same; 1/28 is 3.57 %")
     for row in table(2):
         if row["method"] == "TokenCache":
             totals = ledger(row["resolution"], row["nfe"], "tokencache")

@@ -67,7 +67,8 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), guarded(method.start(run))
     ledger.charge("model", run.shape.once)
-    saved, undecided = 0, False
+    saved: int | Fraction = 0
+    undecided = False
     for step in range(run.nfe):
         try:
             plans: tuple[Plan, ...] = (policy.plan(_ShapeLook(run, step, ledger, policy)),)
@@ -83,7 +84,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
         ledger.charge_plan(dearest, run.shape)
         ledger.charge_choices(dearest)
     totals = ledger.totals()
-    bounds = {"least_per_sample": cast("int", totals["per_sample"]) - saved} if saved or undecided else {}
+    bounds = {"least_per_sample": cast("int", totals["per_sample"]) - round(saved)} if saved or undecided else {}
     return {
         "model": model,
         "method": method.name,

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tcbench.plan import Fill, Forecast, Hold, Mix, PlanError, Spread, Unit
 
+_HOLD = Hold()
+
 
 @dataclass
 class _Entry:
@@ -45,7 +47,7 @@ class Cache:
         self._outputs: dict[int, Tensor] = {}
         self._checked: dict[int, Tensor] = {}
 
-    def store(self, unit: Unit, value_RND: Tensor, step: int, fill: Fill = Hold()) -> None:
+    def store(self, unit: Unit, value_RND: Tensor, step: int, fill: Fill = _HOLD) -> None:
         """Store a freshly computed value, and what its fill needs of the past, as far as there is one.
 
         That is difference quotients up to the order of a `Forecast`, or as many values as a `Mix` has weights.
@@ -165,7 +167,9 @@ class Cache:
         held += [tensor for pair in self._keys_values.values() for tensor in pair]
         for seen in (self._attention, self._entropy, self._value_norms, self._outputs, self._checked):
             held += seen.values()
-        return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in held}.values())
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in held}.values()
+        )
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:

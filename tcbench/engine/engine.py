@@ -243,7 +243,9 @@ class Engine:
             case Span():
                 self._span(unit, decision, step)
             case Block():
-                self.blocks.whole(unit.block, self._resolve(unit, decision, step), decision)
+                who = self._resolve(unit, decision, step)
+                assert not isinstance(who, Rows), "a plan refuses them here"
+                self.blocks.whole(unit.block, who, decision)
             case Site():
                 self.blocks.part(unit, self._resolve(unit, decision, step), decision)
 

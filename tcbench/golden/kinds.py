@@ -10,6 +10,7 @@ from tcbench.golden import training as golden_l2c
 from tcbench.golden import video as golden_video
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import MARGIN, SCORE_ROUNDING, compare, compare_tokens
+from tcbench.golden.deciders import DECIDERS
 from tcbench.golden.rivals import RIVALS, TOLERANCES, Rival
 from tcbench.golden.sampling import sample_case
 from tcbench.method import Artefacts
@@ -149,6 +150,6 @@ KINDS: dict[str, Kind] = {
         _run_video(golden_video.run_wavelets),
         lambda case: dict.fromkeys(case.expected, case.number("tolerance")),
     ),
-    **{name: _rival(name, rival) for name, rival in RIVALS.items()},
+    **{name: _rival(name, rival) for name, rival in (RIVALS | DECIDERS).items()},
 }
 """The kinds of cases by name; the first that matches runs a case."""
