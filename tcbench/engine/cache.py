@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tcbench.plan import Fill, Forecast, Hold, Mix, PlanError, Spread, Unit
-
-_HOLD = Hold()
+from tcbench.plan import HOLD, Fill, Forecast, Mix, PlanError, Spread, Unit
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Cache:
         self._outputs: dict[int, Tensor] = {}
         self._checked: dict[int, Tensor] = {}
 
-    def store(self, unit: Unit, value_RND: Tensor, step: int, fill: Fill = _HOLD) -> None:
+    def store(self, unit: Unit, value_RND: Tensor, step: int, fill: Fill = HOLD) -> None:
         """Store a freshly computed value, and what its fill needs of the past, as far as there is one.
 
         That is difference quotients up to the order of a `Forecast`, or as many values as a `Mix` has weights.
