@@ -9,12 +9,11 @@ it to the released code.
 """
 
 from functools import lru_cache
-from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.method import Method, Run
-from tcbench.partial import Kind, PartialRun, Row, start_partial_run
+from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
 from tcbench.schedule import TOCA_DDIM50, token_counts
 
 
@@ -25,7 +24,7 @@ class DuCa(Method):
         fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
         interval: N, the base distance of full steps, which a full step renews as in ToCa.
         score: of a token: `random` is the default of the script that makes samples for FIDs, `attention` that of the
-            one that makes a picture.
+            one that makes a picture, `kv-norm` needs no map of it.
         soft_fresh_weight: weight of a token's age, counted in steps at which its block ran.
         bonus: gain of the best token of each cell.
         cell: side of the cells.
@@ -40,7 +39,7 @@ class DuCa(Method):
 
     fresh_ratio: float = Field(0.05, ge=0, le=1)
     interval: PositiveInt = 3
-    score: Literal["random", "attention"] = "random"
+    score: TokenScore = "random"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.8
     cell: PositiveInt = 2

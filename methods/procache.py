@@ -6,12 +6,12 @@ steps; its gaps narrow towards the clean end. Its code reads it in sampling orde
 prints it the other way round.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tcbench.method import Method, Run
-from tcbench.partial import Kind, PartialRun, Row, start_partial_run
+from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
 from tcbench.schedule import TOCA_DDIM50, token_counts
 
 RELEASED = (*(1, 0, 2, 0) * 6, *(1, 0, 2) * 4, *(1, 0) * 7)
@@ -33,8 +33,8 @@ class ProCache(Method):
         fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
         first_partial_block: before it, blocks reuse everything at a partial step; 21 of DiT-XL's 28 is released, and
             three quarters of the blocks if it is not given.
-        score: of a token: `kv-norm` is released, one minus the length of its value vectors, or `attention`, what it
-            received.
+        score: of a token: `kv-norm` is released, one minus the length of its value vectors; `attention`, what it
+            received, and `random` are in its code.
         soft_fresh_weight: weight of a token's age.
         interval: the age, in steps, at which that is one weight.
         bonus: gain of the best token of each cell.
@@ -48,7 +48,7 @@ class ProCache(Method):
     schedule: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_begins_full)] = RELEASED
     fresh_ratio: float = Field(0.07, ge=0, le=1)
     first_partial_block: NonNegativeInt | None = None
-    score: Literal["kv-norm", "attention"] = "kv-norm"
+    score: TokenScore = "kv-norm"
     soft_fresh_weight: NonNegativeFloat = 0.25
     interval: PositiveFloat = 4
     bonus: NonNegativeFloat = 0.6

@@ -1,6 +1,7 @@
 """Golden cases of methods that choose, check or mix (`tcbench.golden.rivals`): what their code decided, and by what."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf, isnan
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tcbench.artefacts import as_table
-from tcbench.golden.case import Case
+from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import compare_choices, largest_errors
 from tcbench.golden.rivals import Rival, settings
 from tcbench.golden.sampling import Given, Outcome
@@ -23,18 +24,18 @@ def _partial_choices(case: Case, outcome: Outcome) -> dict[str, float]:
     The reference has -1 or NaN where a block is not partial, and scores where no token is chosen, too.
     """
     expected, blocks = case.expected, range(outcome.run.shape.num_blocks)
-    partial = expected["fresh_count"] >= 0
+    some = expected["fresh_count"] >= 0
     counts = [
         [outcome.executed.at(step, Site(block, "mlp")).count for block in blocks] for step in range(outcome.run.nfe)
     ]
     ours, theirs = {"fresh_count": torch.tensor(counts)}, {"fresh_count": expected["fresh_count"].clamp(min=0)}
-    ours["fresh_count"] = ours["fresh_count"].where(partial, 0)
+    ours["fresh_count"] = ours["fresh_count"].where(some, 0)
     method: Any = outcome.method
     ratios = [
         [method.ratio(outcome.run.nfe - 1 - step, outcome.run.nfe, block, len(blocks)) for block in blocks]
         for step in range(outcome.run.nfe)
     ]
-    ours["fresh_ratio"] = torch.tensor(ratios, dtype=torch.float64).where(partial, torch.nan)
+    ours["fresh_ratio"] = torch.tensor(ratios, dtype=torch.float64).where(some, torch.nan)
     theirs["fresh_ratio"] = expected["fresh_ratio"]
     return largest_errors(case, ours, theirs) | compare_choices(case, outcome)
 
@@ -63,12 +64,22 @@ def _draw(case: Case) -> Mapping[str, Given]:
     return {"uniform": lambda step: draw[step].transpose(0, 1).repeat(2, 1, 1)}
 
 
-def _duca(case: Case) -> dict[str, Any]:
+def _as_toca(case: Case, **more: str) -> dict[str, Any]:
+    """What DuCa and ProCache take from ToCa's settings, and more.
+
+    Raises:
+        Unsupported: a schedule of shares or a way to force full steps that they have here in one form alone.
+    """
+    for setting, known in (("ratio_scheduler", ("ToCa", "ToCa-ddim50")), ("force_fresh", ("global",))):
+        value = case.settings.get("hyperparameters", {}).get(setting, known[0])
+        if value not in known:
+            raise Unsupported(f"{setting} {value!r} is not {known[0]!r}")
     return settings(
         fresh_ratio="fresh_ratio",
         interval="fresh_threshold",
         score="cache_type",
         soft_fresh_weight="soft_fresh_weight",
+        **more,
     )(case)
 
 
@@ -199,7 +210,7 @@ DECIDERS: dict[str, Rival] = {
     ),
     "duca": Rival(
         "duca",
-        _duca,
+        _as_toca,
         given=_draw,
         quantities={"type": _kinds, "threshold_in_force": _intervals},
         tolerances={"fresh_ratio": 1e-6},
@@ -208,14 +219,7 @@ DECIDERS: dict[str, Rival] = {
     "goc": Rival("goc", _goc, _router),
     "procache": Rival(
         "procache",
-        settings(
-            schedule="schedule_in_sampling_order",
-            fresh_ratio="fresh_ratio",
-            interval="fresh_threshold",
-            score="cache_type",
-            soft_fresh_weight="soft_fresh_weight",
-            first_partial_block="first_partial_block",
-        ),
+        partial(_as_toca, schedule="schedule_in_sampling_order", first_partial_block="first_partial_block"),
         quantities={"type": _kinds},
         tolerances={"fresh_ratio": 1e-6},
         also=_partial_choices,
