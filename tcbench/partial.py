@@ -11,6 +11,7 @@ from tcbench.choose import AttentionScore, Visits
 from tcbench.errors import UserError
 from tcbench.method import Look, Run
 from tcbench.plan import ALL, NONE, Decision, Observe, Output, Plan, Site, Tokens, Unit
+from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,10 @@ def start_partial_run(
     return PartialRun(tuple(rows), score, Visits(by_score))
 
 
+def _shortness(norm_RN: "Tensor") -> "Tensor":
+    return 1 - norm_RN
+
+
 @dataclass
 class PartialRun:
     """One run's memory of its tokens.
@@ -109,7 +114,8 @@ class PartialRun:
             case "attention":
                 return {block: look.attention_received(block) for block in blocks}
             case "kv-norm":
-                return {block: 1 - look.value_norms(block) for block in blocks}
+                norms = {block: look.value_norms(block) for block in blocks}
+                return {block: on_values(_shortness, norm, shape=norm.shape) for block, norm in norms.items()}
             case "random":
                 uniform_RLN = look.uniform() if blocks else None
                 return {block: uniform_RLN[:, block] for block in blocks if uniform_RLN is not None}

@@ -95,7 +95,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("schedule", {"errors", "method", "plan"}),
         ("extrapolate", set()),
         ("selector", {"choose", "method", "plan", "schedule"}),
-        ("partial", {"choose", "errors", "method", "plan"}),
+        ("partial", {"choose", "errors", "method", "plan", "unseen"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),

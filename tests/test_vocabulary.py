@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.budget.costing import macs_of
 from tcbench.engine.cache import Cache
 from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks
@@ -35,6 +36,7 @@ from tcbench.plan import (
     Tokens,
     every_unit,
 )
+from tcbench.registry import make_method
 from tests.floors import NETWORK, assert_close
 
 from .conftest import make_run, model_inputs
@@ -274,3 +276,22 @@ def test_a_deferred_decision_sees_the_modulated_input(tiny: DiTAdapter, run: Run
     module = tiny.blocks[0]
     close(seen[0], tiny.part_input(module, "attn", x, tiny.modulation(module, condition)["attn"]))
     assert walk.engine.plans.to_json()[1] == {"block 0 attn": "none"}
+
+
+# --- costs
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "nfe", "teramacs"),
+    [
+        ("hicache", {"interval": 3}, 50, 4.286),
+        ("goc", {}, 20, 3.561),
+        ("duca", {}, 50, 4.791),
+        ("procache", {}, 50, 4.107),
+        ("clusca", {}, 50, 2.9995),
+    ],
+)
+def test_released_settings_cost_what_their_code_counts(name: str, options: dict, nfe: int, teramacs: float) -> None:
+    """Half of the published FLOPs, which leave K-means and choices out, as the ledger does."""
+    digits = len(str(teramacs).partition(".")[2])
+    assert round(macs_of("dit-xl-2-256", make_method(name, options), nfe)["per_sample"] / 1e12, digits) == teramacs
