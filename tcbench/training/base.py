@@ -88,10 +88,10 @@ class Conditioned(nn.Module):
         return self.adapter.plain(noisy, timesteps, self.adapter.drop(prompt, dropped))[:, : noisy.shape[1]]
 
     def save(self, out: Path, metadata: dict[str, str]) -> None:
-        """Write the denoiser, and its text encoder beside it."""
-        save_transformer(self.denoiser, out, metadata)
+        """Write the denoiser, and its text encoder beside it, in float16: a repository carries them."""
+        save_transformer(self.denoiser, out, metadata, torch.float16)
         if self.encoder is not None:
-            state = {name: parameter.detach().cpu() for name, parameter in self.encoder.named_parameters()}
+            state = {name: parameter.detach().cpu().half() for name, parameter in self.encoder.named_parameters()}
             write_tensors(text_encoder_beside(out), state, metadata)
 
 
