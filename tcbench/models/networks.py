@@ -109,7 +109,7 @@ def save_transformer(
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the weights in `dtype` as safetensors in diffusers' layout, what modules share once (under its first name)."""
+    """Write the weights in `dtype` as safetensors in diffusers' layout; what modules share is written once."""
     # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
     write_tensors(Path(path), {name: p.detach().cpu().to(dtype) for name, p in model.named_parameters()}, metadata)
 
