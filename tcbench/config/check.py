@@ -144,6 +144,18 @@ def _target(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
         yield Problem(place, f"nothing to match {row.method!r} with; {fix}")
 
 
+@_looks_at("model", "training")
+def _dtypes(it: _Suite) -> Problems:
+    model, latents = it.suite.model, it.suite.model.latents
+    asked = {("model", "dtype"): model.dtype, ("training", "dtype"): it.suite.training.dtype}
+    asked |= {("model", "latents", "dtype"): latents.dtype} if latents else {}
+    for place, dtype in asked.items():
+        if dtype == "tf32" and model.device == "cpu":
+            yield Problem(place, "a CPU knows no TF32; write fp32, or leave it out")
+        if dtype == "fp16" and place[0] == "training":
+            yield Problem(place, "gradients underflow in fp16 and are not scaled; write bf16, tf32 or fp32")
+
+
 @_looks_at("rows", "defaults", "jobs")
 def _jobs(it: _Suite) -> Problems:
     """Jobs become rules of the workflow, whose names have no '-' and no '.'."""
