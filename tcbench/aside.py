@@ -11,8 +11,8 @@ class Aside:
     """Calls on one other thread, in order. The first that fails is raised by a later call or at the end.
 
     Args:
-        waiting: calls that may wait while one runs; the caller waits before there are more. 0: calls run at once, on the
-            caller's own thread.
+        waiting: calls that may wait; the caller waits before there are more. 0: calls run at once, on the caller's own
+            thread.
     """
 
     def __init__(self, waiting: int) -> None:

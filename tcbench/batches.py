@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.checking import checks_values, values_unchecked
+from tcbench.checking import values_unchecked
 from tcbench.data import Decode, refuse_nan
 from tcbench.engine.fused import can_fuse
 from tcbench.errors import UserError
@@ -48,8 +48,9 @@ class Batches:
     On a CPU, batches are sampled one by one and every value is checked. On a GPU this holds for the first of them. The
     others run no code of the method: their steps are those of a batch that was checked, captured and filled with other
     noise. Where that cannot be, they are sampled one by one with values unchecked, and a line on stderr says why:
-    where the method decides on the host, the model has no fused kernels, a capture fails, or captured steps, filled with
-    the first batch, do not give its samples. Batches of another size (the last), and those whose trajectory is kept, are sampled so too.
+    where the method decides on the host, the model has no fused kernels, a capture fails, or captured steps, filled
+    with the first batch, do not give its samples. Batches of another size (the last), and those whose trajectory is
+    kept, are sampled so too.
 
     Args:
         decode: makes images of samples.
@@ -84,13 +85,13 @@ class Batches:
     # --- one by one
 
     def _eagerly(self, index: Tensor, traced: int) -> Finish:
-        row = self.row
-        with values_unchecked(self._on_gpu and self._first is not None):
-            # a batch that is not looked at inside is looked at from outside
-            with nullcontext() if checks_values() else undisturbed(row.adapter, row.method, row.artefacts):
-                samples = sample_batch(
-                    row.adapter, row.method, row.nfe, row.settings, index, row.artefacts, traced, row.prompts
-                )
+        row, unchecked = self.row, self._on_gpu and self._first is not None
+        # a batch that is not looked at inside is looked at from outside
+        around = undisturbed(row.adapter, row.method, row.artefacts) if unchecked else nullcontext()
+        with values_unchecked(unchecked), around:
+            samples = sample_batch(
+                row.adapter, row.method, row.nfe, row.settings, index, row.artefacts, traced, row.prompts
+            )
         if self._first is None:
             self._first = index, samples.image
         image, broken = self._decode(samples.image)

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class Inputs:
 
 
 def _send(target: Tensor, source: Tensor) -> None:
-    """Copy from the host in the order of the device's work: from pageable memory the host would wait for all of that."""
+    """Copy from the host in the order of the device's work; from pageable memory the host would wait for all of it."""
     target.copy_(source.pin_memory() if target.is_cuda and not source.is_cuda else source, non_blocking=True)
 
 
@@ -194,21 +194,21 @@ class Replay:
         self.reads = 0
         self.nfe = self._run.nfe
         self.step_macs: list[int] = []
-        self.macs: MacTotals = {}
+        self.macs: dict[str, Any] = {}
         if ahead:
             with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
                 for step in range(self.nfe):
                     self._step(step)
                     self.macs = self._passes.macs
-                    self.step_macs.append(self.macs["per_sample"] - sum(self.step_macs))  # type: ignore[operator]
+                    self.step_macs.append(self.macs["per_sample"] - sum(self.step_macs))
         if graphs is None and path == "fused" and can_fuse(adapter):
             graphs = CudaGraphs()
         if graphs is not None:
             self._capture(graphs)
 
     def fill(self, sample_index: Tensor) -> Prompt:
-        """Become the run of other samples, as many, and say what they show. Only where the method decides nothing on the
-        host are captured steps theirs."""
+        """Become the run of other samples, as many, and say what they show. Only where the method decides nothing on
+        the host are captured steps theirs."""
         self._sample_index = sample_index
         return self._inputs.fill(sample_index)
 

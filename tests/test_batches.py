@@ -40,7 +40,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "toca": {"interval": 2, "fresh_ratio": 0.5, "schedule": "constant"},
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5},
     "tokencache": {
-        "num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5, "beta": -2000, "schedule": "even", "allocation": "uniform",
+        "num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5, "beta": -2000, "schedule": "even",
+        "allocation": "uniform",
     },
 }  # fmt: skip
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")

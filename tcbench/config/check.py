@@ -17,6 +17,7 @@ from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS
 from tcbench.models.specs import MODELS, TextSpec
+from tcbench.precision import Dtype
 from tcbench.registry import method_names
 
 Problems = Iterator[Problem]
@@ -147,7 +148,10 @@ def _target(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
 @_looks_at("model", "training")
 def _dtypes(it: _Suite) -> Problems:
     model, latents = it.suite.model, it.suite.model.latents
-    asked = {("model", "dtype"): model.dtype, ("training", "dtype"): it.suite.training.dtype}
+    asked: dict[Field, Dtype | None] = {
+        ("model", "dtype"): model.dtype,
+        ("training", "dtype"): it.suite.training.dtype,
+    }
     asked |= {("model", "latents", "dtype"): latents.dtype} if latents else {}
     for place, dtype in asked.items():
         if dtype == "tf32" and model.device == "cpu":

@@ -247,12 +247,12 @@ class Engine:
 
     @property
     def undecided(self) -> list[Tensor]:
-        """The numbers of tokens that only the device knows, int32 [1] each, of what was executed and not yet settled."""
+        """The numbers of tokens that only the device knows, int32 [1] each, of what is executed but not settled."""
         return [used for _, executed in self._unsettled for used in _counted(executed)]
 
     def account(self, counts: Sequence[int]) -> tuple[Ledger, PlanRecord]:
-        """The ledger and the plans if the numbers of `undecided` are these; what was executed stays unsettled, so that a
-        run that is repeated with other numbers is accounted for as often."""
+        """The ledger and the plans if the numbers of `undecided` are these; what was executed stays unsettled, so that
+        a run that is repeated with other numbers is accounted for as often."""
         return self._account(iter(counts), self._ledger + Ledger(self.run.rows_per_sample))
 
     def _account(self, counts: Iterator[int], ledger: Ledger) -> tuple[Ledger, PlanRecord]:
