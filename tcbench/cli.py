@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 
@@ -23,6 +23,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
 from tcbench.registry import documentation, make_method, method_class, method_names
@@ -162,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
     sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
-    sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
+    sub.add_argument("--dtype", action="append", default=[], choices=get_args(Dtype))
     sub.add_argument("--batch-size", action="append", default=[], type=int)
     sub.add_argument("--nfe", action="append", default=[], type=int)
     sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")

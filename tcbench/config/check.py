@@ -17,6 +17,7 @@ from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS
 from tcbench.models.specs import MODELS, TextSpec
+from tcbench.precision import Dtype
 from tcbench.registry import method_names
 
 Problems = Iterator[Problem]
@@ -142,6 +143,21 @@ def _target(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
     elif method.knob is None or getattr(method, method.knob) is None:
         fix = f"set {method.knob} in its options" if method.knob else "it has no knob, so remove target"
         yield Problem(place, f"nothing to match {row.method!r} with; {fix}")
+
+
+@_looks_at("model", "training")
+def _dtypes(it: _Suite) -> Problems:
+    model, latents = it.suite.model, it.suite.model.latents
+    asked: dict[Field, Dtype | None] = {
+        ("model", "dtype"): model.dtype,
+        ("training", "dtype"): it.suite.training.dtype,
+    }
+    asked |= {("model", "latents", "dtype"): latents.dtype} if latents else {}
+    for place, dtype in asked.items():
+        if dtype == "tf32" and model.device == "cpu":
+            yield Problem(place, "a CPU knows no TF32; write fp32, or leave it out")
+        if dtype == "fp16" and place[0] == "training":
+            yield Problem(place, "gradients underflow in fp16 and are not scaled; write bf16, tf32 or fp32")
 
 
 @_looks_at("rows", "defaults", "jobs")

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from tcbench.errors import did_you_mean
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
 from tcbench.models.specs import MODELS
+from tcbench.precision import Dtype
 from tcbench.registry import data_names
 
 
@@ -130,6 +131,8 @@ class Latents(Strict):
     """The autoencoder's files."""
     scale: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] = 0.18215
     """What latents are multiplied by for the denoiser; WF-VAE's own config.json says it."""
+    dtype: Dtype | None = None
+    """What the autoencoder computes in; if not given, on a GPU `tf32` of `sd` and `fp16` of `wf`, on a CPU `fp32`."""
 
 
 class Model(Strict):
@@ -143,8 +146,11 @@ class Model(Strict):
     """Of random weights."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where everything runs."""
-    tf32: Flag = False
-    """Whether a GPU rounds the factors of matrix products to TF32."""
+    dtype: Dtype | None = None
+    """What it computes in: 16-bit weights and activations (`bf16`, `fp16`), or float32 with the factors of products
+    rounded to TF32 by a GPU or not (`tf32`, `fp32`). If not given, on a GPU what the model's reference code takes
+    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan), on a CPU `fp32`. Latents, guidance and the sampler are
+    float32."""
     text_encoder: Folder | None = None
     """The folder of the T5 or mT5 that reads the prompts of a published set."""
     latents: Latents | None = None
@@ -234,6 +240,9 @@ class Training(Strict):
     """Keys all randomness of training."""
     images: Images | None = None
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
+    dtype: Dtype | None = None
+    """What training computes in; if not given, what the denoiser does. In 16 bits the frozen model is held in them and
+    passes run under autocast; what learns, its gradients, the optimiser and losses are float32."""
 
 
 class Clip(Strict):

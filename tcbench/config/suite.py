@@ -32,6 +32,8 @@ from tcbench.config.fields import (
 )
 from tcbench.data.source import DataSource, PromptSet
 from tcbench.method import Method
+from tcbench.models.specs import MODELS
+from tcbench.precision import Dtype
 from tcbench.record.files import digest
 from tcbench.registry import data_source, make_method
 
@@ -237,6 +239,17 @@ class Suite(Strict):
     """Questions asked beside the tables (target `ablations`), by name."""
     files: dict[str, File] = Field(default={})
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
+
+    @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """What the `denoiser`, `training` and the `autoencoder`, if there is one, compute in."""
+        model, on_gpu = self.model, self.model.device == "cuda"
+        denoiser = model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
+        dtypes: dict[str, Dtype] = {"denoiser": denoiser, "training": self.training.dtype or denoiser}
+        if model.latents:
+            reference: Dtype = "fp16" if model.latents.kind == "wf" else "tf32"
+            dtypes["autoencoder"] = model.latents.dtype or (reference if on_gpu else "fp32")
+        return dtypes
 
     @property
     def source(self) -> DataSource:

@@ -64,6 +64,18 @@ class Text:
             pooled = torch.cat([self.pooled_RC, other.pooled_RC])
         return replace(self, states_RTC=states, mask_RT=torch.cat([self.mask_RT, other.mask_RT]), pooled_RC=pooled)
 
+    def clone(self) -> "Text":
+        """The same captions in memory of their own."""
+        pooled = None if self.pooled_RC is None else self.pooled_RC.clone()
+        return replace(self, states_RTC=self.states_RTC.clone(), mask_RT=self.mask_RT.clone(), pooled_RC=pooled)
+
+    def copy_(self, other: "Text") -> None:
+        """Become other captions of the same size, in the same memory; what guidance steers away from stays."""
+        self.states_RTC.copy_(other.states_RTC)
+        self.mask_RT.copy_(other.mask_RT)
+        if self.pooled_RC is not None and other.pooled_RC is not None:
+            self.pooled_RC.copy_(other.pooled_RC)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Text":
         """The same captions on `device`, the states in `dtype`."""
         negative = self.negative and self.negative.to(device, dtype)

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -329,6 +330,26 @@ def load_tensors(
             return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise Damaged(f"{path}: truncated or not a safetensors file ({error}); {fix}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself, with no word on whether its content is what was written."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+
+
+def peek(path: Path, *tensors: str) -> Header | None:
+    """The metadata that `write_tensors` was given and the shapes of some tensors; None where they are not there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as handle:
+            shapes = {name: handle.get_slice(name).get_shape() for name in tensors}
+            return Header(json.loads((handle.metadata() or {}).get(_METADATA, "{}")), shapes)
+    except (SafetensorError, OSError, ValueError):
+        return None
 
 
 def kept_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, str]] | None":

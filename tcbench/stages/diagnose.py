@@ -106,7 +106,9 @@ def diagnose_row(entry: Entry) -> None:
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
             **_observe_trajectories(entry, adapter, captions, artefacts, free),
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started),
+            "provenance": collect(
+                suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started, suite.dtypes
+            ),
         },
     )
 

@@ -49,6 +49,7 @@ def encode_images(suite: Suite) -> None:
         "side": image_side(suite),
         "seed": suite.training.seed,
         "device": suite.model.device,
+        "dtype": suite.dtypes["autoencoder"],
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
@@ -81,7 +82,7 @@ def encode_images(suite: Suite) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
         },
     )
 

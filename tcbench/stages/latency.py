@@ -47,7 +47,7 @@ def measure_latency(suite: Suite) -> None:
         {
             "protocol": {
                 "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
-                "dtype": "tf32" if suite.model.tf32 else str(adapter.dtype).removeprefix("torch."),
+                "dtype": suite.dtypes["denoiser"],
                 "cfg": True,
                 "threads": torch.get_num_threads(),
                 **protocol.model_dump(),
@@ -61,7 +61,7 @@ def measure_latency(suite: Suite) -> None:
                 }
                 for row, seconds in times.items()
             },
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
         },
     )
 

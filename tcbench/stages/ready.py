@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from tcbench.artefacts import load_artefacts
 from tcbench.budget.borrowing import check_training
 from tcbench.config.suite import Entry, Suite
@@ -16,6 +14,7 @@ from tcbench.models.networks import build_transformer, load_transformer, make_ad
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
 from tcbench.places import locate
+from tcbench.precision import set_products, weights_dtype
 from tcbench.record.files import sha256
 from tcbench.record.records import TRAINED
 from tcbench.samplers import SamplerSettings
@@ -39,13 +38,18 @@ def sampler_settings(entry: Entry, *, training: bool = False) -> SamplerSettings
     return SamplerSettings(entry.guidance_scale, seed, suite.sampler.spacing, suite.sampler.solver)
 
 
-def load_adapter(suite: Suite) -> Adapter:
-    """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
+def load_adapter(suite: Suite, *, training: bool = False) -> Adapter:
+    """The suite's model with its weights, on its device, in the dtype of the denoiser or of training; from here on
+    products are of that precision."""
     spec, device = MODELS[suite.model.name], device_of(suite)
-    torch.set_float32_matmul_precision("high" if suite.model.tf32 and device.type == "cuda" else "highest")
+    dtype = suite.dtypes["training" if training else "denoiser"]
+    set_products(dtype)
+    weights = weights_dtype(dtype)
     if suite.model.weights == "random":
-        return make_adapter(build_transformer(spec, device=device, seed=suite.model.seed, zero_init=False), spec)
-    return make_adapter(load_transformer(spec, suite.model.weights, device), spec)
+        network = build_transformer(spec, device=device, dtype=weights, seed=suite.model.seed, zero_init=False)
+    else:
+        network = load_transformer(spec, suite.model.weights, device, weights)
+    return make_adapter(network, spec)
 
 
 @lru_cache

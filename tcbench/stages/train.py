@@ -15,7 +15,7 @@ def train_row(entry: Entry) -> None:
     """Write results/<suite>/trained/<row>/; its artefacts.json, written last, vouches for the other files."""
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
-    adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
+    adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)
     examples, settings = load_examples(suite, captions), sampler_settings(entry, training=True)
     try:
         artefacts, refiners, log = train(
@@ -24,5 +24,5 @@ def train_row(entry: Entry) -> None:
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
     log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started)
+    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started, suite.dtypes)
     save_artefacts(entry.trained, artefacts, refiners, log)
