@@ -18,8 +18,8 @@ from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
 from tcbench.selector import Allocation, TokenSelector, spend
+from tcbench.tensors.unseen import on_values
 from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
-from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor

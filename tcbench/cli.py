@@ -22,7 +22,7 @@ from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, 
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.outside.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
 from tcbench.registry import documentation, make_method, method_class, method_names

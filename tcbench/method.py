@@ -1,8 +1,8 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
 A method lives in one file of `methods/`. It imports only the vocabulary (this module, `tcbench.plan`, `choose`,
-`schedule`, `selector`, `trainable`, `unseen`), numpy and, inside the functions that compute with it, torch. It never
-touches a model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be
+`schedule`, `selector`, `trainable`, `tensors.unseen`), numpy and, inside the functions that compute with it, torch. It
+never touches a model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be
 observed).
 """
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from tcbench.errors import UserError
-from tcbench.guard import guard_hooks
 from tcbench.guidance import Guidance
 from tcbench.plan import Plan
 from tcbench.shapes import ModelShape
+from tcbench.tensors.unseen import on_values
 from tcbench.trainable import Trainable
-from tcbench.unseen import on_values
+from tcbench.watch.guard import guard_hooks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,7 @@ class Method(BaseModel):
 
     Every option has a default, so that `tcbench macs` and the contract tests can make any method.
 
-    Whatever a subclass defines runs behind `tcbench.guard`: what it may return, and what becomes of what it raises.
+    Whatever a subclass defines runs behind `tcbench.watch.guard`: what it may return, what becomes of what it raises.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

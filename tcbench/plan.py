@@ -20,7 +20,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tcbench.record.executed import Executed
-from tcbench.unseen import dtype_of
+from tcbench.tensors.unseen import dtype_of
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tcbench.checking import values_unchecked
 from tcbench.engine.fused import FusedBlocks, can_fuse
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
 from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
 from tcbench.sampling import Passes, Prompts, default_prompts, denoise, initial_noise, start_run
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -66,7 +66,7 @@ class Replay:
         self.reads = 0
         self.nfe = self._run.nfe
         self.step_macs: list[int] = []
-        with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
+        with undisturbed(method, adapter.model, *self._run.artefacts.scorers.values(), self._run.sample_index):
             for step in range(self.nfe):  # one run ahead, which checks, counts, and compiles what needs compiling
                 self._step(step)
                 self.step_macs.append(self._macs["per_sample"] - sum(self.step_macs))

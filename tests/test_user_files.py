@@ -25,11 +25,11 @@ from tcbench.data.images import list_images, read_rgb, to_square
 from tcbench.data.prompts import coco_captions
 from tcbench.data.videos import list_videos
 from tcbench.errors import UserError
-from tcbench.foreign import read_text
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.models.networks import fill_transformer, load_transformer
 from tcbench.models.specs import MODELS
 from tcbench.models.weights import read_state
+from tcbench.outside.foreign import read_text
 from tcbench.registry import data_source
 from tcbench.stages.images import image_side
 from tests import official

@@ -15,11 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tcbench.checking import bits, check_tokens, readable
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks
-from tcbench.guard import guarded
 from tcbench.ledger import Ledger
 from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
@@ -27,6 +25,8 @@ from tcbench.observations import observation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, PlanError, Site, Span, Tokens, Unit
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
+from tcbench.watch.checking import bits, check_tokens, readable
+from tcbench.watch.guard import guarded
 
 
 @dataclass

@@ -14,8 +14,8 @@ from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
 
 from tcbench.data import to_uint8
 from tcbench.errors import UserError
-from tcbench.foreign import refuse_stand_in
 from tcbench.models.adapter import Text
+from tcbench.outside.foreign import refuse_stand_in
 
 ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
 

@@ -20,8 +20,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from tqdm import tqdm
 
 from tcbench.errors import UserError
-from tcbench.foreign import head_of, read_json_as, refuse_stand_in
 from tcbench.models.torchscript import is_torchscript, read_torchscript
+from tcbench.outside.foreign import head_of, read_json_as, refuse_stand_in
 
 FOLDER_FILES = (
     "diffusion_pytorch_model.safetensors",

@@ -15,7 +15,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import sha256
 from tcbench.record.records import TRAINED
 from tcbench.samplers import SamplerSettings

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.artefacts import artefacts_digest
-from tcbench.checking import checks_values, values_unchecked
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.source import PromptSet
 from tcbench.record.files import digest, kept_tensors, read_metadata, seal, write_tensors
@@ -23,7 +22,8 @@ from tcbench.sampling import sample_batch
 from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
 from tcbench.stages.ready import ReadyRow, files_digests, load_adapter, ready_row, sampler_settings, weights_digest
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import checks_values, values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 
 def row_fingerprint(entry: Entry) -> str:
@@ -120,7 +120,8 @@ def _sample_shard(
     indices = shards(suite)[number]
     batches = []
     # batches that are not looked at one by one are looked at together
-    with nullcontext() if checks_values() else undisturbed(ready.adapter, ready.method, ready.artefacts):
+    watched = (ready.adapter.model, *ready.artefacts.scorers.values())
+    with nullcontext() if checks_values() else undisturbed(ready.method, *watched):
         for start in range(indices.start, indices.stop, suite.samples.batch_size):
             index = torch.arange(start, min(start + suite.samples.batch_size, indices.stop))
             traced = max(0, min(suite.samples.traced - start, len(index)))
