@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
-from tcbench.config.document import Document
+from tcbench.config.document import Document, parse
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
@@ -238,16 +236,16 @@ def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs, values read as YAML scalars."""
+    """KEY=VALUE pairs, values read as in a config."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: give KEY=VALUE")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair}: {value!r} is not a YAML value") from error
+        document = parse(value, Path(f"--set {key}"))
+        for problem in document.problems:
+            raise UserError(f"--set {key}: {problem.says}")
+        options[key] = document.value
     return options
 
 
