@@ -47,6 +47,7 @@ def made(tmp_path_factory) -> Iterator[Path]:
             "diagnose tiny.yaml --row nfe4-tokencache",
             "ablate tiny.yaml --name cache_ratio",
             "tables tiny.yaml",
+            "verdicts tiny.yaml",
             "report tiny.yaml",
         ):
             assert main(command.split()) == 0, command
@@ -267,6 +268,30 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
     vouch(edited)
     capsys.readouterr()
     assert main(tables) == 0 and "FORA, as published" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tables/verdicts.md", "tables/verdicts.csv", "tables/verdicts.json"])
+def test_rendered_files_are_not_published_damaged(results: Path, capsys, name: str) -> None:
+    path = results / name
+    whole = path.read_bytes()
+    for damage in (flip, cut):
+        damage(path)
+        assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 2
+        assert str(path) in one_line(capsys)
+        path.write_bytes(whole)
+    assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"suite,topic\ntiny,a\n", b"\xff\xfe", b'"'])
+def test_damaged_verdicts_are_one_line(results: Path, capsys, content: bytes) -> None:
+    path = results / "tables" / "verdicts.csv"
+    assert main(["claims", "results"]) == 0
+    flip(path)
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
+    path.write_bytes(content)
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
+    path.with_suffix(".json").unlink()  # as an older version left it
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
 
 
 def test_rows_of_a_suite_and_of_an_ablation_are_sampled_apart(results: Path, capsys) -> None:

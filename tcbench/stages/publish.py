@@ -15,6 +15,7 @@ from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, check_seal, sha256
 from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, Kind
 from tcbench.record.score import Provenance
+from tcbench.report.table import check_face
 
 SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, "profile/*.json": PROFILE}
 MEASURED = (
@@ -27,6 +28,7 @@ MEASURED = (
     *SPEED_RECORDS,
 )
 SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
+RENDERED_FROM = "tables/*.json"  # the digests of these
 PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
 """By suite, what README.md and docs/speed.md show."""
 LIMIT_BYTES = 1_000_000
@@ -67,7 +69,8 @@ def _speed_records(suite: SpeedSuite) -> Records:
 def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
     """The files below a folder of results that are published."""
     pictures = [PICTURES[suite.suite]] if suite.suite in PICTURES else []
-    return [*measured(folder), *(path for pattern in (*SHOWN, *pictures) for path in sorted(folder.glob(pattern)))]
+    patterns = (*SHOWN, RENDERED_FROM, *pictures)
+    return [*measured(folder), *(path for pattern in patterns for path in sorted(folder.glob(pattern)))]
 
 
 def measured(folder: Path) -> list[Path]:
@@ -103,8 +106,11 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
     for path in files:
         if path.stat().st_size > LIMIT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
-    for path in measured(suite.folder):
-        check_seal(path)
+    for path in files:
+        if path.suffix in (".md", ".csv"):
+            check_face(path)
+        else:
+            check_seal(path)
     shutil.rmtree(target, ignore_errors=True)
     for path in files:
         destination = target / path.relative_to(suite.folder)
