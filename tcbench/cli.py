@@ -4,6 +4,7 @@ torch is imported by the sub-commands that need it, not by `--help`.
 """
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:
             add_methods(parsed.methods)
-        return parsed.handler(parsed) or 0
+        status = parsed.handler(parsed) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         for line in str(error).splitlines():
             print(f"tcbench: {line}", file=sys.stderr)
@@ -55,9 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:  # the system refused something else than a file
-            raise
-        print(f"tcbench: {error.filename}: {error.strerror}; free space or fix permissions", file=sys.stderr)
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # the system refused something else than a file
+        if error.filename is None:  # every file is written under its name, standard output has none
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "standard output"
+        print(f"tcbench: {where}: {error.strerror}; free space or fix permissions", file=sys.stderr)
         return 2
     return 0
 
