@@ -18,8 +18,8 @@ from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule, full_steps
 from tcbench.selector import Allocation, TokenSelector, spend
+from tcbench.tensors.unseen import on_values
 from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
-from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,10 +82,10 @@ class TokenCache(TokenSelector):
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
     predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
-    refiner_rank: NonNegativeInt = 16
+    refiner_rank: int = Field(16, ge=0, le=1024)
     refiner_iterations: PositiveInt = 40_000
     refiner_learning_rate: float = Field(1e-4, gt=0, le=1)
-    training_batch_size: PositiveInt = 64
+    training_batch_size: int = Field(64, ge=1, le=4096)
     alpha_samples: PositiveInt = 256
 
     def i_steps(self, run: Run) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.checking import values_unchecked
 from tcbench.data import Decode, refuse_nan
 from tcbench.engine.fused import can_fuse
 from tcbench.errors import UserError
@@ -19,7 +18,8 @@ from tcbench.record.executed import PlanRecord
 from tcbench.replay import Graphs, Replay
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import MacTotals, Prompts, Samples, finite, refuse_broken, sample_batch
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 Finish = Callable[[], Samples]
 """Waits for a batch that the device works on, on any thread, and says what is wrong with it (UserError)."""
@@ -87,7 +87,8 @@ class Batches:
     def _eagerly(self, index: Tensor, traced: int) -> Finish:
         row, unchecked = self.row, self._on_gpu and self._first is not None
         # a batch that is not looked at inside is looked at from outside
-        around = undisturbed(row.adapter, row.method, row.artefacts) if unchecked else nullcontext()
+        watched = (row.adapter.model, *row.artefacts.scorers.values())
+        around = undisturbed(row.method, *watched) if unchecked else nullcontext()
         with values_unchecked(unchecked), around:
             samples = sample_batch(
                 row.adapter, row.method, row.nfe, row.settings, index, row.artefacts, traced, row.prompts

@@ -9,9 +9,9 @@ from functools import partial
 from math import log
 from typing import TYPE_CHECKING, Literal
 
-from tcbench.checking import readable
 from tcbench.plan import PlanError, Tokens
-from tcbench.unseen import is_unseen, unseen
+from tcbench.tensors.unseen import is_unseen, unseen
+from tcbench.watch.checking import readable
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor

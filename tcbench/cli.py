@@ -4,6 +4,7 @@ torch is imported by the sub-commands that need it, not by `--help`.
 """
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -12,17 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import yaml
-
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
-from tcbench.config.document import Document
+from tcbench.config.document import Document, parse
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.outside.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
@@ -46,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:
             add_methods(parsed.methods)
-        return parsed.handler(parsed) or 0
+        status = parsed.handler(parsed) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         for line in str(error).splitlines():
             print(f"tcbench: {line}", file=sys.stderr)
@@ -58,9 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:  # the system refused something else than a file
-            raise
-        print(f"tcbench: {error.filename}: {error.strerror}; free space or fix permissions", file=sys.stderr)
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # the system refused something else than a file
+        if error.filename is None:  # every file is written under its name, standard output has none
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "standard output"
+        print(f"tcbench: {where}: {error.strerror}; free space or fix permissions", file=sys.stderr)
         return 2
     return 0
 
@@ -239,16 +243,16 @@ def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs, values read as YAML scalars."""
+    """KEY=VALUE pairs, values read as in a config."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: give KEY=VALUE")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair}: {value!r} is not a YAML value") from error
+        document = parse(value, Path(f"--set {key}"))
+        for problem in document.problems:
+            raise UserError(f"--set {key}: {problem.says}")
+        options[key] = document.value
     return options
 
 

@@ -20,7 +20,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tcbench.record.executed import Executed
-from tcbench.unseen import dtype_of
+from tcbench.tensors.unseen import dtype_of
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -199,6 +199,10 @@ class Hold:
     order: int = field(default=0, init=False)
 
 
+HIGHEST_ORDER = 10
+"""Of a forecast: published are 1 to 4, and an order stores as many differences."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Extrapolate with a Taylor polynomial of this order in the step index (TaylorSeer, arXiv 2503.06923, Eq. 4)."""
@@ -206,8 +210,8 @@ class Forecast:
     order: int
 
     def __post_init__(self) -> None:
-        if not _is_count(self.order):
-            raise _wrong("Forecast.order", "a whole number, 0 or more", self.order)
+        if not (_is_count(self.order) and self.order <= HIGHEST_ORDER):
+            raise _wrong("Forecast.order", f"a whole number, 0 to {HIGHEST_ORDER}", self.order)
 
 
 Fill = Hold | Forecast

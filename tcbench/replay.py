@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from tcbench.checking import values_unchecked
 from tcbench.engine.fused import FusedBlocks, can_fuse
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
@@ -25,7 +24,8 @@ from tcbench.sampling import (
     latents_dtype,
     start_run,
 )
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 ExecutionPath = Literal["fused", "plain"]
 
@@ -196,7 +196,7 @@ class Replay:
         self.step_macs: list[int] = []
         self.macs: dict[str, Any] = {}
         if ahead:
-            with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
+            with undisturbed(method, adapter.model, *self._run.artefacts.scorers.values(), self._run.sample_index):
                 for step in range(self.nfe):
                     self._step(step)
                     self.macs = self._passes.macs

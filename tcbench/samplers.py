@@ -18,9 +18,9 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tcbench import draws
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
+from tcbench.tensors import draws
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
 Solver = Literal["ddim", "dpm", "euler_ancestral", "flow"]

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench import draws
-from tcbench.checking import checks_values
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.engine import Engine
@@ -26,7 +24,9 @@ from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.specs import DiTSpec
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import Sampler, SamplerSettings, make_sampler
-from tcbench.undisturbed import undisturbed
+from tcbench.tensors import draws
+from tcbench.watch.checking import checks_values
+from tcbench.watch.undisturbed import undisturbed
 
 MacTotals = dict[str, int | dict[str, int]]
 """What `Ledger.totals` says."""
@@ -230,7 +230,8 @@ def sample_batch(
     x = initial_noise(adapter, settings.seed, sample_index).to(device, latents_dtype(adapter))
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    with undisturbed(adapter, method, run.artefacts, run.sample_index) if checks_values() else nullcontext():
+    watched = (adapter.model, *run.artefacts.scorers.values(), run.sample_index)
+    with undisturbed(method, *watched) if checks_values() else nullcontext():
         passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
         for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
             x0s.append(x0[:traced])

@@ -13,7 +13,7 @@ from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classif
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
-from tcbench.places import ASSETS, locate
+from tcbench.outside.places import ASSETS, locate
 from tcbench.record.files import read_json, read_tensors, write_tensors
 from tcbench.registry import data_source
 from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser

@@ -1,6 +1,7 @@
 """What every method x adapter must keep: each rule runs on every file of methods/, found by name, with no list here.
 
-Methods run as everywhere, behind `tcbench.guard` and with the values of their choices checked (`tcbench.checking`).
+Methods run as everywhere, behind `tcbench.watch.guard`, and the values of their choices are checked
+(`tcbench.watch.checking`).
 
 A method is tried with its default options and with every other value of every option that is a choice. Options whose
 default asks for more steps or blocks than a small model has are scaled down by `SMALL`.

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench import draws
 from tcbench.cli import main
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.images import Latents, list_images
@@ -30,6 +29,7 @@ from tcbench.stages.images import load_decoder
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, score_rows
 from tcbench.stages.train import train_row
+from tcbench.tensors import draws
 from tests import official
 from tests.floors import DISTANCE, HALF, READING, assert_close
 from tests.suites import altered

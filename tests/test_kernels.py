@@ -10,11 +10,11 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tcbench.choose import AttentionScore, allocate_tokens, best_tokens, choose_by_attention, top_tokens_by_block
-from tcbench.groups import group_of, join_groups, split_groups
 from tcbench.kernels import Chosen, context, rows, selection, stream
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
 from tcbench.kernels.scores import token_scores
+from tcbench.tensors.groups import group_of, join_groups, split_groups
 from tests.floors import HALF, KERNEL, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU

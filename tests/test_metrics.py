@@ -126,7 +126,7 @@ def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(di
 def test_the_packages_own_classifier_is_the_default(weights, digits, tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/classifier.safetensors").write_bytes(weights.read_bytes())
-    monkeypatch.setattr("tcbench.places.ASSETS", tmp_path)
+    monkeypatch.setattr("tcbench.outside.places.ASSETS", tmp_path)
     images = random_images(4, 5)
     assert torch.equal(make_extractor("digits-cnn").extract(images).logits, digits.extract(images).logits)
 

@@ -83,7 +83,7 @@ def test_every_table_is_made_again_and_what_is_committed_to_the_byte(remade):
     tables = {path.stem for path in (committed / "tables").glob("*.md")}
     assert {"verdicts", *suite_of(committed).show.tables} <= tables
     made = {path.name for path in (copy / "tables").iterdir()}
-    assert made == {f"{name}.{kind}" for name in tables for kind in ("md", "csv", "tex", "html")}
+    assert made == {f"{name}.{kind}" for name in tables for kind in ("md", "csv", "tex", "html", "json")}
     for path in [*(committed / "tables").glob("*.md"), committed / "tables" / "verdicts.csv"]:
         assert path.read_bytes() == (copy / "tables" / path.name).read_bytes(), path.name
 

@@ -3,17 +3,17 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from tcbench.checking import check_tokens
-from tcbench.guard import Guarded, Undecided, guarded
 from tcbench.ledger import Ledger, plan_macs
 from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.models.specs import MODELS
 from tcbench.observations import observation
 from tcbench.plan import Deferred, Plan
 from tcbench.shapes import Macs
+from tcbench.tensors.unseen import unseen
 from tcbench.timesteps import respaced_timesteps
 from tcbench.trainable import ImportRouter
-from tcbench.unseen import unseen
+from tcbench.watch.checking import check_tokens
+from tcbench.watch.guard import Guarded, Undecided, guarded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench.checking import bits, check_tokens, readable
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks
-from tcbench.guard import guarded
 from tcbench.ledger import Ledger
 from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
@@ -28,6 +26,8 @@ from tcbench.observations import observation
 from tcbench.plan import ALL, NONE, All, Block, Decision, Deferred, Nothing, Plan, PlanError, Site, Span, Tokens, Unit
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
+from tcbench.watch.checking import bits, check_tokens, readable
+from tcbench.watch.guard import guarded
 
 
 @dataclass

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.golden.case import Case, Unsupported
-from tcbench.guard import Guarded, guarded
 from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import Plan, Site
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import AncestralDDPM, ReferenceDDIM, ReferenceDPMSolver, Sampler
 from tcbench.sampling import Passes, denoise
+from tcbench.watch.guard import Guarded, guarded
 
 
 @dataclass

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.groups import Groups, join_groups, split_groups
 from tcbench.kernels import rows
 from tcbench.kernels.chosen import Chosen, Path
 from tcbench.kernels.context import group_attention
 from tcbench.kernels.rotary import Rotary, turn
+from tcbench.tensors.groups import Groups, join_groups, split_groups
 
 LONG = 1024
 """Tokens from which torch's own attention of all of them is the faster one (docs/speed.md)."""

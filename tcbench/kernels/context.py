@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.groups import Groups, group_of
 from tcbench.kernels.chosen import Chosen, Path
 from tcbench.kernels.rows import LOG2_E, precision, split_channels
+from tcbench.tensors.groups import Groups, group_of
 
 try:
     import triton
@@ -61,7 +61,7 @@ def group_attention(
 
     Args:
         queries_RND, keys_RND, values_RND: [R, N, D], any stride between tokens, heads side by side in D.
-        groups: see `tcbench.groups`.
+        groups: see `tcbench.tensors.groups`.
         among_chosen: keys and values of the chosen tokens only.
     """
     out = queries_RND.new_empty(chosen.capacity, queries_RND.shape[2])

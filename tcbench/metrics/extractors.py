@@ -25,7 +25,7 @@ from tcbench.metrics.readings import frames
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
 from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import sha256
 
 INCEPTION_SHA256 = "6726825d"

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.groups import Groups
 from tcbench.models.specs import ModelSpec
 from tcbench.shapes import Kind
+from tcbench.tensors.groups import Groups
 
 MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
 
@@ -237,7 +237,7 @@ class Adapter(ABC):
         """The LayerNorm before a modulated part."""
 
     def groups(self, block: TransformerBlock) -> Groups | None:
-        """The groups (`tcbench.groups`) that tokens of this block attend among; None where to all."""
+        """The groups (`tcbench.tensors.groups`) that tokens of this block attend among; None where to all."""
         return None
 
     def copy_of_block(self, number: int) -> TransformerBlock:

@@ -10,7 +10,7 @@ from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
 from tcbench.models.weights import check_state, read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import write_tensors
 
 FAMILIES = {

@@ -14,8 +14,8 @@ from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
 
 from tcbench.data import has_nan, rounded
 from tcbench.errors import UserError
-from tcbench.foreign import refuse_stand_in
 from tcbench.models.adapter import Text
+from tcbench.outside.foreign import refuse_stand_in
 from tcbench.precision import Dtype, products, weights_dtype
 
 ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}

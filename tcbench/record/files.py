@@ -4,14 +4,16 @@ A writer killed at any moment leaves at most a `.{name}.{pid}.tmp` beside the ta
 id is in the name because a killed workflow's orphan may still be writing when its successor starts.
 
 A *sealed* file carries a digest: the SHA-256 of its own bytes, with zeros in the digest's place. JSON has it under its
-last key, safetensors in the header's metadata, pictures behind their end. Where a published folder's `provenance.json`
-lists the digest of a file, that one counts. So readers notice what a disk, a copy or an editor changed.
+last key, safetensors in the header's metadata, pictures and torch's own archives behind their end. Where a published
+folder's `provenance.json` lists the digest of a file, that one counts. So readers notice what a disk, a copy or an
+editor changed.
 """
 
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ _DIGEST = "digest"
 _ZEROS = "0" * 64
 _PLACE = re.compile(rb"digest\W{1,8}([0-9a-f]{64})")
 _WINDOW = 256  # bytes; the digest is within so many of the file's start or end
-_BEHIND = {".png": f"{_DIGEST}: {_ZEROS}\n", ".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
+_BEHIND = {suffix: f"{_DIGEST}: {_ZEROS}\n" for suffix in (".png", ".pt")} | {".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
 PROVENANCE = "provenance.json"
 """The file of a published folder that lists the digests of the others under `files`."""
 
@@ -172,6 +174,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content atomically."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -251,6 +251,13 @@ class Profile(TypedDict):
     provenance: Provenance
 
 
+class Rendered(TypedDict):
+    """tables/<name>.json: the digests of a table's faces, which carry none themselves, by file name."""
+
+    title: str
+    files: dict[str, Digest]
+
+
 class Published(TypedDict):
     """provenance.json: the suite that published results are of, and the digests of their files by path."""
 
@@ -316,4 +323,5 @@ LEFT_OUT = Kind(LeftOut, "tcbench encode SUITE")
 VBENCH = Kind(VBenchRow, "tcbench vbench SUITE --rows ROW")
 RUN = Kind(Run, "tcbench bench")
 PROFILE = Kind(Profile, "tcbench bench --profile ROW")
+RENDERED = Kind(Rendered, "tcbench tables SUITE")
 PUBLISHED = Kind(Published, "tcbench publish SUITE")

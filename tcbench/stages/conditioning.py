@@ -16,7 +16,7 @@ from tcbench.errors import UserError
 from tcbench.models.adapter import Text
 from tcbench.models.specs import MODELS, TextSpec
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import is_whole, seal
 from tcbench.record.records import LATENTS
 from tcbench.stages.images import device_of, list_training_images

@@ -10,8 +10,8 @@ from tcbench.data import Decode, has_nan
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
-from tcbench.foreign import read_json_as
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
+from tcbench.outside.foreign import read_json_as
 from tcbench.record.files import sha256
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ import time
 import torch
 from tqdm import tqdm
 
-from tcbench.checking import values_unchecked
 from tcbench.config.suite import Suite
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENCY
 from tcbench.sampling import sample_batch
 from tcbench.stages.conditioning import load_captions
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 
 def measure_latency(suite: Suite) -> None:
@@ -34,7 +34,8 @@ def measure_latency(suite: Suite) -> None:
             for row, ready in rows.items():
                 run = ready.adapter, ready.method, ready.nfe, sampler_settings(suite[row]), index, ready.artefacts
                 timed = number >= protocol.warmup
-                with undisturbed(ready.adapter, ready.method, ready.artefacts), values_unchecked(timed):
+                watched = (ready.adapter.model, *ready.artefacts.scorers.values())
+                with undisturbed(ready.method, *watched), values_unchecked(timed):
                     _wait(suite)
                     began = time.perf_counter()
                     sample_batch(*run, prompts=captions)

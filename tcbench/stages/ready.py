@@ -13,7 +13,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.precision import set_products, weights_dtype
 from tcbench.record.files import sha256
 from tcbench.record.records import TRAINED

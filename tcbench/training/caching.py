@@ -27,7 +27,7 @@ from tcbench.training.routers import train_router
 from tcbench.training.running import deterministic
 from tcbench.training.scorers import collect_scores, train_scorer
 from tcbench.training.sizes import ReuseErrors, measure_reuse
-from tcbench.undisturbed import kept_weights
+from tcbench.watch.undisturbed import kept_weights
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
@@ -70,7 +70,7 @@ def train(
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
         pairs = Pairs(adapter, data, sampler, seed + number)
-        with kept_weights(adapter, method, artefacts):
+        with kept_weights(method, adapter.model, *artefacts.scorers.values()):
             match stage:
                 case TrainScorer():
                     sizes = reuse_errors(stage.free_blocks)
