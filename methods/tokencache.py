@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
-from tcbench.schedule import Schedule, full_steps
+from tcbench.schedule import Schedule
 from tcbench.selector import Allocation, TokenSelector, spend
 from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
@@ -65,10 +65,9 @@ class TokenCache(TokenSelector):
     trains = True
     predicts = True
 
-    num_full_steps: PositiveInt | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
     refiner_blocks: NonNegativeInt | None = None  # type: ignore[assignment]  # wider: only `free_blocks` reads it
     schedule: Schedule = "adaptive"
-    beta: float | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
+    beta: float | None = None  # type: ignore[assignment]  # wider: only `smoothing` reads it
     allocation: Allocation = "batch"
     budget_pool: Literal["free", "all"] = "free"
     guided_halves: Literal["independent", "shared"] = "independent"
@@ -88,26 +87,23 @@ class TokenCache(TokenSelector):
     training_batch_size: PositiveInt = 64
     alpha_samples: PositiveInt = 256
 
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        count, beta = self._full_and_beta(run)
-        return full_steps(run, count, self.schedule, beta)
+    def full_count(self, run: Run) -> int:
+        """#Full: the row's own, or the paper's."""
+        return len(self.full_steps or ()) or self.num_full_steps or self._published(run)[0]
 
-    def _full_and_beta(self, run: Run) -> tuple[int, float]:
-        """#Full and beta: the row's own, or the paper's."""
-        num_full_steps, beta = self._published(run)
-        count, beta = self.num_full_steps or num_full_steps, beta if self.beta is None else self.beta
-        if count is None or beta is None:
-            raise UserError(
-                f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
-                f"{run.nfe} steps; set both"
-            )
-        return count, beta
+    def smoothing(self, run: Run) -> float:
+        """beta: the row's own, or the paper's."""
+        return self._published(run)[1] if self.beta is None else self.beta
 
     @staticmethod
-    def _published(run: Run) -> tuple[int, float] | tuple[None, None]:
+    def _published(run: Run) -> tuple[int, float]:
         """#Full and beta of Table I."""
-        return PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
+        if published := PUBLISHED.get((run.shape.num_tokens, run.nfe)):
+            return published
+        raise UserError(
+            f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
+            f"{run.nfe} steps; set both"
+        )
 
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
@@ -137,11 +133,10 @@ class TokenCache(TokenSelector):
             cost_reduction=self.cost_reduction,
             recursion=self.recursion,
             loss=self.loss,
-            longest_gap=round(run.nfe / self._full_and_beta(run)[0]) if self.predictor_reach == "gaps" else 1,
+            longest_gap=round(run.nfe / self.full_count(run)) if self.predictor_reach == "gaps" else 1,
             patience=self.patience,
         )
-        beta = self._published(run)[1] if self.beta is None else self.beta
-        read = None if self.schedule == "even" else beta
+        read = None if self.full_steps or self.schedule == "even" else self.smoothing(run)
         stages: tuple[Trainable, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
         if self.refiner_rank and free < run.shape.num_blocks:
             stages += (

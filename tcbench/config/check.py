@@ -107,6 +107,8 @@ def _rows(it: _Suite) -> Problems:
         if full and full > steps:
             says = f"{full} full steps of {steps}; give {steps} or fewer"
             yield Problem((*place, "options", "num_full_steps"), says)
+        if (listed := getattr(method, "full_steps", None)) and listed[-1] >= steps:
+            yield Problem((*place, "options", "full_steps"), f"{listed[-1]} is no step of {steps}; remove it")
         yield from _borrowed(it, place, entry, method)
         if row.target is not None and it.has_all_rows:
             yield from _target(it, (*place, "target"), entry, method)
