@@ -34,7 +34,7 @@ class Fora(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "Fora":
-        check_one(interval=self.interval, num_full_steps=self.num_full_steps, full_steps=self.full_steps)
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ class ToCa(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "ToCa":
-        check_one(interval=self.interval, full_steps=self.full_steps)
+        check_one(self)
         return self
 
     def base_interval(self, nfe: int) -> float:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, NonNegativeInt
 
 from tcbench.errors import UserError
-from tcbench.method import Run
+from tcbench.method import Method, Run
 
 Schedule = Literal["adaptive", "even", "reversed"]
 
@@ -26,14 +26,24 @@ StepList = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_in_order)]
 """Full steps one by one: rising, the first is 0."""
 
 
-def check_one(**given: object) -> None:
-    """Options that say each for itself which steps are full exclude each other.
+_SAY_WHICH = ("interval", "num_full_steps", "full_steps")
+"""Options that say, each for itself, which steps are full, or how many."""
+
+
+def check_one(method: Method) -> None:
+    """They exclude each other.
 
     Raises:
         ValueError: several are given.
     """
-    if len(names := [name for name, value in given.items() if value is not None]) > 1:
-        raise ValueError(f"give one of {' and '.join(names)}")
+    if len(given := [name for name in _SAY_WHICH if getattr(method, name, None) is not None]) > 1:
+        raise ValueError(f"give one of {' and '.join(given)}")
+
+
+def as_options(steps: Sequence[int], method: Method) -> dict[str, Any]:
+    """The options by which a method computes everything at these steps, whatever its own say."""
+    others = {name: None for name in _SAY_WHICH if name in type(method).model_fields}
+    return others | {"full_steps": tuple(steps)}
 
 
 def full_steps(

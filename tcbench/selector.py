@@ -44,7 +44,7 @@ class BlockUpdates(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "BlockUpdates":
-        check_one(num_full_steps=self.num_full_steps, full_steps=self.full_steps)
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
