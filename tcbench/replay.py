@@ -59,12 +59,13 @@ class Replay:
         prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
         self._prompt = prompt.to(device)
         # drawn on the host in the run ahead, and kept where a captured graph finds it
-        self._draw = cache(lambda step: ancestral_noise(adapter, settings, sample_index, step).to(device, dtype))
+        self._draw = cache(
+            lambda step: ancestral_noise(adapter, settings, sample_index, self.nfe, step).to(device, dtype)
+        )
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
-        self._next = 0
+        self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
         self.reads = 0
-        self.nfe = self._run.nfe
         self.step_macs: list[int] = []
         with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
             for step in range(self.nfe):  # one run ahead, which checks, counts, and compiles what needs compiling

@@ -6,7 +6,7 @@ signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, get_args
 
@@ -308,9 +308,38 @@ class SamplerSettings:
     shift: float = 1.0
 
 
-def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, step: int) -> Tensor:
-    """What an ancestral sampler adds to each sample at a step, [n, C, ...]."""
-    return draws.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
+@lru_cache
+def passed_levels(nfe: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """By step of `EulerAncestral` but the last: the training timesteps that it passes, and their weights in its noise.
+
+    With a noise-to-signal ratio r = sigma / signal and a prediction x0, a step from r to r' adds a normal number of
+    variance 1 / r'^2 - 1 / r^2 to (x / signal - x0) / r^2: a Brownian motion whose clock is 1 / r^2. Its increment over
+    a step is the sum of those over the training timesteps that the step passes, so that every run, however many steps
+    it takes, walks the same path: two that predict the same x0 have the same x at every level that both reach. What is
+    left between them is what their predictions differ by.
+    """
+    scheduler = zero_snr_scheduler()
+    kept = scheduler.alphas_cumprod.double().numpy()
+    clock = kept / (1 - kept)
+    clock = np.maximum(clock, clock[-1])  # diffusers gives the last timestep more signal than the one before has
+    ticks = -np.diff(clock)  # on the way from timestep k + 1 to k
+    scheduler.set_timesteps(nfe)
+    timesteps = [int(timestep) for timestep in scheduler.timesteps]
+    return tuple(
+        tuple((k, (ticks[k] / ticks[there:here].sum()) ** 0.5) for k in range(there, here) if ticks[k])
+        for here, there in pairwise(timesteps)
+    )
+
+
+def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, nfe: int, step: int) -> Tensor:
+    """What `EulerAncestral` adds to each sample at a step of `nfe`, standard normal, [n, C, ...].
+
+    Keyed by the noise levels that the step passes (`passed_levels`).
+    """
+    noise = torch.zeros(len(sample_index), *adapter.spec.latent_shape)
+    for timestep, weight in passed_levels(nfe)[step]:
+        noise += weight * draws.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, timestep)
+    return noise
 
 
 def make_sampler(
@@ -334,7 +363,7 @@ def make_sampler(
         case "dpm":
             return ReferenceDPMSolver(steps)
         case "euler_ancestral":
-            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index))
+            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index, steps))
         case "flow":
             return FlowEuler(steps, settings.shift)
     raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")

@@ -118,8 +118,8 @@ def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
     check_training(entry)
     read = TRAINED.read(folder / "artefacts.json").get("read", {})
-    for name, digest in files_digests(entry).items():
-        if read.get(name) != digest:
+    for name, found in files_digests(entry).items():
+        if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
     refiners = entry.row.refiners

@@ -96,8 +96,8 @@ def _options(entry: Entry, deviation: Callable[[Method], float]) -> tuple[list[S
     combinations = [dict(zip(over, values, strict=True)) for values in product(*over.values())]
     if len(combinations) > suite.search.trials:
         raise UserError(
-            f"row {entry.name}: searched: {len(combinations)} combinations, and search.trials is {suite.search.trials}; "
-            "give fewer values"
+            f"row {entry.name}: searched: {len(combinations)} combinations, and search.trials is "
+            f"{suite.search.trials}; give fewer values"
         )
     calibration = Calibration(suite)
     budget = mean(calibration.basis(target).macs(suite.model.name, target.method, entry.nfe))
