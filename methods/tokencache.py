@@ -18,7 +18,7 @@ from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
 from tcbench.schedule import Schedule
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
+from tcbench.trainable import CollectScores, Loss, PairStep, Reach, Trainable, TrainRefiners, TrainScorer
 from tcbench.unseen import on_values
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class TokenCache(TokenSelector):
         predictor_reach: the predictor's caches are one step old in training (Alg. 1), or 1 to NFE / #Full steps.
         refiner_reach: refiners are trained one step after a full one, or at the P-steps of the method's own schedule,
             with the caches and the drift that sampling has there.
+        pair_step: x at the later step of a training pair is the sampler's own step from the earlier one, or drawn from
+            the posterior (Alg. 1, line 7, with its noise).
         patience: training ends when the held-out loss fell by less than 1 % over so many of its evaluations, of which
             there are up to 20; None takes all iterations, as the paper.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
@@ -78,6 +80,7 @@ class TokenCache(TokenSelector):
     loss: Loss = "auto"
     predictor_reach: Reach = "one"
     refiner_reach: Reach = "gaps"
+    pair_step: PairStep = "solver"
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
     predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
@@ -135,6 +138,7 @@ class TokenCache(TokenSelector):
             loss=self.loss,
             longest_gap=round(run.nfe / self.full_count(run)) if self.predictor_reach == "gaps" else 1,
             patience=self.patience,
+            pair_step=self.pair_step,
         )
         read = None if self.full_steps or self.schedule == "even" else self.smoothing(run)
         stages: tuple[Trainable, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
@@ -149,6 +153,7 @@ class TokenCache(TokenSelector):
                     loss=self.loss,
                     reach=self.refiner_reach,
                     patience=self.patience,
+                    pair_step=self.pair_step,
                 ),
             )
         return stages

@@ -96,6 +96,19 @@ class Chain:
         x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
         return signal * x0 + sigma * eps
 
+    def posterior_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x at the following steps drawn from the posterior q(x' | x, x0) at the predicted x0: [R, C, ...].
+
+        With r = sigma / signal, x' = signal' (x0 + r'^2 / r eps + r' sqrt(1 - r'^2 / r^2) noise): Eq. 7 of Ho et al.
+        2020 on this chain's levels. The noise is from the CPU `generator`.
+        """
+        (signal, sigma), (next_signal, next_sigma) = self._levels(step_R, x), self._levels(step_R + 1, x)
+        x0, eps = self.x0_and_eps(output, signal, sigma, x)
+        here, there = sigma / signal, next_sigma / next_signal
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        up = there * (1 - (there / here).square()).sqrt()
+        return next_signal * (x0 + there.square() / here * eps + up * noise)
+
     def x0_and_eps(self, output: Tensor, signal: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The clean latent and the noise that a prediction implies."""
         match self.prediction:
@@ -211,12 +224,8 @@ class EulerAncestral(Chain):
         return self.signal[step + 1] * (x0 + self._down[step] * eps + self._up[step] * noise), x0
 
     def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The ancestral step, with a sampling step per row and noise from `generator`."""
-        signal, _ = self._levels(step_R + 1, x)
-        down, up = (self._per_row(torch.tensor(scale), step_R, x) for scale in (self._down, self._up))
-        x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        return signal * (x0 + down * eps + up * noise)
+        """The ancestral step, which is a draw from the posterior, with noise from `generator`."""
+        return self.posterior_rows(output, step_R, x, generator)
 
 
 class FlowEuler(Chain):

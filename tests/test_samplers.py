@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.samplers import (
+    AncestralDDPM,
     Chain,
     EulerAncestral,
     FlowEuler,
@@ -145,6 +146,16 @@ def test_ancestral_pairs_are_the_samplers_own_steps(step: int) -> None:
     variance = chain.signal[step + 1].item() ** 2 * there**2 * (1 - there**2 / here**2)
     assert pairs.var(0).mean().item() == pytest.approx(variance, rel=0.01, abs=1e-12)
     assert ((pairs.mean(0) - mean).abs() <= 5 * (variance / rows) ** 0.5 + 1e-5 * mean.abs().max()).all()
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_pairs_from_the_posterior_are_ancestral_steps(step: int) -> None:
+    """Those of the reference's ancestral sampler at the least variance, beta-tilde, with the same noise."""
+    output, x = noise(2), noise(3)
+    added = torch.randn(SHAPE, generator=generator()).double()
+    expected, _ = AncestralDDPM(6, added.expand(6, *SHAPE)).step(output, step, x, variance=-torch.ones(SHAPE))
+    drawn = ReferenceDDIM(6).posterior_rows(output, torch.full(SHAPE[:1], step), x, generator())
+    assert_close(drawn, expected, SAMPLER)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm", "euler_ancestral"])
