@@ -57,6 +57,8 @@ class TokenCache(TokenSelector):
         patience: training ends when the held-out loss fell by less than 1 % over so many of its evaluations, of which
             there are up to 20; None takes all iterations, as the paper.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
+        joint_refiners: LoRA learns with the predictor already (Sec. III-C) and goes on when that is frozen
+            ("continued", Sec. IV-B), or begins then.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
         training_batch_size: pairs of neighbouring steps per iteration.
         alpha_samples: samples that alpha-bar is averaged over; the paper's batch is 256.
@@ -84,6 +86,7 @@ class TokenCache(TokenSelector):
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
     predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
+    joint_refiners: bool = False
     refiner_rank: NonNegativeInt = 16
     refiner_iterations: PositiveInt = 40_000
     refiner_learning_rate: float = Field(1e-4, gt=0, le=1)
@@ -139,6 +142,8 @@ class TokenCache(TokenSelector):
             longest_gap=round(run.nfe / self.full_count(run)) if self.predictor_reach == "gaps" else 1,
             patience=self.patience,
             pair_step=self.pair_step,
+            joint_rank=self.refiner_rank if self.joint_refiners and free < run.shape.num_blocks else 0,
+            joint_learning_rate=self.refiner_learning_rate,
         )
         read = None if self.full_steps or self.schedule == "even" else self.smoothing(run)
         stages: tuple[Trainable, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))

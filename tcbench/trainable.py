@@ -32,6 +32,8 @@ class TrainScorer:
         patience: training ends when the held-out loss has stopped falling for so many evaluations (of which there are
             up to 20), and keeps the best weights; None takes all iterations and keeps the last weights.
         pair_step: how the later x of a pair follows from the earlier one.
+        joint_rank, joint_learning_rate: of LoRA on the blocks behind the free ones that learns with the scorer; none if
+            the rank is 0. A `TrainRefiners` that follows goes on from there.
     """
 
     name: str
@@ -46,6 +48,8 @@ class TrainScorer:
     longest_gap: int = 1
     patience: int | None = None
     pair_step: PairStep = "solver"
+    joint_rank: int = 0
+    joint_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def train(
             match stage:
                 case TrainScorer():
                     sizes = reuse_errors(stage.free_blocks, step)
-                    scorer, losses = train_scorer(stage, pairs, sizes)
+                    scorer, refiners, losses = train_scorer(stage, pairs, sizes)
                     relative[stage.name] = sizes if sizes.kind(stage.loss) == "relative" else None
                     artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
                 case CollectScores():
@@ -87,7 +87,7 @@ def train(
                     losses, log["scores"] = {"marks": statistics.pop("marks")}, statistics
                 case TrainRefiners():
                     sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks, step)
-                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes)
+                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, refiners)
                 case TrainRouter():
                     table, losses = train_router(pairs, stage)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
