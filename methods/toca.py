@@ -17,12 +17,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from tcbench.choose import AttentionScore, choose_by_attention, counted
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit
+from tcbench.schedule import StepList, check_one, listed_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,8 @@ class ToCa(Method):
         fresh_ratio: R, the share of tokens that schedules scale; 0 is FORA.
         interval: N, the base distance of full steps. A full step with i of S steps to go sets the distance in force to
             round(N / (1.4 - 0.8 i / S)), or to 2 if 0.2 S <= i < 0.4 S; under `pixart` step i of S sets it to
-            round(N / (0.8 + 0.4 i / S)).
+            round(N / (0.8 + 0.4 i / S)). It is 3 if neither it nor a list of full steps is given.
+        full_steps: a list of them in the place of `interval`; ages are then counted in their mean distance.
         schedule: how R changes over steps and blocks: `ddim50` grows from none in the first quarter of the steps and
             grows with depth, `ddpm250` grows over the steps and falls with depth, `pixart` falls over both and gives
             cross-attention less than the MLP, `constant` is R.
@@ -101,12 +103,22 @@ class ToCa(Method):
     knob = "fresh_ratio"
 
     fresh_ratio: float = Field(0.07, ge=0, le=1)
-    interval: PositiveInt = 3
+    interval: PositiveInt | None = None
+    full_steps: StepList | None = None
     schedule: Literal["ddim50", "ddpm250", "pixart", "constant"] = "ddim50"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.6
     cell: PositiveInt = 2
     faithful: bool = True
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> "ToCa":
+        check_one(self)
+        return self
+
+    def base_interval(self, nfe: int) -> float:
+        """N, or the mean distance of the full steps of a list."""
+        return nfe / len(self.full_steps) if self.full_steps else float(self.interval or 3)
 
     def timetable(self, run: Run) -> tuple[Row, ...]:
         """What every step does, in sampling order."""
@@ -135,7 +147,7 @@ class ToCa(Method):
         slope = pace.distance if self.fresh_ratio else 0.0
         # in float32 and half to even, as released: in float64 interval 2 rounds 2.5 up at i / S = 0.75
         divisor = np.float32(1 + slope - 2 * slope * counter / nfe)
-        return int(np.rint(np.float32(self.interval) * (1 / divisor)))
+        return int(np.rint(np.float32(self.base_interval(nfe)) * (1 / divisor)))
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
@@ -144,7 +156,7 @@ class ToCa(Method):
             raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
         halves = run.rows_per_sample if "cross" in run.shape.kinds else None
         score = AttentionScore(
-            run.shape.grid, self.soft_fresh_weight, self.interval, self.bonus, self.cell, halves=halves
+            run.shape.grid, self.soft_fresh_weight, self.base_interval(run.nfe), self.bonus, self.cell, halves=halves
         )
         return ToCaRun(run, self.timetable(run), score, "cross" if halves else "attn")
 
@@ -235,13 +247,14 @@ def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tupl
         share = np.array(ratios, dtype=np.float32).clip(0, 1)  # truncated in float32, as released
         return tuple(num_tokens if full else int(part) for full, part in zip(fulls, share * num_tokens, strict=True))
 
-    rows, interval = [], method.interval
+    rows, interval = [], method.interval or 3
+    listed = listed_steps(method.full_steps, nfe) if method.full_steps else None
     for step in range(nfe):
         first, counter = interval, method.counter(step, nfe)
-        full = step == 0 or counter % interval == 0
+        full = step in listed if listed else step == 0 or counter % interval == 0
         if full:
             interval = method.renewed_interval(counter, nfe)
-        again = step == 0 or counter % interval == 0 if method.faithful else full
+        again = full if listed or not method.faithful else step == 0 or counter % interval == 0
         fulls = (full, *[again] * (num_blocks - 1))
         intervals = (first, *[interval] * (num_blocks - 1))
         rows.append(Row(fulls, intervals, counts(counter, fulls, "mlp"), counts(counter, fulls, "cross")))

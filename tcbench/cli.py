@@ -119,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
+    sub = stage("search", _search, "search what a row says is `searched`: its full steps, or options")
+    sub.add_argument("--row", required=True)
     for name, handler, help in (
         ("sample", _sample, "generate the samples of some rows; finished shards are kept"),
         ("score", _score, "score the samples of some rows"),
@@ -330,6 +332,17 @@ def _train(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     train_row(entry)
+
+
+def _search(parsed: argparse.Namespace) -> None:
+    (entry,) = _entries(parsed, [parsed.row])
+    if not entry.row.searched:
+        rows = ", ".join(entry.suite.searched_rows) or "none"
+        raise UserError(f"row {entry.name}: nothing is `searched` for it; rows with: {rows}")
+    from tcbench.stages.search import search_row
+
+    _set_threads()
+    search_row(entry)
 
 
 def _encode(parsed: argparse.Namespace) -> None:

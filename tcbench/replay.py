@@ -98,6 +98,7 @@ class Inputs:
         prompts: Prompts | None,
     ) -> None:
         self._adapter, self._settings, self._prompts, self._index = adapter, settings, prompts, index
+        self._taken = steps
         device, dtype = adapter.device, latents_dtype(adapter)
         self.noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
         self.prompt = self._shown(sample_index).to(device).clone()
@@ -138,7 +139,7 @@ class Inputs:
         return default_prompts(self._adapter, sample_index) if self._prompts is None else self._prompts(sample_index)
 
     def _drawn(self, sample_index: Tensor, step: int) -> Tensor:
-        return ancestral_noise(self._adapter, self._settings, sample_index, step)
+        return ancestral_noise(self._adapter, self._settings, sample_index, self._taken, step)
 
 
 def _send(target: Tensor, source: Tensor) -> None:
@@ -189,10 +190,9 @@ class Replay:
         _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         self._inputs = Inputs(adapter, settings, self._run.nfe, self._run.sample_index, sample_index, prompts)
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
-        self._next = 0
+        self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
         self.reads = 0
-        self.nfe = self._run.nfe
         self.step_macs: list[int] = []
         self.macs: dict[str, Any] = {}
         if ahead:

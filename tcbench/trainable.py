@@ -9,6 +9,10 @@ costs at its step; or the second where these costs span more than `tcbench.train
 """
 
 
+PairStep = Literal["solver", "posterior"]
+"""How the later x of a pair follows from the earlier one: by the sampler's own step, or drawn from the posterior at the
+predicted x0 (Alg. 1, line 7, with its noise), which ancestral samplers do anyway."""
+
 Reach = Literal["one", "gaps"]
 """How far from an I-step a P-step lies in training: always one step, or as far as in sampling."""
 
@@ -27,6 +31,9 @@ class TrainScorer:
         longest_gap: the cache is 1 to this many steps old, drawn anew for every batch.
         patience: training ends when the held-out loss has stopped falling for so many evaluations (of which there are
             up to 20), and keeps the best weights; None takes all iterations and keeps the last weights.
+        pair_step: how the later x of a pair follows from the earlier one.
+        joint_rank, joint_learning_rate: of LoRA on the blocks behind the free ones that learns with the scorer; none if
+            the rank is 0. A `TrainRefiners` that follows goes on from there.
     """
 
     name: str
@@ -40,6 +47,9 @@ class TrainScorer:
     loss: Loss = "raw"
     longest_gap: int = 1
     patience: int | None = None
+    pair_step: PairStep = "solver"
+    joint_rank: int = 0
+    joint_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class TrainRefiners:
     Attributes:
         blocks: how many of the last blocks (K).
         rank: of every LoRA update.
-        loss, patience: as in `TrainScorer`.
+        loss, patience, pair_step: as in `TrainScorer`.
         reach: P-steps are trained one step after a full one (`one`), or where the method's schedule has them (`gaps`),
             after the P-steps that lead there from the last I-step.
     """
@@ -62,6 +72,7 @@ class TrainRefiners:
     loss: Loss = "raw"
     patience: int | None = None
     reach: Reach = "one"
+    pair_step: PairStep = "solver"
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             | {"tensors", "watch"},
         ),
         ("budget/borrowing", {"budget", "config", "errors", "trainable"}),
+        ("budget/searching", {"schedule"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -176,7 +177,7 @@ LIGHT = [
         f"record/{name}"
         for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
     ),
-    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
+    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching", "budget/searching"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",

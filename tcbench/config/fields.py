@@ -245,6 +245,15 @@ class Training(Strict):
     passes run under autocast; what learns, its gradients, the optimiser and losses are float32."""
 
 
+class Search(Strict):
+    """What a row that is `searched` may spend, the same for all, on noise that no evaluated sample has."""
+
+    samples: Count = 16
+    """Calibration samples, one batch, on which a setting's deviation from the uncached run is measured."""
+    trials: Count = 32
+    """Settings that are tried."""
+
+
 class Clip(Strict):
     """The model of `clip_score` (`tcbench.metrics.clip`)."""
 
@@ -396,6 +405,11 @@ class SampledRow(TrainedRow):
     refiners: Flag | Literal["p-steps"] = True
     """Whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or for P-steps
     alone (`p-steps`)."""
+    full_steps_of: RowName | None = None
+    """Compute everything at the steps at which that row does, where its own schedule, training or search puts them."""
+    searched: Flag | dict[str, list[Any]] = False
+    """Search what samples deviate least with (`search`): with `true` the list of full steps, as many as the options
+    say; or these values of options, every combination of them at the MACs of `target`."""
 
     def is_reference_for(self, row: "SampledRow") -> bool:
         """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""

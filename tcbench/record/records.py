@@ -64,6 +64,7 @@ class Manifest(TypedDict):
 
     row: str
     settings: dict[str, Any]
+    options: dict[str, Any]
     sampled_steps: PositiveInt
     timesteps: list[float]
     resolution: PositiveInt
@@ -198,6 +199,37 @@ class Trained(TypedDict):
     read: NotRequired[dict[str, Digest]]
 
 
+class SearchTrial(TypedDict):
+    """Settings that a search tried.
+
+    Keys:
+        options: what they change in the row's options.
+        deviation: mean absolute difference of the calibration samples from the uncached ones.
+    """
+
+    options: dict[str, Any]
+    deviation: float
+
+
+class Searched(TypedDict):
+    """searched/<row>.json: what a search found for a row, and on the way.
+
+    Keys:
+        options: what it found; the row samples with them.
+        trials: everything that was tried, in order.
+        ended: why it stopped.
+        settings: everything in the config that it depends on.
+        artefacts: identifies what the row was trained with.
+    """
+
+    row: str
+    options: dict[str, Any]
+    trials: Annotated[list[SearchTrial], Field(min_length=1)]
+    ended: str
+    settings: dict[str, Any]
+    artefacts: str | None
+
+
 class LatentsSettings(TypedDict):
     """What encoded latents depend on, as far as their readers compare it."""
 
@@ -318,6 +350,7 @@ FLOOR = Kind(Floor, "tcbench floor SUITE", not_run=NotRun)
 LATENCY = Kind(Latency, "tcbench latency SUITE")
 DIAGNOSTICS = Kind(Diagnostics, "tcbench diagnose SUITE --row ROW")
 TRAINED = Kind(Trained, "tcbench train SUITE --row ROW")
+SEARCHED = Kind(Searched, "tcbench search SUITE --row ROW")
 LATENTS = Kind(LatentsIndex, "tcbench encode SUITE")
 LEFT_OUT = Kind(LeftOut, "tcbench encode SUITE")
 VBENCH = Kind(VBenchRow, "tcbench vbench SUITE --rows ROW")

@@ -14,6 +14,7 @@ from tcbench.record.imports import closure, module_file, modules_loaded, with_pa
 STAGES = {
     "encode": ("tcbench.stages.encode",),
     "train": ("tcbench.stages.train",),
+    "search": ("tcbench.stages.search",),
     "sample": ("tcbench.stages.sample",),
     "score": ("tcbench.stages.score",),
     "ablate": ("tcbench.stages.sample", "tcbench.stages.score"),

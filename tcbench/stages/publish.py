@@ -24,6 +24,7 @@ MEASURED = (
     "ablations/*/scores/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
+    "searched/*.json",
     "grids/strips/*.png",
     "latency.json",
     *SPEED_RECORDS,

@@ -21,7 +21,15 @@ from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
-from tcbench.stages.ready import ReadyRow, files_digests, load_adapter, ready_row, sampler_settings, weights_digest
+from tcbench.stages.ready import (
+    ReadyRow,
+    files_digests,
+    load_adapter,
+    ready_row,
+    sampled_method,
+    sampler_settings,
+    weights_digest,
+)
 
 SHARDS_WAITING = 2
 """Shards that may wait to be written while a GPU samples the next."""
@@ -38,6 +46,7 @@ def row_fingerprint(entry: Entry) -> str:
             "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
             "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),
+            "method": sampled_method(entry).model_dump(mode="json"),
             "artefacts": artefacts_digest(folder) if folder else None,
             "read": files_digests(entry),
             "code": source_digest("sample", entry.row.method, data=suite.data.name),
@@ -188,6 +197,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
         {
             "row": entry.name,
             "settings": entry.sample_settings,
+            "options": sampled_method(entry).model_dump(mode="json"),
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
             "resolution": image_side(suite),

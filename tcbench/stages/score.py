@@ -150,7 +150,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "sampled_steps": manifest["sampled_steps"],
         "resolution": manifest["resolution"],
         "model": suite.model.name,
-        "settings": entry.method.model_dump(mode="json"),
+        "settings": manifest["options"],
         "i_steps": manifest["i_steps"],
         "plans": plans_digest(plan),
         "reference": reference.name,

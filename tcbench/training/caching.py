@@ -20,7 +20,7 @@ from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
-from tcbench.trainable import CollectScores, ImportRouter, Trainable, TrainRefiners, TrainRouter, TrainScorer
+from tcbench.trainable import CollectScores, ImportRouter, PairStep, Trainable, TrainRefiners, TrainRouter, TrainScorer
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
@@ -63,18 +63,19 @@ def train(
     run = Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(0))
 
     @cache
-    def reuse_errors(free_blocks: int) -> ReuseErrors:
-        return measure_reuse(Pairs(adapter, data, sampler, CALIBRATION_SEED), free_blocks)
+    def reuse_errors(free_blocks: int, step: PairStep) -> ReuseErrors:
+        return measure_reuse(Pairs(adapter, data, sampler, CALIBRATION_SEED, step=step), free_blocks)
 
     relative: dict[str, ReuseErrors | None] = {}  # by scorer, if its loss was relative
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
-        pairs = Pairs(adapter, data, sampler, seed + number)
+        step = stage.pair_step if isinstance(stage, TrainScorer | TrainRefiners) else "solver"
+        pairs = Pairs(adapter, data, sampler, seed + number, step=step)
         with kept_weights(method, adapter.model, *artefacts.scorers.values()):
             match stage:
                 case TrainScorer():
-                    sizes = reuse_errors(stage.free_blocks)
-                    scorer, losses = train_scorer(stage, pairs, sizes)
+                    sizes = reuse_errors(stage.free_blocks, step)
+                    scorer, refiners, losses = train_scorer(stage, pairs, sizes)
                     relative[stage.name] = sizes if sizes.kind(stage.loss) == "relative" else None
                     artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
                 case CollectScores():
@@ -85,8 +86,8 @@ def train(
                     artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
                     losses, log["scores"] = {"marks": statistics.pop("marks")}, statistics
                 case TrainRefiners():
-                    sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks)
-                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes)
+                    sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks, step)
+                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, refiners)
                 case TrainRouter():
                     table, losses = train_router(pairs, stage)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
