@@ -363,37 +363,31 @@ def row():
     return samples, uncached, Real(random_features(200, 22))
 
 
-def test_a_row_is_scored_with_intervals_and_paired_differences(row):
+def test_a_row_is_scored_with_the_replicates_of_its_intervals(row):
     samples, uncached, real = row
     score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
     assert json.loads(json.dumps(score, allow_nan=False)) == score
-    assert list(score["quality"]) == list(METRICS)
-    assert list(score["paired"]) == ALONE
-    for name, cell in score["quality"].items():
-        assert cell["value"] == compute(name, samples, Reference(real, uncached))
-        assert cell["low"] <= cell["value"] <= cell["high"] and cell["se"] > 0
-    for name, cell in score["paired"].items():
-        theirs = compute(name, uncached, Reference(real))
-        assert cell["difference"] == pytest.approx(score["quality"][name]["value"] - theirs)
-        assert cell["se"] > 0
-        assert cell["distinguishable"] == (cell["low"] > 0 or cell["high"] < 0)
-    width = {kind: score[kind]["fid"]["high"] - score[kind]["fid"]["low"] for kind in ("quality", "paired")}
-    assert width["paired"] < width["quality"]  # the shared noise cancels
+    assert list(score) == list(METRICS)
+    for name, cell in score.items():
+        statistic = prepare(find_metric(name), samples, Reference(real, uncached))
+        assert cell["value"] == statistic(np.arange(128)) and cell["deleted"][1] == statistic(
+            np.delete(np.arange(128), range(16, 32))
+        )
+        assert cell["se"] == jackknife(statistic, batches(128, 16)).se > 0
+    theirs = score_row(uncached, None, real, batches(128, 16), ["fid"])["fid"]
+    difference = np.subtract(score["fid"]["deleted"], theirs["deleted"])
+    assert difference.std() < np.std(theirs["deleted"])  # the shared noise cancels
 
 
-def test_a_row_against_itself_differs_by_exactly_zero(row):
+def test_a_row_against_itself_is_no_distance_away(row):
     samples, _, real = row
     score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
-    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "distinguishable": False}
-    assert all(cell == zero for cell in score["paired"].values())
-    assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "deleted": [0.0] * 8}
+    assert score["mae"] == {"value": 0.0, "se": 0.0, "deleted": [0.0] * 8}
 
 
-def test_the_reference_row_has_no_paired_numbers(row):
+def test_the_reference_row_has_no_distance_to_itself(row):
     _, uncached, real = row
-    score = score_row(uncached, None, real, batches(128, 16), list(METRICS))
-    assert list(score["quality"]) == ALONE
-    assert score["paired"] == {}
+    assert list(score_row(uncached, None, real, batches(128, 16), list(METRICS))) == ALONE
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)

@@ -1,4 +1,4 @@
-"""Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
+"""Score a row's samples: quality with the jackknife's replicates, per-step deviations from the uncached row."""
 
 import sys
 import time
@@ -162,7 +162,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "target": row.target,
         "extractor": suite.scoring.extractor,
         "metrics_not_run": dict(samples.not_run),
-        **score_row(samples, uncached, real, groups, suite.scoring.metrics),
+        "quality": score_row(samples, uncached, real, groups, suite.scoring.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
