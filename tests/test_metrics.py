@@ -333,8 +333,16 @@ def test_bytes_deviate_as_the_images_they_stand_for(measure):
     assert_close(measure(images, reference), in_floats, READING)
 
 
-def test_trajectory_deviation_is_the_final_one_at_every_step():
-    x, reference = torch.randn(4, 3, 2, 5, 5), torch.randn(4, 3, 2, 5, 5)
+def test_images_deviate_as_they_are_seen():
+    """White and whiter look alike; states of the sampler are compared as they are."""
+    images, reference = torch.tensor([[[[1.0, 3.0], [-1.5, 0.5]]]]), torch.tensor([[[[2.0, 0.5], [-1.0, 0.5]]]])
+    assert final_mae(images, reference).item() == 0.5 / 4
+    assert_close(psnr(images, reference)[0], 10 * np.log10(4 / (0.25 / 4)), READING)
+    assert trajectory_mae(images[None], reference[None]).item() == 4 / 4
+
+
+def test_trajectory_deviation_is_the_mean_difference_at_every_step():
+    x, reference = torch.rand(2, 4, 3, 2, 5, 5) * 2 - 1
     expected = torch.stack([final_mae(a, b) for a, b in zip(x, reference, strict=True)])
     assert torch.equal(trajectory_mae(x, reference), expected) and expected.shape == (4, 3)
 

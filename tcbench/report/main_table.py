@@ -311,7 +311,7 @@ def _caption(
         f"CFG scale {guidance_scale:g}.",
         "Marks compare with the uncached run at the same NFE, paired on noise and labels.",
         marks,
-        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
+        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels cut off to [-1, 1].",
         "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
         "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
