@@ -43,6 +43,11 @@ IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution",
 """Fields of a row that the CSV begins with."""
 Marked = Mapping[tuple[str, str], str]
 """The mark of a cell, by row and metric."""
+CLASSES = {
+    "balanced": "Every class comes as often, which raises IS above that of classes drawn at random.",
+    "drawn": "Classes are drawn at random, as DiT's script does.",
+}
+"""What IS depends on, by the config's `samples.labels`."""
 
 
 def main_table(
@@ -52,6 +57,7 @@ def main_table(
     *,
     differs: str,
     guidance_scale: float,
+    labels: str = "balanced",
     table: PaperTable = TABLE_2,
     added: Collection[str] = (),
 ) -> Table:
@@ -67,6 +73,7 @@ def main_table(
         differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
+        labels: how the samples' classes are chosen, as the config has it.
         table: its name, its columns of quality, and which of the rows it has.
         added: rows that change nothing of the others (`Suite.added_rows`).
 
@@ -83,6 +90,8 @@ def main_table(
     cells = [_cells(record, columns, marked) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
     explained = marks_explained(shown, table.metrics, found)
+    if "is" in table.metrics:
+        explained += f" {CLASSES[labels]}"
     caption = _caption(shown, columns, latency, differs, guidance_scale, explained)
     records, cells = [*records, floor_record], [*cells, floor_cells]
     if not table.paper:

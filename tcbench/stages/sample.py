@@ -20,7 +20,7 @@ from tcbench.record.records import MANIFEST
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
 from tcbench.sampling import sample_batch
-from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
+from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
 from tcbench.stages.ready import ReadyRow, files_digests, load_adapter, ready_row, sampler_settings, weights_digest
 from tcbench.undisturbed import undisturbed
@@ -58,7 +58,7 @@ def sample_rows(entries: Iterable[Entry]) -> None:
     Args:
         entries: rows of one suite or its ablations, which share a model.
     """
-    adapter = captions = decode = None
+    adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
         missing = [
@@ -68,12 +68,12 @@ def sample_rows(entries: Iterable[Entry]) -> None:
         ]
         if missing:
             decode = decode or load_decoder(suite)
-            adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
+            adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
             ready = ready_row(entry, adapter)
             for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
                 # on a GPU the host would wait for what is checked, so the first shard's values stand for all
                 with values_unchecked(number != missing[0] and adapter.device.type != "cpu"):
-                    _sample_shard(entry, number, fingerprint, ready, captions, decode)
+                    _sample_shard(entry, number, fingerprint, ready, shown, decode)
         _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
 
 
@@ -113,7 +113,7 @@ def _sample_shard(
     number: int,
     fingerprint: str,
     ready: ReadyRow,
-    captions: Captions | PromptedCaptions | None,
+    shown: Shown | None,
     decode: Callable[[Tensor], Tensor],
 ) -> None:
     suite, settings = entry.suite, sampler_settings(entry)
@@ -125,7 +125,7 @@ def _sample_shard(
             index = torch.arange(start, min(start + suite.samples.batch_size, indices.stop))
             traced = max(0, min(suite.samples.traced - start, len(index)))
             batches.append(
-                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, captions)
+                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, shown)
             )
     record = {
         "macs": [batch.macs for batch in batches],
@@ -141,7 +141,7 @@ def _sample_shard(
         entry.shard(number),
         {
             "image": decode(torch.cat([batch.image for batch in batches])),
-            "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
+            "label": shown.words(torch.tensor(indices)) if shown else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),

@@ -93,8 +93,8 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
 
 
 def classes_of_real(suite: Suite) -> Sequence[int] | None:
-    """The classes of the real images, where samples show classes in turn; None of captions, or where none are known."""
-    if suite.source.conditioning != "class":
+    """The classes of the real images, where samples show classes in turn; None of others, or where none are known."""
+    if suite.source.conditioning != "class" or suite.samples.labels == "drawn":
         return None
     real = suite.scoring.real
     if real is None:
