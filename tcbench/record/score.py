@@ -103,7 +103,7 @@ class Score(Identity):
         cache_bytes: the most that a batch's cache held.
         trajectory: deviations from the reference per step (Fig. 10), if the steps have counterparts.
         trainings: how many trainings its numbers are means over, if several.
-        marks: what is suspicious about its samples, in words.
+        marks: what is suspicious about its samples and about what it samples with, in words.
         not_run: why the row was not run; it then has no numbers.
     """
 

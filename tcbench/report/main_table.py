@@ -32,6 +32,7 @@ from tcbench.report.rows import (
     name_of,
     paper_of,
     reference_of,
+    remarks,
     suite_of,
     target_macs,
     was_run,
@@ -342,7 +343,7 @@ def _caption(
         f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
         for nfe, same in _equal_plans(run)
     ]
-    lines += [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in run for mark in row.get("marks", ())]
+    lines += remarks(run)
     if latency:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
         lines.append(f"Latency protocol: {details}.")

@@ -23,7 +23,7 @@ from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
 from tcbench.record.provenance import collect
-from tcbench.record.records import FLOOR, SCORE, Manifest
+from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.record.sources import source_digest
@@ -134,7 +134,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
-    marks: list[str] = []
+    marks = marks_of_training(entry)
     if samples.images is not None:
         less = uncached is not None and manifest["macs"]["per_sample"] < other_manifest["macs"]["per_sample"]
         marks = odd_images(samples.images, uncached.images if uncached is not None and less else None)
@@ -177,6 +177,14 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
             collect(suite.model_dump(mode="json"), [suite.samples.seed], started) | {"samples": manifest["provenance"]},
         ),
     }
+
+
+def marks_of_training(entry: Entry) -> list[str]:
+    """What the record of its training says against what a row samples with, so that its tables say it too."""
+    if (source := entry.trained_as) is None:
+        return []
+    stages = TRAINED.read(source.trained / "artefacts.json")["stages"]
+    return [f"{mark} (training of {source.name})" for stage in stages for mark in stage.get("marks", ())]
 
 
 def plans_digest(plan: PlanRecord) -> str | None:
