@@ -290,6 +290,15 @@ def test_a_saturated_scorer_is_marked(mean: float, says: str | None) -> None:
     assert (len(found) == 1 and says in found[0]) if says else not found
 
 
+def test_a_scorer_that_is_saturated_at_most_steps_is_marked() -> None:
+    alpha_SRLN = torch.full((3, 4, 2, 8), 0.02)
+    alpha_SRLN[2] = 0.9
+    (mark,) = judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [0.02, 0.02, 0.9])
+    assert mark.startswith("saturated at 2 of 3 steps")
+    alpha_SRLN[1] = 0.1
+    assert judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [0.02, 0.1, 0.9]) == []
+
+
 def test_a_learning_rate_out_of_bounds_is_refused() -> None:
     for method, options in (
         ("tokencache", {"predictor_learning_rate": 1.5}),

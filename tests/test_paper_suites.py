@@ -72,6 +72,17 @@ def test_settings_cost_what_the_paper_says(path: Path) -> None:
             assert tmacs == pytest.approx(row.paper.tmacs, rel=off, abs=0.01)  # the paper cuts digits off
 
 
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
+def test_every_rival_and_control_has_a_row_at_tokencaches_macs(path: Path) -> None:
+    """Whether no setting is nearer, `tcbench validate --macs` says."""
+    rows = load_suite(path).rows
+    for name in [name for name, row in rows.items() if row.method == "tokencache" and not row.control]:
+        matched = {row.method for row in rows.values() if row.target == name}
+        assert matched >= {"fewer_steps", "fora", "toca", "random_tokens", "no_tokens"}, name
+        alike = [row for row in rows.values() if row.method == "tokencache" and row.nfe == rows[name].nfe]
+        assert any(row.options.get("cost_weight") == "auto" for row in alike), name
+
+
 def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = next(path for path in official.CONFIGS if path.stem == "paper-pixart-256-parti")

@@ -41,20 +41,15 @@ def measured(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_scores_are_whole_and_paired_intervals_those_of_the_stored_replicates(suite):
+def test_scores_are_whole_and_their_errors_those_of_the_stored_replicates(suite):
     """So that the standard error, which scoring stores, is the jackknife's own in every committed file."""
-    seen = 0
-    for path in (REFERENCE / suite).glob("**/scores/*.json"):
-        row = read_json(path)
-        assert path.stem == "floor" or row.keys() == Score.__required_keys__, path.name
-        for metric in row.get("paired") or {}:
-            rows = row, read_json(path.with_stem(row["reference"]))
-            ours, theirs = (replicates_of(each, metric) for each in rows)
-            interval, stored = (ours - theirs).interval(), row["paired"][metric]
-            expected = {"difference": interval.value, "low": interval.low, "high": interval.high, "se": interval.se}
-            assert expected.items() <= stored.items(), (path.name, metric)
-            seen += 1
-    assert seen
+    rows = [SCORE.read(path) for path in (REFERENCE / suite).glob("**/scores/*.json") if path.stem != "floor"]
+    assert rows
+    for row in rows:
+        assert row.keys() <= Score.__required_keys__ | Score.__optional_keys__, row["row"]
+        for metric, quality in row["quality"].items():
+            assert quality.keys() == {"value", "se", "deleted"}, (row["row"], metric)
+            assert replicates_of(row, metric).interval().se == quality["se"], (row["row"], metric)
 
 
 @pytest.fixture(scope="module", params=SUITES)

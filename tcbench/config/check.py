@@ -390,6 +390,14 @@ def _conditioned(it: _Suite) -> Problems:
         yield Problem(("model", "text_encoder"), says)
 
 
+@_looks_at("data", "samples")
+def _labels(it: _Suite) -> Problems:
+    source = _source(it)
+    if source is not None and source.conditioning == "text" and it.suite.samples.labels == "drawn":
+        says = f"data {it.suite.data.name!r} bring captions, not classes to draw; remove it"
+        yield Problem(("samples", "labels"), says)
+
+
 @_looks_at("model")
 def _model(it: _Suite) -> Problems:
     model = it.suite.model

@@ -166,6 +166,7 @@ class TrainingRecord(TypedDict):
     blocks: NotRequired[NonNegativeInt]
     rank: NotRequired[NonNegativeInt]
     cost_weight_used: NotRequired[float]
+    marks: NotRequired[list[str]]
 
 
 class ScorerStatistics(TypedDict):

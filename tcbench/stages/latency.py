@@ -10,7 +10,7 @@ from tcbench.config.suite import Suite
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENCY
 from tcbench.sampling import sample_batch
-from tcbench.stages.conditioning import load_captions
+from tcbench.stages.conditioning import load_shown
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
 from tcbench.watch.checking import values_unchecked
 from tcbench.watch.undisturbed import undisturbed
@@ -24,7 +24,7 @@ def measure_latency(suite: Suite) -> None:
     """
     started = time.time()
     protocol = suite.latency
-    adapter, captions = load_adapter(suite), load_captions(suite)
+    adapter, shown = load_adapter(suite), load_shown(suite)
     rows = {entry.name: ready_row(entry, adapter) for entry in suite.entries}
     index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
@@ -38,7 +38,7 @@ def measure_latency(suite: Suite) -> None:
                 with undisturbed(ready.method, *watched), values_unchecked(timed):
                     _wait(suite)
                     began = time.perf_counter()
-                    sample_batch(*run, prompts=captions)
+                    sample_batch(*run, prompts=shown)
                     _wait(suite)
                     if timed:
                         times[row].append(time.perf_counter() - began)

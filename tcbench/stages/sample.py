@@ -19,7 +19,7 @@ from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
-from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
+from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
 from tcbench.stages.ready import (
     ReadyRow,
@@ -68,7 +68,7 @@ def sample_rows(entries: Iterable[Entry]) -> None:
     Args:
         entries: rows of one suite or its ablations, which share a model.
     """
-    adapter = captions = decode = None
+    adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
         # who asks for a whole row again may do so because a shard was found to be damaged
@@ -81,7 +81,7 @@ def sample_rows(entries: Iterable[Entry]) -> None:
         if missing:
             entry.manifest.unlink(missing_ok=True)
             decode = decode or load_decoder(suite)
-            adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
+            adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
             ready = ready_row(entry, adapter)
             batches = Batches(
                 Row(
@@ -91,14 +91,14 @@ def sample_rows(entries: Iterable[Entry]) -> None:
                     ready.nfe,
                     sampler_settings(entry),
                     ready.artefacts,
-                    captions,
+                    shown,
                 ),
                 decode,
             )
             with Aside(SHARDS_WAITING if adapter.device.type != "cpu" else 0) as aside:
                 for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
                     sampled = [batches(*asked) for asked in _batches(suite, number)]
-                    aside(_write_shard, entry, number, fingerprint, ready, captions, sampled)
+                    aside(_write_shard, entry, number, fingerprint, ready, shown, sampled)
         _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
 
 
@@ -156,7 +156,7 @@ def _write_shard(
     number: int,
     fingerprint: str,
     ready: ReadyRow,
-    captions: Captions | PromptedCaptions | None,
+    shown: Shown | None,
     sampled: list[Finish],
 ) -> None:
     """Wait for a shard's batches and write it."""
@@ -177,7 +177,7 @@ def _write_shard(
         entry.shard(number),
         {
             "image": torch.cat([batch.image for batch in batches]),
-            "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
+            "label": shown.words(torch.tensor(indices)) if shown else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),

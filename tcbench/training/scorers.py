@@ -219,7 +219,7 @@ def collect_scores(
 
 
 def judge_scores(stage: CollectScores, alpha_SRLN: Tensor, alpha_bar: Sequence[float]) -> list[str]:
-    """What the record says against a scorer that can be used: that it is saturated.
+    """What the record says against a scorer that can be used: that it is saturated, over all steps or at most of them.
 
     Args:
         alpha_SRLN: the scores of every step.
@@ -237,7 +237,10 @@ def judge_scores(stage: CollectScores, alpha_SRLN: Tensor, alpha_bar: Sequence[f
             f"{stage.name}: alpha-bar is flat, {min(alpha_bar):.4g} to {max(alpha_bar):.4g}, and Eq. (13) makes no "
             f"schedule of it with beta {stage.beta:g}; set schedule: even, or {stage.name}_iterations higher"
         )
-    mean = alpha_SRLN.mean().item()
-    if SATURATED < mean < 1 - SATURATED:
-        return []
-    return [f"saturated: the mean score is {mean:.3g}, and closed gates rank nothing; cost_weight: auto opens half"]
+    mean, mean_S = alpha_SRLN.mean().item(), alpha_SRLN.mean((1, 2, 3))
+    stuck = int(((mean_S < SATURATED) | (mean_S > 1 - SATURATED)).sum())
+    if not SATURATED < mean < 1 - SATURATED:
+        return [f"saturated: the mean score is {mean:.3g}, and closed gates rank nothing; cost_weight: auto opens half"]
+    if stuck > len(mean_S) / 2:
+        return [f"saturated at {stuck} of {len(mean_S)} steps, where the mean score is below .03 or above .97"]
+    return []
