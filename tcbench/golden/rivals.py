@@ -1,0 +1,79 @@
+"""Golden cases of methods that name themselves (`method` in the JSON): how their settings become options of ours.
+
+A rival is an entry of `RIVALS`, by the name that its cases give; docs/goldens.md says how to add one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tcbench.golden.case import Case
+from tcbench.golden.compare import compare, largest_errors
+from tcbench.golden.sampling import Given, Outcome, sample_case
+from tcbench.method import Artefacts
+from tcbench.registry import make_method
+
+TOLERANCES = {
+    "eps": 3e-5,
+    "eps_at": 3e-5,
+    "eps_from_x_in": 3e-5,
+    "final": 1e-3,
+    "score": 5e-6,
+    "threshold": 1e-6,
+    "threshold_in_force": 1e-6,
+    "diff": 1e-5,
+    "distance": 1e-5,
+    "accumulated": 1e-5,
+    "error": 2e-5,
+    "error_mean": 2e-5,
+    "logit": 2e-4,
+}
+"""Several times what the references differ by from themselves in float64; decisions, which are not named, are exact."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """How the cases of a method are run with ours.
+
+    Attributes:
+        method: the name of a file of `methods/`.
+        options: a case -> the options that it was made with.
+        artefacts: a case -> what was trained for it.
+        given: a case -> what the method is shown instead of what it would observe, by observation.
+        quantities: what this package computed, by the name of the reference's tensor, beside what all cases have.
+        tolerances: of quantities that `TOLERANCES` does not name.
+    """
+
+    method: str
+    options: Callable[[Case], dict[str, Any]]
+    artefacts: Callable[[Case], Artefacts] = lambda _: Artefacts()
+    given: Callable[[Case], Mapping[str, Given]] = lambda _: {}
+    quantities: Mapping[str, Callable[[Outcome], Tensor]] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+
+    def run(self, case: Case) -> dict[str, float]:
+        """The largest error by quantity."""
+        method = make_method(self.method, self.options(case))
+        outcome = sample_case(case, method, self.artefacts(case), self.given(case))
+        wanted = {name: ours(outcome) for name, ours in self.quantities.items() if name in case.expected}
+        return compare(case, outcome) | largest_errors(case, wanted, case.expected)
+
+
+def settings(**named: str) -> Callable[[Case], dict[str, Any]]:
+    """Options of ours by the names of the reference's settings."""
+    return lambda case: {ours: case.setting(theirs) for ours, theirs in named.items()}
+
+
+def number_read(outcome: Outcome) -> Tensor:
+    """The number by which every step was decided on the host, NaN where none was read: float64 [S]."""
+    last = [numbers[-1] if numbers else float("nan") for numbers in outcome.numbers]
+    return torch.tensor(last, dtype=torch.float64)
+
+
+RIVALS: dict[str, Rival] = {
+    "fbcache": Rival("first_block", settings(threshold="threshold"), quantities={"diff": number_read}),
+}
+"""By the `method` that a case names."""
