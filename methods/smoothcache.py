@@ -5,6 +5,8 @@ last computed output is reused, through the current step's gate. The lists come 
 the relative change of a component's outputs from step to later step, and a threshold.
 """
 
+from functools import lru_cache
+
 from pydantic import Field, PositiveInt
 
 from tcbench.errors import UserError
@@ -39,8 +41,8 @@ class SmoothCache(Method):
     calibration_samples: PositiveInt = 16
     schedule: str | None = None
 
-    def recomputed(self, run: Run) -> list[dict[Site, bool]]:
-        """By step, whether each branch is computed.
+    def recomputed(self, run: Run, step: int) -> dict[Site, bool]:
+        """Whether each branch is computed at a step.
 
         Raises:
             UserError: the curves or lists were made for another model or number of steps.
@@ -49,19 +51,16 @@ class SmoothCache(Method):
         if lists := tables.get("schedule"):
             if len(lists) != run.nfe or len(lists[0]) != len(sites):
                 raise self._other("lists", (len(lists), len(lists[0])), (run.nfe, len(sites)))
-            return [
-                {site: step == 0 or bool(one) for site, one in zip(sites, row, strict=True)}
-                for step, row in enumerate(lists)
-            ]
+            return {site: step == 0 or bool(one) for site, one in zip(sites, lists[step], strict=True)}
         parts = tuple(run.shape.kinds)
         curves = tables.get("errors", ((0.0,) * run.nfe,) * (len(parts) * self.lookahead))
         if len(curves) != len(parts) * self.lookahead or len(curves[0]) != run.nfe:
             raise self._other("curves", (len(curves[0]), len(curves)), (run.nfe, len(parts) * self.lookahead))
         computed = {
-            part: computed_steps(curves[self.lookahead * place : self.lookahead * (place + 1)], self.threshold)
+            part: step in computed_steps(curves[self.lookahead * place : self.lookahead * (place + 1)], self.threshold)
             for place, part in enumerate(parts)
         }
-        return [{site: step in computed[site.part] for site in sites} for step in range(run.nfe)]
+        return {site: computed[site.part] for site in sites}
 
     def _other(self, what: str, there: tuple[int, int], wanted: tuple[int, int]) -> UserError:
         return UserError(
@@ -71,11 +70,11 @@ class SmoothCache(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """The steps at which all lists say so."""
-        return tuple(step for step, computed in enumerate(self.recomputed(run)) if all(computed.values()))
+        return tuple(step for step in range(run.nfe) if all(self.recomputed(run, step).values()))
 
     def plan(self, look: Look) -> Plan:
         """Every branch: computed and stored, or held."""
-        recomputed = self.recomputed(look.run)[look.step]
+        recomputed = self.recomputed(look.run, look.step)
         return Plan({site: Decision(ALL if computed else NONE) for site, computed in recomputed.items()})
 
     def training(self, run: Run) -> tuple[Trainable, ...]:
@@ -95,6 +94,7 @@ class SmoothCache(Method):
         return "calibrated errors say what is reused; without them this is the method's floor"
 
 
+@lru_cache
 def computed_steps(errors: Table, threshold: float) -> frozenset[int]:
     """The steps at which a component is computed, from its curves.
 

@@ -37,7 +37,7 @@ FLOWS = {"tiny-wan", "tiny-flux"}
 NFE = 5
 SMALL = {
     **{"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7},
-    **{"first_blocks": 1, "warmup_steps": 1},
+    **{"first_blocks": 1, "warmup_steps": 1, "first_steps": 1},
 }
 
 
