@@ -41,7 +41,7 @@ class DBCache(Method):
     knob = "threshold"
     decides = "host"
 
-    threshold: float = Field(0.08, ge=0)
+    threshold: float = Field(0.08, ge=0, le=1)
     first_blocks: PositiveInt = 8
     last_blocks: NonNegativeInt = 0
     warmup_steps: PositiveInt = 8

@@ -35,7 +35,7 @@ class EasyCache(Method):
     knob = "threshold"
     decides = "host"
 
-    threshold: float = Field(0.05, ge=0)
+    threshold: float = Field(0.05, ge=0, le=2)
     first_steps: PositiveInt = 10
     last_steps: NonNegativeInt = 1
 

@@ -37,7 +37,7 @@ class MagCache(Method):
     decides = "ahead"
     trains = True
 
-    threshold: float = Field(0.06, ge=0)
+    threshold: float = Field(0.06, ge=0, le=2)
     max_continuous: PositiveInt = 3
     retention: float = Field(0.2, ge=0, le=1)
     rule: Literal["diffusers", "authors"] = "diffusers"

@@ -35,7 +35,7 @@ class SeaCache(Method):
     knob = "threshold"
     decides = "host"
 
-    threshold: float = Field(0.25, ge=0)
+    threshold: float = Field(0.25, ge=0, le=2)
     order: int = Field(1, ge=0, le=4)
     max_continuous: PositiveInt = 2
     power: PositiveFloat = 2.0

@@ -36,7 +36,7 @@ class SmoothCache(Method):
     decides = "ahead"
     trains = True
 
-    threshold: float = Field(0.18, ge=0)
+    threshold: float = Field(0.18, ge=0, le=2)
     lookahead: PositiveInt = 3
     calibration_samples: PositiveInt = 16
     schedule: str | None = None

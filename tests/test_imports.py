@@ -116,7 +116,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"checking", "engine", "errors", "method", "models", "draws", "record", "samplers", "undisturbed"},
         ),
         ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
-        ("artefacts", {"errors", "method", "models", "record"}),
+        ("artefacts", {"errors", "method", "models", "plan", "record", "trainable"}),
         ("registry", {"data", "errors", "guard", "method", "places"}),
         ("config/fields", {"errors", "metrics", "models", "registry"}),
         ("config/document", {"errors"}),
