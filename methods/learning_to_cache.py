@@ -5,12 +5,10 @@ that a learned router opens and reuses the others' outputs of the step before, t
 router is a table of logits, one row for each second step: it does not look at the input, and it belongs to one NFE.
 """
 
-import math
-
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run
+from tcbench.method import Artefacts, Look, Method, Run, sigmoid
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
 from tcbench.trainable import ImportRouter, Trainable, TrainRouter
 
@@ -62,7 +60,7 @@ class LearningToCache(Method):
                 f"learning_to_cache: the router has {len(router)} steps of {len(router[0])} branches, the run has "
                 f"{run.nfe} of {len(sites)}; use one that was trained for this model and NFE"
             )
-        return {site: _sigmoid(x) > self.threshold for site, x in zip(sites, router[from_the_end], strict=True)}
+        return {site: sigmoid(x) > self.threshold for site, x in zip(sites, router[from_the_end], strict=True)}
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """The first steps of the pairs, and second steps whose router opens everything."""
@@ -97,7 +95,3 @@ class LearningToCache(Method):
         if self.router or "router" in artefacts.tables:
             return None
         return "a trained router opens branches; without one this is the method's floor"
-
-
-def _sigmoid(x: float) -> float:
-    return (1 + math.tanh(x / 2)) / 2  # overflows for no x

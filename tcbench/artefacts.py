@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Table
+from tcbench.method import Artefacts, ModelShape, Table
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.weights import read_pickle
-from tcbench.record.files import digest, read_tensors, seal, write_tensors
+from tcbench.plan import Site
+from tcbench.record.files import digest, read_json, read_tensors, seal, write_tensors
 from tcbench.record.records import TRAINED, Trained
+from tcbench.trainable import Imported, ImportRouter
 
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
@@ -132,6 +134,17 @@ def as_table(logits_SG: Tensor) -> Table:
     return tuple(tuple(row) for row in logits_SG.tolist())
 
 
+def read_imported(stage: Imported, shape: ModelShape, steps: int) -> Table:
+    """The table that a method declares to be read from a file.
+
+    Raises:
+        UserError: the file is missing, damaged, of another form, or made for another model or number of steps.
+    """
+    if isinstance(stage, ImportRouter):
+        return read_router(stage.path)
+    return read_schedule(Path(stage.path), shape, steps)
+
+
 def read_router(path: Path | str) -> Table:
     """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
 
@@ -154,3 +167,44 @@ def read_router(path: Path | str) -> Table:
     if len({len(row) for row in rows}) > 1:
         raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
     return as_table(torch.stack(rows).float())
+
+
+def read_schedule(path: Path, shape: ModelShape, steps: int) -> Table:
+    """Read SmoothCache's lists: JSON of ones (compute) and zeros in sampling order by component, {"attn": [1, 0, ...]}.
+
+    Raises:
+        UserError: the file is missing, damaged, of another form, or made for another number of steps.
+    """
+    lists = read_json(path, fix="give a list of ones and zeros for each part of a block")
+    if not isinstance(lists, Mapping) or not lists:
+        raise UserError(f'{path}: holds no lists; JSON of the form {{"attn": [1, 0, ...], ...}} is needed')
+    known = {name for site in shape.sites for name in _components(site)}
+    for name, values in lists.items():
+        if name not in known:
+            parts = ", ".join(shape.kinds)
+            raise UserError(
+                f"{path}: {name!r} is no part of this model ({parts}); name a part, or a block's own as in 'attn-7'"
+            )
+        if not isinstance(values, list) or not all(value in (0, 1) for value in values):
+            raise UserError(f"{path}: {name}: holds something else than ones and zeros; correct it")
+        if len(values) != steps:
+            raise UserError(f"{path}: {name}: a list of {len(values)} steps, the run has {steps}; use one made for it")
+    return schedule_table(lists, shape, steps)
+
+
+def schedule_table(lists: Mapping[str, Sequence[int]], shape: ModelShape, steps: int) -> Table:
+    """Lists by component as a row for each step and a column for each branch.
+
+    A block's own list goes before that of its component. What has none, and what lies past a list's end, is computed.
+    """
+
+    def entry(site: Site, step: int) -> float:
+        own = next((lists[name] for name in _components(site) if name in lists), ())
+        return float(own[step]) if step < len(own) else 1.0
+
+    return tuple(tuple(entry(site, step) for site in shape.sites) for step in range(steps))
+
+
+def _components(site: Site) -> tuple[str, str]:
+    """What a list may be called that a branch follows, its own name first."""
+    return f"{site.part}-{site.block}", site.part

@@ -127,4 +127,62 @@ class ImportRouter:
     path: str
 
 
-Trainable = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter
+@dataclass(frozen=True)
+class CalibrateReuse:
+    """Declare curves of what reusing a component's outputs costs, from uncached runs (SmoothCache, arXiv 2411.10510).
+
+    The table has a row for each part of a block and lag, parts in a block's order: the relative error of the part's
+    output at step i beside the one at i + lag, mean over blocks, NaN where there is no such step.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        lookahead: the largest lag.
+        samples: how many are run.
+    """
+
+    name: str
+    lookahead: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class CalibrateMagnitudes:
+    """Declare ratios of the stack's residual from step to step, from uncached runs (MagCache, arXiv 2506.09045).
+
+    The table has one row: at step i the mean over tokens of |R_i| / |R_(i-1)|, 1 at the first.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        samples: how many are run.
+    """
+
+    name: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class ImportSchedule:
+    """Declare a table of zeros and ones, a row for each step and a column for each branch, read from a file.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        path: the file, in SmoothCache's shipped format.
+    """
+
+    name: str
+    path: str
+
+
+Imported = ImportRouter | ImportSchedule
+"""What is read from a file as it is, without a model."""
+
+Trainable = (
+    TrainScorer
+    | CollectScores
+    | TrainRefiners
+    | TrainRouter
+    | CalibrateReuse
+    | CalibrateMagnitudes
+    | ImportRouter
+    | ImportSchedule
+)

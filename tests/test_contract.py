@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tcbench.budget.costing import macs_of
 from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Decides, Look, Method, Run
+from tcbench.method import Artefacts, Decides, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import ALL, Block, Deferred, Keys, Plan, Span, Tokens, every_unit
@@ -36,7 +36,10 @@ from .conftest import make_adapter, make_prompt, make_run, model_inputs
 ADAPTERS = ["tiny-dit", "tiny-pixart", "tiny-osp", "tiny-wan", "tiny-flux"]
 FLOWS = {"tiny-wan", "tiny-flux"}
 NFE = 5
-SMALL = {"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7}
+SMALL = {
+    **{"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7},
+    **{"first_blocks": 1, "warmup_steps": 1, "first_steps": 1},
+}
 
 
 def is_method(name: str) -> bool:
@@ -332,22 +335,32 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
     adapter, method = adapter_of(model), small_method(name, options)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(3), artefacts_for(adapter, steps))
-    engine = Engine(adapter, run, method.start(run))
+    policy = Recorded(method.start(run))
+    engine = Engine(adapter, run, policy)
     latent, prompt = model_inputs(adapter, rows=3)
     twice = torch.arange(3).repeat(2)
     with torch.inference_mode():
         context = engine.prepare(prompt[twice])
-    for step in range(run.nfe):
-        with torch.inference_mode():
-            x, condition = engine.embed(step, latent[twice], context)
-            plan = engine.plan(step, x, condition)
-            engine.hidden(plan, step, x, condition)
+        for step in range(run.nfe):
+            engine(step, latent[twice], context)
+    for plan in policy.plans:
         for unit, decision in plan.decisions.items():
             if isinstance(decision.who, Tokens):
                 index = decision.who.index_RK.sort(dim=1).values
                 assert (index.diff(dim=1) > 0).all(), broken(f"no token is chosen twice at {unit}", name)
                 conditional, unconditional = index.chunk(2)
                 assert torch.equal(conditional, unconditional), broken(f"halves choose alike at {unit}", name)
+
+
+class Recorded:
+    """A policy whose plans are kept."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.plans = policy, list[Plan]()
+
+    def plan(self, look: Look) -> Plan:
+        self.plans.append(self.policy.plan(look))
+        return self.plans[-1]
 
 
 def test_random_tokens_are_drawn_from_seed_sample_step_and_block_alone() -> None:

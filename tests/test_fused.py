@@ -39,6 +39,9 @@ FEW = {
     "oracle_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
+    "dbcache": {"first_blocks": 1, "warmup_steps": 1, "threshold": 0.5, "order": 1},
+    "easycache": {"first_steps": 1, "threshold": 0.5},
+    "taylorseer": {"num_full_steps": 4},
 }
 ONE_FULL = FEW["tokencache"] | {"num_full_steps": 1}
 TOCA_WITH_TEXT = {"schedule": "pixart", "fresh_ratio": 0.5, "cell": 4}

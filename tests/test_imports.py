@@ -114,7 +114,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"engine", "errors", "method", "models", "record", "samplers", "tensors", "watch"},
         ),
         ("replay", {"engine", "method", "models", "samplers", "sampling", "watch"}),
-        ("artefacts", {"errors", "method", "models", "record"}),
+        ("artefacts", {"errors", "method", "models", "plan", "record", "trainable"}),
         ("registry", {"data", "errors", "method", "outside", "watch"}),
         ("config/fields", {"errors", "metrics", "models", "registry"}),
         ("config/document", {"errors"}),

@@ -8,7 +8,7 @@ schedule has the published number of I-steps; refiners need nothing, because LoR
 import torch
 from torch import Tensor
 
-from tcbench.artefacts import read_router
+from tcbench.artefacts import read_imported
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method, Run, Table
 from tcbench.models.adapter import Adapter, Text
@@ -17,7 +17,7 @@ from tcbench.models.specs import ModelSpec, TextSpec
 from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
-from tcbench.trainable import CollectScores, ImportRouter, TrainRouter, TrainScorer
+from tcbench.trainable import CollectScores, ImportRouter, ImportSchedule, TrainRouter, TrainScorer
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
 
@@ -45,8 +45,8 @@ def untrained_artefacts(
                 scorers[stage.name] = random_predictor(adapter, seed)
             case CollectScores():
                 alpha_bar = (0.5,) * len(timesteps)
-            case ImportRouter():
-                tables[stage.name] = read_router(stage.path)
+            case ImportRouter() | ImportSchedule():
+                tables[stage.name] = read_imported(stage, adapter.shape, len(timesteps))
             case TrainRouter():
                 if open_branches is None:
                     raise UserError(f"{method.name}: its router is not trained here; set open_branches, e.g. 0.17")

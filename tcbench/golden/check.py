@@ -40,7 +40,7 @@ def check_case(directory: Path, name: str) -> dict[str, Any]:
     case = Case(directory, name)
     kind = next((kind for kind in KINDS if KINDS[kind].matches(case)), None)
     if kind is None:
-        raise Unsupported(f"no kind of case ({', '.join(KINDS)}) matches its source, {case.settings.get('source')!r}")
+        raise Unsupported(_unmatched(case))
     quantities, tolerances = {}, KINDS[kind].tolerances
     allowed = tolerances(case) if callable(tolerances) else tolerances
     for quantity, error in KINDS[kind].run(directory, name).items():
@@ -48,6 +48,12 @@ def check_case(directory: Path, name: str) -> dict[str, Any]:
         largest_error = error if math.isfinite(error) else None  # JSON has no NaN
         quantities[quantity] = {"error": largest_error, "tolerance": tolerance, "passed": error <= tolerance}
     return {"kind": kind, "passed": all(entry["passed"] for entry in quantities.values()), "quantities": quantities}
+
+
+def _unmatched(case: Case) -> str:
+    if method := case.settings.get("method"):
+        return f"needs the method {method!r}, which no entry of RIVALS (tcbench/golden/rivals.py) answers"
+    return f"no kind of case ({', '.join(KINDS)}) matches its source, {case.settings.get('source')!r}"
 
 
 def check(directory: Path, names: Sequence[str] = ()) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from tcbench.errors import UserError
 from tcbench.golden.case import Case
 from tcbench.golden.sampling import Outcome
-from tcbench.plan import Site
-from tcbench.record.executed import ALL
+from tcbench.plan import Block, Site, Span
+from tcbench.record.executed import ALL, Executed
 
 MARGIN = 10
 """Tolerances are this many times the rounding that was seen on the cases of tests/golden, whatever instructions torch
@@ -24,6 +24,8 @@ DECIDING_GAP = 2 * MARGIN * SCORE_ROUNDING  # where the last chosen token scores
 def largest_errors(case: Case, ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
     """By name, for tensors on both sides: the largest absolute difference of numbers, how many decisions differ.
 
+    NaN stands for what there is not: on both sides it is no difference, on one it is an infinite one.
+
     Raises:
         UserError: shapes differ.
     """
@@ -33,7 +35,8 @@ def largest_errors(case: Case, ours: Mapping[str, Tensor], expected: Mapping[str
         if one.shape != other.shape:
             shapes = f"{name}: shape {list(other.shape)}, computed {list(one.shape)}"
             raise UserError(f"{case.directory / case.name}.safetensors: {shapes}; check the case's settings")
-        difference = (one.double() - other.double()).abs()
+        one_is, other_is = one.double(), other.double()
+        difference = (one_is - other_is).abs().masked_fill(one_is.isnan() & other_is.isnan(), 0)
         errors[name] = (difference.max() if one.is_floating_point() else difference.count_nonzero()).item()
     return errors
 
@@ -41,20 +44,27 @@ def largest_errors(case: Case, ours: Mapping[str, Tensor], expected: Mapping[str
 def compare(case: Case, outcome: Outcome) -> dict[str, float]:
     """The quantities of every sampling case."""
     expected = dict(case.expected)
-    if "eps" not in expected and "final" not in expected:
+    if not expected.keys() & {"eps", "eps_at", "final"}:
         raise UserError(f"{case.directory / case.name}.safetensors: neither eps nor final; nothing to compare with")
     ours = dict(outcome.tensors)
+    if "eps_at" in expected:
+        ours["eps_at"] = ours["eps"][expected["eps_at_steps"]]
     if "eps" in expected:
         expected["eps_from_x_in"] = expected["eps"]
         ours["eps"] = ours["eps"][-len(expected["eps"]) :]  # of all steps, or of the last ones
     full = [
-        [
-            [outcome.executed.at(step, Site(block, part)) == ALL for part in ("attn", "mlp")]
-            for block in _blocks(outcome)
-        ]
+        [[_done(outcome, step, Site(block, part)) == ALL for part in ("attn", "mlp")] for block in _blocks(outcome)]
         for step in range(outcome.run.nfe)
     ]
     return largest_errors(case, {**ours, "recomputed": torch.tensor(full)}, expected)
+
+
+def _done(outcome: Outcome, step: int, site: Site) -> Executed:
+    """What a step did in a part of a block, whatever unit it belonged to."""
+    block, blocks = site.block, len(_blocks(outcome))
+    spans = (Span(first, stop) for first in range(block + 1) for stop in range(block + 1, blocks + 1))
+    planned = outcome.executed.steps[step]
+    return next((planned[str(unit)] for unit in (site, Block(block), *spans) if str(unit) in planned), ALL)
 
 
 def compare_tokens(case: Case, outcome: Outcome) -> dict[str, float]:

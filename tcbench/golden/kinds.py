@@ -8,8 +8,10 @@ from tcbench.artefacts import as_table
 from tcbench.errors import UserError
 from tcbench.golden import training as golden_l2c
 from tcbench.golden import video as golden_video
+from tcbench.golden.calibration import run_calibration
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import MARGIN, SCORE_ROUNDING, compare, compare_tokens
+from tcbench.golden.rivals import RIVALS, TOLERANCES, Rival
 from tcbench.golden.sampling import sample_case
 from tcbench.method import Artefacts
 from tcbench.registry import make_method
@@ -86,6 +88,14 @@ def _run_video(run: Callable[[Case], dict[str, float]]) -> Callable[[Path, str],
     return lambda directory, name: run(Case(directory, name))
 
 
+def _rival(name: str, rival: Rival) -> Kind:
+    return Kind(
+        lambda case: case.settings.get("method") == name,
+        lambda directory, case: rival.run(Case(directory, case)),
+        {**TOLERANCES, **rival.tolerances},
+    )
+
+
 def _allowed(**rounding: float) -> dict[str, float]:
     return {quantity: MARGIN * seen for quantity, seen in rounding.items()}
 
@@ -140,5 +150,11 @@ KINDS: dict[str, Kind] = {
         _run_video(golden_video.run_wavelets),
         lambda case: dict.fromkeys(case.expected, case.number("tolerance")),
     ),
+    "smoothcache_calibration": Kind(
+        lambda case: case.settings.get("method") == "smoothcache_calibration",
+        lambda directory, name: run_calibration(Case(directory, name)),
+        TOLERANCES,
+    ),
+    **{name: _rival(name, rival) for name, rival in RIVALS.items()},
 }
 """The kinds of cases by name; the first that matches runs a case."""

@@ -1,6 +1,7 @@
 """A sampling case run with this package's engine and samplers, from the case's own noise."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,26 +12,55 @@ from tqdm import tqdm
 from tcbench.errors import UserError
 from tcbench.golden.case import Case, Unsupported
 from tcbench.method import Artefacts, Look, Method, Run
+from tcbench.models.adapter import Adapter
 from tcbench.plan import Plan, Site
 from tcbench.record.executed import PlanRecord
-from tcbench.samplers import AncestralDDPM, ReferenceDDIM, ReferenceDPMSolver, Sampler
+from tcbench.samplers import AncestralDDPM, Chain, ReferenceDDIM, ReferenceDPMSolver, Sampler
 from tcbench.sampling import Passes, denoise
 from tcbench.watch.guard import Guarded, guarded
+
+Given = Callable[..., Tensor]
+"""(step, *arguments of an observation) -> what a method is shown instead of it: a reference's random choices."""
 
 
 @dataclass
 class _Recorder(Guarded):
-    """A policy that remembers what it chose."""
+    """A policy that remembers what it chose, and by which numbers."""
 
+    given: Mapping[str, Given] = field(default_factory=dict)
     scores: list[dict[Site, Tensor]] = field(default_factory=list)
     chosen: list[dict[Site, Tensor]] = field(default_factory=list)
+    numbers: list[list[float]] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
     def plan(self, look: Look) -> Plan:
-        plan = super().plan(look)
+        self.numbers.append([])
+        plan = super().plan(_GivenLook(look, self.given) if self.given else look)
         # not copies: what a policy defers is there when the step is over
         self.scores.append(getattr(self.policy, "scores", {}))
         self.chosen.append(getattr(self.policy, "chosen", {}))
+        self.states.append(dict(vars(self.policy)))
         return plan
+
+    def read(self, value: Tensor) -> float:
+        """A number for the method, remembered."""
+        self.numbers[-1].append(number := value.item())
+        return number
+
+
+class _GivenLook(Look):
+    """A look at what a case gives, and at the run where it gives nothing."""
+
+    def __init__(self, look: Look, given: Mapping[str, Given]) -> None:
+        self.run, self.step, self._look, self._given = look.run, look.step, look, given
+
+    def observe(self, name: str, *arguments: Any) -> Tensor:
+        if name in self._given:
+            return self._given[name](self.step, *arguments)
+        return self._look.observe(name, *arguments)
+
+    def read(self, value: Tensor) -> float:
+        return self._look.read(value)
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,8 @@ class Outcome:
         method, run: what was run.
         executed: what was computed.
         scores, chosen: by step and branch, the scores [R, N] by which tokens were chosen, and their places [R, K].
+        numbers: by step, what the method read on the host, in order.
+        states: by step, the attributes of the policy after it had planned.
         tensors: timesteps [S], eps [S, n, C, H, W], final [n, C, H, W] and, if the case stores the latents that its
             network saw, eps_from_x_in like eps.
     """
@@ -50,18 +82,46 @@ class Outcome:
     executed: PlanRecord
     scores: list[dict[Site, Tensor]]
     chosen: list[dict[Site, Tensor]]
+    numbers: list[list[float]]
+    states: list[dict[str, Any]]
     tensors: dict[str, Tensor]
 
 
+def case_run(case: Case, artefacts: Artefacts | None = None) -> tuple[Adapter, Sampler, Run]:
+    """The case's model and sampler, and the run of its samples."""
+    adapter, samples = case.adapter(), len(case.input("z"))
+    sampler = sampler_of(case, samples)
+    run = Run(
+        adapter.shape,
+        sampler.timesteps,
+        adapter.spec.guidance(case.number("cfg_scale")),
+        torch.arange(samples),
+        artefacts=artefacts or Artefacts(),
+        noise_levels=sampler.noise_levels if isinstance(sampler, Chain) else (),
+    )
+    return adapter, sampler, run
+
+
 @torch.inference_mode()
-def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) -> Outcome:
-    """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them."""
-    adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
-    sampler = sampler_of(case, len(x))
-    guidance = adapter.spec.guidance(case.number("cfg_scale"))
-    run = Run(adapter.shape, sampler.timesteps, guidance, torch.arange(len(x)), artefacts=artefacts or Artefacts())
-    recorder = _Recorder(method, guarded(method.start(run)).policy)
-    passes = Passes(adapter, run, lambda _: recorder)
+def sample_case(
+    case: Case, method: Method, artefacts: Artefacts | None = None, given: Mapping[str, Given] | None = None
+) -> Outcome:
+    """Sample with the case's noise, labels, guidance and sampler; again from its stored latents, if it has them.
+
+    Args:
+        given: what the method is shown instead of what it would observe, by observation.
+    """
+    adapter, sampler, run = case_run(case, artefacts)
+    x, prompt = case.input("z"), case.prompt()
+
+    def recorded() -> tuple[_Recorder, Passes]:
+        recorder = _Recorder(method, guarded(method.start(run)).policy, given or {})
+        passes = Passes(adapter, run, lambda _: recorder)
+        for engine in passes.engines:
+            engine.read = recorder.read
+        return recorder, passes
+
+    recorder, passes = recorded()
     steps = list(_progress(denoise(passes, sampler, x, prompt), case, run.nfe))
     tensors = {
         "timesteps": torch.tensor(sampler.timesteps),
@@ -69,11 +129,12 @@ def sample_case(case: Case, method: Method, artefacts: Artefacts | None = None) 
         "final": steps[-1][2],
     }
     if "x_in" in case.expected:
-        again = Passes(adapter, run, method.start)
+        _, again = recorded()
         again.prepare(prompt)
         eps = [again(step, seen)[0] for step, seen in enumerate(case.expected["x_in"][: run.nfe])]
         tensors["eps_from_x_in"] = torch.stack(eps)
-    return Outcome(method, run, passes.plans, recorder.scores, recorder.chosen, tensors)
+    chose = {name: getattr(recorder, name) for name in ("scores", "chosen", "numbers", "states")}
+    return Outcome(method, run, passes.plans, tensors=tensors, **chose)
 
 
 def _progress(steps: Any, case: Case, total: int) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tcbench.tensors import draws
 from tcbench.config.suite import Suite
 from tcbench.data import Dataset
 from tcbench.data.captioned import Captioned
@@ -21,6 +20,7 @@ from tcbench.outside.places import locate
 from tcbench.record.files import is_whole, seal
 from tcbench.record.records import LATENTS
 from tcbench.stages.images import device_of, list_training_images
+from tcbench.tensors import draws
 
 _LABELS = -2
 """The purpose of a drawn class: no step, whose numbers are keyed likewise, has it."""

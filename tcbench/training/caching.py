@@ -1,5 +1,5 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
-refiners (refiners.py), routers (routers.py).
+refiners (refiners.py), routers (routers.py); and what uncached runs tell (calibration.py).
 
 All learn from pairs of neighbouring steps of the inference
 grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
@@ -14,13 +14,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tcbench.artefacts import read_router
+from tcbench.artefacts import read_imported
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
-from tcbench.trainable import CollectScores, ImportRouter, PairStep, Trainable, TrainRefiners, TrainRouter, TrainScorer
+from tcbench.trainable import (
+    CalibrateMagnitudes,
+    CalibrateReuse,
+    CollectScores,
+    ImportRouter,
+    ImportSchedule,
+    PairStep,
+    Trainable,
+    TrainRefiners,
+    TrainRouter,
+    TrainScorer,
+)
+from tcbench.training.calibration import calibrate
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
@@ -91,9 +103,13 @@ def train(
                 case TrainRouter():
                     table, losses = train_router(pairs, stage)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-                case ImportRouter():
-                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: read_router(stage.path)})
-                    losses = {}
+                case CalibrateReuse() | CalibrateMagnitudes():
+                    shown = prompts or partial(default_prompts, adapter)
+                    table, losses = calibrate(adapter, method, stage, nfe, settings, shown), {}
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case ImportRouter() | ImportSchedule():
+                    table, losses = read_imported(stage, adapter.shape, run.nfe), {}
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
         log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
     return artefacts, refiners, log
 

@@ -1,0 +1,73 @@
+"""HarmoniCa: Harmonizing Training and Inference for Better Feature Caching in DiT Acceleration (arXiv 2410.01723).
+
+A learned table says, for every step and branch, whether the branch is computed or its last computed output is reused,
+through the current step's gate. It has Learning-to-Cache's form with a row for every step instead of every second one.
+"""
+
+from pydantic import Field
+
+from tcbench.errors import UserError
+from tcbench.method import Artefacts, Look, Method, Run, sigmoid
+from tcbench.plan import ALL, NONE, Decision, Plan, Site
+from tcbench.trainable import ImportRouter, Trainable
+
+
+class HarmoniCa(Method):
+    """Reuse, at every step but the first, the branch outputs that a trained router closes.
+
+    Without a router every branch is reused from the second step on: the method's floor.
+
+    Options:
+        threshold: a branch is computed if sigmoid(logit) is above it; 0.1 is published.
+        router: a checkpoint in the format of Learning-to-Cache's, whose rows count from the last step.
+    """
+
+    name = "harmonica"
+    label = "HarmoniCa"
+    decides = "ahead"
+    knob = "threshold"
+    trains = True
+
+    threshold: float = Field(0.1, ge=0, le=1)
+    router: str | None = None
+
+    def recomputed(self, run: Run, step: int) -> dict[Site, bool]:
+        """Whether each branch is computed at a step.
+
+        Raises:
+            UserError: the router was made for another model or number of steps.
+        """
+        sites = run.shape.sites
+        router = run.artefacts.tables.get("router")
+        if step == 0 or router is None:
+            return dict.fromkeys(sites, step == 0)
+        if len(router) != run.nfe or len(router[0]) != len(sites):
+            raise UserError(
+                f"harmonica: the router has {len(router)} steps of {len(router[0])} branches, the run has "
+                f"{run.nfe} of {len(sites)}; use one that was trained for this model and NFE"
+            )
+        row = router[run.nfe - 1 - step]
+        return {site: sigmoid(x) > self.threshold for site, x in zip(sites, row, strict=True)}
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """The first step, and those whose row opens everything."""
+        return tuple(step for step in range(run.nfe) if all(self.recomputed(run, step).values()))
+
+    def plan(self, look: Look) -> Plan:
+        """Every branch: computed and stored, or held."""
+        recomputed = self.recomputed(look.run, look.step)
+        return Plan({site: Decision(ALL if computed else NONE) for site, computed in recomputed.items()})
+
+    def training(self, run: Run) -> tuple[Trainable, ...]:
+        """The router, if one is named."""
+        return (ImportRouter("router", self.router),) if self.router else ()
+
+    def files(self) -> tuple[str, ...]:
+        """The router, if it is imported."""
+        return (self.router,) if self.router else ()
+
+    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+        """The router, unless it is there or to be imported."""
+        if self.router or "router" in artefacts.tables:
+            return None
+        return "a trained router opens branches; without one this is the method's floor"
