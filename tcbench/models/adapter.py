@@ -137,6 +137,13 @@ class Adapter(ABC):
         """A model's blocks in the order they run."""
         return list(model.transformer_blocks)
 
+    def check(self) -> None:
+        """Whether it computes what the model's own forward does; of a model that tcbench built it does.
+
+        Raises:
+            UserError: the model has weights that it does not read.
+        """
+
     def kind(self, part: str) -> Kind:
         """The kind of the parts with this name."""
         return self.shape.kinds[part]

@@ -29,6 +29,16 @@ class DiTAdapter(Adapter):
     spec: DiTSpec
     fuses = True
 
+    def check(self) -> None:
+        """Whether all blocks embed timestep and label alike, as in every official conversion."""
+        first = list(self.blocks[0].norm1.emb.parameters())
+        for number, block in enumerate(self.blocks):
+            if not all(map(torch.equal, block.norm1.emb.parameters(), first)):
+                raise UserError(
+                    f"transformer_blocks.{number}.norm1.emb differs from block 0's; only models with one embedder are "
+                    "supported"
+                )
+
     def drop(self, prompt: Tensor, where_R: Tensor) -> Tensor:
         """Labels, the null label where `where_R`."""
         return prompt.masked_fill(where_R.to(prompt.device), self.spec.num_classes)
