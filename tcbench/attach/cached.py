@@ -31,9 +31,7 @@ _ON = "_tcbench_cached"
 """The attribute of a pipeline that has a method on it."""
 
 
-def enable_cache(
-    pipe: Any, method: str | Method, *, artefacts: str | Path | None = None, **options: Any
-) -> "Cached":
+def enable_cache(pipe: Any, method: str | Method, *, artefacts: str | Path | None = None, **options: Any) -> "Cached":
     """Put a caching method on a diffusers pipeline, whose own call stays as it is.
 
     Samples of a call are numbered from 0, with seed 0, where a method draws at random.
@@ -55,7 +53,9 @@ def enable_cache(
     """
     habits = _habits(pipe)
     if _ON in vars(pipe):
-        raise UserError(f"{type(pipe).__name__}: has {_cached(pipe).method.label} on it; call tcbench.disable_cache first")
+        raise UserError(
+            f"{type(pipe).__name__}: has {_cached(pipe).method.label} on it; call tcbench.disable_cache first"
+        )
     if isinstance(method, str):
         method = make_method(method, options)
     elif options:
@@ -94,6 +94,10 @@ class Cached:
         self._loaded: tuple[Any, ...] = ()  # what for, and what was loaded
         self._checked = False  # whether a call was finished while values were checked
         adapter_of(pipe.transformer)  # refused now rather than at the first call
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy of the pipeline takes along; it reads what was trained again."""
+        return vars(self) | {"_loaded": (), "_last": None}
 
     def __enter__(self) -> "Cached":
         return self

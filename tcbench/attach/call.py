@@ -5,7 +5,7 @@ comes back is what the transformer would have returned.
 """
 
 import inspect
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -22,8 +22,6 @@ from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import make_adapter
 from tcbench.sampling import Passes
-
-Rows = TypeVar("Rows", Tensor, Text)
 
 
 class Call:
@@ -120,7 +118,7 @@ class Call:
             fused=isinstance(passes.engines[0].blocks, FusedBlocks),
         )
 
-    def _swapped(self, rows: Rows) -> Rows:
+    def _swapped(self, rows: Any) -> Any:
         """The halves of a guided pair in the other order, if the pipeline's is not ours; twice is as it was."""
         if not self._swaps:
             return rows

@@ -28,7 +28,7 @@ class Habits:
         prompt: the transformer's arguments -> what its rows show, in the pipeline's order; the same in a whole call.
         unconditional_first: a guided pair shares a batch as [uncond; cond]; tcbench's order is [cond; uncond].
         guided: the pipeline's own arguments -> whether it guides.
-        check: (spec, the transformer's arguments) raises UserError at what the family's adapter would compute otherwise.
+        check: (spec, the transformer's arguments) raises UserError at what the adapter would compute otherwise.
     """
 
     prompt: Callable[[Arguments], Prompt]

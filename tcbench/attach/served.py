@@ -43,12 +43,13 @@ def adapter_of(transformer: Any) -> Adapter:
         if processor not in {"NoneType", *_PROCESSORS}:
             raise UserError(f"transformer.{name}: attends by {processor}, which tcbench does not run; remove it")
     adapter = make_adapter(transformer, spec)
-    adapter.check()
+    if unread := adapter.unread():
+        raise UserError(f"transformer.{unread}")
     return adapter
 
 
 def fuses(adapter: Adapter) -> bool:
-    """Whether the fused kernels serve it: where it is, and with the layers it has (LoRA's and quantised ones differ)."""
+    """Whether the fused kernels serve it: where it is, and with its layers, which LoRA or quantisation may replace."""
     layers = (layer for block in adapter.blocks for layer in block.named_modules())
     return can_fuse(adapter) and all(type(layer) is nn.Linear for name, layer in layers if name.endswith(_LINEAR))
 

@@ -49,9 +49,7 @@ class FusedBlocks:
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
         self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
-        # of the LayerNorm before each part, if there is one; in diffusers' own DiT they differ
-        first, kinds = adapter.blocks[0], adapter.shape.kinds
-        self._eps = {part: 0.0 if kinds[part] == "cross" else adapter.norm(first, part).eps for part in kinds}
+        self._eps = {part: _eps_before(part, adapter) for part in adapter.shape.kinds}
         self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
         self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
@@ -282,6 +280,12 @@ class FusedBlocks:
             attention.project_chosen(h_MD, qkv, chosen, stacked)
             queries, keys, values = stacked.chunk(3, dim=2)
         return attention.of_chosen(queries, keys, values, layers.groups, chosen, decision.keys == "fresh")
+
+
+def _eps_before(part: str, adapter: Adapter) -> float:
+    """Of the LayerNorm before a part, if there is one; in diffusers' own DiT they differ."""
+    norm: Any = None if adapter.kind(part) == "cross" else adapter.norm(adapter.blocks[0], part)
+    return norm.eps if norm else 0.0
 
 
 def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
