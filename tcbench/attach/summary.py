@@ -70,6 +70,7 @@ class Summary:
         done = f"{len(self.full_steps)} full, {len(self.held_steps)} held"
         if not self.held_steps:
             done += "; NOTHING WAS HELD: EVERY STEP WAS COMPUTED IN FULL"
+        by = "fused kernels" if self.fused else "the model's own layers"
         spent, whole = (macs / 1e9 for macs in (self.macs["per_sample"], self.macs_uncached))
         return "\n".join(
             [
@@ -78,7 +79,7 @@ class Summary:
                 f"  MACs    {spent:,.4g} G per sample, {self.mac_ratio:.2f} times fewer than {whole:,.4g} G uncached",
                 f"  tokens  {self.recomputed:.1%} computed, of those in the units that the method decides",
                 f"  cache   {self.cache_bytes / MIB:.2f} MiB",
-                f"  run by  {'fused kernels' if self.fused else 'the model’s own layers'}",
+                f"  run by  {by}",
             ]
         )
 

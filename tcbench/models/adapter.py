@@ -138,7 +138,7 @@ class Adapter(ABC):
         return list(model.transformer_blocks)
 
     def unread(self) -> str:
-        """Which weights of a model that tcbench did not build the adapter would leave out, in words; nothing if none."""
+        """The weights of a model of others that the adapter would leave out, in words; nothing if none."""
         return ""
 
     def kind(self, part: str) -> Kind:
