@@ -1,6 +1,6 @@
 """Put a caching method on a diffusers pipeline, call it as ever, and see what the method did.
 
-python examples/attach.py
+Run it: `python examples/attach.py`.
 """
 
 import torch

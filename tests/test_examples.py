@@ -41,6 +41,13 @@ def test_methods_compared_at_the_same_macs(capsys: pytest.CaptureFixture[str]) -
     assert len(rows) == 4 and max(times_fewer) / min(times_fewer) < 1.05
 
 
+def test_the_readmes_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Use it on your own pipeline")[2]
+    names = runpy.run_path("examples/tiny.py")
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names | {"pipe": names["tiny_dit"]()})
+    assert "20: 8 full, 12 held" in capsys.readouterr().out
+
+
 def test_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

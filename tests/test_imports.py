@@ -20,6 +20,7 @@ CORE = {
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.artefacts",
+    "tcbench.attach",
     "tcbench.audit",
     "tcbench.config",
     "tcbench.budget",
@@ -92,6 +93,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("ledger", {"plan", "shapes"}),
         ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
         ("models/specs", {"guidance", "shapes"}),
+        ("models/inferred", {"errors", "models"}),
         ("models/adapter", {"groups", "models", "shapes"}),
         ("models/layers", set()),
         ("models/dit", {"errors", "models"}),
@@ -115,6 +117,11 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             "sampling",
             {"checking", "engine", "errors", "method", "models", "draws", "record", "samplers", "undisturbed"},
         ),
+        ("attach/pipelines", {"errors", "models"}),
+        ("attach/summary", {"ledger", "method", "plan", "record"}),
+        ("attach/served", {"engine", "errors", "models"}),
+        ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
+        ("attach/cached", {"artefacts", "attach", "checking", "errors", "method", "models", "record", "registry"}),
         ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
         ("artefacts", {"errors", "method", "models", "record"}),
         ("registry", {"data", "errors", "guard", "method", "places"}),
@@ -177,7 +184,7 @@ LIGHT = [
         f"record/{name}"
         for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
     ),
-    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
+    *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",
