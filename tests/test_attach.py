@@ -89,10 +89,10 @@ def dit() -> DiTPipeline:
     return quiet(DiTPipeline(transformer, vae(), DDIMScheduler()))
 
 
-def pixart(kind: type = PixArtAlphaPipeline) -> PixArtAlphaPipeline:
+def pixart(kind: type = PixArtAlphaPipeline, **changes: Any) -> PixArtAlphaPipeline:
     torch.manual_seed(0)
     width = {"cross_attention_dim": 32, "caption_channels": CAPTION[1]}
-    transformer = PixArtTransformer2DModel(**BLOCKS, **width).eval()
+    transformer = PixArtTransformer2DModel(**(BLOCKS | width | changes)).eval()
     parts = {"tokenizer": None, "text_encoder": None, "vae": vae(), "scheduler": DPMSolverMultistepScheduler()}
     return quiet(kind(transformer=transformer, **parts))
 
@@ -530,6 +530,19 @@ def test_sigma_is_an_entry() -> None:
     with tcbench.enable_cache(pipe, "uncached") as cached:
         assert torch.equal(run(pipe), plain)
     assert cached.summary().pipeline == "PixArtSigmaPipeline"
+
+
+def test_a_sized_model_is_told_its_own_size() -> None:
+    small = {"num_attention_heads": 3, "cross_attention_dim": 24, "num_layers": 1}
+    pipe = pixart(sample_size=128, **small)
+    called = {"samples": 1, "steps": 2, "scale": 1.0, "latents": torch.ones(1, 4, 128, 128)}
+    pipe.vae_scale_factor = 8
+    plain = run(pipe, **called)
+    tcbench.enable_cache(pipe, "uncached")
+    assert tcbench.spec_of(pipe.transformer).sized and torch.equal(run(pipe, **called), plain)
+    pipe.vae_scale_factor = 4
+    with pytest.raises(UserError, match="another image size than 1024 x 1024 pixels"):
+        run(pipe, **called)
 
 
 # --- what is said, and what is imported
