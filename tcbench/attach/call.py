@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
 from tcbench.attach.pipelines import Arguments, Habits
@@ -129,12 +131,15 @@ class Call:
 def noise_levels(scheduler: Any) -> tuple[tuple[float, float], ...]:
     """(signal, sigma) at every step of a diffusers scheduler that has set its timesteps, of what the network sees.
 
-    Those of a chain that preserves variance, from its sigmas (noise over signal) or else from its table of cumulative
-    alphas; of any other scheduler none (`Run.noise_levels`).
+    A flow's are (1 - sigma, sigma). A chain that preserves variance has them in its sigmas (noise over signal), or else in
+    its table of cumulative alphas. Of any other scheduler there are none (`Run.noise_levels`).
     """
-    kept, sigmas = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "sigmas", None)
+    timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
+        sigma_S = sigmas[: len(timesteps)]
+        return tuple(zip((1 - sigma_S).tolist(), sigma_S.tolist(), strict=True))
+    kept = getattr(scheduler, "alphas_cumprod", None)
     if kept is None or scheduler.config.get("use_flow_sigmas"):
         return ()
-    timesteps = scheduler.timesteps
     kept_S = kept[timesteps.long().cpu()] if sigmas is None else 1 / (1 + sigmas[: len(timesteps)] ** 2)
     return tuple(zip(kept_S.sqrt().tolist(), (1 - kept_S).sqrt().tolist(), strict=True))

@@ -10,8 +10,8 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.inferred import spec_of
 from tcbench.models.networks import make_adapter
 
-_PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "XFormersAttnProcessor"}
-"""diffusers' ways to compute the same attention."""
+PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "XFormersAttnProcessor"}
+"""diffusers' ways to compute the attention that the families' adapters compute."""
 
 _LINEAR = (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2")
 """How the names of the layers end whose weights the fused kernels read."""
@@ -40,7 +40,7 @@ def adapter_of(transformer: Any) -> Adapter:
                 "its parts without them; use pipe.to(device) instead, or enable the cache without the hooks"
             )
         processor = type(getattr(module, "processor", None)).__name__
-        if processor not in {"NoneType", *_PROCESSORS}:
+        if processor not in {"NoneType", *PROCESSORS}:
             raise UserError(f"transformer.{name}: attends by {processor}, which tcbench does not run; remove it")
     adapter = make_adapter(transformer, spec)
     if unread := adapter.unread():
