@@ -18,6 +18,7 @@ CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledg
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "tensors.unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.artefacts",
+    "tcbench.attach",
     "tcbench.audit",
     "tcbench.config",
     "tcbench.budget",
@@ -90,6 +91,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("ledger", {"plan", "shapes"}),
         ("observations", {"errors", "ledger", "method", "shapes", "tensors"}),
         ("models/specs", {"guidance", "shapes"}),
+        ("models/inferred", {"errors", "models"}),
         ("models/adapter", {"models", "shapes", "tensors"}),
         ("models/layers", set()),
         ("models/dit", {"errors", "models"}),
@@ -113,6 +115,11 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             "sampling",
             {"engine", "errors", "method", "models", "record", "samplers", "tensors", "watch"},
         ),
+        ("attach/pipelines", {"errors", "models"}),
+        ("attach/summary", {"ledger", "method", "plan", "record"}),
+        ("attach/served", {"engine", "errors", "models"}),
+        ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
+        ("attach/cached", {"artefacts", "attach", "errors", "method", "models", "record", "registry", "watch"}),
         ("replay", {"engine", "method", "models", "samplers", "sampling", "watch"}),
         ("artefacts", {"errors", "method", "models", "plan", "record", "trainable"}),
         ("registry", {"data", "errors", "method", "outside", "watch"}),
@@ -177,7 +184,8 @@ LIGHT = [
         f"record/{name}"
         for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
     ),
-    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching", "budget/searching"),
+    *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
+    "budget/searching",
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",

@@ -49,7 +49,7 @@ class FusedBlocks:
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
         self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
         self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
-        self._eps = adapter.spec.norm_eps
+        self._eps = {part: _eps_before(part, adapter) for part in adapter.shape.kinds}
         self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
         self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
@@ -100,11 +100,11 @@ class FusedBlocks:
             self._advance()
         self._terms.append((value_RND, gate_RD))
 
-    def _advance(self, modulate: Modulate | None = None) -> Tensor:
-        """Apply what waits: the stream or, with `modulate`, the next part's input."""
+    def _advance(self, modulate: Modulate | None = None, eps: float = 0.0) -> Tensor:
+        """Apply what waits: the stream or, with `modulate`, the next part's input behind a LayerNorm of this `eps`."""
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
-            self._x, self._terms, modulate=modulate, before_RND=before, eps=self._eps, path=self.path
+            self._x, self._terms, modulate=modulate, before_RND=before, eps=eps, path=self.path
         )
         self._terms = []
         if self._update and update is not None:
@@ -113,11 +113,11 @@ class FusedBlocks:
             self._update = None
         return self._x if h is None else h
 
-    def _gather(self, gated: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
+    def _gather(self, part: str, gated: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
         """The chosen tokens and their part's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
-        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps, path=self.path)
+        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps[part], path=self.path)
 
     # --- units
 
@@ -137,12 +137,12 @@ class FusedBlocks:
                 self._update = unit, decision, before
             case Tokens():
                 chosen = self._chosen(who)
-                base, h = self._gather(parts["attn"], chosen)
+                base, h = self._gather("attn", parts["attn"], chosen)
                 tokens = base
                 for part, gated in parts.items():
                     if part != "attn":
                         modulate = _modulate(gated)
-                        h = norm_rows(tokens, modulate, chosen, self._eps, path=self.path) if modulate else tokens
+                        h = norm_rows(tokens, modulate, chosen, self._eps[part], path=self.path) if modulate else tokens
                     h = self._few(block, part, h, chosen, gated, decision)
                     gate = self._ones if (gate := _gate(gated)) is None else gate
                     if part != "mlp":
@@ -168,7 +168,7 @@ class FusedBlocks:
             case Tokens():
                 assert decision is not None
                 chosen, last = self._chosen(who), self._layers(block).last[part]
-                _, h = self._gather(gated, chosen)
+                _, h = self._gather(part, gated, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
                 h = self._few(block, part, h, chosen, gated, decision)
                 rows.linear_scatter(h, *last, chosen, value, path=self.path)
@@ -179,15 +179,15 @@ class FusedBlocks:
         layers, x = self.adapter.linear_layers(module), x_RND.contiguous()
         terms: list[Term] = []
         for part, gated in self.adapter.modulation(module, condition).items():
-            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps, path=self.path)
+            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps[part], path=self.path)
             h, _, _ = self._all(layers, part, x if h is None else h, gated)
             terms = [(F.linear(h, *layers.last[part]), _gate(gated))]
-        return advance(x, terms, eps=self._eps, path=self.path)[0]
+        return advance(x, terms, path=self.path)[0]
 
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
         shift, scale = (whole[self._rows_of(self._step)].squeeze(1) for whole in self._final)
-        return self.adapter.final_layer(self._advance((shift, scale)))
+        return self.adapter.final_layer(self._advance((shift, scale), self.adapter.model.norm_out.eps))
 
     # --- layers
 
@@ -213,7 +213,7 @@ class FusedBlocks:
     def _everyone(self, block: int, part: str, gated: Gated, decision: Decision | None) -> Tensor:
         """A part of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
         layers, modulate = self._layers(block), _modulate(gated)
-        h = self._advance(modulate) if modulate else self.stream
+        h = self._advance(modulate, self._eps[part]) if modulate else self.stream
         h, first, seen_RN = self._all(layers, part, h, gated, decision is not None and decision.observe == part)
         if decision and decision.keys == "cached" and part == "attn":
             _, keys, values = first.chunk(3, dim=2)
@@ -268,7 +268,7 @@ class FusedBlocks:
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
             stream = self.stream
-            _, _, everything = advance(stream, [], modulate=_modulate(gated), eps=self._eps, path=self.path)
+            _, _, everything = advance(stream, [], modulate=_modulate(gated), eps=self._eps["attn"], path=self.path)
             assert everything is not None
             keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)
@@ -280,6 +280,12 @@ class FusedBlocks:
             attention.project_chosen(h_MD, qkv, chosen, stacked)
             queries, keys, values = stacked.chunk(3, dim=2)
         return attention.of_chosen(queries, keys, values, layers.groups, chosen, decision.keys == "fresh")
+
+
+def _eps_before(part: str, adapter: Adapter) -> float:
+    """Of the LayerNorm before a part, if there is one; in diffusers' own DiT they differ."""
+    norm: Any = None if adapter.kind(part) == "cross" else adapter.norm(adapter.blocks[0], part)
+    return norm.eps if norm else 0.0
 
 
 def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

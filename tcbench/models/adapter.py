@@ -149,6 +149,10 @@ class Adapter(ABC):
         """A model's blocks in the order they run."""
         return list(model.transformer_blocks)
 
+    def unread(self) -> str:
+        """The weights of a model of others that the adapter would leave out, in words; nothing if none."""
+        return ""
+
     def kind(self, part: str) -> Kind:
         """The kind of the parts with this name."""
         return self.shape.kinds[part]

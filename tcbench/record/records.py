@@ -185,6 +185,7 @@ class Trained(TypedDict):
     """artefacts.json: what training made, and how.
 
     Keys:
+        nfe: steps of the uncached reference.
         files: the digest that every file beside it carries, by stem.
         tables: which of them are tables.
         settings: everything in the config that it depends on.
@@ -195,6 +196,7 @@ class Trained(TypedDict):
     files: dict[Annotated[str, Text(pattern=r"^\w+$")], Digest]
     tables: list[str]
     scores: NotRequired[ScorerStatistics]
+    nfe: NotRequired[PositiveInt]
     row: NotRequired[str]
     settings: NotRequired[dict[str, Any]]
     read: NotRequired[dict[str, Digest]]
