@@ -190,7 +190,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 LIGHT = [
     *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
     *("plan", "choose", "schedule", "selector", "shapes", "guidance", "method", "trainable", "ledger", "observations"),
-    *("checking", "guard", "surroundings"),
+    *("checking", "guard", "surroundings", "precision", "aside"),
     *(f"config/{path.stem}" for path in files("config")),
     *(
         f"record/{name}"
