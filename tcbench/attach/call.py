@@ -134,7 +134,8 @@ def noise_levels(scheduler: Any) -> tuple[tuple[float, float], ...]:
     A flow's are (1 - sigma, sigma). A chain that preserves variance has them in its sigmas (noise over signal), or else
     in its table of cumulative alphas. Of any other scheduler there are none (`Run.noise_levels`).
     """
-    timesteps, sigmas = scheduler.timesteps, getattr(scheduler, "sigmas", None)
+    timesteps: Any = scheduler.timesteps
+    sigmas: Any = getattr(scheduler, "sigmas", None)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
         sigma_S = sigmas[: len(timesteps)]
         return tuple(zip((1 - sigma_S).tolist(), sigma_S.tolist(), strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
@@ -156,6 +156,15 @@ class Model(Strict):
     latents: Latents | None = None
     """The autoencoder, of a model that denoises latents."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tf32(cls, model: Any) -> Any:
+        """Published suites of before there was `dtype` said `tf32: true` or `false`."""
+        if not isinstance(model, dict) or not isinstance(model.get("tf32"), bool):
+            return model
+        newer = {key: value for key, value in model.items() if key != "tf32"}
+        return {"dtype": "tf32", **newer} if model["tf32"] else newer
+
 
 class Prompts(Strict):
     """How a set of prompts is used."""
@@ -244,8 +253,8 @@ class Training(Strict):
     images: Images | None = None
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
     dtype: Dtype | None = None
-    """What training computes in; if not given, what the denoiser does. In 16 bits the frozen model is held in them and
-    passes run under autocast; what learns, its gradients, the optimiser and losses are float32."""
+    """What training computes in; if not given, what the denoiser does, `bf16` in the place of `fp16`. In 16 bits the
+    frozen model is held in them; what learns, its gradients, the optimiser and losses are float32."""
 
 
 class Search(Strict):

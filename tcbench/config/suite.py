@@ -286,7 +286,8 @@ class Suite(Strict):
         """What the `denoiser`, `training` and the `autoencoder`, if there is one, compute in."""
         model, on_gpu = self.model, self.model.device == "cuda"
         denoiser = model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
-        dtypes: dict[str, Dtype] = {"denoiser": denoiser, "training": self.training.dtype or denoiser}
+        learnt: Dtype = "bf16" if denoiser == "fp16" else denoiser  # whose gradients would underflow
+        dtypes: dict[str, Dtype] = {"denoiser": denoiser, "training": self.training.dtype or learnt}
         if model.latents:
             reference: Dtype = "fp16" if model.latents.kind == "wf" else "tf32"
             dtypes["autoencoder"] = model.latents.dtype or (reference if on_gpu else "fp32")
