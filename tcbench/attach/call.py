@@ -137,7 +137,7 @@ def noise_levels(scheduler: Any) -> tuple[tuple[float, float], ...]:
     timesteps: Any = scheduler.timesteps
     sigmas: Any = getattr(scheduler, "sigmas", None)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
-        sigma_S = sigmas[: len(timesteps)]
+        sigma_S = scheduler.sigmas[: len(timesteps)]
         return tuple(zip((1 - sigma_S).tolist(), sigma_S.tolist(), strict=True))
     kept = getattr(scheduler, "alphas_cumprod", None)
     if kept is None or scheduler.config.get("use_flow_sigmas"):
