@@ -1,5 +1,6 @@
 """Many batches of one row: on a GPU the first as it is, those after it by captured steps (`tcbench.replay`)."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +24,9 @@ from tcbench.watch.undisturbed import undisturbed
 
 Finish = Callable[[], Samples]
 """Waits for a batch that the device works on, on any thread, and says what is wrong with it (UserError)."""
+
+GRAPHS = "TCBENCH_GRAPHS"
+"""The environment variable that switches captured steps off (`off`), where a driver or a card does not bear them."""
 
 ROUNDING = 1e-3
 """Should a library take other kernels inside a capture, captured steps may move samples by this root mean square, as a
@@ -48,9 +52,9 @@ class Batches:
     On a CPU, batches are sampled one by one and every value is checked. On a GPU this holds for the first of them. The
     others run no code of the method: their steps are those of a batch that was checked, captured and filled with other
     noise. Where that cannot be, they are sampled one by one with values unchecked, and a line on stderr says why:
-    where the method decides on the host, the model has no fused kernels, a capture fails, or captured steps, filled
-    with the first batch, do not give its samples. Batches of another size (the last), and those whose trajectory is
-    kept, are sampled so too.
+    where `TCBENCH_GRAPHS` is off, the method decides on the host, the model has no fused kernels, a capture fails, or
+    captured steps, filled with the first batch, do not give its samples. Batches of another size (the last), and those
+    whose trajectory is kept, are sampled so too.
 
     Args:
         decode: makes images of samples.
@@ -104,6 +108,8 @@ class Batches:
 
     def _reason(self) -> str | None:
         """Why no batch can be captured, if so."""
+        if os.environ.get(GRAPHS) == "off":
+            return f"{GRAPHS} is off"
         if self.row.method.decides == "host":
             return f"{self.row.method.name} decides on the host"
         if self._graphs is None and not can_fuse(self.row.adapter):
