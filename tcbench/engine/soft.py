@@ -42,7 +42,7 @@ def soft_hidden(
         gate = gates[unit]
         if text and gate.ndim > 1 and gate.shape[1] > 1:
             gate = F.pad(gate, (0, 0, text, 0), value=1.0)
-        return torch.lerp(cached[unit], fresh, gate)
+        return torch.lerp(cached[unit].to(gate.dtype), fresh.to(gate.dtype), gate)
 
     for index, module in enumerate(adapter.blocks):
         x = x if inputs is None else inputs[index]

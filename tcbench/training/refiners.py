@@ -19,10 +19,16 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Unfinished, Weights
 
 
 def train_refiners(
-    method: Method, stage: TrainRefiners, pairs: Pairs, artefacts: Artefacts, sizes: ReuseErrors
+    method: Method,
+    stage: TrainRefiners,
+    pairs: Pairs,
+    artefacts: Artefacts,
+    sizes: ReuseErrors,
+    unfinished: Unfinished,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fit LoRA on the last blocks to the uncached x^L at the method's P-steps.
 
@@ -38,7 +44,7 @@ def train_refiners(
     lora = add_refiners(pairs.adapter, stage.blocks, stage.rank, pairs.generator)
     try:
         weights = {name: parameter for name, parameter in lora.named_parameters() if "lora_" in name}
-        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes)
+        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes, unfinished)
         return {name: parameter.detach().cpu() for name, parameter in weights.items()}, told
     finally:
         lora.unload()
@@ -52,6 +58,7 @@ def _fit(
     pairs: Pairs,
     artefacts: Artefacts,
     sizes: ReuseErrors,
+    unfinished: Unfinished,
 ) -> dict[str, Any]:
     optimiser = torch.optim.AdamW(weights.values(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
     weight_S, told = sizes.weights(stage.loss), sizes.record(stage.loss)
@@ -82,7 +89,9 @@ def _fit(
 
     watch = HeldOut(stage, weights, held_out_loss)
     history: list[float] = []
-    progress = tqdm(range(stage.iterations), desc="train refiners", mininterval=1)
+    parts = {"refiners": Weights(weights), "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, {"loss": history}, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc="train refiners", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break

@@ -22,6 +22,7 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Unfinished
 
 LEAST_SPREAD = 1e-5
 """Standard deviation of all scores below which a scorer is constant."""
@@ -33,7 +34,9 @@ SATURATED = 0.03
 """Mean score below which nearly all gates are closed; or above one less it, open."""
 
 
-def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[CachePredictor, dict[str, Any]]:
+def train_scorer(
+    stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors, unfinished: Unfinished
+) -> tuple[CachePredictor, dict[str, Any]]:
     """Minimise cache loss + lambda * cost loss (Eq. 9) over the scorer, everything else frozen.
 
     Returns:
@@ -71,7 +74,9 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
 
     watch = HeldOut(stage, scorer.state_dict(), held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
-    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    parts = {"scorer": scorer, "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break
