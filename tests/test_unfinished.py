@@ -109,5 +109,5 @@ def test_what_learns_is_float32_where_products_are_of_16_bits(model: Adapter, da
     assert all(tensor.dtype == torch.float32 for tensor in learnt)
     for one, other in zip(exact["log"]["stages"], rounded["log"]["stages"], strict=True):
         for key in {"cache_loss", "training_loss"} & one.keys():
-            # bfloat16's rounding adds its own variance, about 6 % of errors as small as an untrained model's
-            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.12)
+            # bfloat16's rounding adds its own variance, a tenth of errors as small as an untrained model makes
+            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.2)
