@@ -42,9 +42,16 @@ def model() -> Adapter:
     return make_adapter("tiny-dit")
 
 
-def made(model: Adapter, data: Dataset, name: str, kept: Unfinished | None = None, dtype: Dtype = "fp32") -> Any:
-    method = make_method(name, METHODS[name])
-    artefacts, refiners, log = train(model, method, 4, SamplerSettings(1.5), data, 0, None, dtype, kept)
+def made(
+    model: Adapter,
+    data: Dataset,
+    name: str,
+    kept: Unfinished | None = None,
+    dtype: Dtype = "fp32",
+    checkpointed: bool = False,
+) -> Any:
+    method, settings = make_method(name, METHODS[name]), SamplerSettings(1.5)
+    artefacts, refiners, log = train(model, method, 4, settings, data, 0, None, dtype, checkpointed, kept)
     for stage in log["stages"]:
         del stage["wall_s"]
     scorers = {name: scorer.state_dict() for name, scorer in artefacts.scorers.items()}
@@ -90,6 +97,11 @@ def test_a_killed_training_ends_with_the_same_bits(
     assert same(resumed, made(model, data, name))
     kept.remove()
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_computed_again_give_the_same_bits(model: Adapter, data: Dataset, name: str) -> None:
+    assert same(made(model, data, name, checkpointed=True), made(model, data, name))
 
 
 def test_a_state_of_another_run_is_not_gone_on_from(

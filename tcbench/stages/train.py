@@ -35,6 +35,7 @@ def train_row(entry: Entry) -> None:
             entry.training_seed,
             captions,
             suite.dtypes["training"],
+            suite.training.checkpointed,
             unfinished,
         )
     except UserError as error:

@@ -45,6 +45,7 @@ def train(
     seed: int,
     prompts: Prompts | None = None,
     dtype: Dtype = "fp32",
+    checkpointed: bool = False,
     unfinished: Unfinished | None = None,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
@@ -52,6 +53,7 @@ def train(
     Args:
         prompts: of the samples that scores are collected on, as `sample_batch` takes them.
         dtype: of products (`precision.mixed`); weights are float32.
+        checkpointed: compute blocks again for the gradient, in less memory and to the same bits.
         unfinished: where the state is kept that a killed training goes on from.
 
     Returns:
@@ -76,7 +78,7 @@ def train(
     relative: dict[str, ReuseErrors | None] = {}  # by scorer, if its loss was relative
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
-        pairs = Pairs(adapter, data, sampler, seed + number)
+        pairs = Pairs(adapter, data, sampler, seed + number, checkpointed=checkpointed)
         unfinished.begin(number)
         with kept_weights(adapter, method, artefacts), mixed(adapter.device, dtype):
             match stage:

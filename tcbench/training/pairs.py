@@ -58,12 +58,23 @@ class Pairs:
 
     Args:
         held_out: draw from the examples that are kept from training.
+        checkpointed: what learns from them computes blocks again for the gradient (`soft_hidden`).
 
     Raises:
         UserError: there are too few examples to hold one out.
     """
 
-    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int, *, held_out: bool = False) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        data: "Dataset",
+        sampler: Chain,
+        seed: int,
+        *,
+        held_out: bool = False,
+        checkpointed: bool = False,
+    ) -> None:
+        self.checkpointed = checkpointed
         self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
@@ -72,7 +83,7 @@ class Pairs:
 
     def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
         """Other draws from the same examples and chain."""
-        return Pairs(self.adapter, self.data, self.sampler, seed, held_out=held_out)
+        return Pairs(self.adapter, self.data, self.sampler, seed, held_out=held_out, checkpointed=self.checkpointed)
 
     def steps(self, batch_size: int, gap: int = 1) -> Tensor:
         """Earlier steps of pairs that are `gap` steps apart, uniform over the grid: [R]."""

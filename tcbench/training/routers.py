@@ -84,7 +84,9 @@ class RouterTrainer:
             # in this order the gates are 0 and 1 to the bit
             gate_G = (soft_G > self.stage.straight_through).float() + (soft_G - soft_G.detach())
         gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
-        output = adapter.unembed(soft_hidden(adapter, tokens, condition, gates, cached), condition)
+        output = adapter.unembed(
+            soft_hidden(adapter, tokens, condition, gates, cached, None, pairs.checkpointed), condition
+        )
         mse_R = (output.float() - target.float()).square().flatten(1).mean(1)
         total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
         self.optimiser.zero_grad()
