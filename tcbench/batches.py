@@ -162,7 +162,7 @@ class Batches:
         x = replay.run().float()
         image, broken = self._decode(x)
         sent = [_to_host(tensor) for tensor in (image, broken, finite(x), replay.counts)]
-        done = torch.cuda.Event() if x.is_cuda else None
+        done = torch.cuda.Event(blocking=True) if x.is_cuda else None
         if done:
             done.record()
         label = shown.cpu() if isinstance(shown, Tensor) else index

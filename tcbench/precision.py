@@ -46,9 +46,12 @@ def products(dtype: Dtype) -> Iterator[None]:
 
 @contextmanager
 def mixed(device: "torch.device", dtype: Dtype) -> Iterator[None]:
-    """Products inside are of 16-bit copies of their factors if the dtype says so (torch's autocast)."""
+    """Products inside are of 16-bit copies of their factors if the dtype says so (torch's autocast).
+
+    Copies are made anew for every product: of weights that learn inside, kept ones would be old.
+    """
     import torch
 
     weights = weights_dtype(dtype)
-    with torch.autocast(device.type, weights, enabled=weights != torch.float32):
+    with torch.autocast(device.type, weights, enabled=weights != torch.float32, cache_enabled=False):
         yield

@@ -253,8 +253,11 @@ class Training(Strict):
     images: Images | None = None
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
     dtype: Dtype | None = None
-    """What training computes in; if not given, what the denoiser does, `bf16` in the place of `fp16`. In 16 bits the
-    frozen model is held in them; what learns, its gradients, the optimiser and losses are float32."""
+    """What training computes in; if not given, what the denoiser does, `bf16` in the place of `fp16`. In 16 bits
+    products are of 16-bit copies (autocast); weights, what learns, the optimiser and losses are float32."""
+    checkpointed: Flag = False
+    """Whether predictors and routers learn with every block computed again for its gradient: the same result in less
+    memory, at a third more work."""
 
 
 class Search(Strict):

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tcbench.kernels.chosen import Path
@@ -42,6 +43,7 @@ class CachePredictor(nn.Module):
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
         x = compute.block(self.block, x_RND, condition)[:, self.joint_text :]
-        return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
+        with torch.autocast(x.device.type, enabled=False):
+            return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
 
     macs = staticmethod(predictor_macs)

@@ -42,12 +42,12 @@ def sampler_settings(entry: Entry, *, training: bool = False) -> SamplerSettings
 
 
 def load_adapter(suite: Suite, *, training: bool = False) -> Adapter:
-    """The suite's model with its weights, on its device, in the dtype of the denoiser or of training; from here on
-    products are of that precision."""
+    """The suite's model with its weights, on its device, in the denoiser's dtype; for training its weights are float32,
+    and passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for."""
     spec, device = MODELS[suite.model.name], device_of(suite)
     dtype = suite.dtypes["training" if training else "denoiser"]
     set_products(dtype)
-    weights = weights_dtype(dtype)
+    weights = weights_dtype("fp32" if training else dtype)
     if suite.model.weights == "random":
         network = build_transformer(spec, device=device, dtype=weights, seed=suite.model.seed, zero_init=False)
     else:

@@ -18,6 +18,7 @@ from tcbench.artefacts import read_imported
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter
+from tcbench.precision import Dtype, mixed
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
 from tcbench.trainable import (
@@ -39,6 +40,7 @@ from tcbench.training.routers import train_router
 from tcbench.training.running import deterministic
 from tcbench.training.scorers import collect_scores, train_scorer
 from tcbench.training.sizes import ReuseErrors, measure_reuse
+from tcbench.training.unfinished import Unfinished
 from tcbench.watch.undisturbed import kept_weights
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
@@ -54,11 +56,17 @@ def train(
     data: "Dataset",
     seed: int,
     prompts: Prompts | None = None,
+    dtype: Dtype = "fp32",
+    checkpointed: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
 
     Args:
         prompts: of the samples that scores are collected on, as `sample_batch` takes them.
+        dtype: of products (`precision.mixed`); weights are float32.
+        checkpointed: compute blocks again for the gradient, in less memory and to the same bits.
+        unfinished: where the state is kept that a killed training goes on from.
 
     Returns:
         The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
@@ -66,6 +74,7 @@ def train(
     Raises:
         UserError: the loss became NaN or infinite.
     """
+    unfinished = unfinished or Unfinished()
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, torch.arange(0))
@@ -82,12 +91,13 @@ def train(
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
         step = stage.pair_step if isinstance(stage, TrainScorer | TrainRefiners) else "solver"
-        pairs = Pairs(adapter, data, sampler, seed + number, step=step)
-        with kept_weights(method, adapter.model, *artefacts.scorers.values()):
+        pairs = Pairs(adapter, data, sampler, seed + number, step=step, checkpointed=checkpointed)
+        unfinished.begin(number)
+        with kept_weights(method, adapter.model, *artefacts.scorers.values()), mixed(adapter.device, dtype):
             match stage:
                 case TrainScorer():
                     sizes = reuse_errors(stage.free_blocks, step)
-                    scorer, refiners, losses = train_scorer(stage, pairs, sizes)
+                    scorer, refiners, losses = train_scorer(stage, pairs, sizes, unfinished)
                     relative[stage.name] = sizes if sizes.kind(stage.loss) == "relative" else None
                     artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
                 case CollectScores():
@@ -99,9 +109,9 @@ def train(
                     losses, log["scores"] = {"marks": statistics.pop("marks")}, statistics
                 case TrainRefiners():
                     sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks, step)
-                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, refiners)
+                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, unfinished, refiners)
                 case TrainRouter():
-                    table, losses = train_router(pairs, stage)
+                    table, losses = train_router(pairs, stage, unfinished)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case CalibrateReuse() | CalibrateMagnitudes():
                     shown = prompts or partial(default_prompts, adapter)

@@ -60,6 +60,7 @@ class Pairs:
     Args:
         held_out: draw from the examples that are kept from training.
         step: how the later x of a pair follows from the earlier one.
+        checkpointed: what learns from them computes blocks again for the gradient (`soft_hidden`).
 
     Raises:
         UserError: there are too few examples to hold one out.
@@ -74,8 +75,10 @@ class Pairs:
         *,
         held_out: bool = False,
         step: PairStep = "solver",
+        checkpointed: bool = False,
     ) -> None:
-        self.adapter, self.data, self.sampler, self.held_out, self.step = adapter, data, sampler, held_out, step
+        self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
+        self.step, self.checkpointed = step, checkpointed
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
         if len(data) < 2:
@@ -83,7 +86,8 @@ class Pairs:
 
     def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
         """Other draws from the same examples and chain."""
-        return Pairs(self.adapter, self.data, self.sampler, seed, held_out=held_out, step=self.step)
+        of = self.adapter, self.data, self.sampler
+        return Pairs(*of, seed, held_out=held_out, step=self.step, checkpointed=self.checkpointed)
 
     def steps(self, batch_size: int, gap: int = 1) -> Tensor:
         """Earlier steps of pairs that are `gap` steps apart, uniform over the grid: [R]."""

@@ -20,6 +20,7 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Unfinished, Weights
 
 
 def train_refiners(
@@ -28,6 +29,7 @@ def train_refiners(
     pairs: Pairs,
     artefacts: Artefacts,
     sizes: ReuseErrors,
+    unfinished: Unfinished,
     start: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fit LoRA on the last blocks to the uncached x^L at the method's P-steps.
@@ -47,7 +49,7 @@ def train_refiners(
     lora = add_refiners(pairs.adapter, stage.blocks, stage.rank, pairs.generator)
     try:
         weights = lora_weights(lora)
-        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes, start)
+        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes, unfinished, start)
         return {name: parameter.detach().cpu() for name, parameter in weights.items()}, told
     finally:
         lora.unload()
@@ -61,6 +63,7 @@ def _fit(
     pairs: Pairs,
     artefacts: Artefacts,
     sizes: ReuseErrors,
+    unfinished: Unfinished,
     start: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     optimiser = torch.optim.AdamW(weights.values(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
@@ -95,7 +98,9 @@ def _fit(
         weights[name].data.copy_(tensor)
     watch = HeldOut(stage, weights, held_out_loss)
     history: list[float] = []
-    progress = tqdm(range(stage.iterations), desc="train refiners", mininterval=1)
+    parts: dict[str, Any] = {"refiners": Weights(weights), "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, {"loss": history}, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc="train refiners", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break

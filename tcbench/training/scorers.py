@@ -25,6 +25,7 @@ from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.refiners import lora_weights, plain_model
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Unfinished, Weights
 
 LEAST_SPREAD = 1e-5
 """Standard deviation of all scores below which a scorer is constant."""
@@ -37,7 +38,7 @@ SATURATED = 0.03
 
 
 def train_scorer(
-    stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors
+    stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors, unfinished: Unfinished
 ) -> tuple[CachePredictor, dict[str, Tensor], dict[str, Any]]:
     """Minimise cache loss + lambda * cost loss (Eq. 9) over the scorer and LoRA that learns with it, if any.
 
@@ -56,7 +57,7 @@ def train_scorer(
     weight_S = sizes.weights(stage.loss)
     cost_weight = half_closing_cost(stage, pairs, weight_S) if stage.cost_weight == "auto" else stage.cost_weight
     with _joint_refiners(stage, pairs) as (lora, plain):
-        told = _fit(stage, pairs, scorer, lora, plain, weight_S, cost_weight)
+        told = _fit(stage, pairs, scorer, lora, plain, weight_S, cost_weight, unfinished)
         joint = {name: parameter.detach().cpu().clone() for name, parameter in lora.items()}
     scorer.eval().requires_grad_(False)
     return scorer, joint, {"cost_weight_used": cost_weight, **sizes.record(stage.loss), **told}
@@ -86,6 +87,7 @@ def _fit(
     plain: Callable[[], AbstractContextManager[None]],
     weight_S: Tensor,
     cost_weight: float,
+    unfinished: Unfinished,
 ) -> dict[str, Any]:
     adapter, units = pairs.adapter, [Block(block) for block in range(stage.free_blocks)]
     trained: list[dict[str, Any]] = [{"params": scorer.parameters()}]
@@ -102,7 +104,7 @@ def _fit(
         alpha_RLN = scorer(adapter, pair.tokens, pair.condition)[:, : stage.free_blocks]
         gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(pair.tokens, pair.updates) if stage.recursion == "literal" else None
-        hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs)
+        hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs, pairs.checkpointed)
         cache_loss = (row_errors(hidden, pair.target) * weight_S[pair.step_R].to(hidden)).mean()
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         return cache_loss, cost_loss, alpha_RLN
@@ -117,7 +119,9 @@ def _fit(
 
     watch = HeldOut(stage, {**scorer.state_dict(), **lora}, held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
-    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    parts: dict[str, Any] = {"scorer": scorer, "lora": Weights(lora), "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break
