@@ -18,6 +18,7 @@ def soft_hidden(
     gates: Mapping[Unit, Tensor],
     cached: Mapping[Unit, Tensor],
     inputs: Sequence[Tensor] | None = None,
+    used: dict[Unit, Tensor] | None = None,
 ) -> Tensor:
     """The training path: every unit in `gates` is gate * fresh + (1 - gate) * cached, differentiably.
 
@@ -32,6 +33,7 @@ def soft_hidden(
         cached: the stored value of every unit in `gates`, [R, N, D].
         inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
             which is Alg. 1's literal line 13.
+        used: is given what came of every branch before its gate, blended or not, [R, N, D].
 
     Returns:
         x-hat^L, [R, N, D].
@@ -49,7 +51,10 @@ def soft_hidden(
         before = x
         for name, gated in adapter.modulation(module, condition).items():
             out = adapter.part(module, name, x, gated)
-            x = x + adapter.gate(gated, blend(site, out) if (site := Site(index, name)) in gates else out)
+            value = blend(site, out) if (site := Site(index, name)) in gates else out
+            if used is not None:
+                used[site] = value
+            x = x + adapter.gate(gated, value)
         if (unit := Block(index)) in gates:
             x = before + blend(unit, x - before)
     return x
