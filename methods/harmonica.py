@@ -6,9 +6,9 @@ through the current step's gate. It has Learning-to-Cache's form with a row for 
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, sigmoid
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
+from tcbench.schedule import opened
 from tcbench.trainable import ImportRouter, Trainable, TrainChainRouter
 
 
@@ -45,22 +45,9 @@ class HarmoniCa(Method):
     stored_above: float = Field(0.1, ge=0, le=1)
 
     def recomputed(self, run: Run, step: int) -> dict[Site, bool]:
-        """Whether each branch is computed at a step.
-
-        Raises:
-            UserError: the router was made for another model or number of steps.
-        """
-        sites = run.shape.sites
-        router = run.artefacts.tables.get("router")
-        if step == 0 or router is None:
-            return dict.fromkeys(sites, step == 0)
-        if len(router) != run.nfe or len(router[0]) != len(sites):
-            raise UserError(
-                f"harmonica: the router has {len(router)} steps of {len(router[0])} branches, the run has "
-                f"{run.nfe} of {len(sites)}; use one that was trained for this model and NFE"
-            )
-        row = router[run.nfe - 1 - step]
-        return {site: sigmoid(x) > self.threshold for site, x in zip(sites, row, strict=True)}
+        """Whether each branch is computed at a step."""
+        router = opened(run, run.nfe - 1 - step, self.threshold)
+        return router if step and router else dict.fromkeys(run.shape.sites, step == 0)
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """The first step, and those whose row opens everything."""

@@ -87,7 +87,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("shapes", {"plan"}),
         ("trainable", set()),
         ("method", {"errors", "guard", "guidance", "plan", "shapes", "trainable", "unseen"}),
-        ("schedule", {"errors", "method"}),
+        ("schedule", {"errors", "method", "plan"}),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
