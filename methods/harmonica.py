@@ -4,12 +4,12 @@ A learned table says, for every step and branch, whether the branch is computed 
 through the current step's gate. It has Learning-to-Cache's form with a row for every step instead of every second one.
 """
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, sigmoid
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
-from tcbench.trainable import ImportRouter, Trainable
+from tcbench.schedule import opened
+from tcbench.trainable import ImportRouter, Trainable, TrainChainRouter
 
 
 class HarmoniCa(Method):
@@ -19,7 +19,14 @@ class HarmoniCa(Method):
 
     Options:
         threshold: a branch is computed if sigmoid(logit) is above it; 0.1 is published.
-        router: a checkpoint in the format of Learning-to-Cache's, whose rows count from the last step.
+        router: a checkpoint in the format of Learning-to-Cache's, whose rows count from the last step, instead of
+            training.
+        cost_weight: the price of an open gate in the loss; 7e-8 is published for 10 steps.
+        learning_rate, iterations, batch_size: training; published are 2000 chains of 32 samples at 0.01.
+        refresh: after so many chains the steps' weights are measured anew, for as many chains as there are steps; 50
+            is published.
+        stored_above: the threshold in training, above which a branch's stored value is replaced; 0.1 is published. The
+            other one can be changed without training again.
     """
 
     name = "harmonica"
@@ -30,24 +37,17 @@ class HarmoniCa(Method):
 
     threshold: float = Field(0.1, ge=0, le=1)
     router: str | None = None
+    cost_weight: PositiveFloat = 7e-8
+    learning_rate: float = Field(1e-2, gt=0, le=10)
+    iterations: PositiveInt = 2000
+    batch_size: PositiveInt = 32
+    refresh: PositiveInt = 50
+    stored_above: float = Field(0.1, ge=0, le=1)
 
     def recomputed(self, run: Run, step: int) -> dict[Site, bool]:
-        """Whether each branch is computed at a step.
-
-        Raises:
-            UserError: the router was made for another model or number of steps.
-        """
-        sites = run.shape.sites
-        router = run.artefacts.tables.get("router")
-        if step == 0 or router is None:
-            return dict.fromkeys(sites, step == 0)
-        if len(router) != run.nfe or len(router[0]) != len(sites):
-            raise UserError(
-                f"harmonica: the router has {len(router)} steps of {len(router[0])} branches, the run has "
-                f"{run.nfe} of {len(sites)}; use one that was trained for this model and NFE"
-            )
-        row = router[run.nfe - 1 - step]
-        return {site: sigmoid(x) > self.threshold for site, x in zip(sites, row, strict=True)}
+        """Whether each branch is computed at a step."""
+        router = opened(run, run.nfe - 1 - step, self.threshold)
+        return router if step and router else dict.fromkeys(run.shape.sites, step == 0)
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """The first step, and those whose row opens everything."""
@@ -59,8 +59,20 @@ class HarmoniCa(Method):
         return Plan({site: Decision(ALL if computed else NONE) for site, computed in recomputed.items()})
 
     def training(self, run: Run) -> tuple[Trainable, ...]:
-        """The router, if one is named."""
-        return (ImportRouter("router", self.router),) if self.router else ()
+        """The router."""
+        if self.router:
+            return (ImportRouter("router", self.router),)
+        return (
+            TrainChainRouter(
+                name="router",
+                cost_weight=self.cost_weight,
+                threshold=self.stored_above,
+                iterations=self.iterations,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                refresh=self.refresh,
+            ),
+        )
 
     def files(self) -> tuple[str, ...]:
         """The router, if it is imported."""

@@ -7,9 +7,9 @@ router is a table of logits, one row for each second step: it does not look at t
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method, Run, sigmoid
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Plan, Site
+from tcbench.schedule import opened
 from tcbench.trainable import ImportRouter, Trainable, TrainRouter
 
 
@@ -53,14 +53,7 @@ class LearningToCache(Method):
         from_the_end = run.nfe - 1 - step
         if step == 0 or from_the_end % 2:
             return dict.fromkeys(sites, True)
-        if (router := run.artefacts.tables.get("router")) is None:
-            return dict.fromkeys(sites, False)
-        if len(router) != run.nfe or len(router[0]) != len(sites):
-            raise UserError(
-                f"learning_to_cache: the router has {len(router)} steps of {len(router[0])} branches, the run has "
-                f"{run.nfe} of {len(sites)}; use one that was trained for this model and NFE"
-            )
-        return {site: sigmoid(x) > self.threshold for site, x in zip(sites, router[from_the_end], strict=True)}
+        return opened(run, from_the_end, self.threshold) or dict.fromkeys(sites, False)
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """The first steps of the pairs, and second steps whose router opens everything."""

@@ -6,7 +6,7 @@ skipped step adds to the stream is extrapolated from the last two full steps.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -28,6 +28,8 @@ class SeaCache(Method):
         max_continuous: after so many skipped steps in a row one is computed.
         power: p of the spectrum, 2 for images and 3 for videos.
         first_steps, last_steps: how many are always computed at either end.
+        signal: what is filtered. `latent` is diffusers' hook; `modulated` is the first block's modulated input, as the
+            authors' code is said to have it.
     """
 
     name = "seacache"
@@ -41,6 +43,7 @@ class SeaCache(Method):
     power: PositiveFloat = 2.0
     first_steps: PositiveInt = 1
     last_steps: NonNegativeInt = 1
+    signal: Literal["latent", "modulated"] = "latent"
 
     def start(self, run: Run) -> "_Accumulation":
         """The accumulated change lives for one run."""
@@ -73,9 +76,15 @@ class _Accumulation:
     def plan(self, look: Look) -> Plan:
         """Everything at the ends of the run, where the change has grown, and after some skipped steps."""
         method, nfe = self.method, look.run.nfe
-        seen = look.input()
+        shape = look.run.shape
+        seen = look.input() if method.signal == "latent" else look.modulated_input()
+        # tokens back where they are in the image, [R, D, F, H, W]
+        grid = (-1, shape.frames, *shape.grid, shape.width)
         signal = on_values(
-            lambda x, level: filtered(x, level, method.power), seen, look.noise_level(), shape=tuple(seen.shape)
+            lambda x, level: filtered(x if x.ndim > 3 else x.view(grid).movedim(-1, 1), level, method.power),
+            seen,
+            look.noise_level(),
+            shape=tuple(seen.shape),
         )
         before, self.before = self.before, signal
         if before is not None:

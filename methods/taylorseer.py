@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Forecast, Plan, Span, Unit, every_unit
-from tcbench.schedule import spread_evenly
+from tcbench.schedule import after_a_start, spread_evenly
 
 
 class TaylorSeer(Method):
@@ -55,8 +55,9 @@ class TaylorSeer(Method):
             last = min(first, self.num_full_steps, run.nfe) - 1  # of the first steps
             spread = spread_evenly(self.num_full_steps - last, run.nfe - last)
             return (*range(last), *(last + step for step in spread))
-        start = first - 1 if self.schedule == "counted" else first + 1
-        return tuple(step for step in range(run.nfe) if step < first or (step - start) % interval == 0)
+        if self.schedule == "counted":
+            return after_a_start(first, interval, run.nfe)
+        return tuple(step for step in range(run.nfe) if step < first or (step - first - 1) % interval == 0)
 
     def plan(self, look: Look) -> Plan:
         """All units: computed and stored with their quotients, or forecast."""

@@ -6,7 +6,6 @@ never touches a model: it sees a `Run` (what is known before sampling starts) an
 observed).
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -172,11 +171,6 @@ def _moved(new: "Tensor", old: "Tensor") -> "Tensor":
 def relative_change(new: "Tensor", old: "Tensor") -> "Tensor":
     """mean |new - old| / mean |old| over everything, a tensor of one number: how much a signal has moved."""
     return on_values(_moved, new, old, shape=())
-
-
-def sigmoid(x: float) -> float:
-    """Of a number on the host, without overflow."""
-    return (1 + math.tanh(x / 2)) / 2
 
 
 Decides = Literal["ahead", "device", "host"]

@@ -1,14 +1,18 @@
-"""Which steps compute everything: a list, an even spread, Eq. (13) of what a predictor scored, or that reversed."""
+"""Which steps compute everything: a list, an even spread, Eq. (13) of what a predictor scored, or that reversed; what
+else follows from a step's number alone: full steps after a start, what a router opens.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from math import tanh
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, NonNegativeInt
 
 from tcbench.errors import UserError
 from tcbench.method import Method, Run
+from tcbench.plan import Site
 
 Schedule = Literal["adaptive", "even", "reversed"]
 
@@ -131,3 +135,35 @@ def reverse_gaps(i_steps: Sequence[int], nfe: int) -> tuple[int, ...]:
     """The same gaps between I-steps in the opposite order: Table VIII's control."""
     gaps = [stop - start for start, stop in zip(i_steps, [*i_steps[1:], nfe], strict=True)]
     return tuple(accumulate(reversed(gaps[1:]), initial=0))
+
+
+def after_a_start(first: int, interval: int, nfe: int) -> tuple[int, ...]:
+    """The first `first` steps, then every `interval`-th: the full steps of methods that forecast (TaylorSeer's code).
+
+    A forecast needs values to go on from, hence the start; the last step is not forced.
+    """
+    return tuple(step for step in range(nfe) if step < first or (step - first + 1) % interval == 0)
+
+
+def opened(run: Run, row: int, threshold: float) -> dict[Site, bool] | None:
+    """Whether a router of Learning-to-Cache's form computes each part: its sigmoid is above the threshold.
+
+    Args:
+        row: of the table, counted from the last step.
+
+    Returns:
+        None if the run has no router.
+
+    Raises:
+        UserError: the router was made for another model or number of steps.
+    """
+    if (router := run.artefacts.tables.get("router")) is None:
+        return None
+    sites = run.shape.sites
+    if len(router) != run.nfe or len(router[0]) != len(sites):
+        raise UserError(
+            f"the router has {len(router)} steps of {len(router[0])} branches, the run has {run.nfe} of {len(sites)}; "
+            "use one that was trained for this model and NFE"
+        )
+    # the sigmoid in a form that overflows for no logit
+    return {site: (1 + tanh(x / 2)) / 2 > threshold for site, x in zip(sites, router[row], strict=True)}

@@ -115,6 +115,29 @@ class TrainRouter:
 
 
 @dataclass(frozen=True)
+class TrainChainRouter:
+    """Declare a table of logits like `TrainRouter`'s with a row for every step, trained along whole sampling chains
+    from noise (HarmoniCa, arXiv 2410.01723).
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        cost_weight: beta, the price of an open gate.
+        threshold: a branch's stored value is replaced where its gate is above it.
+        iterations: chains.
+        batch_size: samples of a chain.
+        refresh: after so many chains the steps' weights are measured anew.
+    """
+
+    name: str
+    cost_weight: float
+    threshold: float
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    refresh: int
+
+
+@dataclass(frozen=True)
 class ImportRouter:
     """Declare a table of `TrainRouter`'s form that is read from a file in the reference's format instead.
 
@@ -181,6 +204,7 @@ Trainable = (
     | CollectScores
     | TrainRefiners
     | TrainRouter
+    | TrainChainRouter
     | CalibrateReuse
     | CalibrateMagnitudes
     | ImportRouter

@@ -87,7 +87,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("shapes", {"plan"}),
         ("trainable", set()),
         ("method", {"errors", "guidance", "plan", "shapes", "tensors", "trainable", "watch"}),
-        ("schedule", {"errors", "method"}),
+        ("schedule", {"errors", "method", "plan"}),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"errors", "ledger", "method", "shapes", "tensors"}),

@@ -20,6 +20,7 @@ def soft_hidden(
     cached: Mapping[Unit, Tensor],
     inputs: Sequence[Tensor] | None = None,
     checkpointed: bool = False,
+    used: dict[Unit, Tensor] | None = None,
 ) -> Tensor:
     """The training path: every unit in `gates` is gate * fresh + (1 - gate) * cached, differentiably.
 
@@ -36,6 +37,7 @@ def soft_hidden(
             which is Alg. 1's literal line 13.
         checkpointed: keep every block's input alone for the gradient, and compute the block again: the same bits in
             less memory.
+        used: is given what came of every branch before its gate, blended or not, [R, N, D].
 
     Returns:
         x-hat^L, [R, N, D].
@@ -52,7 +54,10 @@ def soft_hidden(
         x = before
         for name, gated in adapter.modulation(module, condition).items():
             out = adapter.part(module, name, x, gated)
-            x = x + adapter.gate(gated, blend(site, out) if (site := Site(index, name)) in gates else out)
+            value = blend(site, out) if (site := Site(index, name)) in gates else out
+            if used is not None:
+                used[site] = value
+            x = x + adapter.gate(gated, value)
         if (unit := Block(index)) in gates:
             x = before + blend(unit, x - before)
         return x

@@ -1,5 +1,5 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
-refiners (refiners.py), routers (routers.py); and what uncached runs tell (calibration.py).
+refiners (refiners.py), routers (routers.py, chains.py); and what uncached runs tell (calibration.py).
 
 All learn from pairs of neighbouring steps of the inference
 grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
@@ -29,11 +29,13 @@ from tcbench.trainable import (
     ImportSchedule,
     PairStep,
     Trainable,
+    TrainChainRouter,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
 )
 from tcbench.training.calibration import calibrate
+from tcbench.training.chains import train_on_chains
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
@@ -112,6 +114,10 @@ def train(
                     refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, unfinished, refiners)
                 case TrainRouter():
                     table, losses = train_router(pairs, stage, unfinished)
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case TrainChainRouter():
+                    shown = prompts or partial(default_prompts, adapter)
+                    table, losses = train_on_chains(adapter, method, stage, nfe, settings, shown, seed + number)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case CalibrateReuse() | CalibrateMagnitudes():
                     shown = prompts or partial(default_prompts, adapter)
