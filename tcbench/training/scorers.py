@@ -88,7 +88,7 @@ def _fit(
     cost_weight: float,
 ) -> dict[str, Any]:
     adapter, units = pairs.adapter, [Block(block) for block in range(stage.free_blocks)]
-    trained = [{"params": scorer.parameters()}]
+    trained: list[dict[str, Any]] = [{"params": scorer.parameters()}]
     if lora:
         trained.append({"params": lora.values(), "lr": stage.joint_learning_rate})
     optimiser = torch.optim.AdamW(trained, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
