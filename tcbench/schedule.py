@@ -41,7 +41,7 @@ def check_one(method: Method) -> None:
         ValueError: several are given.
     """
     if len(given := [name for name in _SAY_WHICH if getattr(method, name, None) is not None]) > 1:
-        raise ValueError(f"give one of {' and '.join(given)}")
+        raise ValueError(f"give either {' or '.join(given)}")
 
 
 def as_options(steps: Sequence[int], method: Method) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _borrowed(it: _Suite, place: Field, entry: Entry, method: Method) -> Problem
         if rows[source].nfe != entry.nfe:
             yield Problem((*place, "artefacts_from"), f"{source!r} was trained for another nfe")
     schedule = getattr(method, "schedule", None)
-    listed = getattr(method, "full_steps", None) or entry.row.full_steps_of or entry.row.searched
+    listed = getattr(method, "full_steps", None) or entry.row.full_steps_of
     if schedule in ("adaptive", "reversed") and not (
         source or method.trains or listed
     ):  # method.Schedule, from alpha-bar

@@ -139,7 +139,9 @@ class Entry:
             settings["full_steps_of"] = self.steps_of.row_settings("sample") if self.steps_of else None
         if settings.get("searched"):
             settings["searched"] = {"over": settings["searched"], **self.suite.search.model_dump()}
-            settings["searched"]["target"] = self.target.row_settings("sample") if self.target else None
+            if self.target and settings["searched"]["over"] is not True:  # options at its MACs, of calibration batches
+                calibration = self.suite.samples.model_dump(include={"seed", "batch_size"})
+                settings["searched"]["target"] = self.target.row_settings("sample") | calibration
         return settings
 
     def settings(self, stage: str) -> dict[str, Any]:
@@ -176,7 +178,8 @@ class Entry:
     @property
     def before_search(self) -> tuple[Path, ...]:
         """Files of other stages that a search for it reads: of what is trained for it, and for its target."""
-        folders = [entry.artefacts for entry in (self, self.target) if entry and entry.artefacts]
+        target = self.target if isinstance(self.row.searched, dict) else None
+        folders = [entry.artefacts for entry in (self, target) if entry and entry.artefacts]
         return tuple(dict.fromkeys(folder / "artefacts.json" for folder in folders))
 
     @property
