@@ -221,8 +221,8 @@ class Samples(Strict):
     seed: Seed = 0
     """Keys all of their noise."""
     labels: Literal["balanced", "drawn"] = "balanced"
-    """Of classes: in turn, so that every one comes as often, or drawn at random, sample by sample, as DiT's script
-    does. Balanced classes raise IS, by 4 to 9 % where there are 1000 (docs/reproduction-notes.md)."""
+    """Of classes: in turn, so that every one comes as often, or drawn at random, each sample's by its own key, as DiT's
+    script does. Balanced classes raise IS, by 4 to 9 % where there are 1000 (docs/reproduction-notes.md)."""
 
     @property
     def group_size(self) -> int:
