@@ -22,7 +22,7 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
-from tcbench.training.unfinished import Unfinished
+from tcbench.training.unfinished import Stateful, Unfinished
 
 LEAST_SPREAD = 1e-5
 """Standard deviation of all scores below which a scorer is constant."""
@@ -74,7 +74,7 @@ def train_scorer(
 
     watch = HeldOut(stage, scorer.state_dict(), held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
-    parts = {"scorer": scorer, "optimiser": optimiser, "watch": watch}
+    parts: dict[str, Stateful] = {"scorer": scorer, "optimiser": optimiser, "watch": watch}
     left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
     progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
