@@ -199,9 +199,9 @@ class Replay:
             with undisturbed(method, adapter.model, *self._run.artefacts.scorers.values(), self._run.sample_index):
                 for step in range(self.nfe):
                     self._step(step)
-                    macs: Any = self._passes.macs
-                    self.step_macs.append(macs["per_sample"] - sum(self.step_macs))
-                self.macs = self._passes.macs
+                    so_far: dict[str, Any] = self._passes.macs
+                    self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
+                    self.macs = so_far
         if graphs is None and path == "fused" and can_fuse(adapter):
             graphs = CudaGraphs()
         if graphs is not None:

@@ -20,7 +20,7 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
-from tcbench.training.unfinished import Unfinished, Weights
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 
 def train_refiners(
@@ -98,7 +98,7 @@ def _fit(
         weights[name].data.copy_(tensor)
     watch = HeldOut(stage, weights, held_out_loss)
     history: list[float] = []
-    parts: dict[str, Any] = {"refiners": Weights(weights), "optimiser": optimiser, "watch": watch}
+    parts: dict[str, Stateful] = {"refiners": Weights(weights), "optimiser": optimiser, "watch": watch}
     left = unfinished.stage(pairs.generator, {"loss": history}, parts).iterations(stage.iterations)
     progress = tqdm(left, desc="train refiners", total=stage.iterations, mininterval=1)
     for iteration in progress:

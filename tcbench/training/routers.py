@@ -8,7 +8,7 @@ against the sum of s.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from tcbench.plan import Site, Unit
 from tcbench.trainable import TrainRouter
 from tcbench.training.pairs import uncached_values
 from tcbench.training.running import check_finite
-from tcbench.training.unfinished import Unfinished, Weights
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 if TYPE_CHECKING:
     from tcbench.training.pairs import Pairs
@@ -117,7 +117,7 @@ def train_router(pairs: "Pairs", stage: TrainRouter, unfinished: Unfinished) -> 
     trainer = RouterTrainer(pairs, stage, torch.randn(steps, gates, generator=pairs.generator))
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_gate": []}
     rows = Weights({str(number): row for number, row in enumerate(trainer.rows)})
-    parts: dict[str, Any] = {"rows": rows, "optimiser": trainer.optimiser}
+    parts: dict[str, Stateful] = {"rows": rows, "optimiser": trainer.optimiser}
     left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
     progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:

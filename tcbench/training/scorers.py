@@ -25,7 +25,7 @@ from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
 from tcbench.training.refiners import lora_weights, plain_model
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
-from tcbench.training.unfinished import Unfinished, Weights
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 LEAST_SPREAD = 1e-5
 """Standard deviation of all scores below which a scorer is constant."""
@@ -119,7 +119,7 @@ def _fit(
 
     watch = HeldOut(stage, {**scorer.state_dict(), **lora}, held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
-    parts: dict[str, Any] = {"scorer": scorer, "lora": Weights(lora), "optimiser": optimiser, "watch": watch}
+    parts: dict[str, Stateful] = {"scorer": scorer, "lora": Weights(lora), "optimiser": optimiser, "watch": watch}
     left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
     progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
