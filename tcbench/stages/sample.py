@@ -16,6 +16,7 @@ from tcbench.data.source import PromptSet
 from tcbench.record.files import digest, kept_tensors, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
+from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
 from tcbench.sampling import sample_batch
@@ -97,7 +98,8 @@ def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict
     """Tensors and metadata of a file, if it holds this shard, undamaged."""
     if kept := kept_tensors(path):
         tensors, metadata = kept
-        if metadata.get("fingerprint") == fingerprint and tensors["index"].tolist() == list(shards(suite)[number]):
+        ours = metadata.get("fingerprint") == fingerprint and not misshapen(tensors)
+        if ours and tensors["index"].tolist() == list(shards(suite)[number]):
             return kept
     return None
 
