@@ -142,6 +142,16 @@ def test_an_odd_value_that_was_vouched_for_is_no_traceback(
             assert one_line(capsys)
 
 
+def test_artefacts_whose_stages_lack_are_refused(results: Path, capsys) -> None:
+    path = results / "trained" / "nfe4-tokencache" / "artefacts.json"
+    record = read_json(path)
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    for stages in ([], [{"kind": "TrainRefiners", "wall_s": 0.0}]):
+        write_record(path, {name: value for name, value in record.items() if name != "digest"} | {"stages": stages})
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+        assert f"{path}: no stage trained the refiners" in one_line(capsys)
+
+
 # --- what is no JSON
 
 
