@@ -80,8 +80,10 @@ def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     for name in log["files"].keys() - numbers.tables:
         tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
         if name == "refiners":
-            stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
-            adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
+            trained = [stage for stage in log["stages"] if {"blocks", "rank"} <= stage.keys()]
+            if not trained:
+                raise UserError(f"{folder / 'artefacts.json'}: no stage trained the refiners; train the row again")
+            adapter = _merged(adapter, trained[0]["blocks"], trained[0]["rank"], tensors, path)
         else:
             scorers[name] = CachePredictor(adapter)
             _load_exactly(scorers[name], tensors, path)
@@ -96,7 +98,11 @@ def load_numbers(folder: Path) -> Artefacts:
         UserError: as `load_artefacts`.
     """
     log = TRAINED.read(folder / "artefacts.json")
-    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log["tables"]}
+    tables = {}
+    for name in log["tables"]:
+        if (table := _vouched(folder, name, log).get("table")) is None or table.ndim != 2:
+            raise UserError(f"{folder / name}.safetensors: holds no table; train the row again")
+        tables[name] = as_table(table)
     return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
 
 

@@ -133,7 +133,7 @@ def choose_by_attention(
     refreshed: "Sequence[Tensor | int]",
     step: int,
     counts: Sequence[int],
-    path: Literal["triton", "torch"] | None = None,
+    backend: Literal["triton", "torch"] | None = None,
 ) -> "list[tuple[Tensor, Tensor, Tensor]]":
     """The tokens with the highest scores in each of B blocks, all at once; nothing waits for the device.
 
@@ -142,7 +142,7 @@ def choose_by_attention(
         refreshed: by block, the step at which each token was last recomputed, int32 [R, N]; a number if one for all.
         step: this step.
         counts: by block, how many tokens to choose.
-        path: as in `tcbench.kernels`; by default the kernel where it serves.
+        backend: as in `tcbench.kernels`; by default the kernel where it serves.
 
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
@@ -162,7 +162,7 @@ def choose_by_attention(
     if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
         new = partial(torch.full_like, observed[0], dtype=torch.int32)
         last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
-    if path == "triton" or (path is None and choice.serves(observed_RBN)):
+    if backend == "triton" or (backend is None and choice.serves(observed_RBN)):
         index_RBK, score_RBN, last = choice.choose_by_attention(
             observed_RBN, last, step, tuple(counts), **asdict(score)
         )

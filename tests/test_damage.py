@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tcbench.cli import main
-from tcbench.record.files import PROVENANCE, is_whole, read_json, vouch, write_record
+from tcbench.record.files import PROVENANCE, is_whole, read_json, read_tensors, seal, vouch, write_record, write_tensors
 
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
 ROWS = ("nfe4-uncached", "nfe4-fora", "nfe4-tokencache")
@@ -142,6 +142,16 @@ def test_an_odd_value_that_was_vouched_for_is_no_traceback(
             assert one_line(capsys)
 
 
+def test_artefacts_whose_stages_lack_are_refused(results: Path, capsys) -> None:
+    path = results / "trained" / "nfe4-tokencache" / "artefacts.json"
+    record = read_json(path)
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    for stages in ([], [{"kind": "TrainRefiners", "wall_s": 0.0}]):
+        write_record(path, {name: value for name, value in record.items() if name != "digest"} | {"stages": stages})
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+        assert f"{path}: no stage trained the refiners" in one_line(capsys)
+
+
 # --- what is no JSON
 
 
@@ -181,6 +191,40 @@ def test_a_damaged_shard_is_refused_and_sampled_again(results: Path, capsys, dam
     scored = quality(results / "scores" / "nfe4-fora.json")
     assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
     assert quality(results / "scores" / "nfe4-fora.json") == scored
+
+
+ODD_TENSORS = {
+    "fewer": lambda tensors: {name: tensor[:1] for name, tensor in tensors.items()},
+    "without images": lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "image"},
+    "without index": lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "index"},
+    "none": lambda _: {},
+    "of another type": lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
+    "flat": lambda tensors: {name: tensor.flatten() for name, tensor in tensors.items()},
+    "numbers": lambda tensors: {name: tensor.flatten()[0] for name, tensor in tensors.items()},
+}
+
+
+def test_odd_tensors_that_were_vouched_for_are_no_traceback(results: Path, capsys) -> None:
+    """A shard and features with digests that fit, of another version or another program."""
+    shard, features = (results / name for name in ("samples/nfe4-fora/shard-00000.safetensors", "features/nfe4-fora"))
+    features = features.with_suffix(".safetensors")
+    whole, scored = shard.read_bytes(), quality(results / "scores" / "nfe4-fora.json")
+    content, key = read_tensors(shard)
+    extracted, its_key = read_tensors(features)
+    record = read_json(results / "samples" / "nfe4-fora" / "row.json")
+    for how, made in ODD_TENSORS.items():
+        write_tensors(shard, made(content), key)
+        shards = record["shards"] | {shard.name: seal(shard)}
+        write_record(
+            shard.with_name("row.json"),
+            {name: value for name, value in record.items() if name != "digest"} | {"shards": shards},
+        )
+        for command in ("score tiny.yaml --rows nfe4-fora", "tables tiny.yaml"):
+            assert main(command.split()) == 2 and str(shard.parent) in one_line(capsys), (how, command)
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0 and shard.read_bytes() == whole, how
+        write_tensors(features, made(extracted), its_key)
+        assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0, how
+        assert quality(results / "scores" / "nfe4-fora.json") == scored, how
 
 
 def test_an_ablation_copies_no_damaged_shard(results: Path) -> None:

@@ -28,8 +28,8 @@ from tests.floors import TRAJECTORY, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
-CPU = partial(FusedBlocks, path="torch")
-INTERPRETED = partial(FusedBlocks, path="triton")
+CPU = partial(FusedBlocks, backend="torch")
+INTERPRETED = partial(FusedBlocks, backend="triton")
 FEW = {
     "tokencache": {"num_full_steps": 2, "refiner_blocks": 1, "schedule": "even", "beta": -1.0, "cache_ratio": 0.7},
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1},

@@ -188,7 +188,7 @@ def test_tokens_on_the_fused_path(name: str) -> None:
     with torch.inference_mode(), pytest.raises(UserError) as caught:
         method = make_method(name, {})
         sampler, run = start_run(adapter, method, NFE, SETTINGS, index, Artefacts())
-        passes = Passes(adapter, run, method.start, partial(FusedBlocks, path="torch"))
+        passes = Passes(adapter, run, method.start, partial(FusedBlocks, backend="torch"))
         list(denoise(passes, sampler, initial_noise(adapter, 0, index), index))
     assert str(caught.value).startswith(str(line_of(name)))
 

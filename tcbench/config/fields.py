@@ -84,7 +84,6 @@ AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits a
 MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_' only")]
 
 Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Nfe = Annotated[int, Field(strict=True, ge=2, le=1000)]

@@ -25,7 +25,7 @@ from torch import Tensor
 from tcbench.engine.cache import Cache
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import SelfAttention
-from tcbench.kernels.chosen import Path, on_device
+from tcbench.kernels.chosen import Backend, on_device
 from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
@@ -43,12 +43,12 @@ class FusedBlocks:
     """`Blocks` with fused kernels, for sampling: a run begins with `prepare`, nothing has a gradient.
 
     Args:
-        path: `torch` runs the kernels' references instead, on any device; for tests.
+        backend: `torch` runs the kernels' references instead, on any device; for tests.
     """
 
-    def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
-        self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
-        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
+    def __init__(self, adapter: Adapter, run: Run, cache: Cache, backend: Backend = "triton") -> None:
+        self.adapter, self.run, self.cache, self.backend = adapter, run, cache, backend
+        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, backend)
         self._eps = {part: _eps_before(part, adapter) for part in adapter.shape.kinds}
         self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
@@ -104,7 +104,7 @@ class FusedBlocks:
         """Apply what waits: the stream or, with `modulate`, the next part's input behind a LayerNorm of this `eps`."""
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
-            self._x, self._terms, modulate=modulate, before_RND=before, eps=eps, path=self.path
+            self._x, self._terms, modulate=modulate, before_RND=before, eps=eps, backend=self.backend
         )
         self._terms = []
         if self._update and update is not None:
@@ -117,7 +117,7 @@ class FusedBlocks:
         """The chosen tokens and their part's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
-        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps[part], path=self.path)
+        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps[part], backend=self.backend)
 
     # --- units
 
@@ -142,15 +142,19 @@ class FusedBlocks:
                 for part, gated in parts.items():
                     if part != "attn":
                         modulate = _modulate(gated)
-                        h = norm_rows(tokens, modulate, chosen, self._eps[part], path=self.path) if modulate else tokens
+                        h = (
+                            norm_rows(tokens, modulate, chosen, self._eps[part], backend=self.backend)
+                            if modulate
+                            else tokens
+                        )
                     h = self._few(block, part, h, chosen, gated, decision)
                     gate = self._ones if (gate := _gate(gated)) is None else gate
                     if part != "mlp":
-                        tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, path=self.path)
+                        tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, backend=self.backend)
                     else:
                         update = self.cache.read(unit, decision.fill, self._step)
                         last = layers.last[part]
-                        rows.linear_update(h, *last, chosen, gate, base, tokens, update, path=self.path)
+                        rows.linear_update(h, *last, chosen, gate, base, tokens, update, backend=self.backend)
                         self.add(update)
 
     def part(self, site: Site, who: All | Nothing | Tokens, decision: Decision | None) -> None:
@@ -171,7 +175,7 @@ class FusedBlocks:
                 _, h = self._gather(part, gated, chosen)
                 value = self.cache.read(site, decision.fill, self._step)
                 h = self._few(block, part, h, chosen, gated, decision)
-                rows.linear_scatter(h, *last, chosen, value, path=self.path)
+                rows.linear_scatter(h, *last, chosen, value, backend=self.backend)
         self.add(value, _gate(gated))
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
@@ -179,10 +183,10 @@ class FusedBlocks:
         layers, x = self.adapter.linear_layers(module), x_RND.contiguous()
         terms: list[Term] = []
         for part, gated in self.adapter.modulation(module, condition).items():
-            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps[part], path=self.path)
+            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps[part], backend=self.backend)
             h, _, _ = self._all(layers, part, x if h is None else h, gated)
             terms = [(F.linear(h, *layers.last[part]), _gate(gated))]
-        return advance(x, terms, path=self.path)[0]
+        return advance(x, terms, backend=self.backend)[0]
 
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
@@ -240,8 +244,8 @@ class FusedBlocks:
             queries, entropy_RN = F.linear(h_RND, *layers.first[part]), None
             if observed:
                 entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
-                text_entropy(queries, gated.keys, gated.bias, entropy_RN, path=self.path)
-            mixed = text_attention(queries, gated.keys, gated.values, gated.bias, path=self.path)
+                text_entropy(queries, gated.keys, gated.bias, entropy_RN, backend=self.backend)
+            mixed = text_attention(queries, gated.keys, gated.values, gated.bias, backend=self.backend)
             return mixed, queries, entropy_RN
         stacked = self._attention.project(h_RND, layers.first[part])
         mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
@@ -253,13 +257,13 @@ class FusedBlocks:
         if part == "attn":
             return self._few_attending(block, h_MD, chosen, gated, decision)
         if part == "mlp":
-            return rows.linear(h_MD, *first, chosen, "gelu", path=self.path)
+            return rows.linear(h_MD, *first, chosen, "gelu", backend=self.backend)
         assert isinstance(gated, Cross)
-        queries = rows.linear(h_MD, *first, chosen, path=self.path)
+        queries = rows.linear(h_MD, *first, chosen, backend=self.backend)
         if decision.observe == "cross":
             stored_RN = self.cache.attention_entropy(block)
-            text_entropy(queries, gated.keys, gated.bias, stored_RN, chosen, path=self.path)
-        return text_attention(queries, gated.keys, gated.values, gated.bias, chosen, path=self.path)
+            text_entropy(queries, gated.keys, gated.bias, stored_RN, chosen, backend=self.backend)
+        return text_attention(queries, gated.keys, gated.values, gated.bias, chosen, backend=self.backend)
 
     def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, gated: Gated, decision: Decision) -> Tensor:
         """Self-attention of the chosen tokens up to its projection, compact [M, D]; keys as decided."""
@@ -268,7 +272,9 @@ class FusedBlocks:
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
             stream = self.stream
-            _, _, everything = advance(stream, [], modulate=_modulate(gated), eps=self._eps["attn"], path=self.path)
+            _, _, everything = advance(
+                stream, [], modulate=_modulate(gated), eps=self._eps["attn"], backend=self.backend
+            )
             assert everything is not None
             keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)

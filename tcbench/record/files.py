@@ -287,7 +287,9 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary, {_METADATA: json.dumps(own)})
         except SafetensorError as error:  # safetensors reports a full disk in its own exception type
-            raise UserError(f"{path}: cannot be written ({error}); free space, then run again") from error
+            raise UserError(
+                f"{path}: cannot be written ({error}); free space or fix permissions, then run again"
+            ) from error
 
 
 def write_shards(folder: Path, tensors: "dict[str, Tensor]", max_bytes: int) -> None:

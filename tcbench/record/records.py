@@ -338,7 +338,7 @@ class Kind(Generic[Content]):
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
             raise UserError(f"{path}: field `{field}`{what}; run `{self.command}`") from error
         if row is not None and value.get("row", row) != row:
-            raise UserError(f"{path}: is of row {value['row']}, not {row}; run `{self.command}`")
+            raise UserError(f"{path}: is of row {str(value['row'])[:80]}, not {row}; run `{self.command}`")
         return cast(Content, value)
 
 

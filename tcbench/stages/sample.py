@@ -17,6 +17,7 @@ from tcbench.data.source import PromptSet
 from tcbench.record.files import digest, is_whole, kept_tensors, peek, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
+from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
@@ -132,7 +133,8 @@ def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict
     """Tensors and metadata of a file, if it holds this shard, undamaged."""
     if kept := kept_tensors(path):
         tensors, metadata = kept
-        if metadata.get("fingerprint") == fingerprint and tensors["index"].tolist() == list(shards(suite)[number]):
+        ours = metadata.get("fingerprint") == fingerprint and not misshapen(tensors)
+        if ours and tensors["index"].tolist() == list(shards(suite)[number]):
             return kept
     return None
 

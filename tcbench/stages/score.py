@@ -102,9 +102,9 @@ def classes_of_real(suite: Suite) -> Sequence[int] | None:
     return None if real.suffix == ".npz" else list_images(real).classes or None
 
 
-def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
-    """Features that are on disk under this key, undamaged, or are made and put there."""
-    if (stored := kept_tensors(path)) and stored[1].get("key") == key:
+def _kept(path: Path, key: str, make: Callable[[], Features], count: int | None = None) -> Features:
+    """Features that are on disk under this key, undamaged and of `count` images, or are made and put there."""
+    if (stored := kept_tensors(path)) and stored[1].get("key") == key and Features.fit(stored[0], count):
         return Features(**stored[0])
     features = make()
     write_tensors(path, dict(vars(features)), {"key": key})
@@ -205,7 +205,7 @@ def _samples(
         suite = entry.suite
         key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
-        features = _kept(entry.features, key, lambda: Features.joined(parts))
+        features = _kept(entry.features, key, lambda: Features.joined(parts), manifest["samples"])
     read, not_run = read_samples(entry, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
 
