@@ -8,7 +8,6 @@ default asks for more steps or blocks than a small model has are scaled down by 
 """
 
 import json
-from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,7 +23,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Decides, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Deferred, Keys, Plan, Span, Tokens, every_unit
+from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.record.executed import PlanRecord
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.samplers import SamplerSettings
@@ -193,12 +192,8 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
 
 @over_cases
 def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any]) -> None:
-    """On meta tensors, where a read-back by the host would raise; what decides on the host needs values.
-
-    Attention is taken in plain products, because torch's counter does not see the fused one of a CPU.
-    """
-    method, samples = small_method(name, options), 3
-    adapter = adapter_of(model, "cpu" if method.decides == "host" else "meta")
+    """Attention is taken in plain products, because torch's counter does not see the fused one of a CPU."""
+    method, samples, adapter = small_method(name, options), 3, adapter_of(model)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
@@ -216,38 +211,20 @@ def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead", "device"))
-def test_no_host_read_between_plan_and_output(model: str, name: str, options: dict[str, Any]) -> None:
-    """Plans are made on the CPU and executed on meta tensors, on which every read of a value raises."""
-    adapter, device_less, method = adapter_of(model), adapter_of(model, "meta"), small_method(name, options)
+def test_no_host_read_inside_a_step(model: str, name: str, options: dict[str, Any]) -> None:
+    """Planned and executed on meta tensors, on which every read of a value raises."""
+    adapter, method = adapter_of(model, "meta"), small_method(name, options)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
-    planner, engine = Engine(adapter, run, method.start(run)), Engine(device_less, run)
+    engine = Engine(adapter, run, method.start(run))
     latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
     with torch.inference_mode():
-        context, its_context = planner.prepare(prompt), engine.prepare(prompt.to("meta"))
-    for step in range(run.nfe):
-        with torch.inference_mode():
-            x, condition = planner.embed(step, latent, context)
-            plan = planner.plan(step, x, condition)
-            planner.hidden(plan, step, x, condition)  # what a plan observes is there for the next one to see
+        context = engine.prepare(prompt)
+        for step in range(run.nfe):
             try:
-                engine.hidden(on_meta(plan), step, *engine.embed(step, latent.to("meta"), its_context))
-            except (RuntimeError, NotImplementedError) as error:
+                engine(step, latent, context)
+            except (RuntimeError, NotImplementedError, UserError) as error:
                 pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
-
-
-def on_meta(plan: Plan) -> Plan:
-    """The same decisions for a model on the meta device, those too that are taken when a unit is reached."""
-
-    def moved(who: Any) -> Any:
-        match who:
-            case Tokens():
-                return Tokens(who.index_RK.to("meta"))
-            case Deferred():
-                return replace(who, choose=lambda stream: moved(who.choose(stream)))
-        return who
-
-    return Plan({unit: replace(decision, who=moved(decision.who)) for unit, decision in plan.decisions.items()})
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead"))
