@@ -159,7 +159,10 @@ def assert_kept(committed: Path, suite: Suite | SpeedSuite, copy: Path) -> None:
     command = ["git", "ls-files", "-z", "."]
     listed = subprocess.run(command, cwd=committed, capture_output=True, text=True, check=True).stdout
     kept = {str(path.relative_to(copy)) for path in publish.kept(suite, copy)} | {"provenance.json"}
-    assert {name for name in listed.split("\0") if name} == kept
+    committed_files = {name for name in listed.split("\0") if name}
+    if "tables/verdicts.json" not in committed_files:  # published before tables had their digests beside them
+        kept = {name for name in kept if not re.fullmatch(r"tables/.*\.json", name)}
+    assert committed_files == kept
 
 
 def test_timings_are_shown_again(tmp_path_factory):

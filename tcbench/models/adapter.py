@@ -136,7 +136,7 @@ class Adapter(ABC):
     refiner_layers: ClassVar[str] = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
     """Pattern of a block's linear layers that LoRA adapts."""
 
-    path: Literal["torch"] = "torch"
+    backend: Literal["torch"] = "torch"
     """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
