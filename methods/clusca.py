@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Forecast, Plan, Spread, Tokens, Unit
 from tcbench.schedule import after_a_start, spread_evenly
-from tcbench.unseen import is_unseen, on_values, unseen
+from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,16 +8,18 @@ from pydantic import PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Plan, every_unit
-from tcbench.schedule import spread_evenly
+from tcbench.schedule import Placement, StepList, check_one, listed_steps, spread_evenly
 
 
 class Fora(Method):
     """Static interval caching of branch outputs before their gates.
 
-    Options (one of them; interval 3, the published setting, if neither is given):
+    Options (one of the first three; interval 3, the published setting, if none is given):
         interval: the published rule. As in the reference code it is anchored at the *end*: a step is full if the number
             of steps after it is a multiple of `interval`, and the first step always is.
         num_full_steps: a labelled variant that reaches budgets no interval gives: this many full steps, spread evenly.
+        full_steps: a list of them.
+        placement: of the even spread; `end` is anchored as the published rule is (`tcbench.schedule.spread_evenly`).
     """
 
     name = "fora"
@@ -27,17 +29,20 @@ class Fora(Method):
 
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
+    placement: Placement = "end"
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "Fora":
-        if self.interval and self.num_full_steps:
-            raise ValueError("give either interval or num_full_steps, not both")
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
         if self.num_full_steps:
-            return spread_evenly(self.num_full_steps, run.nfe)
+            return spread_evenly(self.num_full_steps, run.nfe, self.placement)
         interval = self.interval or 3
         return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % interval == 0)
 

@@ -36,11 +36,11 @@ class LearningToCache(Method):
     trains = True
 
     threshold: float = Field(0.1, ge=0, le=1)
-    router: str | None = None
+    router: str | None = Field(None, min_length=1)
     cost_weight: PositiveFloat = 5e-6
     learning_rate: float = Field(1e-3, gt=0, le=10)
     iterations: PositiveInt = 20_000
-    batch_size: PositiveInt = 64
+    batch_size: int = Field(64, ge=1, le=4096)
     straight_through: float | None = Field(None, ge=0, le=1)
 
     def recomputed(self, run: Run, step: int) -> dict[Site, bool]:

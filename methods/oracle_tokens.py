@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tcbench.method import Artefacts, Look, Run
 from tcbench.plan import Plan, Tokens
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.unseen import on_values
+from tcbench.tensors.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor

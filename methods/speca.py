@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Forecast, Plan, every_unit
-from tcbench.unseen import on_values
+from tcbench.tensors.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor

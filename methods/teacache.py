@@ -34,7 +34,7 @@ class TeaCache(Method):
     decides = "host"
 
     threshold: float = Field(0.2, ge=0, le=2)
-    coefficients: tuple[float, ...] = (1.0, 0.0)
+    coefficients: tuple[float, ...] = Field((1.0, 0.0), min_length=1)
 
     def start(self, run: Run) -> "_Accumulation":
         """The accumulated change lives for one run."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from tcbench.choose import AttentionScore, choose_by_attention, counted
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit
-from tcbench.schedule import TOCA_DDIM50, Pace, token_counts
+from tcbench.schedule import TOCA_DDIM50, Pace, StepList, check_one, listed_steps, token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,8 @@ class ToCa(Method):
         fresh_ratio: R, the share of tokens that schedules scale; 0 is FORA.
         interval: N, the base distance of full steps. A full step with i of S steps to go sets the distance in force to
             round(N / (1.4 - 0.8 i / S)), or to 2 if 0.2 S <= i < 0.4 S; under `pixart` step i of S sets it to
-            round(N / (0.8 + 0.4 i / S)).
+            round(N / (0.8 + 0.4 i / S)). It is 3 if neither it nor a list of full steps is given.
+        full_steps: a list of them in the place of `interval`; ages are then counted in their mean distance.
         schedule: how R changes over steps and blocks: `ddim50` grows from none in the first quarter of the steps and
             grows with depth, `ddpm250` grows over the steps and falls with depth, `pixart` falls over both and gives
             cross-attention less than the MLP, `constant` is R.
@@ -80,12 +81,22 @@ class ToCa(Method):
     knob = "fresh_ratio"
 
     fresh_ratio: float = Field(0.07, ge=0, le=1)
-    interval: PositiveInt = 3
+    interval: PositiveInt | None = None
+    full_steps: StepList | None = None
     schedule: Literal["ddim50", "ddpm250", "pixart", "constant"] = "ddim50"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.6
     cell: PositiveInt = 2
     faithful: bool = True
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> "ToCa":
+        check_one(self)
+        return self
+
+    def base_interval(self, nfe: int) -> float:
+        """N, or the mean distance of the full steps of a list."""
+        return nfe / len(self.full_steps) if self.full_steps else float(self.interval or 3)
 
     def timetable(self, run: Run) -> tuple[Row, ...]:
         """What every step does, in sampling order."""
@@ -105,7 +116,8 @@ class ToCa(Method):
 
     def renewed_interval(self, counter: int, nfe: int) -> int:
         """The distance of full steps that a full step sets."""
-        return SCHEDULES[self.schedule].renewed_interval(self.interval, counter, nfe, varies=self.fresh_ratio > 0)
+        pace, varies = SCHEDULES[self.schedule], self.fresh_ratio > 0
+        return pace.renewed_interval(self.base_interval(nfe), counter, nfe, varies=varies)
 
     def start(self, run: Run) -> "ToCaRun":
         """Ages of tokens live for one run."""
@@ -114,7 +126,7 @@ class ToCa(Method):
             raise UserError(f"toca: its {cells} do not tile the token grid {run.shape.grid}; set another cell")
         halves = run.rows_per_sample if "cross" in run.shape.kinds else None
         score = AttentionScore(
-            run.shape.grid, self.soft_fresh_weight, self.interval, self.bonus, self.cell, halves=halves
+            run.shape.grid, self.soft_fresh_weight, self.base_interval(run.nfe), self.bonus, self.cell, halves=halves
         )
         return ToCaRun(run, self.timetable(run), score, "cross" if halves else "attn")
 
@@ -204,13 +216,14 @@ def _timetable(method: ToCa, nfe: int, num_blocks: int, num_tokens: int) -> tupl
         ratios = [method.ratio(counter, nfe, block, num_blocks, branch) for block in range(num_blocks)]
         return tuple(num_tokens if full else n for full, n in zip(fulls, token_counts(ratios, num_tokens), strict=True))
 
-    rows, interval = [], method.interval
+    rows, interval = [], method.interval or 3
+    listed = listed_steps(method.full_steps, nfe) if method.full_steps else None
     for step in range(nfe):
         first, counter = interval, method.counter(step, nfe)
-        full = step == 0 or counter % interval == 0
+        full = step in listed if listed else step == 0 or counter % interval == 0
         if full:
             interval = method.renewed_interval(counter, nfe)
-        again = step == 0 or counter % interval == 0 if method.faithful else full
+        again = full if listed or not method.faithful else step == 0 or counter % interval == 0
         fulls = (full, *[again] * (num_blocks - 1))
         intervals = (first, *[interval] * (num_blocks - 1))
         rows.append(Row(fulls, intervals, counts(counter, fulls, "mlp"), counts(counter, fulls, "cross")))

@@ -27,7 +27,7 @@ class ToCaTokens(TokenSelector):
 
     Options:
         soft_fresh_weight: weight of a token's age, s3. ToCa counts age in its base interval; TokenCache's schedule has
-            none, so it is counted in mean distances of I-steps, NFE / num_full_steps.
+            none, so it is counted in mean distances of I-steps, the NFE over their number.
         bonus: gain of the best token of each 2x2 cell, s4.
     """
 
@@ -39,7 +39,7 @@ class ToCaTokens(TokenSelector):
 
     def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """Alpha-bar, where it places the I-steps: only maps that a P-step reads are taken."""
-        if self.schedule == "even" or artefacts.alpha_bar:
+        if self.full_steps or self.schedule == "even" or artefacts.alpha_bar:
             return None
         return "alpha-bar places the I-steps, and with them the attention maps that P-steps read"
 
@@ -55,7 +55,7 @@ class ToCaTokens(TokenSelector):
         score = AttentionScore(
             run.shape.grid,
             self.soft_fresh_weight,
-            run.nfe / self.num_full_steps,
+            run.nfe / self.full_count(run),
             self.bonus,
             halves=run.rows_per_sample if text else None,
         )

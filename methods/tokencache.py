@@ -16,10 +16,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Run, free_blocks
 from tcbench.plan import Tokens
-from tcbench.schedule import Schedule, full_steps
+from tcbench.schedule import Schedule
 from tcbench.selector import Allocation, TokenSelector, spend
-from tcbench.trainable import CollectScores, Loss, Reach, Trainable, TrainRefiners, TrainScorer
-from tcbench.unseen import on_values
+from tcbench.tensors.unseen import on_values
+from tcbench.trainable import CollectScores, Loss, PairStep, Reach, Trainable, TrainRefiners, TrainScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,13 @@ class TokenCache(TokenSelector):
         predictor_reach: the predictor's caches are one step old in training (Alg. 1), or 1 to NFE / #Full steps.
         refiner_reach: refiners are trained one step after a full one, or at the P-steps of the method's own schedule,
             with the caches and the drift that sampling has there.
+        pair_step: x at the later step of a training pair is the sampler's own step from the earlier one, or drawn from
+            the posterior (Alg. 1, line 7, with its noise).
         patience: training ends when the held-out loss fell by less than 1 % over so many of its evaluations, of which
             there are up to 20; None takes all iterations, as the paper.
         predictor_*, refiner_*: training; the paper's values are 40 000 steps at 1e-5, then LoRA at 1e-4.
+        joint_refiners: LoRA learns with the predictor already (Sec. III-C) and goes on when that is frozen
+            ("continued", Sec. IV-B), or begins then.
         refiner_rank: rank of LoRA; 0 leaves the refiners as they are.
         training_batch_size: pairs of neighbouring steps per iteration.
         alpha_samples: samples that alpha-bar is averaged over; the paper's batch is 256.
@@ -65,10 +69,9 @@ class TokenCache(TokenSelector):
     trains = True
     predicts = True
 
-    num_full_steps: PositiveInt | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
     refiner_blocks: NonNegativeInt | None = None  # type: ignore[assignment]  # wider: only `free_blocks` reads it
     schedule: Schedule = "adaptive"
-    beta: float | None = None  # type: ignore[assignment]  # wider: only `i_steps` reads it
+    beta: float | None = None  # type: ignore[assignment]  # wider: only `smoothing` reads it
     allocation: Allocation = "batch"
     budget_pool: Literal["free", "all"] = "free"
     guided_halves: Literal["independent", "shared"] = "independent"
@@ -79,35 +82,34 @@ class TokenCache(TokenSelector):
     loss: Loss = "auto"
     predictor_reach: Reach = "one"
     refiner_reach: Reach = "gaps"
+    pair_step: PairStep = "solver"
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000
     predictor_learning_rate: float = Field(1e-5, gt=0, le=1)
-    refiner_rank: NonNegativeInt = 16
+    refiner_rank: int = Field(16, ge=0, le=1024)
+    joint_refiners: bool = False
     refiner_iterations: PositiveInt = 40_000
     refiner_learning_rate: float = Field(1e-4, gt=0, le=1)
-    training_batch_size: PositiveInt = 64
+    training_batch_size: int = Field(64, ge=1, le=4096)
     alpha_samples: PositiveInt = 256
 
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        count, beta = self._full_and_beta(run)
-        return full_steps(run, count, self.schedule, beta)
+    def full_count(self, run: Run) -> int:
+        """#Full: the row's own, or the paper's."""
+        return len(self.full_steps or ()) or self.num_full_steps or self._published(run)[0]
 
-    def _full_and_beta(self, run: Run) -> tuple[int, float]:
-        """#Full and beta: the row's own, or the paper's."""
-        num_full_steps, beta = self._published(run)
-        count, beta = self.num_full_steps or num_full_steps, beta if self.beta is None else self.beta
-        if count is None or beta is None:
-            raise UserError(
-                f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
-                f"{run.nfe} steps; set both"
-            )
-        return count, beta
+    def smoothing(self, run: Run) -> float:
+        """beta: the row's own, or the paper's."""
+        return self._published(run)[1] if self.beta is None else self.beta
 
     @staticmethod
-    def _published(run: Run) -> tuple[int, float] | tuple[None, None]:
+    def _published(run: Run) -> tuple[int, float]:
         """#Full and beta of Table I."""
-        return PUBLISHED.get((run.shape.num_tokens, run.nfe), (None, None))
+        if published := PUBLISHED.get((run.shape.num_tokens, run.nfe)):
+            return published
+        raise UserError(
+            f"tokencache: the paper names no num_full_steps and beta for {run.shape.num_tokens} tokens and "
+            f"{run.nfe} steps; set both"
+        )
 
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
@@ -137,11 +139,13 @@ class TokenCache(TokenSelector):
             cost_reduction=self.cost_reduction,
             recursion=self.recursion,
             loss=self.loss,
-            longest_gap=round(run.nfe / self._full_and_beta(run)[0]) if self.predictor_reach == "gaps" else 1,
+            longest_gap=round(run.nfe / self.full_count(run)) if self.predictor_reach == "gaps" else 1,
             patience=self.patience,
+            pair_step=self.pair_step,
+            joint_rank=self.refiner_rank if self.joint_refiners and free < run.shape.num_blocks else 0,
+            joint_learning_rate=self.refiner_learning_rate,
         )
-        beta = self._published(run)[1] if self.beta is None else self.beta
-        read = None if self.schedule == "even" else beta
+        read = None if self.full_steps or self.schedule == "even" else self.smoothing(run)
         stages: tuple[Trainable, ...] = (predictor, CollectScores("predictor", free, self.alpha_samples, read))
         if self.refiner_rank and free < run.shape.num_blocks:
             stages += (
@@ -154,6 +158,7 @@ class TokenCache(TokenSelector):
                     loss=self.loss,
                     reach=self.refiner_reach,
                     patience=self.patience,
+                    pair_step=self.pair_step,
                 ),
             )
         return stages

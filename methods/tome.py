@@ -17,7 +17,7 @@ from tcbench.errors import UserError
 from tcbench.method import Look, Run
 from tcbench.plan import Deferred, Plan, Tokens
 from tcbench.selector import TokenSelector
-from tcbench.unseen import on_values
+from tcbench.tensors.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Table
+from tcbench.method import Artefacts, ModelShape, Table
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.weights import read_pickle
-from tcbench.record.files import digest, read_tensors, seal, write_tensors
+from tcbench.plan import Site
+from tcbench.record.files import digest, read_json, read_tensors, seal, write_tensors
 from tcbench.record.records import TRAINED, Trained
+from tcbench.trainable import Imported, ImportRouter
 
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
@@ -78,8 +80,10 @@ def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     for name in log["files"].keys() - numbers.tables:
         tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
         if name == "refiners":
-            stage = next(stage for stage in log["stages"] if stage["kind"] == "TrainRefiners")
-            adapter = _merged(adapter, stage["blocks"], stage["rank"], tensors, path)
+            trained = [stage for stage in log["stages"] if {"blocks", "rank"} <= stage.keys()]
+            if not trained:
+                raise UserError(f"{folder / 'artefacts.json'}: no stage trained the refiners; train the row again")
+            adapter = _merged(adapter, trained[0]["blocks"], trained[0]["rank"], tensors, path)
         else:
             scorers[name] = CachePredictor(adapter)
             _load_exactly(scorers[name], tensors, path)
@@ -94,7 +98,11 @@ def load_numbers(folder: Path) -> Artefacts:
         UserError: as `load_artefacts`.
     """
     log = TRAINED.read(folder / "artefacts.json")
-    tables = {name: as_table(_vouched(folder, name, log)["table"]) for name in log["tables"]}
+    tables = {}
+    for name in log["tables"]:
+        if (table := _vouched(folder, name, log).get("table")) is None or table.ndim != 2:
+            raise UserError(f"{folder / name}.safetensors: holds no table; train the row again")
+        tables[name] = as_table(table)
     return Artefacts(alpha_bar=tuple(log["scores"]["alpha_bar"]) if "scores" in log else None, tables=tables)
 
 
@@ -132,6 +140,17 @@ def as_table(logits_SG: Tensor) -> Table:
     return tuple(tuple(row) for row in logits_SG.tolist())
 
 
+def read_imported(stage: Imported, shape: ModelShape, steps: int) -> Table:
+    """The table that a method declares to be read from a file.
+
+    Raises:
+        UserError: the file is missing, damaged, of another form, or made for another model or number of steps.
+    """
+    if isinstance(stage, ImportRouter):
+        return read_router(stage.path)
+    return read_schedule(Path(stage.path), shape, steps)
+
+
 def read_router(path: Path | str) -> Table:
     """Read a router that the reference's training script saved: {"routers": {"i.prob": [G] logits, i = 0..S-1}, ...}.
 
@@ -154,3 +173,44 @@ def read_router(path: Path | str) -> Table:
     if len({len(row) for row in rows}) > 1:
         raise UserError(f"{path}: its routers have different lengths; a checkpoint of one model is needed")
     return as_table(torch.stack(rows).float())
+
+
+def read_schedule(path: Path, shape: ModelShape, steps: int) -> Table:
+    """Read SmoothCache's lists: JSON of ones (compute) and zeros in sampling order by component, {"attn": [1, 0, ...]}.
+
+    Raises:
+        UserError: the file is missing, damaged, of another form, or made for another number of steps.
+    """
+    lists = read_json(path, fix="give a list of ones and zeros for each part of a block")
+    if not isinstance(lists, Mapping) or not lists:
+        raise UserError(f'{path}: holds no lists; JSON of the form {{"attn": [1, 0, ...], ...}} is needed')
+    known = {name for site in shape.sites for name in _components(site)}
+    for name, values in lists.items():
+        if name not in known:
+            parts = ", ".join(shape.kinds)
+            raise UserError(
+                f"{path}: {name!r} is no part of this model ({parts}); name a part, or a block's own as in 'attn-7'"
+            )
+        if not isinstance(values, list) or not all(value in (0, 1) for value in values):
+            raise UserError(f"{path}: {name}: holds something else than ones and zeros; correct it")
+        if len(values) != steps:
+            raise UserError(f"{path}: {name}: a list of {len(values)} steps, the run has {steps}; use one made for it")
+    return schedule_table(lists, shape, steps)
+
+
+def schedule_table(lists: Mapping[str, Sequence[int]], shape: ModelShape, steps: int) -> Table:
+    """Lists by component as a row for each step and a column for each branch.
+
+    A block's own list goes before that of its component. What has none, and what lies past a list's end, is computed.
+    """
+
+    def entry(site: Site, step: int) -> float:
+        own = next((lists[name] for name in _components(site) if name in lists), ())
+        return float(own[step]) if step < len(own) else 1.0
+
+    return tuple(tuple(entry(site, step) for site in shape.sites) for step in range(steps))
+
+
+def _components(site: Site) -> tuple[str, str]:
+    """What a list may be called that a branch follows, its own name first."""
+    return f"{site.part}-{site.block}", site.part

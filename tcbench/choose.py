@@ -9,9 +9,9 @@ from functools import partial
 from math import log
 from typing import TYPE_CHECKING, Literal
 
-from tcbench.checking import readable
 from tcbench.plan import PlanError, Tokens
-from tcbench.unseen import is_unseen, unseen
+from tcbench.tensors.unseen import is_unseen, unseen
+from tcbench.watch.checking import readable
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -136,7 +136,7 @@ def choose_by_attention(
     refreshed: "Sequence[Tensor | int]",
     step: int,
     counts: Sequence[int],
-    path: Literal["triton", "torch"] | None = None,
+    backend: Literal["triton", "torch"] | None = None,
 ) -> "list[tuple[Tensor, Tensor, Tensor]]":
     """The tokens with the highest scores in each of B blocks, all at once; nothing waits for the device.
 
@@ -145,7 +145,7 @@ def choose_by_attention(
         refreshed: by block, the step at which each token was last recomputed, int32 [R, N]; a number if one for all.
         step: this step.
         counts: by block, how many tokens to choose.
-        path: as in `tcbench.kernels`; by default the kernel where it serves.
+        backend: as in `tcbench.kernels`; by default the kernel where it serves.
 
     Returns:
         by block the tokens' indices, int64 [R, K] in any order, the scores [R, N], and `refreshed` after this step
@@ -165,7 +165,7 @@ def choose_by_attention(
     if not isinstance(last, int) or any(not isinstance(value, int) or value != last for value in refreshed):
         new = partial(torch.full_like, observed[0], dtype=torch.int32)
         last = _by_block([new(value) if isinstance(value, int) else value for value in refreshed])
-    if path == "triton" or (path is None and score.scaled and choice.serves(observed_RBN)):
+    if backend == "triton" or (backend is None and score.scaled and choice.serves(observed_RBN)):
         settings = asdict(score)
         del settings["scaled"]  # the kernel always does
         index_RBK, score_RBN, last = choice.choose_by_attention(observed_RBN, last, step, tuple(counts), **settings)

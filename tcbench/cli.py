@@ -4,25 +4,25 @@ torch is imported by the sub-commands that need it, not by `--help`.
 """
 
 import argparse
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
-from tcbench.config.document import Document
+from tcbench.config.document import Document, parse
 from tcbench.config.load import load_suite, validated
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
-from tcbench.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.outside.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
 from tcbench.registry import documentation, make_method, method_class, method_names
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:
             add_methods(parsed.methods)
-        return parsed.handler(parsed) or 0
+        status = parsed.handler(parsed) or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         for line in str(error).splitlines():
             print(f"tcbench: {line}", file=sys.stderr)
@@ -57,9 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:  # the system refused something else than a file
-            raise
-        print(f"tcbench: {error.filename}: {error.strerror}; free space or fix permissions", file=sys.stderr)
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # the system refused something else than a file
+        if error.filename is None:  # every file is written under its name, standard output has none
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = error.filename or "standard output"
+        print(f"tcbench: {where}: {error.strerror}; free space or fix permissions", file=sys.stderr)
         return 2
     return 0
 
@@ -114,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
+    sub = stage("search", _search, "search what a row says is `searched`: its full steps, or options")
+    sub.add_argument("--row", required=True)
     for name, handler, help in (
         ("sample", _sample, "generate the samples of some rows; finished shards are kept"),
         ("score", _score, "score the samples of some rows"),
@@ -162,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
     sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
-    sub.add_argument("--dtype", action="append", default=[], choices=("bf16", "tf32", "fp32"))
+    sub.add_argument("--dtype", action="append", default=[], choices=get_args(Dtype))
     sub.add_argument("--batch-size", action="append", default=[], type=int)
     sub.add_argument("--nfe", action="append", default=[], type=int)
     sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
@@ -238,16 +245,16 @@ def _published(parsed: argparse.Namespace, suite: _AnySuite) -> _AnySuite:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs, values read as YAML scalars."""
+    """KEY=VALUE pairs, values read as in a config."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: give KEY=VALUE")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair}: {value!r} is not a YAML value") from error
+        document = parse(value, Path(f"--set {key}"))
+        for problem in document.problems:
+            raise UserError(f"--set {key}: {problem.says}")
+        options[key] = document.value
     return options
 
 
@@ -325,6 +332,17 @@ def _train(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     train_row(entry)
+
+
+def _search(parsed: argparse.Namespace) -> None:
+    (entry,) = _entries(parsed, [parsed.row])
+    if not entry.row.searched:
+        rows = ", ".join(entry.suite.searched_rows) or "none"
+        raise UserError(f"row {entry.name}: nothing is `searched` for it; rows with: {rows}")
+    from tcbench.stages.search import search_row
+
+    _set_threads()
+    search_row(entry)
 
 
 def _encode(parsed: argparse.Namespace) -> None:

@@ -1,31 +1,37 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
 A method lives in one file of `methods/`. It imports only the vocabulary (this module, `tcbench.plan`, `choose`,
-`schedule`, `selector`, `trainable`, `unseen`), numpy and, inside the functions that compute with it, torch. It never
-touches a model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be
+`schedule`, `selector`, `trainable`, `tensors.unseen`), numpy and, inside the functions that compute with it, torch. It
+never touches a model: it sees a `Run` (what is known before sampling starts) and, at each step, a `Look` (what may be
 observed).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Number
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_validator
 
 from tcbench.errors import UserError
-from tcbench.guard import guard_hooks
 from tcbench.guidance import Guidance
-from tcbench.plan import Plan
+from tcbench.plan import Plan, described
 from tcbench.shapes import ModelShape
+from tcbench.tensors.unseen import on_values
 from tcbench.trainable import Trainable
-from tcbench.unseen import on_values
+from tcbench.watch.guard import guard_hooks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Table = tuple[tuple[float, ...], ...]
+
+LARGEST = 10**6
+"""No number among a method's options is larger, or below its negative: training takes tens of thousands of steps."""
+LONGEST = 1000
+"""No option has more entries, or characters."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,19 @@ def free_blocks(shape: ModelShape, refiners: int) -> int:
     return shape.num_blocks - refiners
 
 
+def _check_size(value: Any) -> None:
+    """Raise ValueError for what no method can mean."""
+    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"numbers are between -{LARGEST} and {LARGEST}")
+    if isinstance(value, str) and not (len(value) <= LONGEST and value.isprintable()):
+        raise ValueError(f"a text has at most {LONGEST} characters, all of them printable")
+    if isinstance(value, Collection) and not isinstance(value, str):
+        if len(value) > LONGEST:
+            raise ValueError(f"has {len(value)} entries; give at most {LONGEST}")
+        for entry in value:
+            _check_size(entry)
+
+
 class Method(BaseModel):
     """Base of all methods; the fields of a subclass are its options, set from a config row or `--set key=value`.
 
@@ -226,9 +245,10 @@ class Method(BaseModel):
         predicts: whether it trains a scorer of tokens, which diagnostics and the figure of scores describe.
         decides: when it decides. The MACs of one that decides on the host depend on the sample: `outcomes` bounds them.
 
-    Every option has a default, so that `tcbench macs` and the contract tests can make any method.
+    Every option has a default, so that `tcbench macs` and the contract tests can make any method. No number may be
+    larger than `LARGEST`, no list or text longer than `LONGEST`, and text or true and false are no numbers.
 
-    Whatever a subclass defines runs behind `tcbench.guard`: what it may return, and what becomes of what it raises.
+    Whatever a subclass defines runs behind `tcbench.watch.guard`: what it may return, what becomes of what it raises.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -243,6 +263,16 @@ class Method(BaseModel):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         guard_hooks(cls)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _of_a_size(cls, given: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        """What is absurd is refused where it is said, not where it is used; pydantic would take "3" and true for 3."""
+        value = validated(given)
+        if isinstance(given, bool | str | bytes) and isinstance(value, Number | str) and type(value) is not type(given):
+            raise ValueError(f"is {described(given)}; give a {type(value).__name__} without quotes")
+        _check_size(value)
+        return value
 
     def sampled_steps(self, nfe: int) -> int:
         """How many steps the sampler takes where the uncached reference takes `nfe`."""

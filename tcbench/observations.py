@@ -59,7 +59,7 @@ def _scores(live: LiveStep, name: str) -> "Tensor":
 def _uniform(live: LiveStep) -> "Tensor":
     import torch
 
-    from tcbench import draws
+    from tcbench.tensors import draws
 
     run = live.run
     blocks = torch.arange(run.shape.num_blocks, device=run.sample_index.device)

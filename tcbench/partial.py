@@ -11,7 +11,7 @@ from tcbench.choose import AttentionScore, Visits
 from tcbench.errors import UserError
 from tcbench.method import Look, Run
 from tcbench.plan import ALL, NONE, Decision, Observe, Output, Plan, Site, Tokens, Unit
-from tcbench.unseen import on_values
+from tcbench.tensors.unseen import on_values
 
 if TYPE_CHECKING:
     from torch import Tensor

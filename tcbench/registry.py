@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from tcbench.data.source import DataSource
 from tcbench.errors import UserError
-from tcbench.guard import blamed
 from tcbench.method import Decides, Method
-from tcbench.places import PACKAGE, data_file, data_files, method_file, method_files
+from tcbench.outside.places import PACKAGE, data_file, data_files, method_file, method_files
+from tcbench.watch.guard import blamed
 
 
 def method_names() -> list[str]:

@@ -1,26 +1,154 @@
 """One batch's run prepared once and repeated without the host deciding anything: for timing, and for many batches."""
 
-from collections.abc import Iterator
-from functools import cache
-from typing import Any, Literal
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from tcbench.checking import values_unchecked
 from tcbench.engine.fused import FusedBlocks, can_fuse
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, Prompt
+from tcbench.record.executed import PlanRecord
 from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
-from tcbench.sampling import Passes, Prompts, default_prompts, denoise, initial_noise, start_run
-from tcbench.undisturbed import undisturbed
+from tcbench.sampling import (
+    MacTotals,
+    Passes,
+    Prompts,
+    default_prompts,
+    denoise,
+    initial_noise,
+    latents_dtype,
+    start_run,
+)
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 ExecutionPath = Literal["fused", "plain"]
 
 
+class Graph(Protocol):
+    """Work that was captured, as `torch.cuda.CUDAGraph`."""
+
+    def capture_end(self) -> None:
+        """What is enqueued from here on is no part of it."""
+
+    def replay(self) -> None:
+        """Enqueue the work again; it reads and writes the memory that it did when it was captured."""
+
+
+class Graphs(Protocol):
+    """Where steps are captured."""
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Graphs are captured inside, one after another."""
+
+    def begin(self) -> Graph:
+        """Capture what is enqueued from here on."""
+
+
+class CudaGraphs:
+    """CUDA graphs that share their memory, because they always run in the order in which they were captured."""
+
+    def __init__(self) -> None:
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """On a stream of their own. What earlier runs left is freed first: graphs cannot use its memory, and it must
+        not go while they are captured."""
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.synchronize()
+
+    def begin(self) -> Graph:
+        """Capture what this thread enqueues; others may go on using the device."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        return graph
+
+
+class Inputs:
+    """What tells a batch from another, in tensors that stay where they are, so that captured steps read them again.
+
+    Everything random about a sample is drawn from its index: noise on the host, here; what a method draws inside a step
+    on the device, from `index`.
+
+    Args:
+        steps: that the sampler takes.
+        index: int64 [n] on the device, which methods draw from; filled with the batch's indices.
+        sample_index: those of the first batch, on the CPU.
+        prompts: as `sample_batch` takes them.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        settings: SamplerSettings,
+        steps: int,
+        index: Tensor,
+        sample_index: Tensor,
+        prompts: Prompts | None,
+    ) -> None:
+        self._adapter, self._settings, self._prompts, self._index = adapter, settings, prompts, index
+        self._taken = steps
+        device, dtype = adapter.device, latents_dtype(adapter)
+        self.noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
+        self.prompt = self._shown(sample_index).to(device).clone()
+        # the last step of an ancestral sampler adds no noise
+        drawn = range(steps - 1) if settings.solver == "euler_ancestral" else range(0)
+        self._ancestral = [self._drawn(sample_index, step).to(device, dtype) for step in drawn]
+
+    def ancestral(self, step: int) -> Tensor:
+        """What an ancestral sampler adds at a step (`samplers.ancestral_noise`)."""
+        return self._ancestral[step]
+
+    @torch.inference_mode()
+    def fill(self, sample_index: Tensor) -> Prompt:
+        """Become another batch of as many samples; waits for nothing that the device still has to do.
+
+        Returns:
+            what they show, as `prompts` said it
+
+        Raises:
+            ValueError: they are more or fewer.
+        """
+        if sample_index.shape != self._index.shape:
+            raise ValueError(f"{len(sample_index)} samples in the place of {len(self._index)}")
+        _send(self._index, sample_index)
+        _send(self.noise, initial_noise(self._adapter, self._settings.seed, sample_index))
+        for step, noise in enumerate(self._ancestral):
+            _send(noise, self._drawn(sample_index, step))
+        shown = self._shown(sample_index)
+        if isinstance(self.prompt, Tensor):
+            assert isinstance(shown, Tensor)
+            _send(self.prompt, shown)
+        else:
+            assert not isinstance(shown, Tensor)
+            self.prompt.copy_(shown)
+        return shown
+
+    def _shown(self, sample_index: Tensor) -> Prompt:
+        return default_prompts(self._adapter, sample_index) if self._prompts is None else self._prompts(sample_index)
+
+    def _drawn(self, sample_index: Tensor, step: int) -> Tensor:
+        return ancestral_noise(self._adapter, self._settings, sample_index, self._taken, step)
+
+
+def _send(target: Tensor, source: Tensor) -> None:
+    """Copy from the host in the order of the device's work; from pageable memory the host would wait for all of it."""
+    target.copy_(source.pin_memory() if target.is_cuda and not source.is_cuda else source, non_blocking=True)
+
+
 class Replay:
-    """A run that can be repeated step by step; every repetition starts from the same noise and an empty cache.
+    """A run that can be repeated step by step, from the same noise and an empty cache, or filled with another batch.
 
     With fused blocks on a GPU every step is a captured CUDA graph. A method's decisions are captured with it: they are
     kernels that read the current latents. Where a method decides on the host, a step is as many graphs as its reads cut
@@ -31,12 +159,16 @@ class Replay:
         nfe: steps of the uncached reference; the method may take fewer.
         prompts: sample indices [n] -> what they shall show; without it, class labels in turn.
         path: `plain` is the engine with the model's own layers; `fused` the fastest way to execute the same plans.
+        ahead: make a run ahead, which checks, counts, and compiles what needs compiling. Without it, a batch of this
+            size was sampled before.
+        graphs: where to capture, if not where `path` and the device say.
 
     Attributes:
         nfe: steps that the method takes.
-        macs: the ledger's totals per sample (`Ledger.totals`).
-        step_macs: MACs per sample of every step, all overheads charged.
+        macs: the ledger's totals per sample (`Ledger.totals`) of the run ahead.
+        step_macs: MACs per sample of every step, all overheads charged, of the run ahead.
         reads: numbers that the host waits for in a run.
+        counts: int32 on the device, how many tokens the device chose in the last run, wherever it alone knows that.
     """
 
     def __init__(
@@ -50,33 +182,36 @@ class Replay:
         *,
         prompts: Prompts | None = None,
         path: ExecutionPath = "fused",
+        ahead: bool = True,
+        graphs: Graphs | None = None,
     ) -> None:
         self._adapter, self._method, self._settings, self._path = adapter, method, settings, path
-        self._index = sample_index
+        self._sample_index = sample_index
         _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-        device, dtype = adapter.device, adapter.dtype
-        self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
-        self._prompt = prompt.to(device)
-        # drawn on the host in the run ahead, and kept where a captured graph finds it
-        self._draw = cache(lambda step: ancestral_noise(adapter, settings, sample_index, step).to(device, dtype))
+        self._inputs = Inputs(adapter, settings, self._run.nfe, self._run.sample_index, sample_index, prompts)
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
-        self._next = 0
+        self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
         self.reads = 0
-        self.nfe = self._run.nfe
         self.step_macs: list[int] = []
-        with undisturbed(adapter, method, self._run.artefacts, self._run.sample_index):
-            for step in range(self.nfe):  # one run ahead, which checks, counts, and compiles what needs compiling
-                self._step(step)
-                self.step_macs.append(self._macs["per_sample"] - sum(self.step_macs))
-        self.macs = self._macs
-        if path == "fused" and can_fuse(adapter):
-            self._capture()
+        self.macs: dict[str, Any] = {}
+        if ahead:
+            with undisturbed(method, adapter.model, *self._run.artefacts.scorers.values(), self._run.sample_index):
+                for step in range(self.nfe):
+                    self._step(step)
+                    so_far: dict[str, Any] = self._passes.macs
+                    self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
+                    self.macs = so_far
+        if graphs is None and path == "fused" and can_fuse(adapter):
+            graphs = CudaGraphs()
+        if graphs is not None:
+            self._capture(graphs)
 
-    @property
-    def _macs(self) -> dict[str, Any]:
-        return self._passes.macs
+    def fill(self, sample_index: Tensor) -> Prompt:
+        """Become the run of other samples, as many, and say what they show. Only where the method decides nothing on
+        the host are captured steps theirs."""
+        self._sample_index = sample_index
+        return self._inputs.fill(sample_index)
 
     def step(self, index: int) -> None:
         """Enqueue sampling step `index` without waiting for the device; 0 starts again.
@@ -99,12 +234,23 @@ class Replay:
         if index == 0:
             self._begin()
         _, _, self._latents = next(self._steps)
+        if self._next == self.nfe:
+            self.counts = self._passes.undecided
 
     def run(self) -> Tensor:
-        """All steps from the first: the final latents, [n, C, H, W]."""
+        """All steps from the first: the final latents, [n, C, H, W]; the next run may write over them."""
         for step in range(self.nfe):
             self.step(step)
         return self._latents
+
+    def account(self, counts: Sequence[int]) -> tuple[MacTotals, PlanRecord]:
+        """What a run computed, per sample and by plans, if its `counts` were these."""
+        return self._passes.account(counts)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Features held at the end of a run."""
+        return self._passes.cache_bytes
 
     def _read(self, value: Tensor) -> float:
         self.reads += 1
@@ -116,45 +262,48 @@ class Replay:
         for engine in self._passes.engines:
             engine.read = self._read
         # a fresh one, because multistep samplers remember
-        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._index, self._draw)
-        self._steps = denoise(self._passes, sampler, self._noise, self._prompt)
+        draw = self._inputs.ancestral
+        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._sample_index, draw)
+        self._steps = denoise(self._passes, sampler, self._inputs.noise, self._inputs.prompt)
 
     @torch.inference_mode()
     @values_unchecked()
-    def _capture(self) -> None:
-        """Capture every step; the graphs share their memory, because they always run in this order."""
+    def _capture(self, where: Graphs) -> None:
+        """Capture every step."""
         graphs: list[list[_Segment]] = []
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        torch.cuda.synchronize()
         self._begin()
 
         def cut(value: Tensor) -> float:
             """End a graph where the host reads a number, run what there is, and go on in another."""
             self.reads += 1
             number = graphs[-1][-1].end(value)
-            graphs[-1].append(_Segment(pool))
+            graphs[-1].append(_Segment(where.begin()))
             return number
 
         for engine in self._passes.engines:
             engine.read = cut
-        with torch.cuda.stream(stream):
-            for _ in range(self.nfe):
-                graphs.append([_Segment(pool)])
-                _, _, self._latents = next(self._steps)
+        with where.capturing():
+            for step in range(self.nfe):
+                graphs.append([_Segment(where.begin())])
+                try:
+                    _, _, self._latents = next(self._steps)
+                    if step == self.nfe - 1:
+                        self.counts = self._passes.undecided
+                except BaseException:
+                    graphs[-1][-1].abandon()
+                    raise
                 # later reads need the values, so what is captured is run if there are any
                 graphs[-1][-1].end(None, run=self._method.decides == "host")
-        torch.cuda.synchronize()
         self._graphs = graphs
 
 
 class _Segment:
     """A captured graph, and the number that the host reads at its end."""
 
-    def __init__(self, pool: Any) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
         self._value: Tensor | None = None
         self._number = 0.0
-        self._graph.capture_begin(pool=pool)
 
     def end(self, value: Tensor | None, run: bool = True) -> float:
         """End the capture; the number, if one is read."""
@@ -164,6 +313,11 @@ class _Segment:
         if value is not None:
             self._value, self._number = value, value.item()
         return self._number
+
+    def abandon(self) -> None:
+        """End a capture that failed, so that the stream is free again."""
+        with suppress(RuntimeError):  # it says that the capture failed, which is known
+            self._graph.capture_end()
 
     def replay(self, method: str, step: int) -> None:
         """Run the graph, and wait for its number.

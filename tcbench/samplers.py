@@ -6,7 +6,7 @@ signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, get_args
 
@@ -18,9 +18,9 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from tcbench import draws
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
+from tcbench.tensors import draws
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
 Solver = Literal["ddim", "dpm", "euler_ancestral", "flow"]
@@ -95,6 +95,19 @@ class Chain:
         signal, sigma = self._levels(step_R + 1, x)
         x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
         return signal * x0 + sigma * eps
+
+    def posterior_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x at the following steps drawn from the posterior q(x' | x, x0) at the predicted x0: [R, C, ...].
+
+        With r = sigma / signal, x' = signal' (x0 + r'^2 / r eps + r' sqrt(1 - r'^2 / r^2) noise): Eq. 7 of Ho et al.
+        2020 on this chain's levels. The noise is from the CPU `generator`.
+        """
+        (signal, sigma), (next_signal, next_sigma) = self._levels(step_R, x), self._levels(step_R + 1, x)
+        x0, eps = self.x0_and_eps(output, signal, sigma, x)
+        here, there = sigma / signal, next_sigma / next_signal
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        up = there * (1 - (there / here).square()).sqrt()
+        return next_signal * (x0 + there.square() / here * eps + up * noise)
 
     def x0_and_eps(self, output: Tensor, signal: Tensor, sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The clean latent and the noise that a prediction implies."""
@@ -211,12 +224,8 @@ class EulerAncestral(Chain):
         return self.signal[step + 1] * (x0 + self._down[step] * eps + self._up[step] * noise), x0
 
     def step_rows(self, output: Tensor, step_R: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The ancestral step, with a sampling step per row and noise from `generator`."""
-        signal, _ = self._levels(step_R + 1, x)
-        down, up = (self._per_row(torch.tensor(scale), step_R, x) for scale in (self._down, self._up))
-        x0, eps = self.x0_and_eps(output, *self._levels(step_R, x), x)
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        return signal * (x0 + down * eps + up * noise)
+        """The ancestral step, which is a draw from the posterior, with noise from `generator`."""
+        return self.posterior_rows(output, step_R, x, generator)
 
 
 class FlowEuler(Chain):
@@ -308,9 +317,38 @@ class SamplerSettings:
     shift: float = 1.0
 
 
-def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, step: int) -> Tensor:
-    """What an ancestral sampler adds to each sample at a step, [n, C, ...]."""
-    return draws.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, step)
+@lru_cache
+def passed_levels(nfe: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """By step of `EulerAncestral` but the last: the training timesteps that it passes, and their weights in its noise.
+
+    With a noise-to-signal ratio r = sigma / signal and a prediction x0, a step from r to r' adds a normal number of
+    variance 1 / r'^2 - 1 / r^2 to (x / signal - x0) / r^2: a Brownian motion whose clock is 1 / r^2. Its increment over
+    a step is the sum of those over the training timesteps that the step passes, so that every run, however many steps
+    it takes, walks the same path: two that predict the same x0 have the same x at every level that both reach. What is
+    left between them is what their predictions differ by.
+    """
+    scheduler = zero_snr_scheduler()
+    kept = scheduler.alphas_cumprod.double().numpy()
+    clock = kept / (1 - kept)
+    clock = np.maximum(clock, clock[-1])  # diffusers gives the last timestep more signal than the one before has
+    ticks = -np.diff(clock)  # on the way from timestep k + 1 to k
+    scheduler.set_timesteps(nfe)
+    timesteps = [int(timestep) for timestep in scheduler.timesteps]
+    return tuple(
+        tuple((k, (ticks[k] / ticks[there:here].sum()) ** 0.5) for k in range(there, here) if ticks[k])
+        for here, there in pairwise(timesteps)
+    )
+
+
+def ancestral_noise(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor, nfe: int, step: int) -> Tensor:
+    """What `EulerAncestral` adds to each sample at a step of `nfe`, standard normal, [n, C, ...].
+
+    Keyed by the noise levels that the step passes (`passed_levels`).
+    """
+    noise = torch.zeros(len(sample_index), *adapter.spec.latent_shape)
+    for timestep, weight in passed_levels(nfe)[step]:
+        noise += weight * draws.gaussian(settings.seed, sample_index, adapter.spec.latent_shape, timestep)
+    return noise
 
 
 def make_sampler(
@@ -334,7 +372,7 @@ def make_sampler(
         case "dpm":
             return ReferenceDPMSolver(steps)
         case "euler_ancestral":
-            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index))
+            return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index, steps))
         case "flow":
             return FlowEuler(steps, settings.shift)
     raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")

@@ -4,7 +4,7 @@ All samplers work on latents as the networks see them, x = signal x0 + sigma noi
 signal^2 + sigma^2 = 1; flows are straight, signal + sigma = 1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcbench import draws
-from tcbench.checking import checks_values
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks, can_fuse
 from tcbench.engine.plain import PlainBlocks
 from tcbench.errors import UserError
+from tcbench.ledger import Ledger
 from tcbench.method import Artefacts, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.specs import DiTSpec
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import Sampler, SamplerSettings, make_sampler
-from tcbench.undisturbed import undisturbed
+from tcbench.tensors import draws
+from tcbench.watch.checking import checks_values
+from tcbench.watch.undisturbed import undisturbed
+
+MacTotals = dict[str, int | dict[str, int]]
+"""What `Ledger.totals` says."""
 
 Prompts = Callable[[Tensor], Prompt]
 """Sample indices [n] -> what the samples shall show."""
@@ -48,7 +52,7 @@ class Samples:
     label: Tensor
     x0: Tensor
     xt: Tensor
-    macs: dict[str, int | dict[str, int]]
+    macs: MacTotals
     plans: PlanRecord
     cache_bytes: int
 
@@ -67,6 +71,11 @@ def default_prompts(adapter: Adapter, sample_index: Tensor) -> Tensor:
     if not isinstance(adapter.spec, DiTSpec):
         raise UserError(f"{adapter.spec.name}: samples need prompts; name them in the config")
     return sample_labels(sample_index, adapter.spec.num_classes)
+
+
+def latents_dtype(adapter: Adapter) -> torch.dtype:
+    """What latents are kept and stepped in: float32 where the network's dtype has fewer bits."""
+    return torch.promote_types(adapter.dtype, torch.float32)
 
 
 def initial_noise(adapter: Adapter, seed: int, sample_index: Tensor) -> Tensor:
@@ -115,30 +124,59 @@ class Passes:
         self._contexts = [engine.prepare(rows) for engine, rows in zip(self.engines, prompts, strict=True)]
 
     def __call__(self, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(guided prediction [n, C, ...], the rest of the model's output for the same samples) at a step."""
+        """(guided prediction [n, C, ...], the rest of the model's output for the same samples) at a step.
+
+        The network sees latents in its own dtype; what comes of its output is in that of `x`.
+        """
         guidance, channels = self.run.guidance, self.adapter.spec.in_channels
-        rows = guidance.latents(x)
-        outputs = [engine(step, rows, context) for engine, context in zip(self.engines, self._contexts, strict=True)]
+        rows = guidance.latents(x).to(self.adapter.dtype)
+        runs = zip(self.engines, self._contexts, strict=True)
+        outputs = [engine(step, rows, context).to(x.dtype) for engine, context in runs]
         return guidance.combine([output[:, :channels] for output in outputs]), outputs[0][: len(x), channels:]
 
     @property
-    def macs(self) -> dict[str, int | dict[str, int]]:
+    def macs(self) -> MacTotals:
         """The ledgers' totals per sample, of all passes together."""
-        return sum((engine.ledger for engine in self.engines[1:]), self.engines[0].ledger).totals()
+        return _totals([engine.ledger for engine in self.engines])
 
     @property
     def plans(self) -> PlanRecord:
         """The plans executed so far; where a later pass had another one, with its units beside the first's."""
-        first, *later = (engine.plans for engine in self.engines)
-        together = first
-        for number, plans in enumerate(later, start=2):
-            together = together.beside(plans, f"pass {number}", unless=first)
-        return together
+        return _side_by_side([engine.plans for engine in self.engines])
+
+    @property
+    def undecided(self) -> Tensor:
+        """`Engine.undecided` of all passes, int32 [U] on the device."""
+        counts = [used for engine in self.engines for used in engine.undecided]
+        return torch.cat(counts) if counts else torch.empty(0, dtype=torch.int32, device=self.adapter.device)
+
+    def account(self, counts: Sequence[int]) -> tuple[MacTotals, PlanRecord]:
+        """`macs` and `plans` of a run that was repeated, if the numbers of `undecided` are these."""
+        ledgers, plans, start = [], [], 0
+        for engine in self.engines:
+            stop = start + len(engine.undecided)
+            ledger, planned = engine.account(counts[start:stop])
+            ledgers.append(ledger)
+            plans.append(planned)
+            start = stop
+        return _totals(ledgers), _side_by_side(plans)
 
     @property
     def cache_bytes(self) -> int:
         """Memory that the caches hold."""
         return sum(engine.cache.num_bytes() for engine in self.engines)
+
+
+def _totals(ledgers: Sequence[Ledger]) -> MacTotals:
+    return sum(ledgers[1:], ledgers[0]).totals()
+
+
+def _side_by_side(passes: Sequence[PlanRecord]) -> PlanRecord:
+    first, *later = passes
+    together = first
+    for number, plans in enumerate(later, start=2):
+        together = together.beside(plans, f"pass {number}", unless=first)
+    return together
 
 
 def denoise(passes: Passes, sampler: Sampler, x: Tensor, prompt: Prompt) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -148,6 +186,20 @@ def denoise(passes: Passes, sampler: Sampler, x: Tensor, prompt: Prompt) -> Iter
         prediction, variance = passes(step, x)
         x, x0 = sampler.step(prediction, step, x, variance)
         yield prediction, x0, x
+
+
+def finite(x: Tensor) -> Tensor:
+    """Which samples neither became NaN nor infinite, bool [n]."""
+    return x.flatten(1).isfinite().all(dim=1)
+
+
+def refuse_broken(method: Method, sample_index: Tensor, finite_n: Tensor) -> None:
+    """Raise UserError if a sample of `sample_index` is not finite; all on the CPU."""
+    if not finite_n.all():
+        first = int(sample_index[~finite_n][0])
+        raise UserError(
+            f"{method.name}: sample {first} became NaN or infinite; check the weights and the method's plan"
+        )
 
 
 @torch.inference_mode()
@@ -174,21 +226,17 @@ def sample_batch(
         UserError: a sample became NaN or infinite; names the sample. The method misbehaves; names it and the step.
     """
     sampler, run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
-    device, dtype = adapter.device, adapter.dtype
-    x = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
+    device = adapter.device
+    x = initial_noise(adapter, settings.seed, sample_index).to(device, latents_dtype(adapter))
     prompt = default_prompts(adapter, sample_index) if prompts is None else prompts(sample_index)
     x0s, xts = [], []
-    with undisturbed(adapter, method, run.artefacts, run.sample_index) if checks_values() else nullcontext():
+    watched = (adapter.model, *run.artefacts.scorers.values(), run.sample_index)
+    with undisturbed(method, *watched) if checks_values() else nullcontext():
         passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
         for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
             x0s.append(x0[:traced])
             xts.append(x[:traced])
-    bad = ~x.flatten(1).isfinite().all(dim=1)
-    if bad.any():
-        first = int(sample_index[bad.cpu()][0])
-        raise UserError(
-            f"{method.name}: sample {first} became NaN or infinite; check the weights and the method's plan"
-        )
+    refuse_broken(method, sample_index, finite(x).cpu())
     return Samples(
         image=x.float().cpu(),
         label=prompt.cpu() if isinstance(prompt, Tensor) else sample_index,

@@ -1,5 +1,6 @@
-"""Which steps compute everything: spread evenly, by Eq. (13) from what a predictor scored, or that reversed; what else
-follows from a step's number alone: full steps after a start, what a router opens, how ToCa's share of tokens grows.
+"""Which steps compute everything: a list, an even spread, Eq. (13) of what a predictor scored, or that reversed; what
+else follows from a step's number alone: full steps after a start, what a router opens, how ToCa's share of tokens
+grows.
 """
 
 from collections.abc import Sequence
@@ -7,23 +8,60 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from math import tanh
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, NonNegativeInt
 
 from tcbench.errors import UserError
-from tcbench.method import Run
+from tcbench.method import Method, Run
 from tcbench.plan import Site
 
 Schedule = Literal["adaptive", "even", "reversed"]
 
+Placement = Literal["start", "end", "interior"]
+"""Where an even spread of full steps, of which the first is the run's first, leaves its remainder (`spread_evenly`)."""
 
-def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[int, ...]:
+
+def _in_order(steps: tuple[int, ...]) -> tuple[int, ...]:
+    if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)):
+        raise ValueError("full_steps must begin with 0 and rise, e.g. [0, 4, 6]")
+    return steps
+
+
+StepList = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_in_order)]
+"""Full steps one by one: rising, the first is 0."""
+
+
+_SAY_WHICH = ("interval", "num_full_steps", "full_steps")
+"""Options that say, each for itself, which steps are full, or how many."""
+
+
+def check_one(method: Method) -> None:
+    """They exclude each other.
+
+    Raises:
+        ValueError: several are given.
+    """
+    if len(given := [name for name in _SAY_WHICH if getattr(method, name, None) is not None]) > 1:
+        raise ValueError(f"give either {' or '.join(given)}")
+
+
+def as_options(steps: Sequence[int], method: Method) -> dict[str, Any]:
+    """The options by which a method computes everything at these steps, whatever its own say."""
+    others = {name: None for name in _SAY_WHICH if name in type(method).model_fields}
+    return others | {"full_steps": tuple(steps)}
+
+
+def full_steps(
+    run: Run, count: int, schedule: Schedule, beta: float, placement: Placement = "start"
+) -> tuple[int, ...]:
     """`count` I-steps: by Eq. (13) from the run's alpha-bar, spread evenly, or Eq. (13)'s gaps reversed (Table VIII).
 
     Raises:
         UserError: the schedule needs an alpha-bar and nothing was trained, or the count is impossible.
     """
     if schedule == "even":
-        return spread_evenly(count, run.nfe)
+        return spread_evenly(count, run.nfe, placement)
     if run.artefacts.alpha_bar is None:
         raise UserError(
             f"schedule {schedule!r} needs alpha_bar: train the row, name a trained one in artefacts_from, "
@@ -35,15 +73,36 @@ def full_steps(run: Run, count: int, schedule: Schedule, beta: float) -> tuple[i
     return chosen if schedule == "adaptive" else reverse_gaps(chosen, run.nfe)
 
 
-def spread_evenly(count: int, nfe: int) -> tuple[int, ...]:
-    """`count` I-steps spread evenly over `nfe` steps, the first step among them.
+def listed_steps(steps: tuple[int, ...], nfe: int) -> tuple[int, ...]:
+    """The steps of a list, which is for runs that are long enough.
+
+    Raises:
+        UserError: a run of `nfe` steps has not all of them.
+    """
+    if steps[-1] >= nfe:
+        raise UserError(f"full_steps: {steps[-1]} is no step of {nfe}, which are 0 to {nfe - 1}; remove it")
+    return steps
+
+
+def spread_evenly(count: int, nfe: int, placement: Placement = "start") -> tuple[int, ...]:
+    """`count` full steps spread evenly over `nfe` steps, the first step always among them.
+
+    Args:
+        placement: `start` counts gaps from the first step alone, so that a whole gap follows the last full step; with
+            `end` the last step is full, as by FORA's published rule; `interior` leaves half a gap behind the last.
 
     Raises:
         UserError: count is not in 1..nfe.
     """
     if not 1 <= count <= nfe:
         raise UserError(f"num_full_steps={count} must lie between 1 and the number of sampled steps, {nfe}")
-    return tuple(i * nfe // count for i in range(count))
+    match placement:
+        case "start":
+            return tuple(i * nfe // count for i in range(count))
+        case "interior":
+            return tuple(2 * i * nfe // (2 * count - 1) for i in range(count))
+        case "end":  # distances from the last step are rounded down, so that the shortest gaps are at the end
+            return (0, *sorted(nfe - 1 - i * (nfe - 1) // max(count - 1, 1) for i in range(count - 1)))
 
 
 @lru_cache

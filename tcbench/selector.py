@@ -9,12 +9,12 @@ makes its plans with `everything` and `recompute`.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tcbench.choose import allocate_evenly, best_tokens, top_tokens_by_block
 from tcbench.method import Look, Method, Run, free_blocks
 from tcbench.plan import ALL, Block, Decision, Keys, Plan, Tokens, Who
-from tcbench.schedule import Schedule, full_steps
+from tcbench.schedule import Placement, Schedule, StepList, check_one, full_steps, listed_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,27 +24,46 @@ class BlockUpdates(Method):
     """Cache the updates of all blocks but the last, between steps that compute everything.
 
     Options:
-        num_full_steps: number of I-steps, the first step included ("#Full").
+        num_full_steps: number of I-steps, the first step included ("#Full"); 12 if neither it nor a list is given.
+        full_steps: a list of them, in the place of `num_full_steps` and of all that places these.
         refiner_blocks: K, the last blocks that are always computed.
         schedule: I-steps by Eq. (13), spread evenly, or Eq. (13)'s gaps reversed (Table VIII). A method without a
             predictor needs the artefacts of a trained TokenCache row for Eq. (13) (`artefacts_from` in the config).
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         beta: smoothing in Eq. (13).
     """
 
     knob = "num_full_steps"
 
-    num_full_steps: PositiveInt = 12
+    num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
     refiner_blocks: NonNegativeInt = 4
     schedule: Schedule = "even"
+    placement: Placement = "start"
     beta: float = -8000.0
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> "BlockUpdates":
+        check_one(self)
+        return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Steps at which everything is computed.
 
         Raises:
-            UserError: as `tcbench.schedule.full_steps`.
+            UserError: as `tcbench.schedule.full_steps` and `listed_steps`.
         """
-        return full_steps(run, self.num_full_steps, self.schedule, self.beta)
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
+        return full_steps(run, self.full_count(run), self.schedule, self.smoothing(run), self.placement)
+
+    def full_count(self, run: Run) -> int:
+        """How many steps compute everything."""
+        return len(self.full_steps or ()) or self.num_full_steps or 12
+
+    def smoothing(self, run: Run) -> float:
+        """beta of Eq. (13)."""
+        return self.beta
 
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached, which are the first ones.

@@ -9,6 +9,10 @@ costs at its step; or the second where these costs span more than `tcbench.train
 """
 
 
+PairStep = Literal["solver", "posterior"]
+"""How the later x of a pair follows from the earlier one: by the sampler's own step, or drawn from the posterior at the
+predicted x0 (Alg. 1, line 7, with its noise), which ancestral samplers do anyway."""
+
 Reach = Literal["one", "gaps"]
 """How far from an I-step a P-step lies in training: always one step, or as far as in sampling."""
 
@@ -27,6 +31,9 @@ class TrainScorer:
         longest_gap: the cache is 1 to this many steps old, drawn anew for every batch.
         patience: training ends when the held-out loss has stopped falling for so many evaluations (of which there are
             up to 20), and keeps the best weights; None takes all iterations and keeps the last weights.
+        pair_step: how the later x of a pair follows from the earlier one.
+        joint_rank, joint_learning_rate: of LoRA on the blocks behind the free ones that learns with the scorer; none if
+            the rank is 0. A `TrainRefiners` that follows goes on from there.
     """
 
     name: str
@@ -40,6 +47,9 @@ class TrainScorer:
     loss: Loss = "raw"
     longest_gap: int = 1
     patience: int | None = None
+    pair_step: PairStep = "solver"
+    joint_rank: int = 0
+    joint_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class TrainRefiners:
     Attributes:
         blocks: how many of the last blocks (K).
         rank: of every LoRA update.
-        loss, patience: as in `TrainScorer`.
+        loss, patience, pair_step: as in `TrainScorer`.
         reach: P-steps are trained one step after a full one (`one`), or where the method's schedule has them (`gaps`),
             after the P-steps that lead there from the last I-step.
     """
@@ -62,6 +72,7 @@ class TrainRefiners:
     loss: Loss = "raw"
     patience: int | None = None
     reach: Reach = "one"
+    pair_step: PairStep = "solver"
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,29 @@ class TrainRouter:
 
 
 @dataclass(frozen=True)
+class TrainChainRouter:
+    """Declare a table of logits like `TrainRouter`'s with a row for every step, trained along whole sampling chains
+    from noise (HarmoniCa, arXiv 2410.01723).
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        cost_weight: beta, the price of an open gate.
+        threshold: a branch's stored value is replaced where its gate is above it.
+        iterations: chains.
+        batch_size: samples of a chain.
+        refresh: after so many chains the steps' weights are measured anew.
+    """
+
+    name: str
+    cost_weight: float
+    threshold: float
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    refresh: int
+
+
+@dataclass(frozen=True)
 class ImportRouter:
     """Declare a table of `TrainRouter`'s form that is read from a file in the reference's format instead.
 
@@ -116,4 +150,63 @@ class ImportRouter:
     path: str
 
 
-Trainable = TrainScorer | CollectScores | TrainRefiners | TrainRouter | ImportRouter
+@dataclass(frozen=True)
+class CalibrateReuse:
+    """Declare curves of what reusing a component's outputs costs, from uncached runs (SmoothCache, arXiv 2411.10510).
+
+    The table has a row for each part of a block and lag, parts in a block's order: the relative error of the part's
+    output at step i beside the one at i + lag, mean over blocks, NaN where there is no such step.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        lookahead: the largest lag.
+        samples: how many are run.
+    """
+
+    name: str
+    lookahead: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class CalibrateMagnitudes:
+    """Declare ratios of the stack's residual from step to step, from uncached runs (MagCache, arXiv 2506.09045).
+
+    The table has one row: at step i the mean over tokens of |R_i| / |R_(i-1)|, 1 at the first.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        samples: how many are run.
+    """
+
+    name: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class ImportSchedule:
+    """Declare a table of zeros and ones, a row for each step and a column for each branch, read from a file.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        path: the file, in SmoothCache's shipped format.
+    """
+
+    name: str
+    path: str
+
+
+Imported = ImportRouter | ImportSchedule
+"""What is read from a file as it is, without a model."""
+
+Trainable = (
+    TrainScorer
+    | CollectScores
+    | TrainRefiners
+    | TrainRouter
+    | TrainChainRouter
+    | CalibrateReuse
+    | CalibrateMagnitudes
+    | ImportRouter
+    | ImportSchedule
+)

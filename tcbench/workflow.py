@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tcbench.config.load import load_suite
 from tcbench.config.speed import is_speed_config, load_speed_suite
 from tcbench.errors import UserError
-from tcbench.places import PROFILE, WORKFLOW, suite_file
+from tcbench.outside.places import PROFILE, WORKFLOW, suite_file
 
 SUITES = ("digits", "scenes", "moving")
 """The embedded suites, which run when none is named."""

@@ -22,6 +22,7 @@ from tcbench.models.dit import DiTAdapter
 from tcbench.models.networks import FAMILIES, build_transformer, fill_transformer
 from tcbench.models.networks import make_adapter as adapt
 from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.samplers import ReferenceDDIM
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 from tcbench.timesteps import respaced_timesteps
 from tests import floors
@@ -130,6 +131,7 @@ def make_run(adapter: Adapter, nfe: int, index: Tensor, artefacts: Artefacts | N
         adapter.spec.guidance(),
         index.to(adapter.model.device),
         artefacts=artefacts or Artefacts(),
+        noise_levels=ReferenceDDIM(nfe).noise_levels,
     )
 
 

@@ -81,7 +81,8 @@ def small_suite(name: str, changes: Mapping[str, Any]) -> Suite:
     small = {
         "suite": "mini", "model.device": "cpu", "samples.count": 8, "samples.batch_size": 1, "samples.shard_batches": 2,
         "samples.traced": 2, "show.figure": {"nfe": 3, "columns": 3}, "show.tables": {},
-        "latency": {"batch_size": 1, "warmup": 0, "repeats": 1}, "diagnostics.pairs": 2, "defaults": {},
+        "latency": {"batch_size": 1, "warmup": 0, "repeats": 1}, "diagnostics.pairs": 2,
+        "defaults": {}, "ablations": {},
     }  # fmt: skip
     settings = with_fields(with_fields(settings, small), changes)
     Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -1,12 +1,13 @@
 """Runs the tests as other machines would: with fewer instructions, and with two threads.
 
-    python -m tests.on_any_machine [arguments of pytest]
+    python -m tests.on_any_machine [-n WORKERS] [--only SETTING] [arguments of pytest]
 
-Prints how the tests went under every setting, the tests that failed, and the largest error beside every floor of
-tests/floors.py. Ends with status 1 if a test failed, or if a floor's margin is below `floors.ENOUGH`: then measure it
-again, here.
+One setting after another. Prints a line for each as it ends, the tests that failed, and the largest error beside every
+floor of tests/floors.py. Ends with status 1 if a test failed, or if a floor's margin is below `floors.ENOUGH`: then
+measure it again, here.
 """
 
+import argparse
 import math
 import os
 import subprocess
@@ -62,19 +63,29 @@ def run(setting: str, arguments: Sequence[str], folder: Path) -> tuple[dict[str,
     return {"passed": passed, "failed": len(failed), "seconds": float(suite.get("time"))}, failed, errors_in(record)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Status 0 if every test passed under every setting, with enough margin."""
+    parser = argparse.ArgumentParser(prog="python -m tests.on_any_machine", description=__doc__, allow_abbrev=False)
+    parser.add_argument("-n", dest="workers", help="processes of the tests; as many as cores, at most 8, without it")
+    parser.add_argument("--only", choices=SETTINGS, action="append", help="of the settings, this one; may be repeated")
+    parsed, arguments = parser.parse_known_args(words)
+    if parsed.workers:
+        arguments += ["-n", parsed.workers, "--maxprocesses", parsed.workers]
+    settings = parsed.only or [*SETTINGS]
     lines, failures, errors = [], [], {}
-    for setting, limits in SETTINGS.items():
-        print(f"== {setting}:", *(f"{name}={value}" for name, value in limits.items()), flush=True)
+    for setting in settings:
+        print(f"== {setting}:", *(f"{name}={value}" for name, value in SETTINGS[setting].items()), flush=True)
         with tempfile.TemporaryDirectory() as folder:
             counts, failed, errors[setting] = run(setting, arguments, Path(folder))
         lines.append(f"{setting:<10}{counts['passed']:>8}{counts['failed']:>8}{counts['seconds']:>9.0f}")
+        print(
+            f"== {setting}: {counts['passed']} passed, {counts['failed']} failed, {counts['seconds']:.0f} s", flush=True
+        )
         failures += [f"failed, {setting}: {name}" for name in failed]
     print(f"\n{'setting':<10}{'passed':>8}{'failed':>8}{'seconds':>9}", *lines, sep="\n")
-    print(f"\n{'largest error':<32}", *(f"{setting:>10}" for setting in SETTINGS), f"{'allowed':>10}{'margin':>8}")
+    print(f"\n{'largest error':<32}", *(f"{setting:>10}" for setting in settings), f"{'allowed':>10}{'margin':>8}")
     for name in sorted({name for seen in errors.values() for name in seen}):
-        seen = [errors[setting].get(name, (0.0, 0.0)) for setting in SETTINGS]
+        seen = [errors[setting].get(name, (0.0, 0.0)) for setting in settings]
         largest, allowed = max(error for error, _ in seen), max(allowed for _, allowed in seen)
         margin = allowed / largest if largest else math.inf
         print(f"{name:<32}", *(f"{error:>10.1e}" for error, _ in seen), f"{allowed:>10.1e}{margin:>8.1f}")
@@ -85,4 +96,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -10,12 +10,15 @@ from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.method import Artefacts
 from tcbench.plan import Tokens
+from tcbench.record.records import TRAINED
 from tcbench.registry import make_method
 from tcbench.report.ablation_table import table_ablation
+from tcbench.report.main_table import main_table
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.stages import sample
 from tcbench.stages.ready import load_adapter, ready_row
+from tcbench.stages.score import marks_of_training
 
 from .test_contract import artefacts_for
 from .test_report import make_rows, spread
@@ -112,6 +115,10 @@ def test_the_table_compares_with_the_first_variant():
     spread(rows[3], "fid", 0.11)
     table = table_ablation(ablation, rows, variants, suite="digits", differs="", margins={("fid", 20): 0.3})
     assert table.formatted["FID"][2].endswith(" equivalent") and "FID 0.3 at NFE 20" in table.caption
+    rows[3]["marks"] = ["saturated"]
+    for shown in (table_ablation(ablation, rows, variants, suite="digits", differs=""),
+                  main_table(rows, None, None, differs="", guidance_scale=1.5)):  # fmt: skip
+        assert f"{rows[3]['label']} (NFE 20): saturated." in shown.caption
 
 
 def samples_of(adapter, method):
@@ -170,6 +177,12 @@ def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     refined = ready_row(ablation["refiners-predictor-lora"], adapter)
     assert plain.adapter is adapter and refined.adapter is not adapter
     assert plain.artefacts.alpha_bar == refined.artefacts.alpha_bar
+    path = suite["nfe4-tokencache"].trained / "artefacts.json"
+    log = TRAINED.read(path)
+    log["stages"][0]["marks"] = ["saturated"]
+    TRAINED.write(path, log)
+    mark = "saturated (training of nfe4-tokencache)"
+    assert mark in marks_of_training(suite["nfe4-random"]) and not marks_of_training(suite["nfe4-uncached"])
 
 
 def shards(folder):

@@ -13,7 +13,7 @@ from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, load_classif
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
-from tcbench.places import ASSETS, locate
+from tcbench.outside.places import ASSETS, locate
 from tcbench.record.files import read_json, read_tensors, write_tensors
 from tcbench.registry import data_source
 from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
@@ -62,7 +62,7 @@ def test_dropped_labels_become_the_null_label(
 ) -> None:
     recipe = RECIPE.model_copy(update={"iterations": 8, "weight_decay": 0.0, "label_dropout": dropout})
     table = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
-    before = build_transformer(SMALL, seed=recipe.seed).get_parameter(table)
+    before = build_transformer(SMALL, seed=recipe.seed).get_parameter(table).half()
     after = trained(digits, tmp_path, recipe)[0][table]
     assert (before != after).any(1).tolist() == moved
 

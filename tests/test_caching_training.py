@@ -233,11 +233,29 @@ def test_a_predictor_of_older_caches(adapter, data) -> None:
     assert made.history("TrainScorer")["longest_gap"] == 3
 
 
+def test_pairs_from_the_posterior_are_other_pairs(adapter, data) -> None:
+    solver, posterior = (Pairs(adapter, data, ReferenceDDIM(NFE), 0, step=step) for step in ("solver", "posterior"))
+    ours, theirs = (pairs.again(1).at(torch.tensor([1, 2])) for pairs in (solver, posterior))
+    assert all(torch.equal(ours.cached[unit], theirs.cached[unit]) for unit in ours.cached), "the earlier step is one"
+    assert not torch.equal(ours.tokens, theirs.tokens)
+    made = trained_with(adapter, data, pair_step="posterior")
+    assert {made.history(stage)["pair_step"] for stage in ("TrainScorer", "TrainRefiners")} == {"posterior"}
+
+
+def test_refiners_that_learned_with_the_predictor_go_on(adapter, data) -> None:
+    """The second stage begins where the first left LoRA: barely trained, it does not begin as no change."""
+    options = {"refiner_learning_rate": 1e-3, "refiner_iterations": 1, "patience": None}
+    joint = trained_with(adapter, data, joint_refiners=True, **options).history("TrainRefiners")
+    apart = trained_with(adapter, data, **options).history("TrainRefiners")
+    assert apart["held_out_loss_without"] == apart["held_out_loss"][0]
+    assert joint["held_out_loss_without"] != joint["held_out_loss"][0]
+
+
 def test_the_model_itself_is_not_trained(data) -> None:
     adapter = make_adapter("tiny-dit")
     before = {name: tensor.clone() for name, tensor in adapter.model.state_dict().items()}
     modules = [type(module) for module in adapter.model.modules()]
-    trained_with(adapter, data, predictor_iterations=2, refiner_iterations=2)
+    trained_with(adapter, data, predictor_iterations=2, refiner_iterations=2, joint_refiners=True)
     after = adapter.model.state_dict()
     assert set(after) == set(before) and [type(module) for module in adapter.model.modules()] == modules
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -270,6 +288,15 @@ def test_a_saturated_scorer_is_marked(mean: float, says: str | None) -> None:
     alpha_SRLN[0] += 1e-3
     found = judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [mean] * 3)
     assert (len(found) == 1 and says in found[0]) if says else not found
+
+
+def test_a_scorer_that_is_saturated_at_most_steps_is_marked() -> None:
+    alpha_SRLN = torch.full((3, 4, 2, 8), 0.02)
+    alpha_SRLN[2] = 0.9
+    (mark,) = judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [0.02, 0.02, 0.9])
+    assert mark.startswith("saturated at 2 of 3 steps")
+    alpha_SRLN[1] = 0.1
+    assert judge_scores(CollectScores("predictor", free_blocks=2, samples=4), alpha_SRLN, [0.02, 0.1, 0.9]) == []
 
 
 def test_a_learning_rate_out_of_bounds_is_refused() -> None:

@@ -99,7 +99,7 @@ def test_rows_without_a_predictor(capsys: pytest.CaptureFixture[str], command: s
         ("--method fora --nfe 50 --set intervall=3", "methods/fora.py: unknown option 'intervall'"),
         ("--method fora --nfe 50 --set interval=0", "methods/fora.py: interval: "),
         ("--method fora --nfe 50 --set interval", "--set interval: give KEY=VALUE"),
-        ("--method fora --nfe 50 --set interval=[", "--set interval=[: '[' is not a YAML value"),
+        ("--method fora --nfe 50 --set interval=[", "--set interval: not valid YAML"),
         ("--method fora --nfe 1", "nfe: 1 sampling steps; give 2 to 1000"),
         ("--method fora --nfe 10 --set num_full_steps=11", "num_full_steps=11 must lie between 1 and"),
         ("--method tokencache --nfe 30", "tokencache: the paper names no num_full_steps and beta"),

@@ -1,13 +1,13 @@
 """What every method x adapter must keep: each rule runs on every file of methods/, found by name, with no list here.
 
-Methods run as everywhere, behind `tcbench.guard` and with the values of their choices checked (`tcbench.checking`).
+Methods run as everywhere, behind `tcbench.watch.guard`, and the values of their choices are checked
+(`tcbench.watch.checking`).
 
 A method is tried with its default options and with every other value of every option that is a choice. Options whose
 default asks for more steps or blocks than a small model has are scaled down by `SMALL`.
 """
 
 import json
-from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,10 +21,10 @@ from tcbench.artefacts import as_table
 from tcbench.budget.costing import macs_of
 from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Decides, Look, Method, Run
+from tcbench.method import Artefacts, Decides, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Deferred, Keys, Plan, Span, Tokens, every_unit
+from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.record.executed import PlanRecord
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.samplers import SamplerSettings
@@ -38,7 +38,8 @@ FLOWS = {"tiny-wan", "tiny-flux"}
 NFE = 5
 SMALL = {
     **{"steps": 4, "num_full_steps": 2, "refiner_blocks": 1, "beta": -20.0, "cache_ratio": 0.7},
-    **{"first_steps": 1, "min_drafts": 1, "iterations": 5},
+    **{"first_blocks": 1, "warmup_steps": 1, "first_steps": 1},
+    **{"min_drafts": 1, "iterations": 5},
 }
 
 
@@ -197,12 +198,8 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
 
 @over_cases
 def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any]) -> None:
-    """On meta tensors, where a read-back by the host would raise; what decides on the host needs values.
-
-    Attention is taken in plain products, because torch's counter does not see the fused one of a CPU.
-    """
-    method, samples = small_method(name, options), 3
-    adapter = adapter_of(model, "cpu" if method.decides == "host" else "meta")
+    """Attention is taken in plain products, because torch's counter does not see the fused one of a CPU."""
+    method, samples, adapter = small_method(name, options), 3, adapter_of(model)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
@@ -220,38 +217,20 @@ def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead", "device"))
-def test_no_host_read_between_plan_and_output(model: str, name: str, options: dict[str, Any]) -> None:
-    """Plans are made on the CPU and executed on meta tensors, on which every read of a value raises."""
-    adapter, device_less, method = adapter_of(model), adapter_of(model, "meta"), small_method(name, options)
+def test_no_host_read_inside_a_step(model: str, name: str, options: dict[str, Any]) -> None:
+    """Planned and executed on meta tensors, on which every read of a value raises."""
+    adapter, method = adapter_of(model, "meta"), small_method(name, options)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
-    planner, engine = Engine(adapter, run, method.start(run)), Engine(device_less, run)
+    engine = Engine(adapter, run, method.start(run))
     latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
     with torch.inference_mode():
-        context, its_context = planner.prepare(prompt), engine.prepare(prompt.to("meta"))
-    for step in range(run.nfe):
-        with torch.inference_mode():
-            x, condition = planner.embed(step, latent, context)
-            plan = planner.plan(step, x, condition)
-            planner.hidden(plan, step, x, condition)  # what a plan observes is there for the next one to see
+        context = engine.prepare(prompt)
+        for step in range(run.nfe):
             try:
-                engine.hidden(on_meta(plan), step, *engine.embed(step, latent.to("meta"), its_context))
-            except (RuntimeError, NotImplementedError) as error:
+                engine(step, latent, context)
+            except (RuntimeError, NotImplementedError, UserError) as error:
                 pytest.fail(f"{broken('the engine never waits for the device inside a step', name)}: {error}")
-
-
-def on_meta(plan: Plan) -> Plan:
-    """The same decisions for a model on the meta device, those too that are taken when a unit is reached."""
-
-    def moved(who: Any) -> Any:
-        match who:
-            case Tokens():
-                return Tokens(who.index_RK.to("meta"))
-            case Deferred():
-                return replace(who, choose=lambda stream: moved(who.choose(stream)))
-        return who
-
-    return Plan({unit: replace(decision, who=moved(decision.who)) for unit, decision in plan.decisions.items()})
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead"))
@@ -339,16 +318,15 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
     adapter, method = adapter_of(model), small_method(name, options)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(3), artefacts_for(adapter, steps))
-    engine = Engine(adapter, run, method.start(run))
+    policy = Recorded(method.start(run))
+    engine = Engine(adapter, run, policy)
     latent, prompt = model_inputs(adapter, rows=3)
     twice = torch.arange(3).repeat(2)
     with torch.inference_mode():
         context = engine.prepare(prompt[twice])
-    for step in range(run.nfe):
-        with torch.inference_mode():
-            x, condition = engine.embed(step, latent[twice], context)
-            plan = engine.plan(step, x, condition)
-            engine.hidden(plan, step, x, condition)
+        for step in range(run.nfe):
+            engine(step, latent[twice], context)
+    for plan in policy.plans:
         for unit, decision in plan.decisions.items():
             if isinstance(decision.who, Tokens):
                 index = decision.who.index_RK.sort(dim=1).values
@@ -356,6 +334,17 @@ def test_chance_is_shared_by_the_halves_of_a_pair(model: str, name: str, options
                 assert distinct, broken(f"no token is chosen twice at {unit}", name)
                 conditional, unconditional = index.chunk(2)
                 assert torch.equal(conditional, unconditional), broken(f"halves choose alike at {unit}", name)
+
+
+class Recorded:
+    """A policy whose plans are kept."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.plans = policy, list[Plan]()
+
+    def plan(self, look: Look) -> Plan:
+        self.plans.append(self.policy.plan(look))
+        return self.plans[-1]
 
 
 def test_random_tokens_are_drawn_from_seed_sample_step_and_block_alone() -> None:

@@ -5,8 +5,11 @@ in one line that names it.
 """
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from tcbench.cli import main
-from tcbench.record.files import PROVENANCE, is_whole, read_json, vouch, write_record
+from tcbench.record.files import PROVENANCE, is_whole, read_json, read_tensors, seal, vouch, write_record, write_tensors
 
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
 ROWS = ("nfe4-uncached", "nfe4-fora", "nfe4-tokencache")
@@ -47,6 +50,7 @@ def made(tmp_path_factory) -> Iterator[Path]:
             "diagnose tiny.yaml --row nfe4-tokencache",
             "ablate tiny.yaml --name cache_ratio",
             "tables tiny.yaml",
+            "verdicts tiny.yaml",
             "report tiny.yaml",
         ):
             assert main(command.split()) == 0, command
@@ -138,6 +142,16 @@ def test_an_odd_value_that_was_vouched_for_is_no_traceback(
             assert one_line(capsys)
 
 
+def test_artefacts_whose_stages_lack_are_refused(results: Path, capsys) -> None:
+    path = results / "trained" / "nfe4-tokencache" / "artefacts.json"
+    record = read_json(path)
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    for stages in ([], [{"kind": "TrainRefiners", "wall_s": 0.0}]):
+        write_record(path, {name: value for name, value in record.items() if name != "digest"} | {"stages": stages})
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+        assert f"{path}: no stage trained the refiners" in one_line(capsys)
+
+
 # --- what is no JSON
 
 
@@ -177,6 +191,40 @@ def test_a_damaged_shard_is_refused_and_sampled_again(results: Path, capsys, dam
     scored = quality(results / "scores" / "nfe4-fora.json")
     assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
     assert quality(results / "scores" / "nfe4-fora.json") == scored
+
+
+ODD_TENSORS = {
+    "fewer": lambda tensors: {name: tensor[:1] for name, tensor in tensors.items()},
+    "without images": lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "image"},
+    "without index": lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "index"},
+    "none": lambda _: {},
+    "of another type": lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
+    "flat": lambda tensors: {name: tensor.flatten() for name, tensor in tensors.items()},
+    "numbers": lambda tensors: {name: tensor.flatten()[0] for name, tensor in tensors.items()},
+}
+
+
+def test_odd_tensors_that_were_vouched_for_are_no_traceback(results: Path, capsys) -> None:
+    """A shard and features with digests that fit, of another version or another program."""
+    shard, features = (results / name for name in ("samples/nfe4-fora/shard-00000.safetensors", "features/nfe4-fora"))
+    features = features.with_suffix(".safetensors")
+    whole, scored = shard.read_bytes(), quality(results / "scores" / "nfe4-fora.json")
+    content, key = read_tensors(shard)
+    extracted, its_key = read_tensors(features)
+    record = read_json(results / "samples" / "nfe4-fora" / "row.json")
+    for how, made in ODD_TENSORS.items():
+        write_tensors(shard, made(content), key)
+        shards = record["shards"] | {shard.name: seal(shard)}
+        write_record(
+            shard.with_name("row.json"),
+            {name: value for name, value in record.items() if name != "digest"} | {"shards": shards},
+        )
+        for command in ("score tiny.yaml --rows nfe4-fora", "tables tiny.yaml"):
+            assert main(command.split()) == 2 and str(shard.parent) in one_line(capsys), (how, command)
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0 and shard.read_bytes() == whole, how
+        write_tensors(features, made(extracted), its_key)
+        assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0, how
+        assert quality(results / "scores" / "nfe4-fora.json") == scored, how
 
 
 def test_an_ablation_copies_no_damaged_shard(results: Path) -> None:
@@ -269,11 +317,86 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
     assert main(tables) == 0 and "FORA, as published" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["tables/verdicts.md", "tables/verdicts.csv", "tables/verdicts.json"])
+def test_rendered_files_are_not_published_damaged(results: Path, capsys, name: str) -> None:
+    path = results / name
+    whole = path.read_bytes()
+    for damage in (flip, cut):
+        damage(path)
+        assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 2
+        assert str(path) in one_line(capsys)
+        path.write_bytes(whole)
+    assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"suite,topic\ntiny,a\n", b"\xff\xfe", b'"'])
+def test_damaged_verdicts_are_one_line(results: Path, capsys, content: bytes) -> None:
+    path = results / "tables" / "verdicts.csv"
+    assert main(["claims", "results"]) == 0
+    flip(path)
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
+    path.write_bytes(content)
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
+    path.with_suffix(".json").unlink()  # as an older version left it
+    assert main(["claims", "results"]) == 2 and str(path) in one_line(capsys)
+
+
 def test_rows_of_a_suite_and_of_an_ablation_are_sampled_apart(results: Path, capsys) -> None:
     rows = ["nfe4-fora", "cache_ratio-r0.7"]
     for order in (rows, rows[::-1]):
         assert main(["sample", "tiny.yaml", "--rows", *order]) == 2
         assert "name these apart" in one_line(capsys)
+
+
+WRITES = {  # by command, what it makes, and how many KiB are not enough for that
+    "sample tiny.yaml --rows nfe4-fora": ("samples/nfe4-fora", 40),
+    "score tiny.yaml --rows nfe4-fora": ("features/nfe4-fora.safetensors", 12),
+    "latency tiny.yaml": ("latency.json", 0),
+    "ablate tiny.yaml --name cache_ratio": ("ablations", 24),
+    "tables tiny.yaml": ("grids/nfe4.png", 0),
+    "verdicts tiny.yaml": ("tables/verdicts.md", 0),
+    "figures tiny.yaml fig10_deviation": ("figures/fig10_deviation.png", 4),
+    "report tiny.yaml": ("report.html", 64),
+    "publish tiny.yaml --allow-dirty": ("../reference", 32),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    made: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", "results"], check=False).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+        for command, (target, short) in WRITES.items():
+            path = RESULTS / target
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            for free in {0, short}:
+                there = bytes_of(Path("results"))
+                full = Path("ballast")
+                disk = os.statvfs("results")
+                (Path("results") / full).write_bytes(bytes(disk.f_bavail * disk.f_bsize - free * 1024))
+                assert main(command.split()) == 2, (command, free)
+                assert "results/" in (line := one_line(capsys)) and "free space" in line, (command, free)
+                (Path("results") / full).unlink()
+                left = bytes_of(Path("results"))
+                assert not [name for name in left.keys() - there.keys() if ".tmp" in str(name)], (command, free)
+            assert main(command.split()) == 0, command
+    finally:
+        subprocess.run(["umount", "results"], check=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    run = [sys.executable, "-m", "tcbench.cli", "methods"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (
+        done.returncode == 2 and done.stderr.startswith("tcbench: standard output: ") and done.stderr.count("\n") == 1
+    )
 
 
 COMMANDS = [command for commands in READERS.values() for command in commands]

@@ -79,6 +79,8 @@ CHANGES = {
     "artefacts_from": "nfe4-other",
     "guidance_scale": 2.0,
     "refiners": False,
+    "full_steps_of": "nfe4-other",
+    "searched": True,
     "label": "another",
     "control": True,
     "target": "nfe4-fora",

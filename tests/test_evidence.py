@@ -6,7 +6,7 @@ import pytest
 
 from tcbench.config.load import load_suite
 from tcbench.registry import method_names
-from tcbench.report.evidence import GOLDEN_CASES, chosen_by, evidence
+from tcbench.report.evidence import GOLDEN_CASES, RIVAL_CASES, chosen_by, evidence
 from tcbench.report.results import Results
 
 from .conftest import GOLDEN
@@ -16,8 +16,9 @@ CONFIG = Path(__file__).parent.parent / "config" / "digits.yaml"
 
 
 def test_every_golden_case_proves_a_method() -> None:
-    assert GOLDEN_CASES.keys() <= set(method_names())
-    assert {case for cases in GOLDEN_CASES.values() for case in cases} == {path.stem for path in GOLDEN.glob("*.json")}
+    for listed, folder in ((GOLDEN_CASES, GOLDEN), (RIVAL_CASES, GOLDEN.with_name("golden-rivals"))):
+        assert listed.keys() <= set(method_names())
+        assert {case for cases in listed.values() for case in cases} == {path.stem for path in folder.glob("*.json")}
 
 
 @pytest.mark.parametrize(

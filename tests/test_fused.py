@@ -29,8 +29,8 @@ from tests.floors import TRAJECTORY, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
-CPU = partial(FusedBlocks, path="torch")
-INTERPRETED = partial(FusedBlocks, path="triton")
+CPU = partial(FusedBlocks, backend="torch")
+INTERPRETED = partial(FusedBlocks, backend="triton")
 FEW = {
     "tokencache": {"num_full_steps": 2, "refiner_blocks": 1, "schedule": "even", "beta": -1.0, "cache_ratio": 0.7},
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
@@ -40,6 +40,9 @@ FEW = {
     "oracle_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "fewer_steps": {"steps": 4},
     "fora": {"num_full_steps": 3},
+    "dbcache": {"first_blocks": 1, "warmup_steps": 1, "threshold": 0.5, "order": 1},
+    "easycache": {"first_steps": 1, "threshold": 0.5},
+    "taylorseer": {"num_full_steps": 4},
     "speca": {"first_steps": 1, "min_drafts": 1, "base_threshold": 10.0},
     "clusca": {"interval": 3, "clusters": 5, "ratio": 0.2, "iterations": 5},
     "hicache": {"interval": 3},

@@ -22,4 +22,4 @@ def test_case(name: str) -> None:
         if entry["tolerance"]:
             note(f"{report['kind']} {quantity}", entry["error"], entry["tolerance"])
     assert report["passed"], report
-    assert set(report["quantities"]) == set(Case(GOLDEN, name).expected) - GIVEN
+    assert set(Case(GOLDEN, name).expected) - GIVEN <= set(report["quantities"])

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench import draws
 from tcbench.cli import main
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.images import Latents, list_images
@@ -24,12 +23,13 @@ from tcbench.record.files import read_json, read_tensors, sha256, write_json
 from tcbench.record.shards import read_shards
 from tcbench.report.strips import read_strip
 from tcbench.stages import encode
-from tcbench.stages.conditioning import load_captions, load_examples
+from tcbench.stages.conditioning import load_captions, load_examples, load_shown
 from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_decoder
 from tcbench.stages.sample import sample_rows
-from tcbench.stages.score import measure_floor, score_rows
+from tcbench.stages.score import classes_of_real, measure_floor, score_rows
 from tcbench.stages.train import train_row
+from tcbench.tensors import draws
 from tests import official
 from tests.floors import DISTANCE, HALF, READING, assert_close
 from tests.suites import altered
@@ -159,7 +159,21 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
     labels = torch.cat([shard["label"] for shard in read_shards(imagenet["plain"].samples)])
-    assert labels.tolist() == list(range(8))
+    assert torch.equal(labels, load_shown(imagenet)(torch.arange(8)))
+
+
+def test_drawn_classes_depend_on_seed_and_sample_alone(imagenet: Suite) -> None:
+    drawn = load_shown(imagenet)
+    labels = drawn(torch.arange(1 << 16))
+    assert torch.equal(drawn(torch.tensor([7, 70, 700])), labels[[7, 70, 700]])
+    assert not torch.equal(load_shown(altered(imagenet, {"samples.seed": 1}))(torch.arange(100)), labels[:100])
+    counts = torch.bincount(labels).double()
+    misses = ((counts - counts.mean()).square() / counts.mean()).sum()  # chi-squared; 0 of classes in turn
+    assert len(counts) == drawn.classes and 0.2 < misses / drawn.classes < 3
+    balanced = altered(imagenet, {"samples.labels": "balanced"})
+    assert load_shown(balanced) is None and classes_of_real(imagenet) is None
+    with pytest.raises(UserError, match=r"samples\.labels: data 'partiprompts' bring captions"):
+        official.small_suite("paper-pixart-1024", {"samples.labels": "drawn"})
 
 
 def test_inception_and_adms_batch_as_they_are_published(

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "tcbench"
 
 FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
-CORE = {
-    f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "draws", "checking", "guard")
-}
-VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "unseen", "errors")}
+CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "tensors", "watch")}
+VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "tensors.unseen", "errors")}
 ABOVE_THE_ENGINE = {
     "tcbench.artefacts",
+    "tcbench.attach",
     "tcbench.audit",
+    "tcbench.batches",
     "tcbench.config",
     "tcbench.budget",
     "tcbench.golden",
@@ -54,7 +54,7 @@ def files(folder: str) -> list[Path]:
 @pytest.mark.parametrize("name", method_names())
 def test_methods_import_the_vocabulary_only(name: str) -> None:
     imported = imported_names(ROOT / "methods" / f"{name}.py")
-    assert tcbench_modules(imported) <= VOCABULARY
+    assert not {name for name in imported if name.startswith("tcbench.") and not touched({name}, VOCABULARY)}
     outside = {module.split(".")[0] for module in imported} - {"tcbench"}
     assert outside - set(sys.stdlib_module_names) <= {"torch", "numpy", "pydantic"}
 
@@ -63,50 +63,53 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
     ("module", "allowed"),
     [
         ("errors", set()),
-        ("unseen", set()),
-        ("draws", set()),
-        ("groups", set()),
-        ("foreign", {"errors"}),
+        ("tensors/unseen", set()),
+        ("tensors/draws", set()),
+        ("tensors/groups", set()),
+        ("outside/foreign", {"errors"}),
         ("guidance", set()),
-        ("places", {"errors"}),
+        ("outside/places", {"errors"}),
         ("timesteps", {"errors"}),
         ("stats", {"errors"}),
         ("record/executed", set()),
         ("record/score", set()),
         ("record/files", {"errors"}),
-        ("record/imports", {"places"}),
+        ("record/imports", {"outside"}),
         ("record/records", {"errors", "record"}),
         ("record/shards", {"errors", "record"}),
-        ("record/sources", {"places", "record"}),
+        ("record/sources", {"outside", "record"}),
         ("plan/__init__", {"plan"}),
-        ("plan/refusal", {"unseen"}),
+        ("plan/refusal", {"tensors"}),
         ("plan/where", {"plan"}),
-        ("plan/who", {"plan", "unseen"}),
-        ("plan/fill", {"plan", "unseen"}),
+        ("plan/who", {"plan", "tensors"}),
+        ("plan/fill", {"plan", "tensors"}),
         ("plan/decisions", {"plan", "record"}),
-        ("checking", {"plan", "unseen"}),
-        ("surroundings", {"errors"}),
-        ("guard", {"checking", "errors", "plan", "surroundings", "trainable"}),
-        ("undisturbed", {"checking", "errors", "guard", "method", "models", "surroundings"}),
-        ("choose", {"checking", "kernels", "plan", "unseen"}),
+        ("watch/checking", {"plan", "tensors"}),
+        ("watch/surroundings", {"errors"}),
+        ("watch/guard", {"errors", "plan", "trainable", "watch"}),
+        ("watch/undisturbed", {"errors", "watch"}),
+        ("choose", {"kernels", "plan", "tensors", "watch"}),
         ("shapes", {"plan"}),
         ("trainable", set()),
-        ("method", {"errors", "guard", "guidance", "plan", "shapes", "trainable", "unseen"}),
+        ("method", {"errors", "guidance", "plan", "shapes", "tensors", "trainable", "watch"}),
         ("schedule", {"errors", "method", "plan"}),
         ("extrapolate", set()),
         ("selector", {"choose", "method", "plan", "schedule"}),
-        ("partial", {"choose", "errors", "method", "plan", "unseen"}),
+        ("partial", {"choose", "errors", "method", "plan", "tensors"}),
         ("ledger", {"plan", "shapes"}),
-        ("observations", {"draws", "errors", "ledger", "method", "shapes"}),
-        ("models/specs", {"guidance", "shapes"}),
-        ("models/adapter", {"groups", "models", "shapes"}),
+        ("observations", {"errors", "ledger", "method", "shapes", "tensors"}),
+        ("precision", set()),
+        ("aside", set()),
+        ("models/specs", {"guidance", "precision", "shapes"}),
+        ("models/inferred", {"errors", "models"}),
+        ("models/adapter", {"models", "shapes", "tensors"}),
         ("models/layers", set()),
         ("models/dit", {"errors", "models"}),
         ("models/text_adapter", {"errors", "models"}),
         ("models/pixart", {"errors", "models"}),
-        ("models/open_sora_plan", {"groups", "models"}),
-        ("models/weights", {"errors", "foreign", "models"}),
-        ("models/networks", {"errors", "models", "places", "record"}),
+        ("models/open_sora_plan", {"models", "tensors"}),
+        ("models/weights", {"errors", "models", "outside"}),
+        ("models/networks", {"errors", "models", "outside", "record"}),
         ("models/predictor", {"kernels", "ledger", "models"}),
         ("engine/cache", {"plan"}),
         ("engine/blocks", {"plan"}),
@@ -115,31 +118,41 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("engine/soft", {"models", "plan"}),
         (
             "engine/engine",
-            {"checking", "engine", "guard", "ledger", "method", "models", "observations", "plan", "record", "shapes"},
+            {"engine", "ledger", "method", "models", "observations", "plan", "record", "shapes", "watch"},
         ),
-        ("samplers", {"draws", "errors", "models", "timesteps"}),
+        ("samplers", {"errors", "models", "tensors", "timesteps"}),
         (
             "sampling",
-            {"checking", "engine", "errors", "method", "models", "draws", "record", "samplers", "undisturbed"},
+            {"engine", "errors", "ledger", "method", "models", "record", "samplers", "tensors", "watch"},
         ),
-        ("replay", {"checking", "engine", "method", "models", "samplers", "sampling", "undisturbed"}),
-        ("artefacts", {"errors", "method", "models", "record"}),
-        ("registry", {"data", "errors", "guard", "method", "places"}),
-        ("config/fields", {"errors", "metrics", "models", "registry"}),
+        ("attach/pipelines", {"errors", "models"}),
+        ("attach/summary", {"ledger", "method", "plan", "record"}),
+        ("attach/served", {"engine", "errors", "models"}),
+        ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
+        ("attach/cached", {"artefacts", "attach", "errors", "method", "models", "record", "registry", "watch"}),
+        ("replay", {"engine", "method", "models", "record", "samplers", "sampling", "watch"}),
+        (
+            "batches",
+            {"data", "engine", "errors", "method", "models", "record", "replay", "samplers", "sampling", "watch"},
+        ),
+        ("artefacts", {"errors", "method", "models", "plan", "record", "trainable"}),
+        ("registry", {"data", "errors", "method", "outside", "watch"}),
+        ("config/fields", {"errors", "metrics", "models", "precision", "registry"}),
         ("config/document", {"errors"}),
         ("config/depends", {"config"}),
         ("config/page", {"config"}),
-        ("config/suite", {"config", "data", "method", "record", "registry"}),
-        ("config/check", {"config", "data", "errors", "method", "metrics", "models", "registry"}),
-        ("config/load", {"config", "errors", "places"}),
-        ("config/speed", {"config", "errors", "method", "models", "record", "registry"}),
-        ("workflow", {"config", "errors", "places"}),
+        ("config/suite", {"config", "data", "method", "models", "precision", "record", "registry"}),
+        ("config/check", {"config", "data", "errors", "method", "metrics", "models", "precision", "registry"}),
+        ("config/load", {"config", "errors", "outside"}),
+        ("config/speed", {"config", "errors", "method", "models", "precision", "record", "registry"}),
+        ("workflow", {"config", "errors", "outside"}),
         (
             "budget/costing",
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
-            | {"checking", "guard", "unseen"},
+            | {"tensors", "watch"},
         ),
         ("budget/borrowing", {"budget", "config", "errors", "trainable"}),
+        ("budget/searching", {"schedule"}),
     ],
 )
 def test_the_core_points_one_way(module: str, allowed: set[str]) -> None:
@@ -154,7 +167,7 @@ def test_models_know_no_engine(path: Path) -> None:
 def test_the_engine_names_no_method() -> None:
     engine = [f"engine/{path.stem}" for path in files("engine")]
     vocabulary = [name for name in FOR_METHODS if name != "plan"] + [f"plan/{path.stem}" for path in files("plan")]
-    for module in (*vocabulary, "shapes", "guidance", "ledger", "draws", *engine):
+    for module in (*vocabulary, "shapes", "guidance", "ledger", "tensors/draws", *engine):
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         words = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -177,17 +190,20 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 
 LIGHT = [
-    *("errors", "foreign", "unseen", "places", "timesteps", "registry", "cli", "workflow"),
+    *("errors", "timesteps", "registry", "cli", "workflow"),
+    *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
     *("choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable"),
     *("ledger", "observations"),
-    *("checking", "guard", "surroundings"),
+    *("watch/__init__", "watch/checking", "watch/guard", "watch/surroundings"),
+    *("precision", "aside"),
     *(f"config/{path.stem}" for path in files("config")),
     *(
         f"record/{name}"
         for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
     ),
-    *("models/specs", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
+    *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
+    "budget/searching",
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",

@@ -10,11 +10,11 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tcbench.choose import AttentionScore, allocate_tokens, best_tokens, choose_by_attention, top_tokens_by_block
-from tcbench.groups import group_of, join_groups, split_groups
 from tcbench.kernels import Chosen, context, rows, selection, stream
 from tcbench.kernels.attention import SelfAttention
 from tcbench.kernels.rotary import turn
 from tcbench.kernels.scores import token_scores
+from tcbench.tensors.groups import group_of, join_groups, split_groups
 from tests.floors import HALF, KERNEL, assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # tests/conftest.py turns the interpreter on without a GPU
@@ -48,8 +48,8 @@ def test_advance_adds_the_terms_and_normalises(count: int, gated: bool) -> None:
     x, before, terms = random(R, N, D), random(R, N, D, seed=1), terms_of(count, gated)
     modulate = (random(R, 6, D, seed=7)[:, 0], random(R, 6, D, seed=8)[:, 1])
     results = [
-        stream.advance(x, terms, modulate=modulate, before_RND=before if count else None, path=path)
-        for path in ("triton", "torch")
+        stream.advance(x, terms, modulate=modulate, before_RND=before if count else None, backend=backend)
+        for backend in ("triton", "torch")
     ]
     for actual, expected in zip(*results, strict=True):
         assert (actual is None) == (expected is None)
@@ -65,19 +65,19 @@ def test_advance_adds_the_terms_and_normalises(count: int, gated: bool) -> None:
 def test_gather_reads_chosen_tokens_of_the_stream_and_what_waits(used: int, count: int) -> None:
     x, modulate = random(R, N, D), (random(R, D, seed=7), random(R, D, seed=8))
     terms, chosen = terms_of(count, gated=False), choose(used)
-    for path in ("triton", "torch"):
-        sums, compact = stream.gather(x, terms, modulate, chosen, path=path)
+    for backend in ("triton", "torch"):
+        sums, compact = stream.gather(x, terms, modulate, chosen, backend=backend)
         total = sum_of(x, terms)
         close(sums[: R * used], total.flatten(0, 1)[chosen.flat()])
         expected = F.layer_norm(total, (D,), eps=1e-6) * (1 + modulate[1][:, None]) + modulate[0][:, None]
         close(compact[: R * used], expected.flatten(0, 1)[chosen.flat()])
-        close(stream.norm_rows(sums, modulate, chosen, path=path)[: R * used], compact[: R * used])
+        close(stream.norm_rows(sums, modulate, chosen, backend=backend)[: R * used], compact[: R * used])
 
 
 def test_gather_without_a_norm_gives_the_sums() -> None:
     x, terms, chosen = random(R, N, D), terms_of(2, gated=True), choose(7)
-    for path in ("triton", "torch"):
-        sums, same = stream.gather(x, terms, None, chosen, path=path)
+    for backend in ("triton", "torch"):
+        sums, same = stream.gather(x, terms, None, chosen, backend=backend)
         assert same is sums
         close(sums[: R * 7], sum_of(x, terms).flatten(0, 1)[chosen.flat()])
 
@@ -90,16 +90,16 @@ def test_linear_layers_on_chosen_tokens(used: int, features: int) -> None:
     count = R * used
     for activation in ("none", "gelu"):
         close(rows.linear(a, weight, bias, chosen, activation)[:count],
-              rows.linear(a, weight, bias, chosen, activation, path="torch")[:count])  # fmt: skip
+              rows.linear(a, weight, bias, chosen, activation, backend="torch")[:count])  # fmt: skip
     gate, base = random(R, 6, features, seed=3)[:, 4], random(R * N, features, seed=4)
     close(rows.linear_residual(a, weight, bias, chosen, gate, base)[:count],
-          rows.linear_residual(a, weight, bias, chosen, gate, base, path="torch")[:count])  # fmt: skip
+          rows.linear_residual(a, weight, bias, chosen, gate, base, backend="torch")[:count])  # fmt: skip
     outs = [random(R, N, features, seed=5) for _ in range(4)]
     middle = random(R * N, features, seed=6)
-    for out, path in zip(outs[:2], ("triton", "torch"), strict=True):
-        rows.linear_scatter(a, weight, bias, chosen, out, path=path)
-    for out, path in zip(outs[2:], ("triton", "torch"), strict=True):
-        rows.linear_update(a, weight, bias, chosen, gate, base, middle, out, path=path)
+    for out, backend in zip(outs[:2], ("triton", "torch"), strict=True):
+        rows.linear_scatter(a, weight, bias, chosen, out, backend=backend)
+    for out, backend in zip(outs[2:], ("triton", "torch"), strict=True):
+        rows.linear_update(a, weight, bias, chosen, gate, base, middle, out, backend=backend)
     close(outs[0], outs[1])
     close(outs[2], outs[3])
     untouched = torch.ones(R * N, dtype=torch.bool, device=DEVICE)
@@ -114,13 +114,13 @@ def test_attention_of_chosen_tokens(used: int, among: bool) -> None:
     chosen = choose(used, capacity=max(used, 1))
     q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
     actual = rows.attention(q, k, v, H, chosen, among)
-    close(actual[: R * used], rows.attention(q, k, v, H, chosen, among, path="torch")[: R * used])
+    close(actual[: R * used], rows.attention(q, k, v, H, chosen, among, backend="torch")[: R * used])
 
 
 @pytest.mark.parametrize("width", [40, 72 * H])
 def test_attention_of_all_tokens(width: int) -> None:
     q, k, v = random(R, N, 3 * width).chunk(3, dim=2)
-    close(rows.attention(q, k, v, H), rows.attention(q, k, v, H, path="torch"))
+    close(rows.attention(q, k, v, H), rows.attention(q, k, v, H, backend="torch"))
 
 
 @pytest.mark.parametrize(("channels", "features"), [(256, 80), (80, 80), (40, 80)])
@@ -128,7 +128,10 @@ def test_half_precision_tiles(channels: int, features: int) -> None:
     """Other tiles than float32's, which differ by shape; the interpreter has no bfloat16."""
     chosen = choose(9)
     a, weight, bias = random(R * N, channels).half(), random(features, channels).half(), random(features).half()
-    outs = [rows.linear(a, weight, bias, chosen, path=path)[: R * 9].float() for path in ("triton", "torch", "triton")]
+    outs = [
+        rows.linear(a, weight, bias, chosen, backend=backend)[: R * 9].float()
+        for backend in ("triton", "torch", "triton")
+    ]
     assert_close(outs[0], outs[1], HALF)
     assert torch.equal(outs[0], outs[2])
 
@@ -141,10 +144,12 @@ def test_attention_over_the_text(used: int | None, texts: int) -> None:
     keys, values = (random(R, texts, D, seed=seed).unflatten(2, (H, -1)).transpose(1, 2) for seed in (1, 2))
     bias = torch.where(random(R, 1, 1, texts) > 0.5, -10000.0, 0.0)
     count = R * (N if used is None else used)
-    mixed = [context.text_attention(queries, keys, values, bias, chosen, path)[:count] for path in ("triton", "torch")]
+    mixed = [
+        context.text_attention(queries, keys, values, bias, chosen, backend)[:count] for backend in ("triton", "torch")
+    ]
     entropies = [torch.full((R, N), -1.0, device=DEVICE) for _ in range(2)]
-    for entropy, path in zip(entropies, ("triton", "torch"), strict=True):
-        context.text_entropy(queries, keys, bias, entropy, chosen, path)
+    for entropy, backend in zip(entropies, ("triton", "torch"), strict=True):
+        context.text_entropy(queries, keys, bias, entropy, chosen, backend)
     close(*mixed)
     close(*entropies)
     assert (entropies[0] == -1).sum() == R * N - count
@@ -160,7 +165,7 @@ def test_attention_of_chosen_tokens_in_groups(used: int, groups: tuple[int, int]
     chosen = choose(used)
     q, k, v = random(R, N, 3 * D).chunk(3, dim=2)
     actual = context.group_attention(q, k, v, H, groups, chosen, among)[: R * used]
-    close(actual, context.group_attention(q, k, v, H, groups, chosen, among, path="torch")[: R * used])
+    close(actual, context.group_attention(q, k, v, H, groups, chosen, among, backend="torch")[: R * used])
     if used == N:
         everyone, _ = SelfAttention(H, None, "torch").everyone(torch.cat([q, k, v], dim=2), groups)
         close(actual, everyone.flatten(0, 1)[chosen.flat()])
@@ -185,8 +190,8 @@ def test_turning_to_positions(used: int | None, parts: int) -> None:
     channels = parts * heads * head_dim
     stacked = random(R, N, channels) if used is None else random(R * N, channels)
     outs = [torch.zeros(R, N, channels, device=DEVICE) for _ in range(2)]
-    for out, path in zip(outs, ("triton", "torch"), strict=True):
-        turn(stacked, rotary, heads, out, chosen, path)
+    for out, backend in zip(outs, ("triton", "torch"), strict=True):
+        turn(stacked, rotary, heads, out, chosen, backend)
     close(*outs)
     assert int((outs[0] != 0).any(dim=2).sum()) == R * (N if used is None else used)
 
@@ -196,10 +201,10 @@ def test_turning_to_positions(used: int | None, parts: int) -> None:
 def test_attention_received_sums_the_columns_of_the_map(width: int, dtype: torch.dtype) -> None:
     q, k, v = random(R, N, 3 * width).to(dtype).chunk(3, dim=2)
     results = []
-    for path in ("triton", "torch"):
+    for backend in ("triton", "torch"):
         log_sums = torch.empty(R, H, N, device=DEVICE)
-        rows.attention(q, k, v, H, log_sums_RHN=log_sums, path=path)
-        results.append(rows.attention_received(q, k, log_sums, H, path=path))
+        rows.attention(q, k, v, H, log_sums_RHN=log_sums, backend=backend)
+        results.append(rows.attention_received(q, k, log_sums, H, backend=backend))
     received, expected = results
     if dtype == torch.float16:
         assert_close(received, expected, HALF)
@@ -213,7 +218,7 @@ def test_attention_received_sums_the_columns_of_the_map(width: int, dtype: torch
 def test_scores_of_tokens(width: int, blocks: int, dtype: torch.dtype) -> None:
     x = (random(R, N, width) + 3).to(dtype)
     weight, bias = random(blocks, width) / width**0.5, random(blocks)
-    actual, expected = (token_scores(x, weight, bias, path) for path in ("triton", "torch"))
+    actual, expected = (token_scores(x, weight, bias, backend) for backend in ("triton", "torch"))
     assert actual.shape == (R, blocks, N) and actual.dtype == torch.float32
     close(actual, expected)
 
@@ -276,7 +281,7 @@ def test_choice_by_attention_and_age(case: str, recent: str) -> None:
         some = [ages[: rows // 2].repeat(2, 1) for ages in some]
     before = {"all at once": [3] * 4, "by token": some, "by block": [3, some[1], 3, 5]}[recent]
     counts = [5, 0, tokens, tokens // 3]
-    results = [choose_by_attention(score, observed, before, step, counts, path) for path in ("triton", "torch")]
+    results = [choose_by_attention(score, observed, before, step, counts, backend) for backend in ("triton", "torch")]
     for count, (index, scores, after), (expected_index, expected, expected_after) in zip(counts, *results, strict=True):
         assert index.shape == (rows, count)
         close(scores, expected)

@@ -126,7 +126,7 @@ def test_digits_layers_are_the_networks_outputs_on_images_in_minus_one_to_one(di
 def test_the_packages_own_classifier_is_the_default(weights, digits, tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/classifier.safetensors").write_bytes(weights.read_bytes())
-    monkeypatch.setattr("tcbench.places.ASSETS", tmp_path)
+    monkeypatch.setattr("tcbench.outside.places.ASSETS", tmp_path)
     images = random_images(4, 5)
     assert torch.equal(make_extractor("digits-cnn").extract(images).logits, digits.extract(images).logits)
 
@@ -333,8 +333,16 @@ def test_bytes_deviate_as_the_images_they_stand_for(measure):
     assert_close(measure(images, reference), in_floats, READING)
 
 
-def test_trajectory_deviation_is_the_final_one_at_every_step():
-    x, reference = torch.randn(4, 3, 2, 5, 5), torch.randn(4, 3, 2, 5, 5)
+def test_images_deviate_as_they_are_seen():
+    """White and whiter look alike; states of the sampler are compared as they are."""
+    images, reference = torch.tensor([[[[1.0, 3.0], [-1.5, 0.5]]]]), torch.tensor([[[[2.0, 0.5], [-1.0, 0.5]]]])
+    assert final_mae(images, reference).item() == 0.5 / 4
+    assert_close(psnr(images, reference)[0], 10 * np.log10(4 / (0.25 / 4)), READING)
+    assert trajectory_mae(images[None], reference[None]).item() == 4 / 4
+
+
+def test_trajectory_deviation_is_the_mean_difference_at_every_step():
+    x, reference = torch.rand(2, 4, 3, 2, 5, 5) * 2 - 1
     expected = torch.stack([final_mae(a, b) for a, b in zip(x, reference, strict=True)])
     assert torch.equal(trajectory_mae(x, reference), expected) and expected.shape == (4, 3)
 
@@ -363,37 +371,31 @@ def row():
     return samples, uncached, Real(random_features(200, 22))
 
 
-def test_a_row_is_scored_with_intervals_and_paired_differences(row):
+def test_a_row_is_scored_with_the_replicates_of_its_intervals(row):
     samples, uncached, real = row
     score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
     assert json.loads(json.dumps(score, allow_nan=False)) == score
-    assert list(score["quality"]) == list(METRICS)
-    assert list(score["paired"]) == ALONE
-    for name, cell in score["quality"].items():
-        assert cell["value"] == compute(name, samples, Reference(real, uncached))
-        assert cell["low"] <= cell["value"] <= cell["high"] and cell["se"] > 0
-    for name, cell in score["paired"].items():
-        theirs = compute(name, uncached, Reference(real))
-        assert cell["difference"] == pytest.approx(score["quality"][name]["value"] - theirs)
-        assert cell["se"] > 0
-        assert cell["distinguishable"] == (cell["low"] > 0 or cell["high"] < 0)
-    width = {kind: score[kind]["fid"]["high"] - score[kind]["fid"]["low"] for kind in ("quality", "paired")}
-    assert width["paired"] < width["quality"]  # the shared noise cancels
+    assert list(score) == list(METRICS)
+    for name, cell in score.items():
+        statistic = prepare(find_metric(name), samples, Reference(real, uncached))
+        assert cell["value"] == statistic(np.arange(128)) and cell["deleted"][1] == statistic(
+            np.delete(np.arange(128), range(16, 32))
+        )
+        assert cell["se"] == jackknife(statistic, batches(128, 16)).se > 0
+    theirs = score_row(uncached, None, real, batches(128, 16), ["fid"])["fid"]
+    difference = np.subtract(score["fid"]["deleted"], theirs["deleted"])
+    assert difference.std() < np.std(theirs["deleted"])  # the shared noise cancels
 
 
-def test_a_row_against_itself_differs_by_exactly_zero(row):
+def test_a_row_against_itself_is_no_distance_away(row):
     samples, _, real = row
     score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
-    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "distinguishable": False}
-    assert all(cell == zero for cell in score["paired"].values())
-    assert score["quality"]["mae"] == {"value": 0.0, "low": 0.0, "high": 0.0, "se": 0.0, "deleted": [0.0] * 8}
+    assert score["mae"] == {"value": 0.0, "se": 0.0, "deleted": [0.0] * 8}
 
 
-def test_the_reference_row_has_no_paired_numbers(row):
+def test_the_reference_row_has_no_distance_to_itself(row):
     _, uncached, real = row
-    score = score_row(uncached, None, real, batches(128, 16), list(METRICS))
-    assert list(score["quality"]) == ALONE
-    assert score["paired"] == {}
+    assert list(score_row(uncached, None, real, batches(128, 16), list(METRICS))) == ALONE
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)

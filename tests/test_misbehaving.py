@@ -19,22 +19,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tcbench.budget.costing import macs_of
-from tcbench.checking import check_tokens, values_unchecked
 from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks
 from tcbench.errors import UserError
-from tcbench.guard import HOOKS
 from tcbench.method import Artefacts, Method
-from tcbench.places import ADDED_METHODS
+from tcbench.outside.places import ADDED_METHODS
 from tcbench.plan import Block, Decision, Plan, PlanError, Tokens
 from tcbench.record.files import read_tensors
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Passes, denoise, initial_noise, sample_batch, start_run
-from tcbench.surroundings import _settings
+from tcbench.watch.checking import check_tokens, values_unchecked
+from tcbench.watch.guard import HOOKS
+from tcbench.watch.surroundings import _settings
 
 from .conftest import make_adapter
 from .test_contract import small_method
@@ -52,7 +52,7 @@ from tcbench.errors import UserError
 from tcbench.method import *
 from tcbench.plan import *
 from tcbench.trainable import *
-from tcbench.unseen import is_unseen
+from tcbench.tensors.unseen import is_unseen
 
 FULL = every_unit([Block(block) for block in range(4)], ALL)
 
@@ -188,7 +188,7 @@ def test_tokens_on_the_fused_path(name: str) -> None:
     with torch.inference_mode(), pytest.raises(UserError) as caught:
         method = make_method(name, {})
         sampler, run = start_run(adapter, method, NFE, SETTINGS, index, Artefacts())
-        passes = Passes(adapter, run, method.start, partial(FusedBlocks, path="torch"))
+        passes = Passes(adapter, run, method.start, partial(FusedBlocks, backend="torch"))
         list(denoise(passes, sampler, initial_noise(adapter, 0, index), index))
     assert str(caught.value).startswith(str(line_of(name)))
 

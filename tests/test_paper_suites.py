@@ -72,6 +72,17 @@ def test_settings_cost_what_the_paper_says(path: Path) -> None:
             assert tmacs == pytest.approx(row.paper.tmacs, rel=off, abs=0.01)  # the paper cuts digits off
 
 
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
+def test_every_rival_and_control_has_a_row_at_tokencaches_macs(path: Path) -> None:
+    """Whether no setting is nearer, `tcbench validate --macs` says."""
+    rows = load_suite(path).rows
+    for name in [name for name, row in rows.items() if row.method == "tokencache" and not row.control]:
+        matched = {row.method for row in rows.values() if row.target == name}
+        assert matched >= {"fewer_steps", "fora", "toca", "random_tokens", "no_tokens"}, name
+        alike = [row for row in rows.values() if row.method == "tokencache" and row.nfe == rows[name].nfe]
+        assert any(row.options.get("cost_weight") == "auto" for row in alike), name
+
+
 def test_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = next(path for path in official.CONFIGS if path.stem == "paper-pixart-256-parti")
@@ -124,7 +135,7 @@ def test_every_official_file_is_read(path: Path, paper_folder: Path) -> None:
     assert not any(isinstance(scorer, NotRun) for scorer in load_scorers(suite).values())
     size = (5, 128, 64) if suite.model.latents.kind == "wf" else (32, 32)
     latents = torch.zeros(1, *MODELS[suite.model.name].latent_shape)
-    assert load_decoder(suite)(latents).shape == (1, 3, *size)
+    assert load_decoder(suite)(latents)[0].shape == (1, 3, *size)
 
 
 # --- prompts
@@ -264,7 +275,8 @@ def test_images_are_encoded_and_decoded(tmp_path: Path, pickled: bool) -> None:
     vae, draw = official.write_autoencoder(tmp_path, pickled), torch.Generator().manual_seed(0)
     autoencoder = Autoencoder(tmp_path, 0.5, "cpu")
     noise = torch.randn(2, 4, 4, 4, generator=draw)
-    images = autoencoder.decode(noise)
+    images, broken = autoencoder.decode(noise)
+    assert not broken.any()
     with torch.no_grad():
         assert torch.equal(images, to_uint8(vae.decode(noise / 0.5).sample))
         posterior = vae.encode(images.float() / 127.5 - 1).latent_dist
@@ -339,7 +351,7 @@ def test_prompts_become_videos(videos: Suite) -> None:
     tensors, _ = read_tensors(folder / "shard-00000.safetensors")
     assert tensors["image"].shape == (2, 3, 5, 128, 64) and tensors["image"].dtype == torch.uint8
     assert tensors["xt"].shape == (3, 2, *spec.latent_shape) and tensors["xt"].isfinite().all()
-    assert torch.equal(tensors["image"], load_decoder(videos)(tensors["xt"][-1]))
+    assert torch.equal(tensors["image"], load_decoder(videos)(tensors["xt"][-1])[0])
     shown = _first_images(folder, 3)
     assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
         shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()

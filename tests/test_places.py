@@ -8,7 +8,7 @@ import pytest
 
 from tcbench.cli import main
 from tcbench.errors import UserError, did_you_mean
-from tcbench.places import (
+from tcbench.outside.places import (
     ADDED_METHODS,
     SHIPPED,
     add_methods,

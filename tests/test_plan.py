@@ -1,7 +1,8 @@
 """Plans as data, and the budget arithmetic that methods share."""
 
 from collections import Counter
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from tcbench.plan import (
     Unit,
     every_unit,
 )
-from tcbench.schedule import full_steps, reverse_gaps, spread_by_scores, spread_evenly
+from tcbench.schedule import Placement, full_steps, reverse_gaps, spread_by_scores, spread_evenly
 
 from .conftest import make_shape
 
@@ -151,13 +152,16 @@ def test_top_tokens_are_the_highest_of_each_row() -> None:
 # --- I-steps
 
 
-@given(st.integers(1, 300), st.data())
-def test_spread_evenly(nfe: int, data: st.DataObject) -> None:
+@given(st.integers(1, 300), st.sampled_from(get_args(Placement)), st.data())
+def test_spread_evenly(nfe: int, placement: Placement, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, nfe))
-    steps = spread_evenly(count, nfe)
-    gaps = [b - a for a, b in zip(steps, [*steps[1:], nfe], strict=True)]
-    assert len(set(steps)) == count and steps[0] == 0 and steps[-1] < nfe
-    assert max(gaps) - min(gaps) <= 1
+    steps = spread_evenly(count, nfe, placement)
+    assert list(steps) == sorted(set(steps)) and len(steps) == count and steps[0] == 0 and steps[-1] < nfe
+    *gaps, last = (b - a for a, b in pairwise([*steps, nfe]))
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
+    if gaps:  # what follows the last full step, itself included: a gap, nothing, half a gap
+        wanted = {"start": nfe / count, "end": 1, "interior": nfe / (2 * count - 1)}[placement]
+        assert abs(last - wanted) < 1
 
 
 @pytest.mark.parametrize("count", [0, 11])

@@ -37,10 +37,7 @@ def quality_of(fid, mae=None):
     centres = {"fid": fid, "sfid": 3 * fid, "is": 9 - fid / 10, "precision": 0.81, "recall": 0.62, "accuracy": 0.97}
     if mae is not None:
         centres["mae"] = mae
-    return {
-        name: {"value": value, "low": value * 0.97, "high": value * 1.03, "se": value * 0.0127}
-        for name, value in centres.items()
-    }
+    return {name: {"value": value, "se": value * 0.0127} for name, value in centres.items()}
 
 
 PATTERNS = hadamard(8)[1:]
@@ -82,7 +79,6 @@ def make_row(nfe, name, method, label, fid, macs, mae=None, paper=None, **change
         "extractor": "digits-cnn",
         "metrics_not_run": {},
         "quality": quality_of(fid, mae),
-        "paired": {},
         "macs": {
             "per_sample": macs,
             "per_sample_without_overheads": round(macs * 0.9),
@@ -292,10 +288,10 @@ def test_a_row_that_no_table_lists_was_added(rows):
 
 def test_intervals_stay_in_the_range_of_the_metric(rows):
     rows[0]["quality"] |= {
-        "fid": {"value": 3.0, "low": -9, "high": 15, "se": 5.0},
-        "is": {"value": 9.99, "low": 9, "high": 11, "se": 0.4},
-        "precision": {"value": 1.0, "low": 1, "high": 1, "se": 0.0},
-        "recall": {"value": 0.99, "low": 0.9, "high": 1.1, "se": 0.04},
+        "fid": {"value": 3.0, "se": 5.0},
+        "is": {"value": 9.99, "se": 0.4},
+        "precision": {"value": 1.0, "se": 0.0},
+        "recall": {"value": 0.99, "se": 0.04},
     }
     record, cells = line_of(main_table(rows, None, None, differs="", guidance_scale=1.5), "nfe50-uncached")
     assert record["fid_low"] == 0 and record["is_high"] == 10
@@ -314,7 +310,7 @@ def test_what_has_too_few_samples_is_unusable_and_says_so(rows):
 
 
 def test_missing_values_say_why_and_are_never_zero(rows):
-    rows[3] = {key: value for key, value in rows[3].items() if key not in ("quality", "paired", "macs")}
+    rows[3] = {key: value for key, value in rows[3].items() if key not in ("quality", "macs")}
     rows[3]["not_run"] = "needs weights toca.pt"
     del rows[4]["quality"]["recall"]
     table = main_table(rows, make_latency([row for row in rows if "macs" in row]), None, differs="", guidance_scale=1.5)

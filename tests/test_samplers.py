@@ -1,5 +1,7 @@
 """DPM-Solver++ and Euler-ancestral: against diffusers' schedulers, and what every chain of noise levels keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.samplers import (
+    AncestralDDPM,
     Chain,
     EulerAncestral,
     FlowEuler,
@@ -14,6 +17,7 @@ from tcbench.samplers import (
     ReferenceDPMSolver,
     SamplerSettings,
     make_sampler,
+    passed_levels,
     zero_snr_scheduler,
 )
 from tests.floors import ANCESTRAL, SAMPLER, assert_close
@@ -144,6 +148,16 @@ def test_ancestral_pairs_are_the_samplers_own_steps(step: int) -> None:
     assert ((pairs.mean(0) - mean).abs() <= 5 * (variance / rows) ** 0.5 + 1e-5 * mean.abs().max()).all()
 
 
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_pairs_from_the_posterior_are_ancestral_steps(step: int) -> None:
+    """Those of the reference's ancestral sampler at the least variance, beta-tilde, with the same noise."""
+    output, x = noise(2), noise(3)
+    added = torch.randn(SHAPE, generator=generator()).double()
+    expected, _ = AncestralDDPM(6, added.expand(6, *SHAPE)).step(output, step, x, variance=-torch.ones(SHAPE))
+    drawn = ReferenceDDIM(6).posterior_rows(output, torch.full(SHAPE[:1], step), x, generator())
+    assert_close(drawn, expected, SAMPLER)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "dpm", "euler_ancestral"])
 def test_impossible_numbers_of_steps_are_refused(solver: str) -> None:
     with pytest.raises(UserError, match="give 2 to 1000"):
@@ -153,3 +167,37 @@ def test_impossible_numbers_of_steps_are_refused(solver: str) -> None:
 def test_unknown_solvers_are_refused() -> None:
     with pytest.raises(UserError, match="solver: 'heun' is not one of ddim, dpm, euler_ancestral"):
         make_sampler(make_adapter("tiny-pixart"), 4, SamplerSettings(1.5, solver="heun"), torch.arange(1))
+
+
+def test_runs_of_other_steps_walk_the_same_noise() -> None:
+    """Where the predicted x0 is one, x is one at every level that both reach: 5 steps are every second of 10."""
+    clean, start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(SHAPE[0])
+    adapter = SimpleNamespace(spec=SimpleNamespace(latent_shape=SHAPE[1:]))
+    settings = SamplerSettings(1.0, seed=3, solver="euler_ancestral")
+    reached = {}
+    for nfe in (5, 10):
+        sampler, x = make_sampler(adapter, nfe, settings, index), start
+        for step in range(nfe - 1):
+            signal, sigma = sampler.signal[step], sampler.sigma[step]
+            eps = (x - signal * clean) / sigma
+            x, _ = sampler.step(signal * eps - sigma * clean, step, x)
+            reached[nfe, sampler.timesteps[step + 1]] = x
+    shared = [timestep for nfe, timestep in reached if nfe == 5]
+    assert len(shared) == 4
+    for timestep in shared:
+        torch.testing.assert_close(reached[5, timestep], reached[10, timestep], rtol=0, atol=2e-5)
+    assert (reached[5, shared[1]] - reached[5, shared[0]]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("nfe", [3, 7])
+def test_the_noise_of_a_step_is_standard_normal(nfe: int) -> None:
+    """Its levels are consecutive, none is passed twice, and squared weights add up to 1."""
+    passed = passed_levels(nfe)
+    assert len(passed) == nfe - 1
+    levels = [timestep for step in passed for timestep, _ in reversed(step)]
+    assert (
+        levels == sorted(set(levels), reverse=True) == list(range(levels[0], levels[-1] - 1, -1)) and levels[0] == 995
+    )
+    for step in passed:
+        assert sum(weight**2 for _, weight in step) == pytest.approx(1)

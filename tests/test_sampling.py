@@ -10,7 +10,6 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from tcbench import draws
 from tcbench.budget.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.guidance import GuidedPair
@@ -27,6 +26,7 @@ from tcbench.samplers import (
     training_alphas_cumprod,
 )
 from tcbench.sampling import Samples, initial_noise, sample_batch, sample_labels
+from tcbench.tensors import draws
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 from tests.conftest import make_adapter
 from tests.floors import ANCESTRAL, SAMPLER, TRAJECTORY, assert_close

@@ -8,7 +8,7 @@ import torch
 from tcbench.budget.costing import macs_of
 from tcbench.errors import UserError
 from tcbench.method import Method
-from tcbench.places import ADDED_METHODS
+from tcbench.outside.places import ADDED_METHODS
 from tcbench.plan import ALL, Block
 from tcbench.registry import documentation, make_method, method_class
 from tcbench.selector import TokenSelector, spend

@@ -32,12 +32,14 @@ SHARED = {
 }
 PLAIN = {"method": "uncached", "nfe": 3}
 ROUTER = {"method": "learning_to_cache", "nfe": 3, "options": {"iterations": 1, "batch_size": 2}}
+SEARCHED = {"method": "fora", "nfe": 3, "searched": True, "options": {"num_full_steps": 2}}
 SUITES = {
     "digits": {
         "model.name": "digits-dit",
         "data.name": "digits",
         "scoring.extractor": "digits-cnn",
-        "rows": {"plain": PLAIN},
+        "search": {"samples": 1, "trials": 1},
+        "rows": {"plain": PLAIN, "searched": SEARCHED},
     },
     "images": {
         "model.name": "tiny-dit",
@@ -54,6 +56,7 @@ SPEED = f"--config {TESTS / 'speed_smoke.yaml'} --model tiny-dit --dtype fp32"
 COMMANDS = [
     ("sample", "sample digits.yaml --rows plain"),
     ("score", "score digits.yaml --rows plain"),
+    ("search", "search digits.yaml --row searched"),
     ("encode", "encode images.yaml"),
     ("train", "train images.yaml --row router"),
     ("sample", "sample images.yaml --rows plain router"),

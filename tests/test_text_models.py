@@ -18,7 +18,6 @@ from tcbench.data import Dataset
 from tcbench.engine.engine import Engine
 from tcbench.engine.soft import soft_hidden
 from tcbench.errors import UserError
-from tcbench.groups import group_of
 from tcbench.ledger import plan_macs
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, load_transformer, save_transformer
@@ -32,6 +31,7 @@ from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.shapes import Macs
+from tcbench.tensors.groups import group_of
 from tcbench.training.caching import train
 from tcbench.training.pairs import uncached_values
 from tests import official

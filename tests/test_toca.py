@@ -124,7 +124,7 @@ class FakeLook:
 def score_by_hand(received: list[float], ages: list[int], method, side: int = 4) -> list[float]:
     norm = sum(value**2 for value in received) ** 0.5
     score = [
-        value / norm + method.soft_fresh_weight * age / method.interval
+        value / norm + method.soft_fresh_weight * age / method.base_interval(0)
         for value, age in zip(received, ages, strict=True)
     ]
     for top in range(0, side, 2):

@@ -20,7 +20,7 @@ def rows_of(values: list[float], noise: np.ndarray) -> list[dict]:
     found = [uncached, *(copy.deepcopy(ours) for _ in values)]
     for row, value in zip(found, [4.0, *values], strict=True):
         row["group_sizes"], row["groups"] = [64] * 8, 8
-        row["quality"] = {"is": {"value": value, "deleted": list(value + noise), "low": 0, "high": 0, "se": 0.1}}
+        row["quality"] = {"is": {"value": value, "deleted": list(value + noise), "se": 0.1}}
     return found
 
 

@@ -11,7 +11,7 @@ from tcbench.choose import AttentionScore, best_tokens, choose_by_attention, cou
 from tcbench.method import Look, Method
 from tcbench.plan import ALL, Block, Decision, Plan, every_unit
 from tcbench.registry import make_method, method_names
-from tcbench.unseen import is_unseen, on_values, unseen
+from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 FEW_FREE = {"num_full_steps": 5, "refiner_blocks": 1}
 OPTIONS: dict[str, list[dict[str, Any]]] = {

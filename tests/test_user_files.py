@@ -25,11 +25,11 @@ from tcbench.data.images import list_images, read_rgb, to_square
 from tcbench.data.prompts import coco_captions
 from tcbench.data.videos import list_videos
 from tcbench.errors import UserError
-from tcbench.foreign import read_text
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.models.networks import fill_transformer, load_transformer
 from tcbench.models.specs import MODELS
 from tcbench.models.weights import read_state
+from tcbench.outside.foreign import read_text
 from tcbench.registry import data_source
 from tcbench.stages.images import image_side
 from tests import official
@@ -371,6 +371,21 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor], dict[str, Tensor]], Any]] = {
     "PixArt-alpha's trainer": lambda state, other: {"state_dict": other, "state_dict_ema": prefixed(state, "module.")},
     "no ema": lambda state, _: {"model": state, "ema": None},
     "empty ema": lambda state, _: {"model": state, "ema": {}},
+    "Lightning's module with an average": lambda state, other: {
+        "state_dict": {**prefixed(other, "model."), **prefixed(state, "ema_model.module."), "vae.scale": torch.ones(3)}
+    },
+    "LitEma": lambda state, other: {
+        "state_dict": prefixed(other, "model.")
+        | {f"model_ema.{key.replace('.', '')}": tensor for key, tensor in state.items()}
+        | {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(7)}
+    },
+    "ema_pytorch": lambda state, other: {
+        **prefixed(state, "ema_model."),
+        **prefixed(other, "online_model."),
+        "step": torch.tensor([7]),
+        "initted": torch.tensor([True]),
+    },
+    "AveragedModel": lambda state, _: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)},
     "and an epoch": lambda state, _: state | {"epoch": 3},
     "settings": lambda state, _: {
         "model": state,
@@ -387,7 +402,8 @@ def test_wrappings_of_trainers_are_taken_off(
     state = read_state(tmp_path / "a.ckpt")
     assert state.keys() == weights.keys() and all(torch.equal(state[key], weights[key]) for key in state)
     said = capsys.readouterr().err
-    assert ("reads the averaged weights" in said) == (wrapping in ("ema", "PixArt-alpha's trainer"))
+    two = "ema", "PixArt-alpha's trainer", "Lightning's module with an average", "LitEma", "ema_pytorch"
+    assert said.count("reads the averaged weights") == (wrapping in two)
 
 
 def test_dits_training_checkpoint_is_loaded_with_its_average(tmp_path: Path, capsys: Any) -> None:

@@ -143,7 +143,7 @@ def test_shares_that_agree_in_every_batch_are_not_equal_beyond_their_number():
     ours, theirs = make_rows()[1:3]
     for row, samples in ((ours, 24), (theirs, 24)):
         row |= {"samples": samples, "group_sizes": [3] * 8}
-        row["quality"]["alignment"] = {"value": 19 / 24, "low": 0, "high": 0, "se": 0.0, "deleted": [19 / 24] * 8}
+        row["quality"]["alignment"] = {"value": 19 / 24, "se": 0.0, "deleted": [19 / 24] * 8}
     found = compare(ours, theirs, "alignment", {("alignment", 50): 0.05})
     assert found.interval.high > 0.14 and (found.p, no_loss(found)) == (1, NOT_DECIDED)
 
@@ -219,6 +219,50 @@ def test_an_ablation_without_the_variant_or_the_metric_says_so(results):
     assert (finding.measure, finding.verdict, finding.evidence) == ("Precision", NOT_TESTED, "needs X")
 
 
+def test_beating_uniform_means_the_best_of_several_even_spreads(results):
+    """The adaptive row beats the first even spread clearly, and ties with the second."""
+    ours = next(row for row in results.rows if row["row"] == "nfe50-tokencache")
+
+    def variant(name, value, schedule, **settings):
+        copied = with_replicates(ours, [value + 0.01 * (-1) ** (group // 2) for group in range(8)])
+        return copied | {"row": f"schedule-{name}", "label": name, "settings": {"schedule": schedule} | settings}
+
+    adaptive, reversed_gaps = variant("adaptive", 2.0, "adaptive"), variant("reversed", 4.0, "reversed")
+    first, second = variant("uniform", 3.0, "even"), variant("end", 1.9, "even", placement="end")
+    for row, pattern in zip((adaptive, reversed_gaps, first, second), (1, 3, 5, 6), strict=True):
+        spread(row, "fid", 0.02, pattern)
+    searched = variant("searched", 1.0, "even", full_steps=[0, 9])
+    results.ablations["schedule"] = [adaptive, first, reversed_gaps, searched]
+    finding = found(results, "The adaptive schedule beats")["FID"]
+    assert finding.verdict == NOT_DECIDED and finding.evidence.endswith("; not compared: even spreads at other places")
+    assert finding.evidence.startswith("2 better of 2")
+    results.ablations["schedule"].append(second)
+    assert found(results, "The adaptive schedule beats")["FID"].verdict == NOT_REPRODUCED
+    second["quality"]["fid"] = first["quality"]["fid"]
+    assert found(results, "The adaptive schedule beats")["FID"].verdict == REPRODUCED
+
+
+def test_deviations_are_compared_with_the_toca_that_costs_as_much(results):
+    """The published row is cheaper and nearer; the matched one is what TokenCache is held against."""
+    toca = next(row for row in results.rows if row["row"] == "nfe50-toca")
+    ours = next(row for row in results.rows if row["row"] == "nfe50-tokencache")
+
+    def moved(factor):
+        return {name: [factor * number for number in numbers] for name, numbers in ours["trajectory"].items()}
+
+    far = toca | {"row": "nfe50-toca-matched", "label": "ToCa, matched", "trajectory": moved(9)}
+    cheaper = ours["macs"] | {"per_sample": round(0.86 * ours["macs"]["per_sample"])}
+    results.rows[results.rows.index(toca)] = toca | {"macs": cheaper, "trajectory": moved(0.1)}
+    results.rows.append(far)
+    results.rows[:] = [row for row in results.rows if row["nfe"] == 50]
+    findings = found(results, "Smaller deviation from the uncached run than ToCa")
+    assert {finding.verdict for finding in findings.values()} == {REPRODUCED}
+    assert all("of ToCa, matched" in finding.evidence for finding in findings.values())
+    results.rows.remove(far)
+    (finding,) = found(results, "Smaller deviation from the uncached run than ToCa").values()
+    assert finding.evidence == "needs rows of TokenCache and ToCa at matched MACs, with trajectories"
+
+
 def test_rows_without_lora_are_compared_among_themselves(results):
     (ours,) = (row for row in results.rows if row["row"] == "nfe20-tokencache")
     (random,) = (row for row in results.rows if row["row"] == "nfe20-random")
@@ -229,7 +273,7 @@ def test_rows_without_lora_are_compared_among_themselves(results):
         for row in (ours, random)
     ]
     for row, pattern in zip(plain, (4, 6), strict=True):
-        row["quality"] = {"fid": {"value": 9.0, "low": 8.9, "high": 9.1, "se": 0.05}}
+        row["quality"] = {"fid": {"value": 9.0, "se": 0.05}}
         spread(row, "fid", 0.2, pattern)
     results.rows.extend(plain)
     findings = found(results, "The Cache Predictor selects better")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from tcbench import draws
 from tcbench.config.needs import needs
 from tcbench.config.suite import Suite
 from tcbench.data.videos import VideoListing, centred, frame_numbers, list_videos
@@ -20,6 +19,7 @@ from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_autoencoder
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.train import train_row
+from tcbench.tensors import draws
 from tests import official
 from tests.floors import HALF, assert_close
 from tests.official import grey, write_video

@@ -44,7 +44,7 @@ from .conftest import make_run, model_inputs
 ROWS, NFE, TOKENS = 4, 6, 64
 MLP, ATTENTION = Site(1, "mlp"), Site(1, "attn")
 close = partial(assert_close, floor=NETWORK)
-both = pytest.mark.parametrize("blocks", [PlainBlocks, partial(FusedBlocks, path="torch")], ids=["plain", "fused"])
+both = pytest.mark.parametrize("blocks", [PlainBlocks, partial(FusedBlocks, backend="torch")], ids=["plain", "fused"])
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from tcbench.cli import main
 from tcbench.record.sources import STAGES, source_digest
 from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
+from tests.warm import warm_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
@@ -46,6 +47,10 @@ USERS = {name: value for name, value in os.environ.items() if name not in ("PYTH
 pytestmark = pytest.mark.timeout(1200)  # the first test pays for the whole workflow
 
 
+COLD = "tcbench-cold"
+"""The wheel's own program, in whose place its environment has one that starts warm (tests/warm.py)."""
+
+
 def run(scripts, folder, *command, check=True):
     """Run a program of an environment in `folder`, as a user would: nothing here tells it where the checkout is."""
     result = subprocess.run(
@@ -60,20 +65,27 @@ def run(scripts, folder, *command, check=True):
     return result
 
 
-def snakemake(folder, *arguments):
-    """Run the checkout's Snakefile and package, as `snakemake` does in the checkout itself."""
-    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--cores", "2", *arguments]
+@pytest.fixture(scope="module")
+def snakemake(tmp_path_factory):
+    """Runs the checkout's Snakefile and package, as `snakemake` does in the checkout itself."""
+    program = tmp_path_factory.mktemp("checkout") / "snakemake"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result.stdout + result.stderr
+
+    def run(folder, *arguments):
+        command = [program, "-s", ROOT / "Snakefile", "--cores", "2", *arguments]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        return result.stdout + result.stderr
+
+    with warm_programs(sys.executable, {program: "snakemake.cli:main"}, environment, ["snakemake.cli"]):
+        yield run
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A fresh environment where `pip install .` has put tcbench; it sees this one's packages, but not its tcbench.
 
-    Returns the folders of its programs and of its packages.
+    Gives the folders of its programs and of its packages.
     """
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
@@ -88,7 +100,10 @@ def wheel(tmp_path_factory):
     offline = [*pip, "--no-deps", "--no-build-isolation", str(ROOT)]
     result = subprocess.run(offline, cwd=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stderr}\n(the extra `dev` has what builds the wheel)"
-    return environment / "bin", packages
+    program = environment / "bin" / "tcbench"
+    program.rename(program.with_name(COLD))
+    with warm_programs(python, {program: "tcbench.cli:main"}, USERS):
+        yield environment / "bin", packages
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +119,7 @@ def finished(scripts, tmp_path_factory):
     (folder / "methods").mkdir()
     (folder / "methods" / "halved.py").write_text(OWN_METHOD)
     (folder / "smoke.yaml").write_text(SMOKE.replace("ablations:\n", f"{OWN_ROW}ablations:\n"))
-    run(scripts, folder, "tcbench", "run", "smoke.yaml", "all", "--cores", "2", "--snakemake=--quiet=rules")
+    run(scripts, folder, COLD, "run", "smoke.yaml", "all", "--cores", "2", "--snakemake=--quiet=rules")
     return folder
 
 
@@ -181,7 +196,7 @@ def test_a_second_call_does_nothing(scripts, finished):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, tmp_path, monkeypatch):
+def test_a_moved_copy_has_nothing_to_do_and_makes_the_same_bytes(finished, snakemake, tmp_path, monkeypatch):
     """Neither Snakemake nor a fingerprint remembers where the work or the package lies: the copy of the wheel's work is
     in the hands of the checkout's Snakefile and package."""
     copy = tmp_path / "copy"
@@ -244,7 +259,7 @@ def test_snakemakes_own_report_has_tables_figures_and_the_page(scripts, finished
         assert name in inside
 
 
-def test_a_bad_config_stops_before_any_job(scripts, tmp_path):
+def test_a_bad_config_stops_before_any_job(scripts, snakemake, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text(SMOKE.replace("batch_size: 4\n  traced", "batchsize: 4\n  traced"))
     says = f"{bad}: samples.batchsize: unknown key; did you mean 'batch_size'?"
@@ -266,7 +281,7 @@ def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     command = ("sample", str(suite), "--rows", "nfe4-uncached")
     for folder in (killed, whole):
         folder.mkdir()
-    process = subprocess.Popen([scripts / "tcbench", *command], cwd=killed, env=USERS, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([scripts / COLD, *command], cwd=killed, env=USERS, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(shards(killed)) < 2:
         assert time.monotonic() < deadline and process.poll() is None, "no shard to kill after"
@@ -275,7 +290,7 @@ def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     process.wait()
     survived = {path: path.stat().st_mtime_ns for path in (killed / "results").rglob("shard-*")}
     assert 2 <= len(survived) < 16, "the run was to be killed in the middle"
-    run(scripts, killed, "tcbench", *command)
+    run(scripts, killed, "tcbench", *command)  # warm: torch was imported by the first
     assert all(path.stat().st_mtime_ns == changed for path, changed in survived.items()), "finished shards were redone"
     monkeypatch.chdir(whole)
     assert main(command) == 0
@@ -324,7 +339,7 @@ def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, ca
     assert says in capsys.readouterr().err
 
 
-def test_all_embedded_suites_by_default_and_one_on_request(tmp_path):
+def test_all_embedded_suites_by_default_and_one_on_request(snakemake, tmp_path):
     every = snakemake(tmp_path, "tables", "-n")
     for suite, tables in (("digits", [2, 6]), ("scenes", [3, 4, 6]), ("moving", [5])):
         assert f"rule {suite}_render_tables:" in every

@@ -4,17 +4,17 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
-from tcbench.checking import check_tokens
-from tcbench.guard import Guarded, Undecided, guarded
 from tcbench.ledger import Ledger, overheads, plan_macs
 from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.models.specs import MODELS
 from tcbench.observations import observation
 from tcbench.plan import Deferred, Plan
 from tcbench.shapes import Macs, ModelShape
+from tcbench.tensors.unseen import unseen
 from tcbench.timesteps import respaced_timesteps
-from tcbench.trainable import ImportRouter
-from tcbench.unseen import unseen
+from tcbench.trainable import Imported
+from tcbench.watch.checking import check_tokens
+from tcbench.watch.guard import Guarded, Undecided, guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     """The ledger's totals for one sample with guidance, and the I-steps.
 
     Without `artefacts`, a schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as
-    many I-steps, and MACs depend on their number alone; a router that would be trained is stood in for by its method's
+    many I-steps, and MACs depend on their number alone; a table that would be trained is stood in for by its method's
     floor, and one that is imported is read. Counts per block are stood in for by the uniform allocation
     (`choose.allocate_tokens`).
 
@@ -62,8 +62,8 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     """
     run = run_of_shapes(model, method.sampled_steps(nfe))
     if artefacts is None:
-        given = [stage for stage in method.training(run) if isinstance(stage, ImportRouter)]
-        artefacts = Artefacts(alpha_bar=(0.5,) * run.nfe, tables={stage.name: _router(stage.path) for stage in given})
+        given = [stage for stage in method.training(run) if isinstance(stage, Imported)]
+        artefacts = Artefacts(alpha_bar=(0.5,) * run.nfe, tables={stage.name: _imported(stage, run) for stage in given})
     run = replace(run, artefacts=artefacts)
     ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), guarded(method.start(run))
     ledger.charge("model", run.shape.once)
@@ -113,7 +113,7 @@ def _cheapest(plan: Plan) -> Plan:
     return replace(plan, decisions=decisions)
 
 
-def _router(path: str) -> Table:
-    from tcbench.artefacts import read_router  # torch's own format: the one part of costing that imports torch
+def _imported(stage: Imported, run: Run) -> Table:
+    from tcbench.artefacts import read_imported  # routers are in torch's own format: the one part that imports torch
 
-    return read_router(path)
+    return read_imported(stage, run.shape, run.nfe)

@@ -223,7 +223,7 @@ def targeted_rows(suite: Suite, basis_of: Callable[[Entry], Basis] = lambda entr
     basis_of, targets = cache(basis_of), dict[str, tuple[int, ...]]()
     entries = {entry.name: entry for entry in suite.entries}
     for entry in entries.values():
-        if entry.row.target is None:
+        if entry.row.target is None or isinstance(entry.row.searched, dict):  # which is solved when it is searched
             continue
         target = entries[entry.row.target]
         method, basis = entry.method, basis_of(entry)

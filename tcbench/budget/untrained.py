@@ -8,7 +8,7 @@ schedule has the published number of I-steps; refiners need nothing, because LoR
 import torch
 from torch import Tensor
 
-from tcbench.artefacts import read_router
+from tcbench.artefacts import read_imported
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method, Run, Table
 from tcbench.models.adapter import Adapter, Text
@@ -17,7 +17,7 @@ from tcbench.models.specs import ModelSpec, TextSpec
 from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
-from tcbench.trainable import CollectScores, ImportRouter, TrainRouter, TrainScorer
+from tcbench.trainable import CollectScores, ImportRouter, ImportSchedule, TrainChainRouter, TrainRouter, TrainScorer
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
 
@@ -45,12 +45,13 @@ def untrained_artefacts(
                 scorers[stage.name] = random_predictor(adapter, seed)
             case CollectScores():
                 alpha_bar = (0.5,) * len(timesteps)
-            case ImportRouter():
-                tables[stage.name] = read_router(stage.path)
-            case TrainRouter():
+            case ImportRouter() | ImportSchedule():
+                tables[stage.name] = read_imported(stage, adapter.shape, len(timesteps))
+            case TrainRouter() | TrainChainRouter():
                 if open_branches is None:
                     raise UserError(f"{method.name}: its router is not trained here; set open_branches, e.g. 0.17")
-                tables[stage.name] = random_router(adapter.shape, len(timesteps), open_branches, seed)
+                every = 2 if isinstance(stage, TrainRouter) else 1
+                tables[stage.name] = random_router(adapter.shape, len(timesteps), open_branches, seed, every)
     return Artefacts(scorers=scorers, alpha_bar=alpha_bar, tables=tables)
 
 
@@ -63,16 +64,20 @@ def random_predictor(adapter: Adapter, seed: int) -> CachePredictor:
     return predictor.requires_grad_(False).eval()
 
 
-def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int) -> Table:
-    """A router of `TrainRouter`'s form that opens the same share of every branch, as whole numbers allow."""
+def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int, every: int = 2) -> Table:
+    """A router of `TrainRouter`'s form that opens the same share of every branch, as whole numbers allow.
+
+    Args:
+        every: from the last step on, so many steps share one row that is used.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.full((nfe, len(shape.sites)), CLOSED)
-    second = logits[::2]  # the rows of second steps
+    used = logits[::every]  # the rows that are used, of second steps for one
     for name in shape.kinds:
         columns = [column for column, site in enumerate(shape.sites) if site.part == name]
-        share = torch.full((len(second) * len(columns),), CLOSED)
+        share = torch.full((len(used) * len(columns),), CLOSED)
         share[torch.randperm(len(share), generator=generator)[: round(open_branches * len(share))]] = OPEN
-        second[:, columns] = share.view(len(second), len(columns))
+        used[:, columns] = share.view(len(used), len(columns))
     return tuple(map(tuple, logits.tolist()))
 
 

@@ -17,6 +17,7 @@ from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS
 from tcbench.models.specs import MODELS, TextSpec
+from tcbench.precision import Dtype
 from tcbench.registry import method_names
 
 Problems = Iterator[Problem]
@@ -107,7 +108,10 @@ def _rows(it: _Suite) -> Problems:
         if full and full > steps:
             says = f"{full} full steps of {steps}; give {steps} or fewer"
             yield Problem((*place, "options", "num_full_steps"), says)
+        if (listed := getattr(method, "full_steps", None)) and listed[-1] >= steps:
+            yield Problem((*place, "options", "full_steps"), f"{listed[-1]} is no step of {steps}; remove it")
         yield from _borrowed(it, place, entry, method)
+        yield from _found(it, place, entry, method)
         if row.target is not None and it.has_all_rows:
             yield from _target(it, (*place, "target"), entry, method)
 
@@ -123,12 +127,42 @@ def _borrowed(it: _Suite, place: Field, entry: Entry, method: Method) -> Problem
         if rows[source].nfe != entry.nfe:
             yield Problem((*place, "artefacts_from"), f"{source!r} was trained for another nfe")
     schedule = getattr(method, "schedule", None)
-    if schedule in ("adaptive", "reversed") and not (source or method.trains):  # method.Schedule, from alpha-bar
+    listed = getattr(method, "full_steps", None) or entry.row.full_steps_of
+    if schedule in ("adaptive", "reversed") and not (
+        source or method.trains or listed
+    ):  # method.Schedule, from alpha-bar
         yield Problem((*place, "options", "schedule"), f"{schedule!r} needs artefacts_from; or set 'even'")
     if entry.row.training_seed is not None and not entry.trains:
         yield Problem((*place, "training_seed"), "nothing is trained for this row; remove it")
     if entry.row.refiners is not True and not (source or method.trains):
         yield Problem((*place, "refiners"), "the row samples with nothing trained, so it has none; remove the field")
+
+
+def _found(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
+    """Whether full steps can be another row's, and what is searched can be."""
+    row, source = entry.row, entry.row.full_steps_of
+    options = type(method).model_fields
+    if (source or row.searched is True) and "full_steps" not in options:
+        at = (*place, "full_steps_of" if source else "searched")
+        yield Problem(at, f"{row.method} takes no list of full steps; remove it")
+    if source and it.lacks(source):
+        yield Problem((*place, "full_steps_of"), f"{source!r} is not a row")
+    elif source and source in it.methods:
+        if it.suite.rows[source].nfe != entry.nfe:
+            yield Problem((*place, "full_steps_of"), f"{source!r} has another nfe")
+        if it.suite.rows[source].full_steps_of or "full_steps" not in type(it.methods[source]).model_fields:
+            yield Problem((*place, "full_steps_of"), f"{source!r} has no full steps of its own; name one that has")
+    if source and (row.searched or row.target):
+        yield Problem((*place, "full_steps_of"), "another row's full steps leave nothing to search or to match")
+    if isinstance(row.searched, dict):
+        if row.target is None:
+            yield Problem((*place, "searched"), "options are searched at the MACs of a row; set target")
+        for name, values in row.searched.items():
+            if name not in options or name == method.knob:
+                says = f"{name!r} is no option of {row.method} besides its knob; name others"
+                yield Problem((*place, "searched"), says)
+            elif not values:
+                yield Problem((*place, "searched", name), "give values to try")
 
 
 def _target(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
@@ -139,9 +173,24 @@ def _target(it: _Suite, place: Field, entry: Entry, method: Method) -> Problems:
         yield Problem(place, f"{row.target!r} is not another row with nfe {row.nfe}; give one of {others}")
     elif target.target is not None:
         yield Problem(place, f"{row.target!r} is matched to {target.target!r} itself; name that row")
-    elif method.knob is None or getattr(method, method.knob) is None:
+    elif method.knob is None or (getattr(method, method.knob) is None and not row.searched):
         fix = f"set {method.knob} in its options" if method.knob else "it has no knob, so remove target"
         yield Problem(place, f"nothing to match {row.method!r} with; {fix}")
+
+
+@_looks_at("model", "training")
+def _dtypes(it: _Suite) -> Problems:
+    model, latents = it.suite.model, it.suite.model.latents
+    asked: dict[Field, Dtype | None] = {
+        ("model", "dtype"): model.dtype,
+        ("training", "dtype"): it.suite.training.dtype,
+    }
+    asked |= {("model", "latents", "dtype"): latents.dtype} if latents else {}
+    for place, dtype in asked.items():
+        if dtype == "tf32" and model.device == "cpu":
+            yield Problem(place, "a CPU knows no TF32; write fp32, or leave it out")
+        if dtype == "fp16" and place[0] == "training":
+            yield Problem(place, "gradients underflow in fp16 and are not scaled; write bf16, tf32 or fp32")
 
 
 @_looks_at("rows", "defaults", "jobs")
@@ -339,6 +388,14 @@ def _conditioned(it: _Suite) -> Problems:
     if model.text_encoder is not None and not isinstance(source, PromptSet):
         says = f"data {it.suite.data.name!r} are no prompts for it to read; remove it"
         yield Problem(("model", "text_encoder"), says)
+
+
+@_looks_at("data", "samples")
+def _labels(it: _Suite) -> Problems:
+    source = _source(it)
+    if source is not None and source.conditioning == "text" and it.suite.samples.labels == "drawn":
+        says = f"data {it.suite.data.name!r} bring captions, not classes to draw; remove it"
+        yield Problem(("samples", "labels"), says)
 
 
 @_looks_at("model")

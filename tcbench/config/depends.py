@@ -27,11 +27,13 @@ class Depends:
 
 _TRAINED = Depends(frozenset({"model", "data", "sampler", "training"}), TrainedRow)
 _SAMPLED = Depends(frozenset({"model", "data", "sampler", "samples"}), SampledRow)
+_SEARCHED = Depends(frozenset({"model", "data", "sampler", "training", "search"}), SampledRow)
 _SCORED = Depends(_SAMPLED.groups | {"scoring"}, Row)
 
 STAGES: dict[str, Depends] = {
     "encode": Depends(frozenset({"model", "training"})),
     "train": _TRAINED,
+    "search": _SEARCHED,
     "diagnose": _TRAINED | {"diagnostics"},
     "sample": _SAMPLED,
     "latency": _SAMPLED | {"latency"},

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
 from tcbench.models.specs import MODELS
+from tcbench.precision import Dtype
 from tcbench.registry import data_names
 
 
@@ -83,7 +84,6 @@ AblationName = Annotated[str, _plain("[A-Za-z][A-Za-z0-9_]*", "letters, digits a
 MethodName = Annotated[str, _plain("[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_' only")]
 
 Flag = Annotated[bool, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 Nfe = Annotated[int, Field(strict=True, ge=2, le=1000)]
@@ -130,6 +130,8 @@ class Latents(Strict):
     """The autoencoder's files."""
     scale: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] = 0.18215
     """What latents are multiplied by for the denoiser; WF-VAE's own config.json says it."""
+    dtype: Dtype | None = None
+    """What the autoencoder computes in; if not given, on a GPU `tf32` of `sd` and `fp16` of `wf`, on a CPU `fp32`."""
 
 
 class Model(Strict):
@@ -143,12 +145,24 @@ class Model(Strict):
     """Of random weights."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where everything runs."""
-    tf32: Flag = False
-    """Whether a GPU rounds the factors of matrix products to TF32."""
+    dtype: Dtype | None = None
+    """What it computes in: 16-bit weights and activations (`bf16`, `fp16`), or float32 with the factors of products
+    rounded to TF32 by a GPU or not (`tf32`, `fp32`). If not given, on a GPU what the model's reference code takes
+    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan), on a CPU `fp32`. Latents, guidance and the sampler are
+    float32."""
     text_encoder: Folder | None = None
     """The folder of the T5 or mT5 that reads the prompts of a published set."""
     latents: Latents | None = None
     """The autoencoder, of a model that denoises latents."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tf32(cls, model: Any) -> Any:
+        """Published suites of before there was `dtype` said `tf32: true` or `false`."""
+        if not isinstance(model, dict) or not isinstance(model.get("tf32"), bool):
+            return model
+        newer = {key: value for key, value in model.items() if key != "tf32"}
+        return {"dtype": "tf32", **newer} if model["tf32"] else newer
 
 
 class Prompts(Strict):
@@ -205,6 +219,9 @@ class Samples(Strict):
     """Samples whose trajectory is kept."""
     seed: Seed = 0
     """Keys all of their noise."""
+    labels: Literal["balanced", "drawn"] = "balanced"
+    """Of classes: in turn, so that every one comes as often, or drawn at random, each sample's by its own key, as DiT's
+    script does. Balanced classes raise IS, by 4 to 9 % where there are 1000 (docs/reproduction-notes.md)."""
 
     @property
     def group_size(self) -> int:
@@ -234,6 +251,21 @@ class Training(Strict):
     """Keys all randomness of training."""
     images: Images | None = None
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
+    dtype: Dtype | None = None
+    """What training computes in; if not given, what the denoiser does, `bf16` in the place of `fp16`. In 16 bits
+    products are of 16-bit copies (autocast); weights, what learns, the optimiser and losses are float32."""
+    checkpointed: Flag = False
+    """Whether predictors and routers learn with every block computed again for its gradient: the same result in less
+    memory, at a third more work."""
+
+
+class Search(Strict):
+    """What a row that is `searched` may spend, the same for all, on noise that no evaluated sample has."""
+
+    samples: Count = 16
+    """Calibration samples, one batch, on which a setting's deviation from the uncached run is measured."""
+    trials: Count = 32
+    """Settings that are tried."""
 
 
 class Clip(Strict):
@@ -387,6 +419,11 @@ class SampledRow(TrainedRow):
     refiners: Flag | Literal["p-steps"] = True
     """Whether LoRA refiners among the artefacts are merged into the model: at every step, at no step, or for P-steps
     alone (`p-steps`)."""
+    full_steps_of: RowName | None = None
+    """Compute everything at the steps at which that row does, where its own schedule, training or search puts them."""
+    searched: Flag | dict[str, list[Any]] = False
+    """Search what samples deviate least with (`search`): with `true` the list of full steps, as many as the options
+    say; or these values of options, every combination of them at the MACs of `target`."""
 
     def is_reference_for(self, row: "SampledRow") -> bool:
         """Whether it is the uncached row at another's NFE and CFG scale, without anybody's refiners."""

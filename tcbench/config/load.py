@@ -11,7 +11,7 @@ from tcbench.config.check import problems_of
 from tcbench.config.document import Document, Field, Problem, read_document
 from tcbench.config.suite import Suite, with_trainings
 from tcbench.errors import UserError, did_you_mean
-from tcbench.places import suite_files
+from tcbench.outside.places import suite_files
 
 Config = TypeVar("Config", bound=BaseModel)
 

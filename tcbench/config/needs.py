@@ -9,7 +9,7 @@ from tcbench.config.suite import Suite
 from tcbench.data.source import PromptSet
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
-from tcbench.places import locate
+from tcbench.outside.places import locate
 
 
 @dataclass(frozen=True)

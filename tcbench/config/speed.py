@@ -28,10 +28,10 @@ from tcbench.config.load import read_config, validated
 from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
+from tcbench.precision import Dtype
 from tcbench.record.files import digest
 from tcbench.registry import make_method
 
-Dtype = Literal["bf16", "tf32", "fp32"]
 PeerName = Literal[
     "tcbench",
     "tcbench-plain",
@@ -66,7 +66,7 @@ class Setting(Strict):
     """One dtype and batch size that all rows of a model are timed at.
 
     Attributes:
-        dtype: bf16 weights; or float32 weights with matrix products in TF32, or in full float32.
+        dtype: bf16 or fp16 weights; or float32 weights with matrix products in TF32, or in full float32.
         batch_size: samples; the transformer sees twice as many rows under guidance.
         nfes: only the rows with these NFEs; None: all.
         peers: whether the suite's peers are timed at this setting too.

@@ -24,6 +24,7 @@ from tcbench.config.fields import (
     Sampler,
     Samples,
     Scoring,
+    Search,
     Show,
     Strict,
     SuiteName,
@@ -32,6 +33,8 @@ from tcbench.config.fields import (
 )
 from tcbench.data.source import DataSource, PromptSet
 from tcbench.method import Method
+from tcbench.models.specs import MODELS
+from tcbench.precision import Dtype
 from tcbench.record.files import digest
 from tcbench.registry import data_source, make_method
 
@@ -93,9 +96,24 @@ class Entry:
         return self.method.trains if source is None else source == self.name
 
     @property
+    def steps_of(self) -> "Entry | None":
+        """The row whose full steps this one has, if they are another's."""
+        return self.suite[source] if (source := self.row.full_steps_of) else None
+
+    @property
+    def depends_on_training(self) -> bool:
+        """Whether its samples depend on something that is trained."""
+        return bool(self.trained_as or (self.steps_of and self.steps_of.trained_as))
+
+    @property
     def training_seed(self) -> int:
         """Seed of what is trained for it."""
         return self.suite.training.seed if self.row.training_seed is None else self.row.training_seed
+
+    @property
+    def target(self) -> "Entry | None":
+        """The row whose MACs it is to have, if any."""
+        return self.suite[target] if (target := self.row.target) else None
 
     @property
     def shows_steps(self) -> bool:
@@ -117,6 +135,13 @@ class Entry:
         if "artefacts_from" in settings:
             source = self.trained_as
             settings["artefacts_from"] = source.training_settings if source else None
+        if "full_steps_of" in settings:
+            settings["full_steps_of"] = self.steps_of.row_settings("sample") if self.steps_of else None
+        if settings.get("searched"):
+            settings["searched"] = {"over": settings["searched"], **self.suite.search.model_dump()}
+            if self.target and settings["searched"]["over"] is not True:  # options at its MACs, of calibration batches
+                calibration = self.suite.samples.model_dump(include={"seed", "batch_size"})
+                settings["searched"]["target"] = self.target.row_settings("sample") | calibration
         return settings
 
     def settings(self, stage: str) -> dict[str, Any]:
@@ -144,6 +169,25 @@ class Entry:
     def artefacts(self) -> Path | None:
         """The folder of what it samples with, if it needs anything."""
         return source.trained if (source := self.trained_as) else None
+
+    @property
+    def searched(self) -> Path:
+        """What was searched for it; ablations share it."""
+        return self.suite.root / "searched" / f"{self.name}.json"
+
+    @property
+    def before_search(self) -> tuple[Path, ...]:
+        """Files of other stages that a search for it reads: of what is trained for it, and for its target."""
+        target = self.target if isinstance(self.row.searched, dict) else None
+        folders = [entry.artefacts for entry in (self, target) if entry and entry.artefacts]
+        return tuple(dict.fromkeys(folder / "artefacts.json" for folder in folders))
+
+    @property
+    def before_sampling(self) -> tuple[Path, ...]:
+        """Files of other stages that its samples depend on: what was trained, and what was searched."""
+        entries = [entry for entry in (self, self.steps_of) if entry]
+        trained = [entry.artefacts / "artefacts.json" for entry in entries if entry.artefacts]
+        return tuple(dict.fromkeys([*trained, *(entry.searched for entry in entries if entry.row.searched)]))
 
     @property
     def samples(self) -> Path:
@@ -213,6 +257,8 @@ class Suite(Strict):
     """The samples of every row."""
     training: Training = Field(default_factory=Training)
     """What methods are trained with, besides their options."""
+    search: Search = Field(default_factory=Search)
+    """What rows that are `searched` may spend."""
     scoring: Scoring = Field(default_factory=Scoring)
     """What samples are scored by, and what they are compared with."""
     vbench: VBench = Field(default_factory=VBench)
@@ -237,6 +283,18 @@ class Suite(Strict):
     """Questions asked beside the tables (target `ablations`), by name."""
     files: dict[str, File] = Field(default={})
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
+
+    @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """What the `denoiser`, `training` and the `autoencoder`, if there is one, compute in."""
+        model, on_gpu = self.model, self.model.device == "cuda"
+        denoiser = model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
+        learnt: Dtype = "bf16" if denoiser == "fp16" else denoiser  # whose gradients would underflow
+        dtypes: dict[str, Dtype] = {"denoiser": denoiser, "training": self.training.dtype or learnt}
+        if model.latents:
+            reference: Dtype = "fp16" if model.latents.kind == "wf" else "tf32"
+            dtypes["autoencoder"] = model.latents.dtype or (reference if on_gpu else "fp32")
+        return dtypes
 
     @property
     def source(self) -> DataSource:
@@ -302,6 +360,11 @@ class Suite(Strict):
         return tuple(name for name in self.rows if self[name].trains)
 
     @cached_property
+    def searched_rows(self) -> tuple[str, ...]:
+        """Rows that something is searched for, in order."""
+        return tuple(name for name in self.rows if self[name].row.searched)
+
+    @cached_property
     def predictor_rows(self) -> tuple[str, ...]:
         """Rows that train a scorer of tokens, in order."""
         return tuple(name for name in self.trained_rows if self[name].method.predicts)
@@ -364,7 +427,7 @@ class Suite(Strict):
         return {
             name: tuple(f"{TRAININGS}-{name}-{number}" for number in numbers)
             for name in self.rows
-            if self.trainings > 1 and self[name].trained_as
+            if self.trainings > 1 and self[name].depends_on_training
         }
 
     def digest(self) -> str:
@@ -413,15 +476,18 @@ def with_trainings(suite: Suite) -> Suite:
     rows: dict[str, dict[str, Any]] = {}
     for name in suite.rows if suite.trainings > 1 else ():
         entry = suite[name]
-        if not (source := entry.trained_as):
+        if not entry.depends_on_training:
             continue
+        source, steps = entry.trained_as, entry.steps_of
         for number in range(1, suite.trainings):
             seed = suite.training.seed + number
             change: dict[str, Any] = {"base": name, "label": f"{entry.label}, training seed {seed}"}
             if entry.trains:
                 change |= {"artefacts_from": None, "training_seed": seed}
-            else:
+            elif source:
                 change["artefacts_from"] = f"{TRAININGS}-{source.name}-{number}"
+            if steps and steps.depends_on_training:
+                change["full_steps_of"] = f"{TRAININGS}-{steps.name}-{number}"
             rows[f"{name}-{number}"] = change
     if not rows:
         return suite
@@ -446,7 +512,7 @@ def ablation_rows(suite: Suite, name: str, ablation: Ablation) -> dict[str, Row]
             by_alias=True, exclude={"label", "control", "target", "paper", "training_seed"}
         )
         if "method" in change:
-            row |= {"options": {}, "artefacts_from": None}
+            row |= {"options": {}, "artefacts_from": None, "full_steps_of": None, "searched": False}
         else:
             row["artefacts_from"] = source.name if (source := suite[base].trained_as) else None
         change["options"] = row["options"] | change.get("options", {})

@@ -1,6 +1,7 @@
 """Images or videos with what conditions them, behind one interface and integrity-checked; the sets are in `sets`."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,10 @@ def split(data: Dataset, held_out: float = 0.1, seed: int = 0) -> tuple[Dataset,
     return data[torch.from_numpy(train)], data[torch.from_numpy(held)]
 
 
+Decode = Callable[["Tensor"], tuple["Tensor", "Tensor"]]
+"""Samples [n, ...] -> (their images or videos, which of them hold NaN, bool [n]), where they are computed."""
+
+
 def to_uint8(images: "Tensor") -> "Tensor":
     """Round images in [-1, 1] (values outside are clamped) to uint8, as DiT's sample_ddp.py does; uint8 stays.
 
@@ -77,12 +82,23 @@ def to_uint8(images: "Tensor") -> "Tensor":
 
     if images.dtype == torch.uint8:
         return images
-    refuse_nan(images)
+    refuse_nan(has_nan(images))
+    return rounded(images)
+
+
+def rounded(images: "Tensor") -> "Tensor":
+    """As `to_uint8`, unchecked, so that a GPU's images wait for nobody."""
+    import torch
+
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
-def refuse_nan(images: "Tensor") -> None:
-    """Raise UserError if an image holds NaN."""
-    broken = images.isnan().flatten(1).any(1).nonzero().flatten()
-    if len(broken):
+def has_nan(images: "Tensor") -> "Tensor":
+    """Which images hold NaN, bool [n] where they are."""
+    return images.isnan().flatten(1).any(1)
+
+
+def refuse_nan(broken_n: "Tensor") -> None:
+    """Raise UserError if an image holds NaN (`has_nan`)."""
+    if len(broken := broken_n.nonzero().flatten()):
         raise UserError(f"image {int(broken[0])} holds NaN; sampling diverged: use more steps or float32")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tcbench.data.prompts import coco_files
 from tcbench.errors import UserError
-from tcbench.foreign import refuse_stand_in
+from tcbench.outside.foreign import refuse_stand_in
 from tcbench.record.files import digest
 
 if TYPE_CHECKING:  # listing images must not pay for importing torch

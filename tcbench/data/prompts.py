@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tcbench.errors import UserError
-from tcbench.foreign import read_json_as
+from tcbench.outside.foreign import read_json_as
 
 
 class _Image(BaseModel):

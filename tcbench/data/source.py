@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from tcbench.data import Dataset
 from tcbench.errors import UserError
-from tcbench.places import locate
+from tcbench.outside.places import locate
 
 
 class DataSource(ABC):

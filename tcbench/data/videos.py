@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, FiniteFloat, NonNegativeInt, Po
 
 from tcbench.data.images import Listing, Resize, list_images
 from tcbench.errors import UserError
-from tcbench.foreign import read_json_as
+from tcbench.outside.foreign import read_json_as
 from tcbench.record.files import digest
 
 if TYPE_CHECKING:  # listing videos must not pay for importing torch

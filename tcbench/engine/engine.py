@@ -8,19 +8,18 @@ A plan is executed unit by unit through `Blocks`: `PlainBlocks` calls the model'
 `tcbench.engine.fused.FusedBlocks` does the same with few, fused kernels on a GPU.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tcbench.checking import bits, check_tokens, readable
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks
-from tcbench.guard import guarded
 from tcbench.ledger import Ledger
 from tcbench.method import Look, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
@@ -45,6 +44,8 @@ from tcbench.plan import (
 )
 from tcbench.record.executed import Executed, PlanRecord
 from tcbench.shapes import Macs
+from tcbench.watch.checking import bits, check_tokens, readable
+from tcbench.watch.guard import guarded
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Engine:
         self.read: Callable[[Tensor], float] = Tensor.item
         self.blocks = (blocks or PlainBlocks)(adapter, run, self.cache)
         self._ledger = Ledger(run.rows_per_sample)
-        self._plans: list[dict[str, Executed]] = []
+        self._plans: list[Mapping[str, Executed]] = []
         self._unsettled: list[tuple[Plan, Plan]] = []  # planned and executed
         self._executed: dict[Unit, Decision] = {}
         self._lent: list[tuple[str, Tensor, Tensor]] = []  # what is lent, the tensor and the copy that was handed out
@@ -308,14 +309,40 @@ class Engine:
     def _check_tokens(self, plan: Plan) -> None:
         check_tokens(plan, self._rows, self.run.shape.num_tokens, self._device)
 
-    def _settle(self) -> None:
+    @property
+    def undecided(self) -> list[Tensor]:
+        """The numbers of tokens that only the device knows, int32 [1] each, of what is executed but not settled."""
+        return [used for _, executed in self._unsettled for used in _counted(executed)]
+
+    def account(self, counts: Sequence[int]) -> tuple[Ledger, PlanRecord]:
+        """The ledger and the plans if the numbers of `undecided` are these; what was executed stays unsettled, so that
+        a run that is repeated with other numbers is accounted for as often."""
+        return self._account(iter(counts), self._ledger + Ledger(self.run.rows_per_sample))
+
+    def _account(self, counts: Iterator[int], ledger: Ledger) -> tuple[Ledger, PlanRecord]:
+        plans = []
         for planned, executed in self._unsettled:
-            decisions = {
-                unit: replace(decision, who=decision.who.settled()) if isinstance(decision.who, Tokens) else decision
-                for unit, decision in executed.decisions.items()
-            }
+            decisions = {}
+            for unit, decision in executed.decisions.items():
+                who = decision.who
+                if isinstance(who, Tokens):
+                    who = who.settled(who.index_RK.shape[1] if who.used is None else next(counts))
+                decisions[unit] = replace(decision, who=who)
             settled = replace(executed, decisions=decisions)
-            self._ledger.charge_plan(settled, self.run.shape)
-            self._ledger.charge_choices(planned)
-            self._plans.append(settled.executed())
+            ledger.charge_plan(settled, self.run.shape)
+            ledger.charge_choices(planned)
+            plans.append(settled.executed())
+        return ledger, PlanRecord(tuple(plans))
+
+    def _settle(self) -> None:
+        counts = torch.cat(self.undecided).tolist() if self.undecided else []  # one wait for all of them
+        _, plans = self._account(iter(counts), self._ledger)
+        self._plans += plans.steps
         self._unsettled.clear()
+
+
+def _counted(plan: Plan) -> Iterator[Tensor]:
+    """How many tokens count, where only the device knows."""
+    for decision in plan.decisions.values():
+        if isinstance(decision.who, Tokens) and decision.who.used is not None:
+            yield decision.who.used

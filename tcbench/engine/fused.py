@@ -29,7 +29,7 @@ from tcbench.engine.cache import Cache
 from tcbench.engine.plain import part_of_rows, value_norms
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import SelfAttention
-from tcbench.kernels.chosen import Path, on_device
+from tcbench.kernels.chosen import Backend, on_device
 from tcbench.kernels.context import text_attention, text_entropy
 from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, norm_rows
 from tcbench.method import Run
@@ -47,13 +47,13 @@ class FusedBlocks:
     """`Blocks` with fused kernels, for sampling: a run begins with `prepare`, nothing has a gradient.
 
     Args:
-        path: `torch` runs the kernels' references instead, on any device; for tests.
+        backend: `torch` runs the kernels' references instead, on any device; for tests.
     """
 
-    def __init__(self, adapter: Adapter, run: Run, cache: Cache, path: Path = "triton") -> None:
-        self.adapter, self.run, self.cache, self.path = adapter, run, cache, path
-        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, path)
-        self._eps = adapter.spec.norm_eps
+    def __init__(self, adapter: Adapter, run: Run, cache: Cache, backend: Backend = "triton") -> None:
+        self.adapter, self.run, self.cache, self.backend = adapter, run, cache, backend
+        self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, backend)
+        self._eps = {part: _eps_before(part, adapter) for part in adapter.shape.kinds}
         self._rows = len(run.sample_index) * run.rows_per_sample
         self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
         self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
@@ -113,13 +113,13 @@ class FusedBlocks:
     def part_input(self, site: Site) -> Tensor:
         """The stream as a part takes it."""
         modulate = _modulate(self._parts(site.block)[site.part])
-        return self._advance(modulate) if modulate else self.stream
+        return self._advance(modulate, self._eps[site.part]) if modulate else self.stream
 
-    def _advance(self, modulate: Modulate | None = None) -> Tensor:
-        """Apply what waits: the stream or, with `modulate`, the next part's input."""
+    def _advance(self, modulate: Modulate | None = None, eps: float = 0.0) -> Tensor:
+        """Apply what waits: the stream or, with `modulate`, the next part's input behind a LayerNorm of this `eps`."""
         before = self._update[2] if self._update else None
         self._x, update, h = advance(
-            self._x, self._terms, modulate=modulate, before_RND=before, eps=self._eps, path=self.path
+            self._x, self._terms, modulate=modulate, before_RND=before, eps=eps, backend=self.backend
         )
         self._terms = []
         if self._update and update is not None:
@@ -128,11 +128,11 @@ class FusedBlocks:
             self._update = None
         return self._x if h is None else h
 
-    def _gather(self, gated: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
+    def _gather(self, part: str, gated: Gated, chosen: Chosen) -> tuple[Tensor, Tensor]:
         """The chosen tokens and their part's input, compact [M, D]; what waits for other tokens goes on waiting."""
         if self._update:
             self._advance()
-        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps, path=self.path)
+        return gather(self._x, self._terms, _modulate(gated), chosen, eps=self._eps[part], backend=self.backend)
 
     # --- units
 
@@ -152,19 +152,23 @@ class FusedBlocks:
                 self._update = unit, decision, before
             case Tokens():
                 chosen = self._chosen(who)
-                base, h = self._gather(parts["attn"], chosen)
+                base, h = self._gather("attn", parts["attn"], chosen)
                 tokens = base
                 for part, gated in parts.items():
                     if part != "attn":
                         modulate = _modulate(gated)
-                        h = norm_rows(tokens, modulate, chosen, self._eps, path=self.path) if modulate else tokens
+                        h = (
+                            norm_rows(tokens, modulate, chosen, self._eps[part], backend=self.backend)
+                            if modulate
+                            else tokens
+                        )
                     h = self._few(block, part, h, chosen, gated, decision)
                     gate = self._ones if (gate := _gate(gated)) is None else gate
                     if part != "mlp":
-                        tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, path=self.path)
+                        tokens = rows.linear_residual(h, *layers.last[part], chosen, gate, tokens, backend=self.backend)
                     else:
                         last, stored = layers.last[part], self.cache.value(unit)
-                        rows.linear_update(h, *last, chosen, gate, base, tokens, stored, path=self.path)
+                        rows.linear_update(h, *last, chosen, gate, base, tokens, stored, backend=self.backend)
                         self.add(self.cache.read(unit, decision.fill, self._step))
 
     def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
@@ -188,9 +192,9 @@ class FusedBlocks:
             case Tokens():
                 assert decision is not None
                 chosen, last = self._chosen(who), self._layers(block).last[part]
-                _, h = self._gather(gated, chosen)
+                _, h = self._gather(part, gated, chosen)
                 h = self._few(block, part, h, chosen, gated, decision)
-                rows.linear_scatter(h, *last, chosen, self.cache.value(site), path=self.path)
+                rows.linear_scatter(h, *last, chosen, self.cache.value(site), backend=self.backend)
                 if decision.spread and decision.spread.ratio:
                     self.cache.spread(site, who.index_RK, decision.spread)
                 value = self.cache.read(site, decision.fill, self._step)
@@ -201,15 +205,15 @@ class FusedBlocks:
         layers, x = self.adapter.linear_layers(module), x_RND.contiguous()
         terms: list[Term] = []
         for part, gated in self.adapter.modulation(module, condition).items():
-            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps, path=self.path)
+            x, _, h = advance(x, terms, modulate=_modulate(gated), eps=self._eps[part], backend=self.backend)
             h, _, _ = self._all(layers, part, x if h is None else h, gated)
             terms = [(F.linear(h, *layers.last[part]), _gate(gated))]
-        return advance(x, terms, eps=self._eps, path=self.path)[0]
+        return advance(x, terms, backend=self.backend)[0]
 
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
         shift, scale = (whole[self._rows_of(self._step)].squeeze(1) for whole in self._final)
-        return self.adapter.final_layer(self._advance((shift, scale)))
+        return self.adapter.final_layer(self._advance((shift, scale), self.adapter.model.norm_out.eps))
 
     # --- layers
 
@@ -235,7 +239,7 @@ class FusedBlocks:
     def _everyone(self, block: int, part: str, gated: Gated, decision: Decision | None) -> Tensor:
         """A part of all tokens before its gate, [R, N, D]; what it shows is stored as decided."""
         layers, modulate = self._layers(block), _modulate(gated)
-        h = self._advance(modulate) if modulate else self.stream
+        h = self._advance(modulate, self._eps[part]) if modulate else self.stream
         h, first, seen_RN = self._all(layers, part, h, gated, decision is not None and decision.observe == part)
         if decision and decision.keys == "cached" and part == "attn":
             _, keys, values = first.chunk(3, dim=2)
@@ -265,8 +269,8 @@ class FusedBlocks:
             queries, entropy_RN = F.linear(h_RND, *layers.first[part]), None
             if observed:
                 entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
-                text_entropy(queries, gated.keys, gated.bias, entropy_RN, path=self.path)
-            mixed = text_attention(queries, gated.keys, gated.values, gated.bias, path=self.path)
+                text_entropy(queries, gated.keys, gated.bias, entropy_RN, backend=self.backend)
+            mixed = text_attention(queries, gated.keys, gated.values, gated.bias, backend=self.backend)
             return mixed, queries, entropy_RN
         stacked = self._attention.project(h_RND, layers.first[part])
         mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
@@ -278,13 +282,13 @@ class FusedBlocks:
         if part == "attn":
             return self._few_attending(block, h_MD, chosen, gated, decision)
         if part == "mlp":
-            return rows.linear(h_MD, *first, chosen, "gelu", path=self.path)
+            return rows.linear(h_MD, *first, chosen, "gelu", backend=self.backend)
         assert isinstance(gated, Cross)
-        queries = rows.linear(h_MD, *first, chosen, path=self.path)
+        queries = rows.linear(h_MD, *first, chosen, backend=self.backend)
         if decision.observe == "cross":
             stored_RN = self.cache.attention_entropy(block)
-            text_entropy(queries, gated.keys, gated.bias, stored_RN, chosen, path=self.path)
-        return text_attention(queries, gated.keys, gated.values, gated.bias, chosen, path=self.path)
+            text_entropy(queries, gated.keys, gated.bias, stored_RN, chosen, backend=self.backend)
+        return text_attention(queries, gated.keys, gated.values, gated.bias, chosen, backend=self.backend)
 
     def _few_attending(self, block: int, h_MD: Tensor, chosen: Chosen, gated: Gated, decision: Decision) -> Tensor:
         """Self-attention of the chosen tokens up to its projection, compact [M, D]; keys as decided."""
@@ -293,7 +297,9 @@ class FusedBlocks:
         width = h_MD.shape[1]
         if decision.keys == "recomputed":
             stream = self.stream
-            _, _, everything = advance(stream, [], modulate=_modulate(gated), eps=self._eps, path=self.path)
+            _, _, everything = advance(
+                stream, [], modulate=_modulate(gated), eps=self._eps["attn"], backend=self.backend
+            )
             assert everything is not None
             keys, values = attention.project(everything, (weight[width:], bias[width:])).chunk(2, dim=2)
             queries = torch.empty_like(stream)
@@ -305,6 +311,12 @@ class FusedBlocks:
             attention.project_chosen(h_MD, qkv, chosen, stacked)
             queries, keys, values = stacked.chunk(3, dim=2)
         return attention.of_chosen(queries, keys, values, layers.groups, chosen, decision.keys == "fresh")
+
+
+def _eps_before(part: str, adapter: Adapter) -> float:
+    """Of the LayerNorm before a part, if there is one; in diffusers' own DiT they differ."""
+    norm: Any = None if adapter.kind(part) == "cross" else adapter.norm(adapter.blocks[0], part)
+    return norm.eps if norm else 0.0
 
 
 def _widen(h_RND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

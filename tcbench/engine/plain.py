@@ -15,7 +15,7 @@ from tcbench.plan import All, Block, Decision, Nothing, Rows, Site, Tokens
 class PlainBlocks:
     """`Blocks` by the model's own layers, in the order of its own forward."""
 
-    path: Literal["torch"] = "torch"
+    backend: Literal["torch"] = "torch"
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache) -> None:
         self.adapter, self.run, self.cache = adapter, run, cache

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, TransformerBlock
 from tcbench.plan import Block, Site, Unit
 
 
@@ -18,6 +19,8 @@ def soft_hidden(
     gates: Mapping[Unit, Tensor],
     cached: Mapping[Unit, Tensor],
     inputs: Sequence[Tensor] | None = None,
+    checkpointed: bool = False,
+    used: dict[Unit, Tensor] | None = None,
 ) -> Tensor:
     """The training path: every unit in `gates` is gate * fresh + (1 - gate) * cached, differentiably.
 
@@ -32,6 +35,9 @@ def soft_hidden(
         cached: the stored value of every unit in `gates`, [R, N, D].
         inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
             which is Alg. 1's literal line 13.
+        checkpointed: keep every block's input alone for the gradient, and compute the block again: the same bits in
+            less memory.
+        used: is given what came of every branch before its gate, blended or not, [R, N, D].
 
     Returns:
         x-hat^L, [R, N, D].
@@ -42,14 +48,24 @@ def soft_hidden(
         gate = gates[unit]
         if text and gate.ndim > 1 and gate.shape[1] > 1:
             gate = F.pad(gate, (0, 0, text, 0), value=1.0)
-        return torch.lerp(cached[unit], fresh, gate)
+        return torch.lerp(cached[unit].to(gate.dtype), fresh.to(gate.dtype), gate)
+
+    def through(index: int, module: TransformerBlock, before: Tensor) -> Tensor:
+        x = before
+        for name, gated in adapter.modulation(module, condition).items():
+            out = adapter.part(module, name, x, gated)
+            value = blend(site, out) if (site := Site(index, name)) in gates else out
+            if used is not None:
+                used[site] = value
+            x = x + adapter.gate(gated, value)
+        if (unit := Block(index)) in gates:
+            x = before + blend(unit, x - before)
+        return x
 
     for index, module in enumerate(adapter.blocks):
         x = x if inputs is None else inputs[index]
-        before = x
-        for name, gated in adapter.modulation(module, condition).items():
-            out = adapter.part(module, name, x, gated)
-            x = x + adapter.gate(gated, blend(site, out) if (site := Site(index, name)) in gates else out)
-        if (unit := Block(index)) in gates:
-            x = before + blend(unit, x - before)
+        if checkpointed:
+            x = checkpoint(through, index, module, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = through(index, module, x)
     return x

@@ -52,7 +52,7 @@ def check_case(directory: Path, name: str) -> dict[str, Any]:
 
 def _unmatched(case: Case) -> str:
     if method := case.settings.get("method"):
-        return f"needs the method {method!r}, which no entry of RIVALS (tcbench/golden/rivals.py) answers"
+        return f"needs the method {method!r}, which no entry of tcbench/golden/rivals.py or deciders.py answers"
     return f"no kind of case ({', '.join(KINDS)}) matches its source, {case.settings.get('source')!r}"
 
 

@@ -192,7 +192,7 @@ DECIDERS: dict[str, Rival] = {
             first_steps="first_enhance",
         ),
         given=_clusters_given,
-        also=_clusters,
+        more=_clusters,
     ),
     "speca": Rival(
         "speca",
@@ -206,7 +206,7 @@ DECIDERS: dict[str, Rival] = {
         ),
         quantities={"verified": _verified, "threshold": _thresholds},
         tolerances={"verify_l1": 1e-4, "verify_error": 0.3},
-        also=_checks,
+        more=_checks,
     ),
     "duca": Rival(
         "duca",
@@ -214,7 +214,7 @@ DECIDERS: dict[str, Rival] = {
         given=_draw,
         quantities={"type": _kinds, "threshold_in_force": _intervals},
         tolerances={"fresh_ratio": 1e-6},
-        also=_partial_choices,
+        more=_partial_choices,
     ),
     "goc": Rival("goc", _goc, _router),
     "procache": Rival(
@@ -222,7 +222,7 @@ DECIDERS: dict[str, Rival] = {
         partial(_as_toca, schedule="schedule_in_sampling_order", first_partial_block="first_partial_block"),
         quantities={"type": _kinds},
         tolerances={"fresh_ratio": 1e-6},
-        also=_partial_choices,
+        more=_partial_choices,
     ),
     "hicache": Rival(
         "hicache",

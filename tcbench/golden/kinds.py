@@ -8,6 +8,7 @@ from tcbench.artefacts import as_table
 from tcbench.errors import UserError
 from tcbench.golden import training as golden_l2c
 from tcbench.golden import video as golden_video
+from tcbench.golden.calibration import run_calibration
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import MARGIN, SCORE_ROUNDING, compare, compare_tokens
 from tcbench.golden.deciders import DECIDERS
@@ -149,6 +150,11 @@ KINDS: dict[str, Kind] = {
         lambda case: case.repository == "open-sora-plan" and "ramp" in case.expected,
         _run_video(golden_video.run_wavelets),
         lambda case: dict.fromkeys(case.expected, case.number("tolerance")),
+    ),
+    "smoothcache_calibration": Kind(
+        lambda case: case.settings.get("method") == "smoothcache_calibration",
+        lambda directory, name: run_calibration(Case(directory, name)),
+        TOLERANCES,
     ),
     **{name: _rival(name, rival) for name, rival in (RIVALS | DECIDERS).items()},
 }

@@ -3,6 +3,7 @@
 A rival is an entry of `RIVALS`, by the name that its cases give; docs/goldens.md says how to add one.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tcbench.artefacts import as_table, schedule_table
+from tcbench.golden.calibration import ratios_error
 from tcbench.golden.case import Case
 from tcbench.golden.compare import compare, largest_errors
-from tcbench.golden.sampling import Given, Outcome, sample_case
+from tcbench.golden.sampling import Given, Outcome, sample_case, sampler_of
 from tcbench.method import Artefacts
 from tcbench.registry import make_method
 
@@ -45,7 +48,7 @@ class Rival:
         given: a case -> what the method is shown instead of what it would observe, by observation.
         quantities: what this package computed, by the name of the reference's tensor, beside what all cases have.
         tolerances: of quantities that `TOLERANCES` does not name.
-        also: (case, outcome) -> the largest error of further quantities.
+        more: (case, outcome) -> the largest error of further quantities, of what the method is calibrated with for one.
     """
 
     method: str
@@ -54,14 +57,14 @@ class Rival:
     given: Callable[[Case], Mapping[str, Given]] = lambda _: {}
     quantities: Mapping[str, Callable[[Outcome], Tensor]] = field(default_factory=dict)
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    also: Callable[[Case, Outcome], dict[str, float]] = lambda case, outcome: {}
+    more: Callable[[Case, Outcome], dict[str, float]] = lambda case, outcome: {}
 
     def run(self, case: Case) -> dict[str, float]:
         """The largest error by quantity."""
         method = make_method(self.method, self.options(case))
         outcome = sample_case(case, method, self.artefacts(case), self.given(case))
         wanted = {name: ours(outcome) for name, ours in self.quantities.items() if name in case.expected}
-        return compare(case, outcome) | largest_errors(case, wanted, case.expected) | self.also(case, outcome)
+        return compare(case, outcome) | largest_errors(case, wanted, case.expected) | self.more(case, outcome)
 
 
 def settings(**named: str) -> Callable[[Case], dict[str, Any]]:
@@ -75,7 +78,64 @@ def number_read(outcome: Outcome) -> Tensor:
     return torch.tensor(last, dtype=torch.float64)
 
 
+def _router(case: Case) -> Artefacts:
+    return Artefacts(tables={"router": as_table(case.expected["router_prob"])})
+
+
+def _schedule(case: Case) -> Artefacts:
+    lists, steps = case.setting("schedule"), sampler_of(case, 0).timesteps
+    return Artefacts(tables={"schedule": schedule_table(lists, case.adapter().shape, len(steps))})
+
+
+def _taylorseer_of_diffusers(case: Case) -> dict[str, Any]:
+    options = settings(interval="cache_interval", order="max_order", first_enhance="disable_cache_before_step")(case)
+    return {"schedule": "diffusers", **options}
+
+
+def _dbcache(case: Case) -> dict[str, Any]:
+    limits = {"max_cached": "max_cached_steps", "max_continuous": "max_continuous_cached_steps"}
+    given = {ours: case.setting(theirs) for ours, theirs in limits.items() if case.setting(theirs) >= 0}
+    order = re.search(r"order (\d+)", str(case.setting("calibrator")))
+    return {
+        "threshold": case.setting("residual_diff_threshold"),
+        "first_blocks": case.setting("Fn_compute_blocks"),
+        "last_blocks": case.setting("Bn_compute_blocks"),
+        "warmup_steps": case.setting("max_warmup_steps"),
+        "order": int(order[1]) if order else 0,
+        **given,
+    }
+
+
+def _magcache(case: Case) -> dict[str, Any]:
+    named = settings(
+        threshold="threshold", max_continuous="max_skip_steps", retention="retention_ratio", ratios="mag_ratios"
+    )
+    return named(case)
+
+
+def _change(outcome: Outcome) -> Tensor:
+    return torch.tensor([state["change"] for state in outcome.states], dtype=torch.float64)
+
+
 RIVALS: dict[str, Rival] = {
+    "taylorseer": Rival("taylorseer", settings(interval="interval", order="max_order", first_enhance="first_enhance")),
+    "taylorseer_diffusers": Rival("taylorseer", _taylorseer_of_diffusers),
+    "smoothcache": Rival("smoothcache", lambda _: {}, _schedule),
+    "harmonica": Rival("harmonica", settings(threshold="thres"), _router),
     "fbcache": Rival("first_block", settings(threshold="threshold"), quantities={"diff": number_read}),
+    "dbcache": Rival("dbcache", _dbcache, quantities={"diff": number_read}),
+    "magcache": Rival("magcache", _magcache, tolerances={"mag_ratios": 2e-5}, more=lambda case, _: ratios_error(case)),
+    "seacache": Rival(
+        "seacache",
+        settings(
+            threshold="threshold",
+            order="residual_order",
+            max_continuous="max_consecutive_cached",
+            power="power_exp",
+            first_steps="retention_steps",
+            last_steps="cache_end_steps",
+        ),
+        quantities={"distance": number_read, "accumulated": _change},
+    ),
 }
 """By the `method` that a case names."""

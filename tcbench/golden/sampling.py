@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.golden.case import Case, Unsupported
-from tcbench.guard import Guarded, guarded
 from tcbench.method import Artefacts, Look, Method, Run
+from tcbench.models.adapter import Adapter
 from tcbench.plan import Plan, Site
 from tcbench.record.executed import PlanRecord
 from tcbench.samplers import AncestralDDPM, Chain, ReferenceDDIM, ReferenceDPMSolver, Sampler
 from tcbench.sampling import Passes, denoise
+from tcbench.watch.guard import Guarded, guarded
 
 Given = Callable[..., Tensor]
 """(step, *arguments of an observation) -> what a method is shown instead of it: a reference's random choices."""
@@ -86,6 +87,21 @@ class Outcome:
     tensors: dict[str, Tensor]
 
 
+def case_run(case: Case, artefacts: Artefacts | None = None) -> tuple[Adapter, Sampler, Run]:
+    """The case's model and sampler, and the run of its samples."""
+    adapter, samples = case.adapter(), len(case.input("z"))
+    sampler = sampler_of(case, samples)
+    run = Run(
+        adapter.shape,
+        sampler.timesteps,
+        adapter.spec.guidance(case.number("cfg_scale")),
+        torch.arange(samples),
+        artefacts=artefacts or Artefacts(),
+        noise_levels=sampler.noise_levels if isinstance(sampler, Chain) else (),
+    )
+    return adapter, sampler, run
+
+
 @torch.inference_mode()
 def sample_case(
     case: Case, method: Method, artefacts: Artefacts | None = None, given: Mapping[str, Given] | None = None
@@ -95,17 +111,8 @@ def sample_case(
     Args:
         given: what the method is shown instead of what it would observe, by observation.
     """
-    adapter, x, prompt = case.adapter(), case.input("z"), case.prompt()
-    sampler = sampler_of(case, len(x))
-    guidance = adapter.spec.guidance(case.number("cfg_scale"))
-    run = Run(
-        adapter.shape,
-        sampler.timesteps,
-        guidance,
-        torch.arange(len(x)),
-        artefacts=artefacts or Artefacts(),
-        noise_levels=sampler.noise_levels if isinstance(sampler, Chain) else (),
-    )
+    adapter, sampler, run = case_run(case, artefacts)
+    x, prompt = case.input("z"), case.prompt()
 
     def recorded() -> tuple[_Recorder, Passes]:
         recorder = _Recorder(method, guarded(method.start(run)).policy, given or {})

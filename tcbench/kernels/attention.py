@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.groups import Groups, join_groups, split_groups
 from tcbench.kernels import rows
-from tcbench.kernels.chosen import Chosen, Path
+from tcbench.kernels.chosen import Backend, Chosen
 from tcbench.kernels.context import group_attention
 from tcbench.kernels.rotary import Rotary, turn
+from tcbench.tensors.groups import Groups, join_groups, split_groups
 
 LONG = 1024
 """Tokens from which torch's own attention of all of them is the faster one (docs/speed.md)."""
@@ -32,7 +32,7 @@ class SelfAttention:
 
     heads: int
     rotary: Rotary | None
-    path: Path
+    backend: Backend
 
     def project(self, h_RND: Tensor, layer: Linear) -> Tensor:
         """Stacked queries, keys and values (or some of them) of all tokens: [R, N, C]."""
@@ -40,16 +40,16 @@ class SelfAttention:
         if self.rotary is None:
             return stacked
         turned = torch.empty_like(stacked)
-        turn(stacked, self.rotary, self.heads, turned, path=self.path)
+        turn(stacked, self.rotary, self.heads, turned, backend=self.backend)
         return turned
 
     def project_chosen(self, h_MD: Tensor, layer: Linear, chosen: Chosen, out_RNC: Tensor) -> None:
         """Write those of the chosen tokens into `out_RNC`, leaving the others."""
         if self.rotary is None:
-            rows.linear_scatter(h_MD, *layer, chosen, out_RNC, path=self.path)
+            rows.linear_scatter(h_MD, *layer, chosen, out_RNC, backend=self.backend)
         else:
-            stacked = rows.linear(h_MD, *layer, chosen, path=self.path)
-            turn(stacked, self.rotary, self.heads, out_RNC, chosen, path=self.path)
+            stacked = rows.linear(h_MD, *layer, chosen, backend=self.backend)
+            turn(stacked, self.rotary, self.heads, out_RNC, chosen, backend=self.backend)
 
     def everyone(
         self, stacked_RNC: Tensor, groups: Groups | None, observed: bool = False
@@ -72,12 +72,12 @@ class SelfAttention:
         qkv, tokens = (queries_RND, keys_RND, values_RND), queries_RND.shape[1]
         if observed:
             log_sums = queries_RND.new_empty(len(queries_RND), self.heads, tokens, dtype=torch.float32)
-            mixed = rows.attention(*qkv, self.heads, log_sums_RHN=log_sums, path=self.path)
-            return mixed, rows.attention_received(queries_RND, keys_RND, log_sums, self.heads, path=self.path)
+            mixed = rows.attention(*qkv, self.heads, log_sums_RHN=log_sums, backend=self.backend)
+            return mixed, rows.attention_received(queries_RND, keys_RND, log_sums, self.heads, backend=self.backend)
         if tokens >= LONG:
             by_head = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv)
             return F.scaled_dot_product_attention(*by_head).transpose(1, 2).flatten(2), None
-        return rows.attention(*qkv, self.heads, path=self.path), None
+        return rows.attention(*qkv, self.heads, backend=self.backend), None
 
     def of_chosen(
         self,
@@ -91,5 +91,5 @@ class SelfAttention:
         """Attention of the chosen tokens, compact [M, D], to all tokens or among themselves."""
         qkv = queries_RND, keys_RND, values_RND
         if groups is None:
-            return rows.attention(*qkv, self.heads, chosen, among_chosen, path=self.path)
-        return group_attention(*qkv, self.heads, groups, chosen, among_chosen, path=self.path)
+            return rows.attention(*qkv, self.heads, chosen, among_chosen, backend=self.backend)
+        return group_attention(*qkv, self.heads, groups, chosen, among_chosen, backend=self.backend)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Path = Literal["triton", "torch"]
+Backend = Literal["triton", "torch"]
 
 
 def available(device: torch.device) -> bool:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.groups import Groups, group_of
-from tcbench.kernels.chosen import Chosen, Path
+from tcbench.kernels.chosen import Backend, Chosen
 from tcbench.kernels.rows import LOG2_E, precision, split_channels
+from tcbench.tensors.groups import Groups, group_of
 
 try:
     import triton
@@ -24,7 +24,7 @@ def text_attention(
     values_RHTd: Tensor,
     bias_R11T: Tensor,
     chosen: Chosen | None = None,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V in the shape of the queries, heads side by side in D.
 
@@ -34,7 +34,7 @@ def text_attention(
         bias_R11T: what is added to the scores of each text token, [R, 1, 1, T].
     """
     rows, heads = keys_RHTd.shape[:2]
-    if path == "torch" or chosen is None:
+    if backend == "torch" or chosen is None:
         few = _by_head(queries, rows, heads, chosen)
         mixed = F.scaled_dot_product_attention(few, keys_RHTd, values_RHTd, bias_R11T).transpose(1, 2).flatten(2)
         if chosen is None:
@@ -55,18 +55,18 @@ def group_attention(
     groups: Groups,
     chosen: Chosen,
     among_chosen: bool = False,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> Tensor:
     """Self-attention of the chosen tokens over those of their own group, compact [M, D].
 
     Args:
         queries_RND, keys_RND, values_RND: [R, N, D], any stride between tokens, heads side by side in D.
-        groups: see `tcbench.groups`.
+        groups: see `tcbench.tensors.groups`.
         among_chosen: keys and values of the chosen tokens only.
     """
     out = queries_RND.new_empty(chosen.capacity, queries_RND.shape[2])
     queries, keys, values = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (queries_RND, keys_RND, values_RND))
-    if path == "torch":
+    if backend == "torch":
         index = chosen.index_RK[:, : int(chosen.used)]
         places = index[:, None, :, None].expand(-1, heads, -1, queries.shape[3])
         asking = asked = group_of(index, groups)
@@ -135,7 +135,7 @@ def text_entropy(
     bias_R11T: Tensor,
     out_RN: Tensor,
     chosen: Chosen | None = None,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> None:
     """Write the entropy of each token's head-mean attention over the text, in nats, into float32 `out_RN`.
 
@@ -145,7 +145,7 @@ def text_entropy(
         queries: as in `text_attention`.
     """
     rows, heads, text, head_dim = keys_RHTd.shape
-    if path == "torch":
+    if backend == "torch":
         few = _by_head(queries, rows, heads, chosen)
         weights = (few * head_dim**-0.5 @ keys_RHTd.transpose(2, 3) + bias_R11T).softmax(dim=3, dtype=torch.float32)
         entropy = torch.special.entr(weights.mean(dim=1)).sum(dim=2).flatten()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tcbench.kernels.chosen import Chosen, Path
+from tcbench.kernels.chosen import Backend, Chosen
 
 try:
     import triton
@@ -16,7 +16,12 @@ Rotary = tuple[Tensor, Tensor]
 
 
 def turn(
-    stacked: Tensor, rotary: Rotary, heads: int, out_RNC: Tensor, chosen: Chosen | None = None, path: Path = "triton"
+    stacked: Tensor,
+    rotary: Rotary,
+    heads: int,
+    out_RNC: Tensor,
+    chosen: Chosen | None = None,
+    backend: Backend = "triton",
 ) -> None:
     """Write queries and keys turned to their positions, and values as they are, into `out_RNC`.
 
@@ -29,7 +34,7 @@ def turn(
     rows, _, channels = out_RNC.shape
     width = heads * head_dim
     turned = max(width, channels - width)  # values come last, where there are any
-    if path == "torch":
+    if backend == "torch":
         places = chosen.flat() if chosen else torch.arange(rows * tokens, device=stacked.device)
         values = stacked.view(-1, channels)[: len(places)]
         x = values[:, :turned].float().unflatten(1, (-1, head_dim))  # [M, heads of queries and keys, head_dim]

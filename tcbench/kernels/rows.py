@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.kernels.chosen import Chosen, Path
+from tcbench.kernels.chosen import Backend, Chosen
 
 try:
     import triton
@@ -21,11 +21,16 @@ LOG2_E = 1.4426950408889634  # exponentials are taken in base 2, the fast one
 
 
 def linear(
-    a_MC: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen, activation: Activation = "none", path: Path = "triton"
+    a_MC: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    chosen: Chosen,
+    activation: Activation = "none",
+    backend: Backend = "triton",
 ) -> Tensor:
     """activation(a W^T + b), compact: [M, O]; `gelu` is the tanh approximation."""
     out = a_MC.new_empty(len(a_MC), len(weight))
-    if path == "torch":
+    if backend == "torch":
         value = _product(a_MC, weight, bias, chosen)
         out[: len(value)] = (F.gelu(value, approximate="tanh") if activation == "gelu" else value).to(out.dtype)
         return out
@@ -34,21 +39,27 @@ def linear(
 
 
 def linear_scatter(
-    a_MC: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen, out_RNO: Tensor, path: Path = "triton"
+    a_MC: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen, out_RNO: Tensor, backend: Backend = "triton"
 ) -> None:
     """Write a W^T + b into the chosen tokens of `out_RNO` [R, N, O], leaving the others."""
-    if path == "torch":
+    if backend == "torch":
         out_RNO.view(-1, out_RNO.shape[-1])[chosen.flat()] = _product(a_MC, weight, bias, chosen).to(out_RNO.dtype)
         return
     _launch(a_MC, weight, bias, chosen, out_RNO, SCATTER=True)
 
 
 def linear_residual(
-    a_MC: Tensor, weight: Tensor, bias: Tensor, chosen: Chosen, gate_RO: Tensor, base_MO: Tensor, path: Path = "triton"
+    a_MC: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    chosen: Chosen,
+    gate_RO: Tensor,
+    base_MO: Tensor,
+    backend: Backend = "triton",
 ) -> Tensor:
     """base + gate * (a W^T + b), compact: [M, O]."""
     out = a_MC.new_empty(len(a_MC), len(weight))
-    if path == "torch":
+    if backend == "torch":
         value = gate_RO.float()[chosen.rows()] * _product(a_MC, weight, bias, chosen)
         out[: len(value)] = (base_MO[: len(value)].float() + value).to(out.dtype)
         return out
@@ -65,10 +76,10 @@ def linear_update(
     base_MO: Tensor,
     middle_MO: Tensor,
     out_RNO: Tensor,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> None:
     """Write middle + gate * (a W^T + b) - base into the chosen tokens of `out_RNO`: a block's update, refreshed."""
-    if path == "torch":
+    if backend == "torch":
         value = gate_RO.float()[chosen.rows()] * _product(a_MC, weight, bias, chosen)
         value = middle_MO[: len(value)].float() + value - base_MO[: len(value)].float()
         out_RNO.view(-1, out_RNO.shape[-1])[chosen.flat()] = value.to(out_RNO.dtype)
@@ -84,7 +95,7 @@ def attention(
     chosen: Chosen | None = None,
     among_chosen: bool = False,
     log_sums_RHN: Tensor | None = None,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> Tensor:
     """Self-attention of all tokens, [R, N, D], or of the chosen ones, compact [M, D].
 
@@ -96,7 +107,7 @@ def attention(
     """
     rows, tokens, width = queries_RND.shape
     head_dim = width // heads
-    if path == "torch":
+    if backend == "torch":
         if log_sums_RHN is not None:
             log_sums_RHN.copy_(_scores(queries_RND, keys_RND, heads).logsumexp(dim=3) * LOG2_E)
         return _attention_reference(queries_RND, keys_RND, values_RND, heads, chosen, among_chosen)
@@ -160,7 +171,7 @@ def _attention_tile(queries: int, element_size: int) -> dict[str, int]:
 
 
 def attention_received(
-    queries_RND: Tensor, keys_RND: Tensor, log_sums_RHN: Tensor, heads: int, path: Path = "triton"
+    queries_RND: Tensor, keys_RND: Tensor, log_sums_RHN: Tensor, heads: int, backend: Backend = "triton"
 ) -> Tensor:
     """Column sums of the head-mean attention map, float32 [R, N]: a second pass over QK^T beside the fused attention.
 
@@ -169,7 +180,7 @@ def attention_received(
     """
     rows, tokens, width = queries_RND.shape
     head_dim = width // heads
-    if path == "torch":
+    if backend == "torch":
         score = _scores(queries_RND, keys_RND, heads) * LOG2_E
         return (score - log_sums_RHN[..., None]).exp2().mean(dim=1).sum(dim=1)
     tile = _received_tile(queries_RND.element_size())

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.kernels.chosen import Path
+from tcbench.kernels.chosen import Backend
 
 try:
     import triton
@@ -19,7 +19,7 @@ PRECISION = "tf32x3"
 score 4e-7 against 1e-6) and, on an H200, three times as fast; in a single one close scores would coincide."""
 
 
-def token_scores(x_RND: Tensor, weight_LD: Tensor, bias_L: Tensor, path: Path = "triton") -> Tensor:
+def token_scores(x_RND: Tensor, weight_LD: Tensor, bias_L: Tensor, backend: Backend = "triton") -> Tensor:
     """sigmoid(LayerNorm(x) W^T + b), float32 [R, L, N].
 
     Computed in float32 whatever the dtype of x, because close scores must stay distinct.
@@ -28,7 +28,7 @@ def token_scores(x_RND: Tensor, weight_LD: Tensor, bias_L: Tensor, path: Path = 
         x_RND: contiguous, any float dtype.
         weight_LD, bias_L: the head, float32.
     """
-    if path == "torch":
+    if backend == "torch":
         return F.linear(F.layer_norm(x_RND.float(), x_RND.shape[-1:], eps=EPS), weight_LD, bias_L).sigmoid().mT
     rows, tokens, width = x_RND.shape
     blocks = len(weight_LD)

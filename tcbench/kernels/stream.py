@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tcbench.kernels.chosen import Chosen, Path
+from tcbench.kernels.chosen import Backend, Chosen
 
 try:
     import triton
     import triton.language as tl
-except ImportError:  # a platform without Triton has only the "torch" path
+except ImportError:  # a platform without Triton has only the "torch" backend
     triton = None
 
 MAX_TERMS = 8
@@ -31,7 +31,7 @@ def advance(
     modulate: Modulate | None = None,
     before_RND: Tensor | None = None,
     eps: float = 1e-6,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Add terms to the stream and, in the same pass, prepare the next branch's input.
 
@@ -44,7 +44,7 @@ def advance(
     Returns:
         (stream, the same tensor if there are no terms; update or None; modulated or None), each [R, N, D]
     """
-    if path == "torch":
+    if backend == "torch":
         total = _total(x_RND, terms)
         after = total.to(x_RND.dtype) if terms else x_RND
         update = None if before_RND is None else (total - before_RND.float()).to(x_RND.dtype)
@@ -82,7 +82,7 @@ def gather(
     chosen: Chosen,
     *,
     eps: float = 1e-6,
-    path: Path = "triton",
+    backend: Backend = "triton",
 ) -> tuple[Tensor, Tensor]:
     """The chosen tokens of the stream with its terms added, which goes on waiting for them, and the branch's input.
 
@@ -92,7 +92,7 @@ def gather(
     sums = x_RND.new_empty(chosen.capacity, x_RND.shape[2])
     modulated = torch.empty_like(sums) if modulate else None
     shift, scale = modulate or (None, None)
-    if path == "torch":
+    if backend == "torch":
         flat, row = chosen.flat(), chosen.rows()
         total = _total(x_RND, terms).flatten(0, 1)[flat]
         sums[: len(flat)] = total.to(x_RND.dtype)
@@ -120,11 +120,13 @@ def gather(
     return sums, sums if modulated is None else modulated
 
 
-def norm_rows(x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-6, path: Path = "triton") -> Tensor:
+def norm_rows(
+    x_MD: Tensor, modulate: Modulate, chosen: Chosen, eps: float = 1e-6, backend: Backend = "triton"
+) -> Tensor:
     """LayerNorm and modulation of compact rows: [M, D]."""
     shift, scale = modulate
     out = torch.empty_like(x_MD)
-    if path == "torch":
+    if backend == "torch":
         row = chosen.rows()
         out[: len(row)] = _modulate(x_MD[: len(row)].float(), shift[row], scale[row], eps).to(x_MD.dtype)
         return out

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tcbench.errors import UserError
-from tcbench.foreign import refuse_stand_in
 from tcbench.metrics.frechet import Gaussian
+from tcbench.outside.foreign import refuse_stand_in
 
 
 def read_moments(path: Path, pooled: int | None = None, spatial: int | None = None) -> tuple[Gaussian, Gaussian]:

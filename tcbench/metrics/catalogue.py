@@ -266,6 +266,13 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
+def find_extractor(name: str) -> ExtractorEntry:
+    """The extractor of a name; raises UserError, with near misses, if there is none."""
+    if name not in EXTRACTORS:
+        raise UserError(f"extractor {name!r}: unknown; {did_you_mean(name, EXTRACTORS)}")
+    return EXTRACTORS[name]
+
+
 def usual_metrics() -> tuple[str, ...]:
     """What suites that list no metrics are scored by."""
     return tuple(name for name, metric in METRICS.items() if metric.usual)

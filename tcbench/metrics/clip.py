@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tcbench.data.captions import encode
 from tcbench.errors import NotRun, UserError
-from tcbench.foreign import refuse_stand_in
 from tcbench.metrics.readings import rgb
 from tcbench.models.digits_clip import load_digits_clip
 from tcbench.models.torchscript import is_torchscript, read_torchscript
+from tcbench.outside.foreign import refuse_stand_in
 
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's files hold beside the weights."""

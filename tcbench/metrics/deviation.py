@@ -1,7 +1,7 @@
 """Deviation from the uncached run at equal noise and labels: paired, so a few samples separate methods.
 
-States and images are in the sampler's units: images in [-1, 1] (data range 2), also where they come as uint8, latents
-as the scheduler holds them.
+Images are compared as they are seen: in [-1, 1] (data range 2), what a float image has outside cut off as `to_uint8`
+cuts it, but not rounded, which would hide differences below 1/255. States of the sampler are compared as it holds them.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _ROWS = 256
 
 def final_mae(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     """Mean absolute difference of each image from the uncached one at the same noise, float32 [B]."""
-    return torch.cat([difference.abs().mean(1) for difference in _differences(images_BCHW, reference_BCHW)])
+    return _mean_absolute(_seen(images_BCHW), _seen(reference_BCHW))
 
 
 def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     The squared error is taken as at least that of 8-bit rounding, so equal images score 58.9 dB and not
     infinity.
     """
-    mse_B = torch.cat([difference.square().mean(1) for difference in _differences(images_BCHW, reference_BCHW)])
+    mse_B = _mean_square(_seen(images_BCHW), _seen(reference_BCHW))
     return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
 
 
@@ -42,12 +42,12 @@ def trajectory_mae(x_SBCHW: Tensor, reference_SBCHW: Tensor) -> Tensor:
     """
     steps, batch = x_SBCHW.shape[:2]
     _same_shape(x_SBCHW, reference_SBCHW)
-    return final_mae(x_SBCHW.flatten(0, 1), reference_SBCHW.flatten(0, 1)).view(steps, batch)
+    return _mean_absolute(x_SBCHW.flatten(0, 1), reference_SBCHW.flatten(0, 1)).view(steps, batch)
 
 
 def feature_mse(features_ND: Tensor, reference_ND: Tensor) -> Tensor:
     """Mean squared difference of each sample's pooled features from the uncached sample's, float32 [n]."""
-    return torch.cat([difference.square().mean(1) for difference in _differences(features_ND, reference_ND)])
+    return _mean_square(features_ND, reference_ND)
 
 
 def require_finite(what: str, values: Tensor) -> None:
@@ -68,6 +68,19 @@ def _same_shape(values: Tensor, reference: Tensor) -> None:
             f"deviation: shape {tuple(values.shape)} against {tuple(reference.shape)} of the uncached run; "
             "sample both with the same settings"
         )
+
+
+def _seen(images: Tensor) -> Tensor:
+    """Images as they are shown; bytes are already."""
+    return images.clamp(-1, 1) if images.is_floating_point() else images
+
+
+def _mean_absolute(values: Tensor, reference: Tensor) -> Tensor:
+    return torch.cat([difference.abs().mean(1) for difference in _differences(values, reference)])
+
+
+def _mean_square(values: Tensor, reference: Tensor) -> Tensor:
+    return torch.cat([difference.square().mean(1) for difference in _differences(values, reference)])
 
 
 def _differences(values: Tensor, reference: Tensor) -> Iterator[Tensor]:

@@ -7,8 +7,8 @@ and knows nothing of weights).
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from tcbench.metrics.readings import frames
 from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
 from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import sha256
 
 INCEPTION_SHA256 = "6726825d"
@@ -50,6 +50,16 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    @classmethod
+    def fit(cls, tensors: Mapping[str, Tensor], count: int | None) -> bool:
+        """Whether these can be the features of so many images, or of any number."""
+        if tensors.keys() != {field.name for field in fields(cls)}:
+            return False
+        if not all(value.ndim > 1 and value.dtype == torch.float32 for value in tensors.values()):
+            return False
+        counts = set(map(len, tensors.values()))
+        return len(counts) == 1 and count in (None, *counts)
 
     @classmethod
     def none(cls, count: int) -> "Features":

@@ -6,7 +6,7 @@ range, exact ones of shares, and Frechet distances whose bias is taken out. Impo
 
 from typing import NamedTuple
 
-from tcbench.metrics.catalogue import EXTRACTORS, SHARE, Metric
+from tcbench.metrics.catalogue import SHARE, Metric, find_extractor
 from tcbench.stats import Interval, Replicates, share_difference, share_error, share_interval, welch
 
 USABLE = 2
@@ -29,7 +29,7 @@ def samples_needed(metric: Metric, of: Sampled) -> int:
     """
     if metric.moments is None or of.extractor is None:
         return 0
-    needed = USABLE * getattr(EXTRACTORS[of.extractor], metric.moments)
+    needed = USABLE * getattr(find_extractor(of.extractor), metric.moments)
     return needed if of.samples < needed else 0
 
 
@@ -39,7 +39,7 @@ def value_interval(metric: Metric, value: float, se: float, of: Sampled, dof: fl
         return share_interval(value, se, dof, of.samples)
     low, high = metric.bounds
     if metric.name == "is" and of.extractor:
-        high = EXTRACTORS[of.extractor].classes
+        high = find_extractor(of.extractor).classes
     return Interval.student(value, se, dof).within(low, high)
 
 

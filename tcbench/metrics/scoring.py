@@ -1,4 +1,4 @@
-"""The scoring of a row: numbers with intervals, differences paired."""
+"""The scoring of a row: numbers, and the replicates that intervals and differences are made of."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from tqdm import tqdm
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import Metric, find_metric
 from tcbench.metrics.samples import Real, Reference, Samples, given, mean_of
-from tcbench.record.score import Measured, Paired, Quality
-from tcbench.stats import Indices, Replicates, Statistic, replicate
+from tcbench.record.score import Quality
+from tcbench.stats import Indices, Statistic, replicate
 
 
 def prepare(metric: Metric, samples: Samples, reference: Reference) -> Statistic:
@@ -27,21 +27,19 @@ def compute(name: str, samples: Samples, reference: Reference) -> float:
 
 def score_row(
     samples: Samples, uncached: Samples | None, real: Real, groups: Sequence[Indices], metrics: Sequence[str]
-) -> Measured:
-    """Score one row with 95 % delete-one-group jackknife intervals (`tcbench.stats`).
+) -> dict[str, Quality]:
+    """Score one row: every metric with its delete-one-group jackknife replicates (`tcbench.stats`).
 
     Args:
         samples: the row's samples.
         uncached: the reference row's samples at the same noise and labels; None where the row *is* the
-            reference, and then metrics that compare with it are left out and nothing is paired.
+            reference, and then metrics that compare with it are left out.
         real: the real images.
         groups: sample indices of each batch; together all samples.
         metrics: names in `catalogue.METRICS`.
 
     Returns:
-        Quality and paired differences by metric.
-        "paired" is this row less the reference with the same groups left out of both; metrics that already
-        compare with the reference are only in "quality"; one that could not be run (`samples.not_run`) is in neither.
+        Quality by metric, without those that could not be run (`samples.not_run`).
 
     Raises:
         UserError: unknown metric, missing input, groups that are no partition, or runs that are not paired.
@@ -55,33 +53,16 @@ def score_row(
         _check_paired(samples, uncached)
     reference = Reference(real, uncached)
     quality: dict[str, Quality] = {}
-    paired: dict[str, Paired] = {}
     for metric in tqdm(chosen, desc="metrics", delay=2, leave=False, disable=None):
         if metric.name in samples.not_run or (uncached is None and "uncached" in metric.needs):
             continue
         replicates = replicate(prepare(metric, samples, reference), groups)
-        interval = replicates.interval()
         quality[metric.name] = {
-            "value": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "se": interval.se,
+            "value": replicates.value,
+            "se": replicates.interval().se,
             "deleted": replicates.deleted.tolist(),
         }
-        if uncached is not None and "uncached" not in metric.needs and metric.name not in uncached.not_run:
-            paired[metric.name] = _difference(replicates, replicate(prepare(metric, uncached, reference), groups))
-    return {"quality": quality, "paired": paired}
-
-
-def _difference(row: Replicates, reference: Replicates) -> Paired:
-    interval = (row - reference).interval()
-    return {
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "se": interval.se,
-        "distinguishable": interval.distinguishable,
-    }
+    return quality
 
 
 def _check_paired(samples: Samples, uncached: Samples) -> None:

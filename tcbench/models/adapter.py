@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcbench.groups import Groups
 from tcbench.models.specs import ModelSpec
 from tcbench.shapes import Kind
+from tcbench.tensors.groups import Groups
 
 MAP_ELEMENTS = 1 << 26  # of an observed attention map, 256 MiB in float32
 
@@ -63,6 +63,18 @@ class Text:
         if self.pooled_RC is not None and other.pooled_RC is not None:
             pooled = torch.cat([self.pooled_RC, other.pooled_RC])
         return replace(self, states_RTC=states, mask_RT=torch.cat([self.mask_RT, other.mask_RT]), pooled_RC=pooled)
+
+    def clone(self) -> "Text":
+        """The same captions in memory of their own."""
+        pooled = None if self.pooled_RC is None else self.pooled_RC.clone()
+        return replace(self, states_RTC=self.states_RTC.clone(), mask_RT=self.mask_RT.clone(), pooled_RC=pooled)
+
+    def copy_(self, other: "Text") -> None:
+        """Become other captions of the same size, in the same memory; what guidance steers away from stays."""
+        self.states_RTC.copy_(other.states_RTC)
+        self.mask_RT.copy_(other.mask_RT)
+        if self.pooled_RC is not None and other.pooled_RC is not None:
+            self.pooled_RC.copy_(other.pooled_RC)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Text":
         """The same captions on `device`, the states in `dtype`."""
@@ -133,7 +145,7 @@ class Adapter(ABC):
     refiner_layers: ClassVar[str] = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ff\.net\.(0\.proj|2)"
     """Pattern of a block's linear layers that LoRA adapts."""
 
-    path: Literal["torch"] = "torch"
+    backend: Literal["torch"] = "torch"
     """It computes with torch's operations, which have gradients (`tcbench.kernels`)."""
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
@@ -145,6 +157,10 @@ class Adapter(ABC):
     def blocks_of(self, model: Any) -> list[TransformerBlock]:
         """A model's blocks in the order they run."""
         return list(model.transformer_blocks)
+
+    def unread(self) -> str:
+        """The weights of a model of others that the adapter would leave out, in words; nothing if none."""
+        return ""
 
     def kind(self, part: str) -> Kind:
         """The kind of the parts with this name."""
@@ -234,7 +250,7 @@ class Adapter(ABC):
         """The LayerNorm before a modulated part."""
 
     def groups(self, block: TransformerBlock) -> Groups | None:
-        """The groups (`tcbench.groups`) that tokens of this block attend among; None where to all."""
+        """The groups (`tcbench.tensors.groups`) that tokens of this block attend among; None where to all."""
         return None
 
     def copy_of_block(self, number: int) -> TransformerBlock:

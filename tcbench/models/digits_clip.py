@@ -7,7 +7,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from tcbench.data.captions import END, LENGTH, PAD, WORDS
 from tcbench.data.sets.scenes import SIDE
 from tcbench.models.weights import check_state, read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 
 DIGITS_CLIP = "scenes/clip.safetensors"
 _WIDTH, _LAYERS, _HEAD = 96, 4, 32

@@ -29,6 +29,17 @@ class DiTAdapter(Adapter):
     spec: DiTSpec
     fuses = True
 
+    def unread(self) -> str:
+        """An embedder of timestep and label that is not the first block's; in official conversions all are equal."""
+        first = self.blocks[0].norm1.emb
+        for number, block in enumerate(self.blocks):
+            emb = block.norm1.emb
+            if emb is not first and not all(map(torch.equal, emb.parameters(), first.parameters())):
+                return (
+                    f"transformer_blocks.{number}.norm1.emb differs from block 0's; tcbench serves one for all blocks"
+                )
+        return ""
+
     def drop(self, prompt: Tensor, where_R: Tensor) -> Tensor:
         """Labels, the null label where `where_R`."""
         return prompt.masked_fill(where_R.to(prompt.device), self.spec.num_classes)

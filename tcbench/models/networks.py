@@ -10,7 +10,7 @@ from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
 from tcbench.models.weights import check_state, read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import write_tensors
 
 FAMILIES = {
@@ -103,10 +103,15 @@ def fill_transformer(
     return _fill(model, state, device, dtype)
 
 
-def save_transformer(model: nn.Module, path: Path | str, metadata: dict[str, str] | None = None) -> None:
-    """Write the weights as safetensors in diffusers' layout, what modules share once (under its first name)."""
+def save_transformer(
+    model: nn.Module,
+    path: Path | str,
+    metadata: dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the weights in `dtype` as safetensors in diffusers' layout; what modules share is written once."""
     # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
-    write_tensors(Path(path), {name: p.detach().cpu() for name, p in model.named_parameters()}, metadata)
+    write_tensors(Path(path), {name: p.detach().cpu().to(dtype) for name, p in model.named_parameters()}, metadata)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> nn.Module:

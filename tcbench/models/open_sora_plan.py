@@ -19,10 +19,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers.transformer_allegro import AllegroTransformer3DModel
 from torch import Tensor, nn
 
-from tcbench.groups import Groups, group_of, join_groups, split_groups
 from tcbench.models.adapter import Family, Text, TransformerBlock, attention_maps
 from tcbench.models.specs import SPARSE_GROUPS, OpenSoraPlanSpec
 from tcbench.models.text_adapter import TextAdapter, TextContext, add_null_caption, initial_value
+from tcbench.tensors.groups import Groups, group_of, join_groups, split_groups
 
 
 def groups_of(block: int) -> Groups:

@@ -2,9 +2,10 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from tcbench.kernels.chosen import Path
+from tcbench.kernels.chosen import Backend
 from tcbench.kernels.scores import token_scores
 from tcbench.ledger import predictor_macs
 from tcbench.models.adapter import Adapter, TransformerBlock
@@ -14,7 +15,7 @@ class ComputesBlocks(Protocol):
     """The adapter, or whatever else computes a block of its model."""
 
     @property
-    def path(self) -> Path:
+    def backend(self) -> Backend:
         """Whether its kernels compute the head too."""
 
     def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
@@ -42,6 +43,7 @@ class CachePredictor(nn.Module):
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
         x = compute.block(self.block, x_RND, condition)[:, self.joint_text :]
-        return token_scores(x, self.head.weight, self.head.bias, path=compute.path)
+        with torch.autocast(x.device.type, enabled=False):
+            return token_scores(x, self.head.weight, self.head.bias, backend=compute.backend)
 
     macs = staticmethod(predictor_macs)

@@ -12,10 +12,11 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
 
-from tcbench.data import to_uint8
+from tcbench.data import has_nan, rounded
 from tcbench.errors import UserError
-from tcbench.foreign import refuse_stand_in
 from tcbench.models.adapter import Text
+from tcbench.outside.foreign import refuse_stand_in
+from tcbench.precision import Dtype, products, weights_dtype
 
 ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
 
@@ -107,23 +108,24 @@ def clean_captions(captions: Sequence[str]) -> list[str]:
 
 
 class Autoencoder:
-    """Stable Diffusion's autoencoder, from a folder as diffusers saves it, in float32: images to latents and back.
+    """Stable Diffusion's autoencoder, from a folder as diffusers saves it: images to latents and back.
 
     Args:
+        dtype: what it computes in.
         scale: what latents are multiplied by before the denoiser sees them (0.18215 for DiT and PixArt-alpha).
 
     Raises:
         UserError: the folder lacks something.
     """
 
-    def __init__(self, folder: Path, scale: float, device: torch.device | str) -> None:
+    def __init__(self, folder: Path, scale: float, device: torch.device | str, dtype: Dtype = "fp32") -> None:
         _check_downloaded(folder)
         try:
             vae, loading = AutoencoderKL.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except _UNREADABLE as error:
             raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
         _check_complete(folder, loading)
-        self.vae, self.scale = vae.eval().to(device), scale
+        self.vae, self.scale, self.dtype = vae.eval().to(device, weights_dtype(dtype)), scale, dtype
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -137,15 +139,27 @@ class Autoencoder:
         """
         parts, rows = [], _rows(images.shape[-1])
         for part, draw in zip(images.split(rows), noise.split(rows), strict=True):
-            posterior = self.vae.encode(part.to(self.vae.device).float() / 127.5 - 1).latent_dist
-            parts.append((posterior.mean + posterior.std * draw.to(self.vae.device)).cpu() * self.scale)
+            pixels = part.to(self.vae.device).float() / 127.5 - 1
+            with products(self.dtype):
+                posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+            drawn = posterior.mean.float() + posterior.std.float() * draw.to(self.vae.device)
+            parts.append(drawn.cpu() * self.scale)
         return torch.cat(parts)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images of scaled latents [n, 4, h, w]: uint8 [n, 3, H, W] on the CPU."""
-        parts = (latents / self.scale).split(_rows(latents.shape[-1] * self.factor))
-        return torch.cat([to_uint8(self.vae.decode(part.to(self.vae.device)).sample).cpu() for part in parts])
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of scaled latents [n, 4, h, w], and which of them hold NaN; nothing waits for the device.
+
+        Returns:
+            uint8 [n, 3, H, W] and bool [n], on the autoencoder's device
+        """
+        parts, images, broken = (latents.to(self.vae.device) / self.scale), [], []
+        with products(self.dtype):
+            for part in parts.split(_rows(latents.shape[-1] * self.factor)):
+                decoded = self.vae.decode(part.to(self.vae.dtype)).sample.float()
+                images.append(rounded(decoded))
+                broken.append(has_nan(decoded))
+        return torch.cat(images), torch.cat(broken)
 
 
 def _rows(side: int) -> int:

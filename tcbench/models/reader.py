@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcbench.models.weights import check_state, read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 
 DIGIT_READER = "scenes/reader.safetensors"
 SIZES = ("small", "large")

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tcbench.guidance import GUIDANCE, Guidance, GuidanceKind
+from tcbench.precision import Dtype
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 
 SPARSE_GROUPS = 4  # Open-Sora-Plan's "sparse_n"
@@ -37,6 +38,8 @@ class ModelSpec(BaseModel, ABC):
     guidance_kind: ClassVar[GuidanceKind] = "pair"
     solvers: ClassVar[tuple[str, ...]] = ("ddim", "dpm")
     """The solvers that take what the network predicts: eps here."""
+    reference_dtype: ClassVar[Dtype] = "tf32"
+    """What the family's reference code computes in on a GPU: here DiT's `sample_ddp.py`."""
     norm_eps: float = Field(default=1e-6, gt=0)
     weights: str | None = Field(default=None, description="a file in the package's assets, or a user's path")
 
@@ -145,6 +148,7 @@ class DiTSpec(ImageSpec):
 class TextSpec(ModelSpec):
     """A model that reads captions of `caption_tokens` states with `caption_channels` channels each."""
 
+    reference_dtype: ClassVar[Dtype] = "fp16"  # PixArt-alpha's and Open-Sora-Plan's code alike
     caption_channels: int = Field(gt=0)
     caption_tokens: int = Field(gt=0)
     null_caption: bool = Field(default=True, description="whether a null caption is part of the weights")

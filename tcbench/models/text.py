@@ -8,7 +8,7 @@ from transformers import T5Config, T5EncoderModel
 
 from tcbench.data.captions import PAD, WORDS
 from tcbench.models.weights import check_state, read_state
-from tcbench.places import locate
+from tcbench.outside.places import locate
 
 CHANNELS = 64
 """Of the states that the denoiser's captions come in."""

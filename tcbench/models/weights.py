@@ -20,8 +20,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from tqdm import tqdm
 
 from tcbench.errors import UserError
-from tcbench.foreign import head_of, read_json_as, refuse_stand_in
 from tcbench.models.torchscript import is_torchscript, read_torchscript
+from tcbench.outside.foreign import head_of, read_json_as, refuse_stand_in
 
 FOLDER_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -41,6 +41,9 @@ _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_
 _PREFIXES = ("module.", "model.")
 """What DistributedDataParallel and Lightning put before every name."""
 
+_COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}
+"""What classes that average weights count beside them."""
+
 _HARMLESS = {"argparse.Namespace", "types.SimpleNamespace", "datetime.datetime"}
 
 
@@ -49,8 +52,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     A file's content says what it is: safetensors, what torch.save writes, or a TorchScript archive. Of a folder as
     diffusers and transformers save one: its weights, whole or in shards; so too for the index of shards. Of a training
-    script's checkpoint: the averaged weights if there are such, said in a line on stderr, else the plain ones. Names
-    lose what wrappers put before them.
+    script's checkpoint: the averaged weights if there are such, said in a line on stderr, else the plain ones, whether
+    they stand in mappings of their own or under names of their own (`ema_model.x` beside `model.x`, as Lightning saves
+    a module that holds both). Names lose what wrappers put before them.
 
     Raises:
         UserError: a file is missing, truncated, of another kind, quantised, or holds no tensors by name.
@@ -149,15 +153,36 @@ def _weights_in(content: Any, path: Path, within: str = "") -> dict[str, Tensor]
 
 def _bare(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The same without what wrappers put into the names; 8-bit floating point in float32, the rest as it is."""
-    bare = {_WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
-    while bare and (prefix := next((text for text in _PREFIXES if all(key.startswith(text) for key in bare)), None)):
-        bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
+    bare = _without_prefix({_WRAPPERS.sub("", key): tensor for key, tensor in state.items()})
     if len(bare) < len(state):
         raise UserError(f"{path}: holds weights twice, with and without a wrapper's prefix; save them once")
     return {
         key: tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-        for key, tensor in bare.items()
+        for key, tensor in _without_prefix(_averaged_among(bare, path)).items()
     }
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same without the prefixes that all names have."""
+    while state and (prefix := next((text for text in _PREFIXES if all(key.startswith(text) for key in state)), None)):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def _averaged_among(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The averaged weights, if they stand among others under a name of `AVERAGED`; no counters of averaging."""
+    state = {key: tensor for key, tensor in state.items() if key not in _COUNTERS or tensor.numel() > 1}
+    under = next((name for name in AVERAGED if any(key.startswith(f"{name}.") for key in state)), None)
+    if under is None:
+        return state
+    averaged = {key.removeprefix(f"{under}."): tensor for key, tensor in state.items() if key.startswith(f"{under}.")}
+    averaged = {key: tensor for key, tensor in averaged.items() if key not in _COUNTERS}
+    others = [key for key in state if not key.startswith(f"{under}.")]
+    if others:
+        tqdm.write(f"{path}: reads the averaged weights, '{under}.*', not {others[0]!r} and others", file=sys.stderr)
+    # latent diffusion's LitEma leaves the dots out of the names that it averages
+    dotted = {(name := key.partition(".")[2]).replace(".", ""): name for key in others}
+    return {dotted.get(key, key) if "." not in key else key: tensor for key, tensor in averaged.items()}
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:

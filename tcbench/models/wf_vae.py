@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor, nn
 
-from tcbench.data import refuse_nan
+from tcbench.data import has_nan, refuse_nan
 from tcbench.errors import UserError
 from tcbench.models.weights import check_state, read_pickle
+from tcbench.precision import Dtype, products, weights_dtype
 from tcbench.record.files import read_json
 
 SPACE, TIME = 8, 4  # pixels and frames of a latent's
@@ -554,7 +555,10 @@ def load_wf_vae(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
 
 
 class VideoAutoencoder:
-    """WF-VAE of a folder, as the denoiser's latents and videos of bytes need it; in float16 on a GPU, as the reference.
+    """WF-VAE of a folder, as the denoiser's latents and videos of bytes need it.
+
+    Args:
+        dtype: what it computes in; the reference takes `fp16`.
 
     Attributes:
         channels: of a latent.
@@ -563,9 +567,8 @@ class VideoAutoencoder:
         UserError: as `load_wf_vae`.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+    def __init__(self, folder: Path, device: torch.device | str, dtype: Dtype = "fp32") -> None:
+        self.device, self.products, self.dtype = torch.device(device), dtype, weights_dtype(dtype)
         self.vae = load_wf_vae(folder, self.device, self.dtype)
         self.channels = self.vae.config.latent_dim
         self.scale, self.shift = (
@@ -583,19 +586,26 @@ class VideoAutoencoder:
         latents = []
         for video, draw in zip(videos.split(1), noise.split(1), strict=True):
             pixels = video.to(self.device, self.dtype)
-            mean, log_variance = (part.float() for part in self.vae.encode(pixels, _at_once(noise)))
+            with products(self.products):
+                mean, log_variance = (part.float() for part in self.vae.encode(pixels, _at_once(noise)))
             z = mean + torch.exp(log_variance / 2) * draw.to(self.device)
             latents.append(((z - self.shift) * self.scale).cpu())
         return torch.cat(latents)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Videos of scaled latents [n, C, t, h, w]: uint8 [n, 3, T, H, W] on the CPU.
+    def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Videos of scaled latents [n, C, t, h, w], and which of them hold NaN; nothing waits for the device.
 
-        Raises:
-            UserError: a video holds NaN.
+        Returns:
+            uint8 [n, 3, T, H, W] and bool [n], on the autoencoder's device
         """
         z = (latents.to(self.device) / self.scale + self.shift).to(self.dtype)
-        return torch.cat([to_bytes(self.vae.decode(video, _at_once(z))).cpu() for video in z.split(1)])
+        videos, broken = [], []
+        with products(self.products):
+            for video in z.split(1):
+                decoded = self.vae.decode(video, _at_once(z))
+                videos.append(_cut_off(decoded))
+                broken.append(has_nan(decoded))
+        return torch.cat(videos), torch.cat(broken)
 
 
 def _at_once(latents: Tensor) -> int:
@@ -610,5 +620,9 @@ def to_bytes(videos: Tensor) -> Tensor:
     Raises:
         UserError: a video holds NaN.
     """
-    refuse_nan(videos)
+    refuse_nan(has_nan(videos))
+    return _cut_off(videos)
+
+
+def _cut_off(videos: Tensor) -> Tensor:
     return ((videos.float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8)

@@ -5,7 +5,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tcbench.plan.refusal import is_count, wrong
-from tcbench.unseen import dtype_of
+from tcbench.tensors.unseen import dtype_of
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -26,6 +26,10 @@ class Hold:
 HOLD = Hold()
 
 
+HIGHEST_ORDER = 10
+"""Of a forecast: published are 1 to 4, and an order stores as many differences."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Extrapolate with a Taylor polynomial of this order in the step index (TaylorSeer, arXiv 2503.06923, Eq. 4)."""
@@ -33,8 +37,8 @@ class Forecast:
     order: int
 
     def __post_init__(self) -> None:
-        if not is_count(self.order):
-            raise wrong("Forecast.order", "a whole number, 0 or more", self.order)
+        if not (is_count(self.order) and self.order <= HIGHEST_ORDER):
+            raise wrong("Forecast.order", f"a whole number, 0 to {HIGHEST_ORDER}", self.order)
 
 
 @dataclass(frozen=True, slots=True)

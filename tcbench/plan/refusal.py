@@ -3,7 +3,7 @@
 from numbers import Integral
 from typing import Any
 
-from tcbench.unseen import dtype_of
+from tcbench.tensors.unseen import dtype_of
 
 
 class PlanError(ValueError):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tcbench.plan.refusal import is_count, wrong
-from tcbench.unseen import dtype_of
+from tcbench.tensors.unseen import dtype_of
 
 if TYPE_CHECKING:  # configs name methods; checking them must not pay for importing torch
     from torch import Tensor
@@ -51,9 +51,9 @@ class Tokens:
         """How many tokens of a row; a shape, but where `used` holds it reading it waits for the device."""
         return self.index_RK.shape[1] if self.used is None else int(self.used)
 
-    def settled(self) -> "All | Nothing | Tokens":
-        """The same with the count on the host, and `NONE` if it is 0."""
-        index_RK = self.index_RK[:, : self.count]
+    def settled(self, count: int | None = None) -> "All | Nothing | Tokens":
+        """The same with the count on the host, which is read if it is not given, and `NONE` if it is 0."""
+        index_RK = self.index_RK[:, : self.count if count is None else count]
         return Tokens(index_RK) if index_RK.shape[1] else NONE
 
     def __str__(self) -> str:

@@ -4,16 +4,19 @@ A writer killed at any moment leaves at most a `.{name}.{pid}.tmp` beside the ta
 id is in the name because a killed workflow's orphan may still be writing when its successor starts.
 
 A *sealed* file carries a digest: the SHA-256 of its own bytes, with zeros in the digest's place. JSON has it under its
-last key, safetensors in the header's metadata, pictures behind their end. Where a published folder's `provenance.json`
-lists the digest of a file, that one counts. So readers notice what a disk, a copy or an editor changed.
+last key, safetensors in the header's metadata, pictures and torch's own archives behind their end. Where a published
+folder's `provenance.json` lists the digest of a file, that one counts. So readers notice what a disk, a copy or an
+editor changed.
 """
 
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -32,7 +35,7 @@ _DIGEST = "digest"
 _ZEROS = "0" * 64
 _PLACE = re.compile(rb"digest\W{1,8}([0-9a-f]{64})")
 _WINDOW = 256  # bytes; the digest is within so many of the file's start or end
-_BEHIND = {".png": f"{_DIGEST}: {_ZEROS}\n", ".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
+_BEHIND = {suffix: f"{_DIGEST}: {_ZEROS}\n" for suffix in (".png", ".pt")} | {".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
 PROVENANCE = "provenance.json"
 """The file of a published folder that lists the digests of the others under `files`."""
 
@@ -173,6 +176,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content atomically."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically, what holds no list or object on one line; NaN and infinity are refused."""
     write_text(path, _json(value) + "\n")
@@ -278,7 +287,9 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary, {_METADATA: json.dumps(own)})
         except SafetensorError as error:  # safetensors reports a full disk in its own exception type
-            raise UserError(f"{path}: cannot be written ({error}); free space, then run again") from error
+            raise UserError(
+                f"{path}: cannot be written ({error}); free space or fix permissions, then run again"
+            ) from error
 
 
 def write_shards(folder: Path, tensors: "dict[str, Tensor]", max_bytes: int) -> None:
@@ -329,6 +340,26 @@ def load_tensors(
             return {name: handle.get_tensor(name) for name in handle.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise Damaged(f"{path}: truncated or not a safetensors file ({error}); {fix}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself, with no word on whether its content is what was written."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+
+
+def peek(path: Path, *tensors: str) -> Header | None:
+    """The metadata that `write_tensors` was given and the shapes of some tensors; None where they are not there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as handle:
+            shapes = {name: handle.get_slice(name).get_shape() for name in tensors}
+            return Header(json.loads((handle.metadata() or {}).get(_METADATA, "{}")), shapes)
+    except (SafetensorError, OSError, ValueError):
+        return None
 
 
 def kept_tensors(path: Path) -> "tuple[dict[str, Any], dict[str, str]] | None":

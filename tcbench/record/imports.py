@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from tcbench.places import PACKAGE
+from tcbench.outside.places import PACKAGE
 
 _NAMED = re.compile(r"""["'](tcbench(?:\.\w+)+)(?::\w+)?["']""")
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -60,13 +60,16 @@ def _gpu_model() -> str | None:
     return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
 
 
-def collect(config: dict[str, Any], seeds: Sequence[int], started: float) -> dict[str, Any]:
+def collect(
+    config: dict[str, Any], seeds: Sequence[int], started: float, dtypes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The provenance record of a run that ends now, as JSON-able values.
 
     Args:
         config: the resolved config; only its digest is kept, since it may hold paths.
         seeds: every seed the run consumed.
         started: `time.time()` at the run's start, in seconds.
+        dtypes: what networks computed in, by what they are (`Suite.dtypes`).
     """
     finished = time.time()
     return {
@@ -83,6 +86,7 @@ def collect(config: dict[str, Any], seeds: Sequence[int], started: float) -> dic
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset"),
         },
         "gpu": _gpu_model(),
+        **({"dtypes": dict(dtypes)} if dtypes else {}),
         "started_utc": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished_utc": datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
         "wall_s": round(finished - started, 3),

@@ -64,6 +64,7 @@ class Manifest(TypedDict):
 
     row: str
     settings: dict[str, Any]
+    options: dict[str, Any]
     sampled_steps: PositiveInt
     timesteps: list[float]
     resolution: PositiveInt
@@ -165,6 +166,7 @@ class TrainingRecord(TypedDict):
     blocks: NotRequired[NonNegativeInt]
     rank: NotRequired[NonNegativeInt]
     cost_weight_used: NotRequired[float]
+    marks: NotRequired[list[str]]
 
 
 class ScorerStatistics(TypedDict):
@@ -183,6 +185,7 @@ class Trained(TypedDict):
     """artefacts.json: what training made, and how.
 
     Keys:
+        nfe: steps of the uncached reference.
         files: the digest that every file beside it carries, by stem.
         tables: which of them are tables.
         settings: everything in the config that it depends on.
@@ -193,9 +196,41 @@ class Trained(TypedDict):
     files: dict[Annotated[str, Text(pattern=r"^\w+$")], Digest]
     tables: list[str]
     scores: NotRequired[ScorerStatistics]
+    nfe: NotRequired[PositiveInt]
     row: NotRequired[str]
     settings: NotRequired[dict[str, Any]]
     read: NotRequired[dict[str, Digest]]
+
+
+class SearchTrial(TypedDict):
+    """Settings that a search tried.
+
+    Keys:
+        options: what they change in the row's options.
+        deviation: mean absolute difference of the calibration samples from the uncached ones.
+    """
+
+    options: dict[str, Any]
+    deviation: float
+
+
+class Searched(TypedDict):
+    """searched/<row>.json: what a search found for a row, and on the way.
+
+    Keys:
+        options: what it found; the row samples with them.
+        trials: everything that was tried, in order.
+        ended: why it stopped.
+        settings: everything in the config that it depends on.
+        artefacts: identifies what the row was trained with.
+    """
+
+    row: str
+    options: dict[str, Any]
+    trials: Annotated[list[SearchTrial], Field(min_length=1)]
+    ended: str
+    settings: dict[str, Any]
+    artefacts: str | None
 
 
 class LatentsSettings(TypedDict):
@@ -251,6 +286,13 @@ class Profile(TypedDict):
     provenance: Provenance
 
 
+class Rendered(TypedDict):
+    """tables/<name>.json: the digests of a table's faces, which carry none themselves, by file name."""
+
+    title: str
+    files: dict[str, Digest]
+
+
 class Published(TypedDict):
     """provenance.json: the suite that published results are of, and the digests of their files by path."""
 
@@ -296,7 +338,7 @@ class Kind(Generic[Content]):
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
             raise UserError(f"{path}: field `{field}`{what}; run `{self.command}`") from error
         if row is not None and value.get("row", row) != row:
-            raise UserError(f"{path}: is of row {value['row']}, not {row}; run `{self.command}`")
+            raise UserError(f"{path}: is of row {str(value['row'])[:80]}, not {row}; run `{self.command}`")
         return cast(Content, value)
 
 
@@ -311,9 +353,11 @@ FLOOR = Kind(Floor, "tcbench floor SUITE", not_run=NotRun)
 LATENCY = Kind(Latency, "tcbench latency SUITE")
 DIAGNOSTICS = Kind(Diagnostics, "tcbench diagnose SUITE --row ROW")
 TRAINED = Kind(Trained, "tcbench train SUITE --row ROW")
+SEARCHED = Kind(Searched, "tcbench search SUITE --row ROW")
 LATENTS = Kind(LatentsIndex, "tcbench encode SUITE")
 LEFT_OUT = Kind(LeftOut, "tcbench encode SUITE")
 VBENCH = Kind(VBenchRow, "tcbench vbench SUITE --rows ROW")
 RUN = Kind(Run, "tcbench bench")
 PROFILE = Kind(Profile, "tcbench bench --profile ROW")
+RENDERED = Kind(Rendered, "tcbench tables SUITE")
 PUBLISHED = Kind(Published, "tcbench publish SUITE")

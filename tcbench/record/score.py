@@ -17,45 +17,18 @@ PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
 
 
 class Quality(TypedDict):
-    """A metric of a row with its 95 % interval, as the jackknife gives it.
-
-    Reports make their own of value and replicates, inside the metric's range (`tcbench.metrics.inference`).
+    """A metric of a row, of which reports make intervals and paired differences (`tcbench.metrics.inference`).
 
     Keys:
-        value, low, high, se: the number, the ends of its interval and its standard error, in the metric's unit.
+        value, se: the number and its standard error, in the metric's unit.
         deleted: the number without each group of samples, of which the jackknife is made.
         trainings: the number of each training, if `value` is their mean.
     """
 
     value: float
-    low: float
-    high: float
     se: float
     deleted: NotRequired[list[float]]
     trainings: NotRequired[list[float]]
-
-
-class Paired(TypedDict):
-    """A metric of a row less its uncached reference's, the same noise on both sides, with its 95 % interval.
-
-    As measured, with the metric's bias; tests use `tcbench.metrics.inference.paired_difference`.
-
-    Keys:
-        distinguishable: whether the interval excludes 0.
-    """
-
-    difference: float
-    low: float
-    high: float
-    se: float
-    distinguishable: bool
-
-
-class Measured(TypedDict):
-    """What metrics say of a row, by metric."""
-
-    quality: dict[str, Quality]
-    paired: dict[str, Paired]
 
 
 class Commit(TypedDict):
@@ -112,10 +85,11 @@ class Identity(TypedDict):
     control: bool
 
 
-class Score(Identity, Measured):
-    """A row: what was run, its quality, its paired differences, its MACs and the paper's numbers for the same cell.
+class Score(Identity):
+    """A row: what was run, its quality, its MACs and the paper's numbers for the same cell.
 
     Keys:
+        quality: what metrics say of it, by metric.
         settings: all options of the method.
         refiners, target, paper: as the config has them.
         i_steps: steps at which everything was computed.
@@ -129,11 +103,12 @@ class Score(Identity, Measured):
         cache_bytes: the most that a batch's cache held.
         trajectory: deviations from the reference per step (Fig. 10), if the steps have counterparts.
         trainings: how many trainings its numbers are means over, if several.
-        marks: what is suspicious about its samples, in words.
+        marks: what is suspicious about its samples and about what it samples with, in words.
         not_run: why the row was not run; it then has no numbers.
     """
 
     settings: dict[str, Any]
+    quality: dict[str, Quality]
     i_steps: list[NonNegativeInt]
     plans: str | None
     samples: PositiveInt

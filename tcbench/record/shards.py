@@ -1,12 +1,14 @@
 """A row's samples on disk: row.json and the shards that it lists. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tcbench.errors import UserError
 from tcbench.record.files import is_whole, load_tensors, seal
 from tcbench.record.records import MANIFEST, Manifest
+
+_TENSORS = {"image", "label", "index", "x0", "xt"}
 
 
 def read_manifest(samples: Path) -> Manifest:
@@ -34,6 +36,38 @@ def shard_files(samples: Path) -> Iterator[Path]:
 
 
 def read_shards(samples: Path, framework: Literal["pt", "np"] = "pt") -> Iterator[dict[str, Any]]:
-    """A row's tensors, or numpy's arrays, shard by shard; raises UserError as `shard_files`."""
+    """A row's tensors, or numpy's arrays, shard by shard.
+
+    Raises:
+        UserError: as `shard_files`; or a shard holds other tensors than samples have, or they are not as many as in
+            row.json.
+    """
+    count = 0
     for path in shard_files(samples):
-        yield load_tensors(path, framework)[0]
+        tensors = load_tensors(path, framework)[0]
+        if wrong := misshapen(tensors):
+            raise UserError(f"{path}: {wrong}; run `tcbench sample` for {samples.name} again")
+        count += len(tensors["index"])
+        yield tensors
+    if count != (said := read_manifest(samples)["samples"]):
+        fix = f"run `tcbench sample` for {samples.name} again"
+        raise UserError(f"{samples}: the shards hold {count} samples, row.json says {said}; {fix}")
+
+
+def misshapen(tensors: Mapping[str, Any]) -> str:
+    """How a shard's tensors differ from what samples have: image [n, ...], label [n, ...], index [n], and of the first
+    k samples at S steps x0 and xt [S, k, ...]. Empty if they do not."""
+    if lacking := _TENSORS - tensors.keys():
+        return f"holds no tensor {min(lacking)!r}"
+    kinds = {name: str(tensors[name].dtype).removeprefix("torch.") for name in _TENSORS}
+    odd = [name for name in ("index", "label") if kinds[name] != "int64"]
+    odd += [name for name in ("image", "x0", "xt") if kinds[name] == "float64" or kinds[name].startswith("int")]
+    if odd:
+        return f"{odd[0]} holds {kinds[odd[0]]}"
+    shapes = {name: tuple(tensors[name].shape) for name in _TENSORS}
+    n = shapes["index"][:1]
+    if len(shapes["index"]) != 1 or any(shapes[name][:1] != n for name in ("image", "label")):
+        return f"index, label and image do not fit: {shapes['index']}, {shapes['label']}, {shapes['image']}"
+    if shapes["x0"] != shapes["xt"] or len(shapes["x0"]) < 2 or shapes["x0"][1] > n[0]:
+        return f"x0 and xt do not fit {n[0]} samples: {shapes['x0']}, {shapes['xt']}"
+    return ""

@@ -7,13 +7,14 @@ on what cannot change a number, so that editing an error message or a table does
 from functools import lru_cache
 from pathlib import Path
 
-from tcbench.places import data_file, method_file
+from tcbench.outside.places import data_file, method_file
 from tcbench.record.files import digest, sha256
 from tcbench.record.imports import closure, module_file, modules_loaded, with_packages
 
 STAGES = {
     "encode": ("tcbench.stages.encode",),
     "train": ("tcbench.stages.train",),
+    "search": ("tcbench.stages.search",),
     "sample": ("tcbench.stages.sample",),
     "score": ("tcbench.stages.score",),
     "ablate": ("tcbench.stages.sample", "tcbench.stages.score"),
@@ -35,8 +36,8 @@ CANNOT_CHANGE_NUMBERS = frozenset(
             for name in ("document", "fields", "depends", "suite", "load", "check", "speed", "needs")
         ),
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
-        *(f"tcbench.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
-        *("tcbench.places", "tcbench.registry"),  # these find
+        *(f"tcbench.watch.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
+        *("tcbench.outside.places", "tcbench.registry"),  # these find
         *(f"tcbench.record.{name}" for name in ("files", "imports", "provenance", "sources")),
     }
 )

@@ -18,7 +18,7 @@ from tcbench.report.cells import (
     table_title,
 )
 from tcbench.report.compare import Margins, compare
-from tcbench.report.rows import Row, interval_of, mac_ratio, macs_of, paper_of, quality_of
+from tcbench.report.rows import Row, interval_of, mac_ratio, macs_of, paper_of, quality_of, remarks
 from tcbench.report.table import Table
 from tcbench.stats import Interval
 
@@ -95,6 +95,7 @@ def table_ablation(
         f"{marks_explained(printed, metrics, found)} {unit.name}: per sample, "
         "all that a variant computes. Ratios are to the uncached run at the same NFE."
     )
+    caption = " ".join([caption, *remarks(printed)])
     return Table(
         title=table_title(ablation.title, suite, differs),
         caption=caption,

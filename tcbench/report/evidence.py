@@ -23,7 +23,25 @@ GOLDEN_CASES = {
     "learning_to_cache": ("l2c_ddim20", "l2c_router_train_soft"),
     "toca": ("toca_ddim20_r0.07_n4", "pixart_toca_dpm20_r0.30_n3"),
 }
-"""Cases of `tests/golden` by the method that they prove (docs/goldens.md); others have no public original."""
+"""Cases of `tests/golden` by the method that they prove (docs/goldens.md)."""
+
+RIVAL_CASES = {
+    "clusca": ("clusca_ddim20_n4_o2_k16_g0.05",),
+    "dbcache": ("dbcache_ddim20_f1b0_t0.6_w3_mcc3_taylor1", "dbcache_ddim20_f1b1_t0.7_w3_mcc4"),
+    "duca": ("duca_ddim20_n3_r0.10_random", "duca_ddim20_n4_r0.07"),
+    "first_block": ("fbcache_ddim20_t0.6",),
+    "goc": ("goc_fora_ddim20", "goc_l2c_ddim20"),
+    "harmonica": ("harmonica_ddim20_thr0.1",),
+    "hicache": ("hicache_ddim20_n4_o2_s0.5",),
+    "lazydit": ("lazydit_ddim20_thr0.5",),
+    "magcache": ("magcache_ddim20_t0.12_k3",),
+    "procache": ("procache_ddim50_r0.07_kvnorm",),
+    "seacache": ("seacache_ddim20_t0.25_o1_m2_p2",),
+    "smoothcache": ("smoothcache_calibration_ddim20_k3", "smoothcache_ddim20_a0.25"),
+    "speca": ("speca_ddim20_b1.0_d0.2_min1_max6_o2",),
+    "taylorseer": ("taylorseer_ddim20_n4_o1", "taylorseer_diffusers_ddim20_i4_b3_o2"),
+}
+"""Those of `tests/golden-rivals`; methods in neither have no public original, or none that runs on a DiT."""
 
 
 def evidence(results: Results) -> list[dict[str, Any]]:
@@ -39,7 +57,8 @@ def evidence(results: Results) -> list[dict[str, Any]]:
             "label": method_class(method).label,
             "about": sys.modules[method_class(method).__module__].__doc__,
             "options": documentation(method_class(method)),
-            "goldens": GOLDEN_CASES.get(method, ()),
+            "goldens": GOLDEN_CASES.get(method) or RIVAL_CASES.get(method, ()),
+            "golden_folder": "tests/golden" if method in GOLDEN_CASES else "tests/golden-rivals",
             "rows": [_of_row(row, results) for row in run if row["method"] == method],
         }
         for method in dict.fromkeys(row["method"] for row in run)

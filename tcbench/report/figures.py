@@ -13,7 +13,7 @@ from PIL import Image
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
-from tcbench.record.files import atomic, sealed
+from tcbench.record.files import sealed
 from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, name_of, quality_of, was_run
 
 Style = dict[str, Any]
@@ -278,7 +278,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     """Write `folder/name.png` (150 dpi, 256 colours) and `folder/name.svg`; the same figure gives the same bytes."""
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=150)
-    with atomic(Path(folder) / f"{name}.png") as temporary, Image.open(pixels) as picture:
+    with sealed(Path(folder) / f"{name}.png") as temporary, Image.open(pixels) as picture:
         picture.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
     with sealed(Path(folder) / f"{name}.svg") as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "tcbench"})

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tcbench.errors import UserError
-from tcbench.record.files import atomic
+from tcbench.record.files import sealed
 
 TILE = 64  # pixels; smaller images are enlarged by a whole factor to at least this
 GAP = 4
@@ -60,5 +60,5 @@ def grid(
 
 def save_grid(picture: Image.Image, path: Path) -> None:
     """Write the picture as PNG."""
-    with atomic(path) as temporary:
+    with sealed(path) as temporary:
         picture.save(temporary, format="PNG", optimize=True)

@@ -32,6 +32,7 @@ from tcbench.report.rows import (
     name_of,
     paper_of,
     reference_of,
+    remarks,
     suite_of,
     target_macs,
     was_run,
@@ -43,6 +44,11 @@ IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution",
 """Fields of a row that the CSV begins with."""
 Marked = Mapping[tuple[str, str], str]
 """The mark of a cell, by row and metric."""
+CLASSES = {
+    "balanced": "Every class comes as often, which raises IS above that of classes drawn at random.",
+    "drawn": "Classes are drawn at random, as DiT's script does.",
+}
+"""What IS depends on, by the config's `samples.labels`."""
 
 
 def main_table(
@@ -52,6 +58,7 @@ def main_table(
     *,
     differs: str,
     guidance_scale: float,
+    labels: str = "balanced",
     table: PaperTable = TABLE_2,
     added: Collection[str] = (),
 ) -> Table:
@@ -67,6 +74,7 @@ def main_table(
         differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
+        labels: how the samples' classes are chosen, as the config has it.
         table: its name, its columns of quality, and which of the rows it has.
         added: rows that change nothing of the others (`Suite.added_rows`).
 
@@ -83,6 +91,8 @@ def main_table(
     cells = [_cells(record, columns, marked) for record in records]
     floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
     explained = marks_explained(shown, table.metrics, found)
+    if "is" in table.metrics:
+        explained += f" {CLASSES[labels]}"
     caption = _caption(shown, columns, latency, differs, guidance_scale, explained)
     records, cells = [*records, floor_record], [*cells, floor_cells]
     if not table.paper:
@@ -311,7 +321,7 @@ def _caption(
         f"CFG scale {guidance_scale:g}.",
         "Marks compare with the uncached run at the same NFE, paired on noise and labels.",
         marks,
-        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels in [-1, 1].",
+        "MAE: mean absolute difference to the uncached run's images at equal noise, pixels cut off to [-1, 1].",
         "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
         "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
@@ -333,7 +343,7 @@ def _caption(
         f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
         for nfe, same in _equal_plans(run)
     ]
-    lines += [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in run for mark in row.get("marks", ())]
+    lines += remarks(run)
     if latency:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
         lines.append(f"Latency protocol: {details}.")

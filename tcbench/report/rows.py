@@ -33,6 +33,11 @@ def label_of(row: Row) -> str:
     return name_of(row) + (f", {row['sampled_steps']} steps" if row["sampled_steps"] != row["nfe"] else "")
 
 
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """A sentence for everything that is suspicious about rows."""
+    return [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in rows for mark in row.get("marks", ())]
+
+
 def quality_of(row: Row, metric: str) -> Quality | None:
     """A row's number with its interval in a metric; None if the row or the metric was not run."""
     return row["quality"].get(metric) if was_run(row) else None

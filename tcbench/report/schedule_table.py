@@ -36,7 +36,8 @@ def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | N
     lines = {}
     for row in rows:
         settings = row["settings"]
-        if settings.get("schedule") != "adaptive" or settings.get("beta") is None or not was_run(row):
+        by_beta = settings.get("schedule") == "adaptive" and not settings.get("full_steps")
+        if not by_beta or settings.get("beta") is None or not was_run(row):
             continue
         model, resolution = stands_for or (row["model"], row["resolution"])
         paper_full, paper_beta = PAPER_TABLE_1.get((model, resolution, row["nfe"]), (None, None))

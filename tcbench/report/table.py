@@ -1,5 +1,6 @@
 """A table and its four faces: CSV for programs, Markdown, LaTeX and HTML for people."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from tcbench.record.files import write_text
+from tcbench.errors import UserError
+from tcbench.record.files import sha256, write_text
+from tcbench.record.records import RENDERED
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -109,7 +112,10 @@ class Table:
         return template("table.html.j2").render(table=self, zip=zip)
 
     def write(self, folder: Path, name: str) -> None:
-        """Write `folder/name.{csv,md,tex,html}`; the same table always gives the same bytes."""
+        """Write `folder/name.{csv,md,tex,html}`, and their digests to `folder/name.json`.
+
+        The same table always gives the same bytes.
+        """
         faces = {
             "csv": self.tidy.to_csv(index=False, lineterminator="\n"),
             "md": self.markdown(),
@@ -118,3 +124,16 @@ class Table:
         }
         for suffix, text in faces.items():
             write_text(Path(folder) / f"{name}.{suffix}", text)
+        files = {f"{name}.{suffix}": hashlib.sha256(text.encode()).hexdigest() for suffix, text in faces.items()}
+        RENDERED.write(Path(folder) / f"{name}.json", {"title": self.title, "files": files})
+
+
+def check_face(path: Path) -> None:
+    """Compare a table's file with the digest in the record beside it.
+
+    Raises:
+        UserError: they differ, or there is no record.
+    """
+    record = path.with_suffix(".json")
+    if RENDERED.read(record)["files"].get(path.name) != sha256(path):
+        raise UserError(f"{path}: truncated or changed: it is not the file that {record.name} lists; render it again")

@@ -11,8 +11,6 @@ from tcbench.stats import over_trainings
 def over_rows(row: Score, repeats: Sequence[Score]) -> Score:
     """A row with the numbers of all its trainings; MACs, plan and trajectory stay those of the first.
 
-    Reports compare rows by their replicates, so what scoring stored of one training against its reference is left out.
-
     Args:
         repeats: the same row with other training seeds.
 
@@ -26,10 +24,8 @@ def over_rows(row: Score, repeats: Sequence[Score]) -> Score:
         interval = found.interval()
         quality[metric] = Quality(
             value=interval.value,
-            low=interval.low,
-            high=interval.high,
             se=interval.se,
             deleted=found.deleted.tolist(),
             trainings=found.trainings.tolist(),
         )
-    return cast(Score, row | {"quality": quality, "paired": {}, "trainings": 1 + len(repeats)})
+    return cast(Score, row | {"quality": quality, "trainings": 1 + len(repeats)})

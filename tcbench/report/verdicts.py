@@ -1,11 +1,13 @@
 """Verdicts: what a suite's results say about every claim of the paper, and what they can and cannot show."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
@@ -14,7 +16,10 @@ from tcbench.report.compare import LEVEL, MARGIN_RULE, against_references, famil
 from tcbench.report.findings import NOT_DECIDED, NOT_TESTED, Finding, untested
 from tcbench.report.results import Results
 from tcbench.report.rows import MATCHED, Row, quality_of, was_run
-from tcbench.report.table import Table
+from tcbench.report.table import Table, check_face
+
+COLUMNS = ("suite", "topic", "claim", "place", "measure", "verdict", "evidence")
+"""Of verdicts.csv."""
 
 
 def verdicts(results: Results) -> list[tuple[str, Claim, Finding]]:
@@ -101,18 +106,11 @@ def verdict_table(results: Results) -> Table:
     """All claims with their verdicts; the caption says what the suite can and cannot show."""
     found = verdicts(results)
     records = [
-        {
-            "suite": results.suite.suite,
-            "topic": topic,
-            "claim": claim.words,
-            "place": claim.place,
-            "measure": finding.measure,
-            "verdict": finding.verdict,
-            "evidence": finding.evidence,
-        }
+        (results.suite.suite, topic, claim.words, claim.place, finding.measure, finding.verdict, finding.evidence)
         for topic, claim, finding in found
     ]
-    printed = pd.DataFrame(records)[["claim", "place", "measure", "verdict", "evidence"]]
+    tidy = pd.DataFrame(records, columns=COLUMNS)
+    printed = tidy[["claim", "place", "measure", "verdict", "evidence"]].copy()
     repeated = printed.duplicated(["claim", "place"])
     printed.loc[repeated, ["claim", "place"]] = ""
     rules = (
@@ -128,23 +126,34 @@ def verdict_table(results: Results) -> Table:
         title=f"Verdicts on the paper's claims, suite `{results.suite.suite}`{differs}",
         caption=rules,
         preface=what_it_can_show(results),
-        tidy=pd.DataFrame(records),
+        tidy=tidy,
         formatted=printed.rename(columns=str.capitalize),
         groups=[topic for topic, _, _ in found],
         text_columns=("Claim", "Place", "Measure", "Verdict", "Evidence"),
     )
 
 
+def _read_verdicts(path: Path) -> pd.DataFrame:
+    try:
+        if path.with_suffix(".json").exists():
+            check_face(path)
+        else:
+            tqdm.write(f"{path}: of an older version: nothing vouches for it; run `tcbench verdicts`", file=sys.stderr)
+        return pd.read_csv(path, keep_default_na=False)[[*COLUMNS]]
+    except (ValueError, KeyError) as error:  # pandas' own exceptions are ValueErrors
+        raise UserError(f"{path}: no table of verdicts ({error}); run `tcbench verdicts` again") from error
+
+
 def across_suites(folder: Path) -> Table:
     """Every claim with the verdicts of every suite below `folder` whose verdicts were rendered, a column per suite.
 
     Raises:
-        UserError: no suite has verdicts.
+        UserError: no suite has verdicts, or a file of them is damaged.
     """
     paths = sorted(Path(folder).glob("*/tables/verdicts.csv"))
     if not paths:
         raise UserError(f"{folder}: no suite has verdicts (*/tables/verdicts.csv); run `tcbench verdicts` for one")
-    found = {path.parent.parent.name: pd.read_csv(path, keep_default_na=False) for path in paths}
+    found = {path.parent.parent.name: _read_verdicts(path) for path in paths}
     claims = pd.concat(found.values())[["topic", "claim", "place"]].drop_duplicates()
     lines = []
     for _, topic, claim, place in claims.itertuples():

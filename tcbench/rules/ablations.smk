@@ -11,10 +11,7 @@ for name, ablation in SUITE.ablation_suites.items():
         name:
             f"ablate_{name}"
         input:
-            trained=expand(
-                f"{RESULTS}/trained/{{row}}/artefacts.json",
-                row=sorted({entry.trained_as.name for entry in ablation.entries if entry.trained_as}),
-            ),
+            made=made_before(ablation.entries),
             # what a variant shares with a row of the suite is copied; the shards themselves say whether they still fit
             twins=[ancient(f"{twin}/row.json") for twin in sorted({entry.twin for entry in ablation.entries} - {None})],
         output:

@@ -10,7 +10,7 @@ CAPTIONS = os.path.join(PACKAGE, "assets", "report")
 
 def table_files(names):
     """Every face of some tables; `snakemake --report` shows the HTML one."""
-    files = expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
+    files = expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex", "json"])
     shown = dict(caption=os.path.join(CAPTIONS, "table.rst"), category="Tables")
     return files + [report(f"{RESULTS}/tables/{name}.html", **shown, labels={"table": name}) for name in names]
 

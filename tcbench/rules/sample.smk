@@ -2,9 +2,8 @@
 # would delete them before a rerun, and finished shards of unchanged settings are worth keeping.
 
 
-def trained_for(group):
-    sources = {SUITE[row].trained_as for row in SUITE.groups[group]} - {None}
-    return sorted({f"{source.trained}/artefacts.json" for source in sources})
+def made_before(entries):
+    return sorted({str(path) for entry in entries for path in entry.before_sampling})
 
 
 def methods_of(group):
@@ -18,7 +17,7 @@ for group, rows in SUITE.groups.items():
         name:
             f"sample_{group}".replace("-", "_").replace(".", "_")
         input:
-            trained=trained_for(group),
+            made_before(SUITE[row] for row in rows),
         output:
             expand(f"{RESULTS}/samples/{{row}}/row.json", row=rows),
         params:
@@ -39,7 +38,7 @@ for group, rows in SUITE.groups.items():
 
 rule latency:
     input:
-        expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
+        made_before(SUITE.entries),
     output:
         f"{RESULTS}/latency.json",
     params:

@@ -11,7 +11,7 @@ SPEED_METHODS = sorted({row.method for model in SPEED.models.values() for row in
 
 rule speed:
     output:
-        expand(f"results/{SPEED.suite}/tables/speed.{{kind}}", kind=["csv", "md", "tex", "html"]),
+        expand(f"results/{SPEED.suite}/tables/speed.{{kind}}", kind=["csv", "md", "tex", "html", "json"]),
         expand(f"results/{SPEED.suite}/figures/speed.{{kind}}", kind=["png", "svg"]),
     params:
         code=[source_digest("bench", *SPEED_METHODS), source_digest("speed")],

@@ -9,7 +9,7 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import TRAININGS
 from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
-from tcbench.places import PACKAGE, suite_file, suite_word, vbench_environment
+from tcbench.outside.places import PACKAGE, suite_file, suite_word, vbench_environment
 from tcbench.record.sources import source_digest
 from tcbench.workflow import ALL_CORES
 

@@ -36,6 +36,26 @@ rule train:
         f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
 
 
+rule search:
+    input:
+        lambda w: SUITE.find(w.row).before_search,
+    output:
+        f"{RESULTS}/searched/{{row}}.json",
+    params:
+        code=lambda w: source_digest("search", SUITE.find(w.row).row.method, data=SUITE.data.name),
+        settings=lambda w: SUITE.find(w.row).settings("search"),
+    log:
+        f"{RESULTS}/logs/search-{{row}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/search-{{row}}.tsv"
+    threads: 1
+    resources:
+        gpu=int(SUITE.model.device == "cuda"),
+    priority: 9000  # as for training
+    shell:
+        f"tcbench search {CONFIG} --row {{wildcards.row}} 2> {{log}}"
+
+
 rule diagnose:
     input:
         rules.train.output,

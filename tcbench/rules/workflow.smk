@@ -9,7 +9,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 
 from tcbench.errors import UserError
-from tcbench.places import suite_file, suite_word
+from tcbench.outside.places import suite_file, suite_word
 from tcbench.record.sources import source_digest
 from tcbench.config.speed import load_speed_suite
 from tcbench.workflow import ALL_CORES, SUITES, TARGETS

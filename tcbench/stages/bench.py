@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tcbench.budget.untrained import random_captions, untrained_artefacts
-from tcbench.config.speed import Dtype, Part, SpeedSuite
+from tcbench.config.speed import Part, SpeedSuite
 from tcbench.errors import NotRun, UserError
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
@@ -22,6 +22,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.plan import Plan
+from tcbench.precision import products, weights_dtype
 from tcbench.record.files import digest, is_whole
 from tcbench.record.provenance import collect
 from tcbench.record.records import RUN
@@ -31,7 +32,6 @@ from tcbench.samplers import SamplerSettings
 from tcbench.stages.peers import PEERS, macs_per_sample
 from tcbench.stages.timing import Prepared, machine, run_seconds, spread, step_seconds
 
-WEIGHTS = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 Record = dict[str, Any]
 
 
@@ -54,7 +54,7 @@ def bench(
         for target, fingerprint, measure in jobs:
             if _is_fresh(target, fingerprint):
                 continue
-            with precision(part.dtype):
+            with products(part.dtype):
                 if model != (part.model, part.dtype):
                     adapter, model = random_adapter(suite, part, device), (part.model, part.dtype)
                 started = time.time()
@@ -73,19 +73,8 @@ def device_of(suite: SpeedSuite) -> torch.device:
 def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> Adapter:
     """The part's model with random weights in its dtype, every layer drawn."""
     spec = MODELS[part.model]
-    weights = WEIGHTS[part.dtype]
+    weights = weights_dtype(part.dtype)
     return make_adapter(build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False), spec)
-
-
-@contextmanager
-def precision(dtype: Dtype) -> Iterator[None]:
-    """TF32 in float32 matrix products if the dtype says so, and only then."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path: ExecutionPath) -> Replay:

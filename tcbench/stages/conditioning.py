@@ -14,12 +14,16 @@ from tcbench.data.images import Latents
 from tcbench.data.source import PromptSet
 from tcbench.errors import UserError
 from tcbench.models.adapter import Text
-from tcbench.models.specs import MODELS, TextSpec
+from tcbench.models.specs import MODELS, DiTSpec, TextSpec
 from tcbench.models.text import CHANNELS, build_text_encoder, encode_text, load_text_encoder, text_encoder_beside
-from tcbench.places import locate
+from tcbench.outside.places import locate
 from tcbench.record.files import is_whole, seal
 from tcbench.record.records import LATENTS
 from tcbench.stages.images import device_of, list_training_images
+from tcbench.tensors import draws
+
+_LABELS = -2
+"""The purpose of a drawn class: no step, whose numbers are keyed likewise, has it."""
 
 
 class Captions:
@@ -110,6 +114,29 @@ class PromptedCaptions:
 
 
 @dataclass(frozen=True)
+class DrawnLabels:
+    """The classes of evaluated samples, drawn at random as DiT's sampling script does, each by (seed, sample) alone.
+
+    Args:
+        classes: how many there are.
+        seed: of the samples.
+    """
+
+    classes: int
+    seed: int
+
+    def words(self, index: Tensor) -> Tensor:
+        """Classes of samples, int64 [n]."""
+        return (draws.uniform(self.seed, index, 1, _LABELS).squeeze(1) * self.classes).long()
+
+    __call__ = words
+
+
+Shown = Captions | PromptedCaptions | DrawnLabels
+"""What samples show, by index."""
+
+
+@dataclass(frozen=True)
 class Unread:
     """Captions that the text encoder reads when they are drawn: of a large data set their states fill no disk."""
 
@@ -121,6 +148,14 @@ class Unread:
 
     def __getitem__(self, index: Tensor) -> Text:
         return self.read([self.captions[number] for number in index.tolist()])
+
+
+def load_shown(suite: Suite) -> Shown | None:
+    """What evaluated samples show; None where that is classes in turn."""
+    spec = MODELS[suite.model.name]
+    if isinstance(spec, DiTSpec) and suite.samples.labels == "drawn":
+        return DrawnLabels(spec.num_classes, suite.samples.seed)
+    return load_captions(suite)
 
 
 def load_captions(suite: Suite, *, held_out: bool = True) -> Captions | PromptedCaptions | None:

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench import draws
 from tcbench.artefacts import load_artefacts
 from tcbench.choose import allocate_evenly, allocate_tokens, top_tokens, top_tokens_by_block
 from tcbench.config.suite import Entry
@@ -37,6 +36,7 @@ from tcbench.samplers import make_sampler
 from tcbench.sampling import Passes, default_prompts, denoise, initial_noise, start_run
 from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions, load_examples
 from tcbench.stages.ready import load_adapter, sampler_settings
+from tcbench.tensors import draws
 from tcbench.trainable import TrainScorer
 from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
 
@@ -106,7 +106,9 @@ def diagnose_row(entry: Entry) -> None:
             "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
             "mean_alpha": alpha_RLN.mean().item(),
             **_observe_trajectories(entry, adapter, captions, artefacts, free),
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started),
+            "provenance": collect(
+                suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started, suite.dtypes
+            ),
         },
     )
 

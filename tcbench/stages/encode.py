@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tcbench import draws
 from tcbench.config.suite import Suite
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing
@@ -21,6 +20,7 @@ from tcbench.record.provenance import collect
 from tcbench.record.records import LATENTS, LEFT_OUT
 from tcbench.record.sources import source_digest
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
+from tcbench.tensors import draws
 
 SHARD = 1024  # images: 8 MB of latents at 256x256
 VIDEO_SHARD = 64  # videos: 25 MB of latents at 93 frames of 256x256
@@ -49,6 +49,7 @@ def encode_images(suite: Suite) -> None:
         "side": image_side(suite),
         "seed": suite.training.seed,
         "device": suite.model.device,
+        "dtype": suite.dtypes["autoencoder"],
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
@@ -81,7 +82,7 @@ def encode_images(suite: Suite) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
         },
     )
 

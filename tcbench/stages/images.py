@@ -1,18 +1,17 @@
 """What stands before and behind a suite's denoiser: training files, the autoencoder, the device of both."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
 
 from tcbench.config.suite import Suite
+from tcbench.data import Decode, has_nan
 from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
-from tcbench.foreign import read_json_as
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
+from tcbench.outside.foreign import read_json_as
 from tcbench.record.files import sha256
 
 if TYPE_CHECKING:
@@ -48,14 +47,14 @@ class _Config(BaseModel):
     block_out_channels: list[int]
 
 
-def load_decoder(suite: Suite) -> Callable[[Tensor], Tensor]:
+def load_decoder(suite: Suite) -> Decode:
     """What makes images of the suite's samples: nothing, where the model works on pixels.
 
     Raises:
         UserError: as `load_autoencoder`.
     """
     if suite.model.latents is None:
-        return lambda samples: samples
+        return lambda samples: (samples, has_nan(samples))
     return load_autoencoder(suite).decode
 
 
@@ -77,7 +76,8 @@ def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
             f"suite {suite.suite}: model.latents.kind: {spec.name} was trained with kind {kind!r}; write that"
         )
     scale = suite.model.latents.scale
-    autoencoder = VideoAutoencoder(folder, device) if kind == "wf" else Autoencoder(folder, scale, device)
+    dtype = suite.dtypes["autoencoder"]
+    autoencoder = VideoAutoencoder(folder, device, dtype) if kind == "wf" else Autoencoder(folder, scale, device, dtype)
     if autoencoder.channels != spec.in_channels:
         raise UserError(
             f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "

@@ -6,14 +6,14 @@ import time
 import torch
 from tqdm import tqdm
 
-from tcbench.checking import values_unchecked
 from tcbench.config.suite import Suite
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENCY
 from tcbench.sampling import sample_batch
-from tcbench.stages.conditioning import load_captions
+from tcbench.stages.conditioning import load_shown
 from tcbench.stages.ready import load_adapter, ready_row, sampler_settings
-from tcbench.undisturbed import undisturbed
+from tcbench.watch.checking import values_unchecked
+from tcbench.watch.undisturbed import undisturbed
 
 
 def measure_latency(suite: Suite) -> None:
@@ -24,7 +24,7 @@ def measure_latency(suite: Suite) -> None:
     """
     started = time.time()
     protocol = suite.latency
-    adapter, captions = load_adapter(suite), load_captions(suite)
+    adapter, shown = load_adapter(suite), load_shown(suite)
     rows = {entry.name: ready_row(entry, adapter) for entry in suite.entries}
     index = torch.arange(protocol.batch_size)
     times: dict[str, list[float]] = {row: [] for row in rows}
@@ -34,10 +34,11 @@ def measure_latency(suite: Suite) -> None:
             for row, ready in rows.items():
                 run = ready.adapter, ready.method, ready.nfe, sampler_settings(suite[row]), index, ready.artefacts
                 timed = number >= protocol.warmup
-                with undisturbed(ready.adapter, ready.method, ready.artefacts), values_unchecked(timed):
+                watched = (ready.adapter.model, *ready.artefacts.scorers.values())
+                with undisturbed(ready.method, *watched), values_unchecked(timed):
                     _wait(suite)
                     began = time.perf_counter()
-                    sample_batch(*run, prompts=captions)
+                    sample_batch(*run, prompts=shown)
                     _wait(suite)
                     if timed:
                         times[row].append(time.perf_counter() - began)
@@ -47,7 +48,7 @@ def measure_latency(suite: Suite) -> None:
         {
             "protocol": {
                 "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
-                "dtype": "tf32" if suite.model.tf32 else str(adapter.dtype).removeprefix("torch."),
+                "dtype": suite.dtypes["denoiser"],
                 "cfg": True,
                 "threads": torch.get_num_threads(),
                 **protocol.model_dump(),
@@ -61,7 +62,7 @@ def measure_latency(suite: Suite) -> None:
                 }
                 for row, seconds in times.items()
             },
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
         },
     )
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from tcbench.config.speed import Part, SpeedSuite
 from tcbench.errors import UserError
 from tcbench.method import ModelShape
+from tcbench.precision import products
 from tcbench.record.provenance import collect
 from tcbench.record.records import PROFILE
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.stages.bench import device_of, is_full, precision, prepare_row, random_adapter
+from tcbench.stages.bench import device_of, is_full, prepare_row, random_adapter
 from tcbench.stages.timing import machine
 
 CLASSES = {
@@ -58,7 +59,7 @@ def profile_parts(
         if needs := suite.models[part.model].needs:
             raise UserError(f"{part.model}: cannot be run; needs {needs}; select others with --model")
         started = time.time()
-        with precision(part.dtype):
+        with products(part.dtype):
             adapter = random_adapter(suite, part, device_of(suite))
             replay = prepare_row(suite, part, row, adapter, path)
             steps = profile_steps(replay, adapter.shape, adapter.device)

@@ -5,6 +5,7 @@ every row; and of what `tcbench tables`, `figures` and `report` make from these 
 the repository's browser.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.record.files import PROVENANCE, check_seal, sha256
+from tcbench.record.files import PROVENANCE, check_seal, copy_file, sha256
 from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, Kind
 from tcbench.record.score import Provenance
+from tcbench.report.table import check_face
 
 SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, "profile/*.json": PROFILE}
 MEASURED = (
@@ -22,11 +24,13 @@ MEASURED = (
     "ablations/*/scores/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
+    "searched/*.json",
     "grids/strips/*.png",
     "latency.json",
     *SPEED_RECORDS,
 )
 SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
+RENDERED_FROM = "tables/*.json"  # the digests of these
 PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
 """By suite, what README.md and docs/speed.md show."""
 LIMIT_BYTES = 1_000_000
@@ -67,7 +71,8 @@ def _speed_records(suite: SpeedSuite) -> Records:
 def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
     """The files below a folder of results that are published."""
     pictures = [PICTURES[suite.suite]] if suite.suite in PICTURES else []
-    return [*measured(folder), *(path for pattern in (*SHOWN, *pictures) for path in sorted(folder.glob(pattern)))]
+    patterns = (*SHOWN, RENDERED_FROM, *pictures)
+    return [*measured(folder), *(path for pattern in patterns for path in sorted(folder.glob(pattern)))]
 
 
 def measured(folder: Path) -> list[Path]:
@@ -99,21 +104,27 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
         )
     target = Path("results") / "reference" / suite.suite
+    staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     files = kept(suite, suite.folder)
     for path in files:
         if path.stat().st_size > LIMIT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
-    for path in measured(suite.folder):
-        check_seal(path)
-    shutil.rmtree(target, ignore_errors=True)
     for path in files:
-        destination = target / path.relative_to(suite.folder)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, destination)
+        if path.suffix in (".md", ".csv"):
+            check_face(path)
+        else:
+            check_seal(path)
     first, _ = next(iter(records.values()))
     described = suite.model_dump(mode="json", by_alias=True)
-    provenance: dict[str, Any] = {"suite": described, **first, "files": digests(target)}
+    provenance: dict[str, Any] = {"suite": described, **first, "files": digests(suite.folder)}
     if isinstance(suite, SpeedSuite):
         provenance["git"] = {what: record["git"] for what, (record, _) in records.items()}
-    PUBLISHED.write(target / PROVENANCE, provenance)
+    try:  # what was published before stays until all of this is there
+        for path in files:
+            copy_file(path, staged / path.relative_to(suite.folder))
+        PUBLISHED.write(staged / PROVENANCE, provenance)
+        shutil.rmtree(target, ignore_errors=True)
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return files

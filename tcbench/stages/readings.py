@@ -63,7 +63,9 @@ def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers:
     settings = suite.scoring.model_dump(include=settings_of(suite.scoring.metrics), mode="json")
     key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=suite.data.name)])
     if (stored := kept_tensors(path)) and stored[1].get("key") == key:
-        return stored[0]
+        counts = {name: len(values) if values.ndim else 0 for name, values in stored[0].items()}
+        if counts == dict.fromkeys(scorers, manifest["samples"]):
+            return stored[0]
     media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)
     readings = {}
     for name, scorer in scorers.items():

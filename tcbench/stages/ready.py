@@ -1,13 +1,12 @@
 """What several stages need: the suite's model, and a row ready to sample."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from tcbench.artefacts import load_artefacts
+from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
 from tcbench.budget.borrowing import check_training
+from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
@@ -15,10 +14,13 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
-from tcbench.places import locate
-from tcbench.record.files import sha256
-from tcbench.record.records import TRAINED
+from tcbench.outside.places import locate
+from tcbench.precision import set_products, weights_dtype
+from tcbench.record.files import digest, sha256
+from tcbench.record.records import SEARCHED, TRAINED
+from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
+from tcbench.schedule import as_options
 from tcbench.stages.images import device_of
 
 
@@ -39,13 +41,18 @@ def sampler_settings(entry: Entry, *, training: bool = False) -> SamplerSettings
     return SamplerSettings(entry.guidance_scale, seed, suite.sampler.spacing, suite.sampler.solver)
 
 
-def load_adapter(suite: Suite) -> Adapter:
-    """The suite's model with its weights, on its device; from here on products are of the suite's precision."""
+def load_adapter(suite: Suite, *, training: bool = False) -> Adapter:
+    """The suite's model with its weights, on its device, in the denoiser's dtype; for training its weights are float32,
+    and passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for."""
     spec, device = MODELS[suite.model.name], device_of(suite)
-    torch.set_float32_matmul_precision("high" if suite.model.tf32 and device.type == "cuda" else "highest")
+    dtype = suite.dtypes["training" if training else "denoiser"]
+    set_products(dtype)
+    weights = weights_dtype("fp32" if training else dtype)
     if suite.model.weights == "random":
-        return make_adapter(build_transformer(spec, device=device, seed=suite.model.seed, zero_init=False), spec)
-    return make_adapter(load_transformer(spec, suite.model.weights, device), spec)
+        network = build_transformer(spec, device=device, dtype=weights, seed=suite.model.seed, zero_init=False)
+    else:
+        network = load_transformer(spec, suite.model.weights, device, weights)
+    return make_adapter(network, spec)
 
 
 @lru_cache
@@ -66,7 +73,44 @@ def files_digests(entry: Entry) -> dict[str, str]:
     return {name: sha256(Path(name)) for name in files if Path(name).exists()}
 
 
+def sampled_method(entry: Entry) -> Method:
+    """The row's method, with what other stages find out: another row's full steps, what was searched.
+
+    Raises:
+        UserError: their files are missing, damaged or of other settings.
+    """
+    method, source = entry.method, entry.steps_of
+    if source is None:
+        return _with_found(entry) if entry.row.searched else method
+    of_source = sampled_method(source)
+    run = run_of_shapes(source.suite.model.name, of_source.sampled_steps(source.nfe))
+    if source.artefacts:
+        run = replace(run, artefacts=load_numbers(source.artefacts))
+    return make_method(method.name, method.model_dump() | as_options(of_source.i_steps(run), method))
+
+
+def _with_found(entry: Entry) -> Method:
+    """The row's method with what was searched for it."""
+    found, folder = SEARCHED.read(entry.searched), entry.artefacts
+    trained = artefacts_digest(folder) if folder else None
+    if (digest(found["settings"]), found["artefacts"]) != (digest(entry.settings("search")), trained):
+        raise UserError(
+            f"{entry.searched}: was searched with other settings or trained parts than row {entry.name} has; "
+            f"run `tcbench search` for it again"
+        )
+    return make_method(entry.method.name, entry.method.model_dump() | found["options"])
+
+
 def ready_row(entry: Entry, adapter: Adapter) -> ReadyRow:
+    """A row as it is sampled: what it needs, and the method as other stages' results make it.
+
+    Raises:
+        UserError: as `prepared_row` and `sampled_method`.
+    """
+    return replace(prepared_row(entry, adapter), method=sampled_method(entry))
+
+
+def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
     """Load what a row needs; `adapter` is the plain model and stays untouched.
 
     Raises:
@@ -78,8 +122,8 @@ def ready_row(entry: Entry, adapter: Adapter) -> ReadyRow:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
     check_training(entry)
     read = TRAINED.read(folder / "artefacts.json").get("read", {})
-    for name, digest in files_digests(entry).items():
-        if read.get(name) != digest:
+    for name, found in files_digests(entry).items():
+        if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
     refiners = entry.row.refiners

@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,19 +10,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.artefacts import artefacts_digest
-from tcbench.checking import checks_values, values_unchecked
+from tcbench.aside import Aside
+from tcbench.batches import Batches, Finish, Row
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.source import PromptSet
-from tcbench.record.files import digest, kept_tensors, read_metadata, seal, write_tensors
+from tcbench.record.files import digest, is_whole, kept_tensors, peek, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
+from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
 from tcbench.samplers import make_sampler
-from tcbench.sampling import sample_batch
-from tcbench.stages.conditioning import Captions, PromptedCaptions, load_captions
+from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
-from tcbench.stages.ready import ReadyRow, files_digests, load_adapter, ready_row, sampler_settings, weights_digest
-from tcbench.undisturbed import undisturbed
+from tcbench.stages.ready import (
+    ReadyRow,
+    files_digests,
+    load_adapter,
+    ready_row,
+    sampled_method,
+    sampler_settings,
+    weights_digest,
+)
+
+SHARDS_WAITING = 2
+"""Shards that may wait to be written while a GPU samples the next."""
 
 
 def row_fingerprint(entry: Entry) -> str:
@@ -37,6 +47,7 @@ def row_fingerprint(entry: Entry) -> str:
             "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
             "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),
+            "method": sampled_method(entry).model_dump(mode="json"),
             "artefacts": artefacts_digest(folder) if folder else None,
             "read": files_digests(entry),
             "code": source_digest("sample", entry.row.method, data=suite.data.name),
@@ -58,28 +69,53 @@ def sample_rows(entries: Iterable[Entry]) -> None:
     Args:
         entries: rows of one suite or its ablations, which share a model.
     """
-    adapter = captions = decode = None
+    adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
+        # who asks for a whole row again may do so because a shard was found to be damaged
+        again = entry.manifest.exists()
         missing = [
             number
             for number in range(len(shards(suite)))
-            if not (_is_done(entry, number, fingerprint) or _take_over(entry, number, fingerprint))
+            if not (_is_done(entry, number, fingerprint, again) or _take_over(entry, number, fingerprint))
         ]
         if missing:
+            entry.manifest.unlink(missing_ok=True)
             decode = decode or load_decoder(suite)
-            adapter, captions = adapter or load_adapter(suite), captions or load_captions(suite)
+            adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
             ready = ready_row(entry, adapter)
-            for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
-                # on a GPU the host would wait for what is checked, so the first shard's values stand for all
-                with values_unchecked(number != missing[0] and adapter.device.type != "cpu"):
-                    _sample_shard(entry, number, fingerprint, ready, captions, decode)
+            batches = Batches(
+                Row(
+                    entry.name,
+                    ready.adapter,
+                    ready.method,
+                    ready.nfe,
+                    sampler_settings(entry),
+                    ready.artefacts,
+                    shown,
+                ),
+                decode,
+            )
+            with Aside(SHARDS_WAITING if adapter.device.type != "cpu" else 0) as aside:
+                for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
+                    sampled = [batches(*asked) for asked in _batches(suite, number)]
+                    aside(_write_shard, entry, number, fingerprint, ready, shown, sampled)
         _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
 
 
-def _is_done(entry: Entry, number: int, fingerprint: str) -> bool:
-    held = _held(entry.suite, number, entry.shard(number), fingerprint)
-    return held is not None and held[0]["x0"].shape[1] == _traced(entry.suite, number)
+def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool:
+    """Whether a shard is there with the traces wanted; `compare` its content with its digest, too.
+
+    A run that is resumed looks at headers alone: a file never has its final name before it is whole, and whoever reads
+    samples compares them.
+    """
+    path = entry.shard(number)
+    header = peek(path, "index", "x0")
+    if header is None or header.metadata.get("fingerprint") != fingerprint:
+        return False
+    if header.shapes["index"] != [len(shards(entry.suite)[number])]:
+        return False
+    return header.shapes["x0"][1] == _traced(entry.suite, number) and (not compare or is_whole(path))
 
 
 def _take_over(entry: Entry, number: int, fingerprint: str) -> bool:
@@ -97,7 +133,8 @@ def _held(suite: Suite, number: int, path: Path, fingerprint: str) -> tuple[dict
     """Tensors and metadata of a file, if it holds this shard, undamaged."""
     if kept := kept_tensors(path):
         tensors, metadata = kept
-        if metadata.get("fingerprint") == fingerprint and tensors["index"].tolist() == list(shards(suite)[number]):
+        ours = metadata.get("fingerprint") == fingerprint and not misshapen(tensors)
+        if ours and tensors["index"].tolist() == list(shards(suite)[number]):
             return kept
     return None
 
@@ -108,25 +145,26 @@ def _traced(suite: Suite, number: int) -> int:
     return len(range(indices.start, min(indices.stop, suite.samples.traced)))
 
 
-def _sample_shard(
+def _batches(suite: Suite, number: int) -> Iterator[tuple[Tensor, int]]:
+    """(indices, how many of them keep their trajectory) of a shard's batches."""
+    indices = shards(suite)[number]
+    for start in range(indices.start, indices.stop, suite.samples.batch_size):
+        index = torch.arange(start, min(start + suite.samples.batch_size, indices.stop))
+        yield index, max(0, min(suite.samples.traced - start, len(index)))
+
+
+def _write_shard(
     entry: Entry,
     number: int,
     fingerprint: str,
     ready: ReadyRow,
-    captions: Captions | PromptedCaptions | None,
-    decode: Callable[[Tensor], Tensor],
+    shown: Shown | None,
+    sampled: list[Finish],
 ) -> None:
+    """Wait for a shard's batches and write it."""
     suite, settings = entry.suite, sampler_settings(entry)
     indices = shards(suite)[number]
-    batches = []
-    # batches that are not looked at one by one are looked at together
-    with nullcontext() if checks_values() else undisturbed(ready.adapter, ready.method, ready.artefacts):
-        for start in range(indices.start, indices.stop, suite.samples.batch_size):
-            index = torch.arange(start, min(start + suite.samples.batch_size, indices.stop))
-            traced = max(0, min(suite.samples.traced - start, len(index)))
-            batches.append(
-                sample_batch(ready.adapter, ready.method, ready.nfe, settings, index, ready.artefacts, traced, captions)
-            )
+    batches = [finish() for finish in sampled]
     record = {
         "macs": [batch.macs for batch in batches],
         "plans": [batch.plans.to_json() for batch in batches],
@@ -140,8 +178,8 @@ def _sample_shard(
     write_tensors(
         entry.shard(number),
         {
-            "image": decode(torch.cat([batch.image for batch in batches])),
-            "label": captions.words(torch.tensor(indices)) if captions else torch.cat([b.label for b in batches]),
+            "image": torch.cat([batch.image for batch in batches]),
+            "label": shown.words(torch.tensor(indices)) if shown else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
             "xt": torch.cat([batch.xt for batch in batches], dim=1),
@@ -161,6 +199,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
         {
             "row": entry.name,
             "settings": entry.sample_settings,
+            "options": sampled_method(entry).model_dump(mode="json"),
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
             "resolution": image_side(suite),
@@ -175,7 +214,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "shards": {path.name: seal(path) for path in paths},
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
         },
     )
 

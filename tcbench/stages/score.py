@@ -1,4 +1,4 @@
-"""Score a row's samples: quality with intervals, paired differences to the uncached row, per-step deviations."""
+"""Score a row's samples: quality with the jackknife's replicates, per-step deviations from the uncached row."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
 from tcbench.record.provenance import collect
-from tcbench.record.records import FLOOR, SCORE, Manifest
+from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.record.sources import source_digest
@@ -93,8 +93,8 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
 
 
 def classes_of_real(suite: Suite) -> Sequence[int] | None:
-    """The classes of the real images, where samples show classes in turn; None of captions, or where none are known."""
-    if suite.source.conditioning != "class":
+    """The classes of the real images, where samples show classes in turn; None of others, or where none are known."""
+    if suite.source.conditioning != "class" or suite.samples.labels == "drawn":
         return None
     real = suite.scoring.real
     if real is None:
@@ -102,9 +102,9 @@ def classes_of_real(suite: Suite) -> Sequence[int] | None:
     return None if real.suffix == ".npz" else list_images(real).classes or None
 
 
-def _kept(path: Path, key: str, make: Callable[[], Features]) -> Features:
-    """Features that are on disk under this key, undamaged, or are made and put there."""
-    if (stored := kept_tensors(path)) and stored[1].get("key") == key:
+def _kept(path: Path, key: str, make: Callable[[], Features], count: int | None = None) -> Features:
+    """Features that are on disk under this key, undamaged and of `count` images, or are made and put there."""
+    if (stored := kept_tensors(path)) and stored[1].get("key") == key and Features.fit(stored[0], count):
         return Features(**stored[0])
     features = make()
     write_tensors(path, dict(vars(features)), {"key": key})
@@ -134,7 +134,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         uncached = _samples(reference, other_manifest, other, extractor, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
-    marks: list[str] = []
+    marks = marks_of_training(entry)
     if samples.images is not None:
         less = uncached is not None and manifest["macs"]["per_sample"] < other_manifest["macs"]["per_sample"]
         marks = odd_images(samples.images, uncached.images if uncached is not None and less else None)
@@ -150,7 +150,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "sampled_steps": manifest["sampled_steps"],
         "resolution": manifest["resolution"],
         "model": suite.model.name,
-        "settings": entry.method.model_dump(mode="json"),
+        "settings": manifest["options"],
         "i_steps": manifest["i_steps"],
         "plans": plans_digest(plan),
         "reference": reference.name,
@@ -162,7 +162,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "target": row.target,
         "extractor": suite.scoring.extractor,
         "metrics_not_run": dict(samples.not_run),
-        **score_row(samples, uncached, real, groups, suite.scoring.metrics),
+        "quality": score_row(samples, uncached, real, groups, suite.scoring.metrics),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
@@ -177,6 +177,14 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
             collect(suite.model_dump(mode="json"), [suite.samples.seed], started) | {"samples": manifest["provenance"]},
         ),
     }
+
+
+def marks_of_training(entry: Entry) -> list[str]:
+    """What the record of its training says against what a row samples with, so that its tables say it too."""
+    if (source := entry.trained_as) is None:
+        return []
+    stages = TRAINED.read(source.trained / "artefacts.json")["stages"]
+    return [f"{mark} (training of {source.name})" for stage in stages for mark in stage.get("marks", ())]
 
 
 def plans_digest(plan: PlanRecord) -> str | None:
@@ -197,7 +205,7 @@ def _samples(
         suite = entry.suite
         key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
-        features = _kept(entry.features, key, lambda: Features.joined(parts))
+        features = _kept(entry.features, key, lambda: Features.joined(parts), manifest["samples"])
     read, not_run = read_samples(entry, manifest, tensors, scorers)
     return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
 

@@ -2,27 +2,62 @@
 
 import time
 
+import torch
+
 from tcbench.artefacts import save_artefacts
 from tcbench.config.suite import Entry
 from tcbench.errors import UserError
+from tcbench.record.files import digest, sha256
 from tcbench.record.provenance import collect
+from tcbench.record.sources import source_digest
 from tcbench.stages.conditioning import load_captions, load_examples
-from tcbench.stages.ready import files_digests, load_adapter, sampler_settings
+from tcbench.stages.images import device_of
+from tcbench.stages.ready import files_digests, load_adapter, sampler_settings, weights_digest
+from tcbench.stages.timing import machine
 from tcbench.training.caching import train
+from tcbench.training.unfinished import Unfinished
 
 
 def train_row(entry: Entry) -> None:
     """Write results/<suite>/trained/<row>/; its artefacts.json, written last, vouches for the other files."""
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
-    adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
+    adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)
+    unfinished = Unfinished(suite.root / "unfinished" / entry.name, _key(entry))
     examples, settings = load_examples(suite, captions), sampler_settings(entry, training=True)
     try:
         artefacts, refiners, log = train(
-            adapter, entry.method, entry.nfe, settings, examples, entry.training_seed, captions
+            adapter,
+            entry.method,
+            entry.nfe,
+            settings,
+            examples,
+            entry.training_seed,
+            captions,
+            suite.dtypes["training"],
+            suite.training.checkpointed,
+            unfinished,
         )
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
     log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started)
+    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started, suite.dtypes)
     save_artefacts(entry.trained, artefacts, refiners, log)
+    unfinished.remove()
+
+
+def _key(entry: Entry) -> str:
+    """Identifies everything that a row's training depends on, so that a killed one goes on as it began."""
+    suite = entry.suite
+    return digest(
+        [
+            entry.training_settings,
+            entry.training_seed,
+            weights_digest(suite.model.name, suite.model.weights),
+            sha256(suite.latents_index) if suite.latents_index.exists() else None,
+            files_digests(entry),
+            source_digest("train", entry.row.method, data=suite.data.name),
+            machine(device_of(suite)),
+            torch.__version__,
+        ]
+    )

@@ -6,7 +6,6 @@ writes the weights (float16, in shards), the classifier, scores.json and a grid 
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.classifier import FashionCNN, load_classifier
 from tcbench.models.networks import load_transformer, make_adapter
 from tcbench.models.specs import MODELS, DiTSpec
-from tcbench.record.files import read_json, read_tensors, write_json, write_shards
+from tcbench.record.files import copy_file, read_json, read_tensors, write_json, write_shards
 from tcbench.report.grids import grid, save_grid
 from tcbench.samplers import ReferenceDDIM
 from tcbench.sampling import initial_noise, sample_labels
@@ -200,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     state = {name: tensor.half() for name, tensor in read_tensors(denoiser)[0].items()}
     write_shards(options.out, state, SHARD_BYTES)
     if work != options.out:
-        shutil.copy(classifier, options.out)
+        copy_file(classifier, options.out / classifier.name)
     classes = [[int(row) for row in (test.labels == number).nonzero()[:2]] for number in range(10)]
     rows = {"real": to_uint8(test.images[[pair[place] for place in range(2) for pair in classes]])}
 

@@ -14,7 +14,7 @@ from typing import Any
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
-from tcbench.places import ASSETS, vbench_environment
+from tcbench.outside.places import ASSETS, vbench_environment
 from tcbench.record.files import atomic, read_json, write_text
 from tcbench.record.provenance import collect
 from tcbench.record.records import VBENCH

@@ -4,6 +4,7 @@ A captioned suite's text encoder is trained with its denoiser and written beside
 """
 
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, make_adapter, save_transformer
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
-from tcbench.record.files import atomic, write_json, write_tensors
+from tcbench.record.files import Damaged, check_seal, sealed, write_json, write_tensors
 from tcbench.training.running import deterministic, provenance, require_finite
 
 
@@ -88,10 +89,10 @@ class Conditioned(nn.Module):
         return self.adapter.plain(noisy, timesteps, self.adapter.drop(prompt, dropped))[:, : noisy.shape[1]]
 
     def save(self, out: Path, metadata: dict[str, str]) -> None:
-        """Write the denoiser, and its text encoder beside it."""
-        save_transformer(self.denoiser, out, metadata)
+        """Write the denoiser, and its text encoder beside it, in float16: a repository carries them."""
+        save_transformer(self.denoiser, out, metadata, torch.float16)
         if self.encoder is not None:
-            state = {name: parameter.detach().cpu() for name, parameter in self.encoder.named_parameters()}
+            state = {name: parameter.detach().cpu().half() for name, parameter in self.encoder.named_parameters()}
             write_tensors(text_encoder_beside(out), state, metadata)
 
 
@@ -203,17 +204,23 @@ class _State:
         """Write the state after an iteration."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"generator": generator.get_state(), "iteration": iteration, "history": history}
-        with atomic(self.path) as temporary:
-            torch.save(state | {"metadata": self.metadata}, temporary)
+        content = io.BytesIO()  # torch's own writer has other exceptions for a full disk
+        torch.save(state | {"metadata": self.metadata}, content)
+        with sealed(self.path) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
     def load(self, generator: torch.Generator) -> tuple[int, list[dict[str, float]]]:
         """Restore the state, if there is one: (iterations done, history).
 
         Raises:
-            UserError: the state is of another run.
+            UserError: the state is of another run, or damaged.
         """
         if not self.path.exists():
             return 0, []
+        try:
+            check_seal(self.path)
+        except Damaged as error:
+            raise Damaged(f"{error}; remove it to start again") from error
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["metadata"] != self.metadata:
             raise UserError(f"{self.path}: an interrupted run of another recipe, device or version; remove it to start")

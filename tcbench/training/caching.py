@@ -1,5 +1,5 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
-refiners (refiners.py), routers (routers.py).
+refiners (refiners.py), routers (routers.py, chains.py); and what uncached runs tell (calibration.py).
 
 All learn from pairs of neighbouring steps of the inference
 grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
@@ -14,20 +14,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tcbench.artefacts import read_router
+from tcbench.artefacts import read_imported
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Method, Run
 from tcbench.models.adapter import Adapter
+from tcbench.precision import Dtype, mixed
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
-from tcbench.trainable import CollectScores, ImportRouter, Trainable, TrainRefiners, TrainRouter, TrainScorer
+from tcbench.trainable import (
+    CalibrateMagnitudes,
+    CalibrateReuse,
+    CollectScores,
+    ImportRouter,
+    ImportSchedule,
+    PairStep,
+    Trainable,
+    TrainChainRouter,
+    TrainRefiners,
+    TrainRouter,
+    TrainScorer,
+)
+from tcbench.training.calibration import calibrate
+from tcbench.training.chains import train_on_chains
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
 from tcbench.training.running import deterministic
 from tcbench.training.scorers import collect_scores, train_scorer
 from tcbench.training.sizes import ReuseErrors, measure_reuse
-from tcbench.undisturbed import kept_weights
+from tcbench.training.unfinished import Unfinished
+from tcbench.watch.undisturbed import kept_weights
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
@@ -42,11 +58,17 @@ def train(
     data: "Dataset",
     seed: int,
     prompts: Prompts | None = None,
+    dtype: Dtype = "fp32",
+    checkpointed: bool = False,
+    unfinished: Unfinished | None = None,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
 
     Args:
         prompts: of the samples that scores are collected on, as `sample_batch` takes them.
+        dtype: of products (`precision.mixed`); weights are float32.
+        checkpointed: compute blocks again for the gradient, in less memory and to the same bits.
+        unfinished: where the state is kept that a killed training goes on from.
 
     Returns:
         The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
@@ -54,6 +76,7 @@ def train(
     Raises:
         UserError: the loss became NaN or infinite.
     """
+    unfinished = unfinished or Unfinished()
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
     sampler = make_sampler(adapter, method.sampled_steps(nfe), settings, torch.arange(0))
@@ -63,18 +86,20 @@ def train(
     run = Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(0))
 
     @cache
-    def reuse_errors(free_blocks: int) -> ReuseErrors:
-        return measure_reuse(Pairs(adapter, data, sampler, CALIBRATION_SEED), free_blocks)
+    def reuse_errors(free_blocks: int, step: PairStep) -> ReuseErrors:
+        return measure_reuse(Pairs(adapter, data, sampler, CALIBRATION_SEED, step=step), free_blocks)
 
     relative: dict[str, ReuseErrors | None] = {}  # by scorer, if its loss was relative
     for number, stage in enumerate(method.training(run)):
         began = time.perf_counter()
-        pairs = Pairs(adapter, data, sampler, seed + number)
-        with kept_weights(adapter, method, artefacts):
+        step = stage.pair_step if isinstance(stage, TrainScorer | TrainRefiners) else "solver"
+        pairs = Pairs(adapter, data, sampler, seed + number, step=step, checkpointed=checkpointed)
+        unfinished.begin(number)
+        with kept_weights(method, adapter.model, *artefacts.scorers.values()), mixed(adapter.device, dtype):
             match stage:
                 case TrainScorer():
-                    sizes = reuse_errors(stage.free_blocks)
-                    scorer, losses = train_scorer(stage, pairs, sizes)
+                    sizes = reuse_errors(stage.free_blocks, step)
+                    scorer, refiners, losses = train_scorer(stage, pairs, sizes, unfinished)
                     relative[stage.name] = sizes if sizes.kind(stage.loss) == "relative" else None
                     artefacts = replace(artefacts, scorers={**artefacts.scorers, stage.name: scorer})
                 case CollectScores():
@@ -85,14 +110,22 @@ def train(
                     artefacts = replace(artefacts, alpha_bar=tuple(statistics["alpha_bar"]))
                     losses, log["scores"] = {"marks": statistics.pop("marks")}, statistics
                 case TrainRefiners():
-                    sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks)
-                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes)
+                    sizes = reuse_errors(adapter.shape.num_blocks - stage.blocks, step)
+                    refiners, losses = train_refiners(method, stage, pairs, artefacts, sizes, unfinished, refiners)
                 case TrainRouter():
-                    table, losses = train_router(pairs, stage)
+                    table, losses = train_router(pairs, stage, unfinished)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-                case ImportRouter():
-                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: read_router(stage.path)})
-                    losses = {}
+                case TrainChainRouter():
+                    shown = prompts or partial(default_prompts, adapter)
+                    table, losses = train_on_chains(adapter, method, stage, nfe, settings, shown, seed + number)
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case CalibrateReuse() | CalibrateMagnitudes():
+                    shown = prompts or partial(default_prompts, adapter)
+                    table, losses = calibrate(adapter, method, stage, nfe, settings, shown), {}
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case ImportRouter() | ImportSchedule():
+                    table, losses = read_imported(stage, adapter.shape, run.nfe), {}
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
         log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
     return artefacts, refiners, log
 

@@ -43,6 +43,15 @@ class HeldOut:
         self.losses: list[float] = []
         self._best: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The losses so far and the best weights."""
+        return {"losses": list(self.losses), "best": dict(self._best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to them."""
+        self.losses = state["losses"]
+        self._best = {name: best.to(self.weights[name].device) for name, best in state["best"].items()}
+
     def enough(self, done: int) -> bool:
         """Whether training may end after so many iterations; to be called before every one."""
         if done % self.every:

@@ -2,7 +2,7 @@
 
 x at the earlier step is the data noised to its level (Alg. 1, line 5). The chain's own first-order step, on the
 uncached and unguided prediction, leads to the later one (line 7). It is deterministic for DDIM and flows, and adds
-noise where the sampler does.
+noise where the sampler does, or everywhere if the stage draws from the posterior, as Alg. 1 writes it.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.plan import ALL, Block, Hold, Unit, every_unit
 from tcbench.samplers import Chain
+from tcbench.trainable import PairStep
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
@@ -58,13 +59,26 @@ class Pairs:
 
     Args:
         held_out: draw from the examples that are kept from training.
+        step: how the later x of a pair follows from the earlier one.
+        checkpointed: what learns from them computes blocks again for the gradient (`soft_hidden`).
 
     Raises:
         UserError: there are too few examples to hold one out.
     """
 
-    def __init__(self, adapter: Adapter, data: "Dataset", sampler: Chain, seed: int, *, held_out: bool = False) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        data: "Dataset",
+        sampler: Chain,
+        seed: int,
+        *,
+        held_out: bool = False,
+        step: PairStep = "solver",
+        checkpointed: bool = False,
+    ) -> None:
         self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
+        self.step, self.checkpointed = step, checkpointed
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
         if len(data) < 2:
@@ -72,7 +86,8 @@ class Pairs:
 
     def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
         """Other draws from the same examples and chain."""
-        return Pairs(self.adapter, self.data, self.sampler, seed, held_out=held_out)
+        of = self.adapter, self.data, self.sampler
+        return Pairs(*of, seed, held_out=held_out, step=self.step, checkpointed=self.checkpointed)
 
     def steps(self, batch_size: int, gap: int = 1) -> Tensor:
         """Earlier steps of pairs that are `gap` steps apart, uniform over the grid: [R]."""
@@ -129,7 +144,8 @@ class Pairs:
     def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
         """x at the following steps, from the last block's output at `step_R`."""
         output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
-        return self.sampler.step_rows(output, step_R.to(x.device), x, self.generator)
+        step_rows = self.sampler.step_rows if self.step == "solver" else self.sampler.posterior_rows
+        return step_rows(output, step_R.to(x.device), x, self.generator)
 
 
 def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:

@@ -1,7 +1,8 @@
 """Training of LoRA refiners (Hu et al. 2021) on the last blocks, on a method's own hard P-step plans (Sec. IV-B)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,15 +20,25 @@ from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 
 def train_refiners(
-    method: Method, stage: TrainRefiners, pairs: Pairs, artefacts: Artefacts, sizes: ReuseErrors
+    method: Method,
+    stage: TrainRefiners,
+    pairs: Pairs,
+    artefacts: Artefacts,
+    sizes: ReuseErrors,
+    unfinished: Unfinished,
+    start: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fit LoRA on the last blocks to the uncached x^L at the method's P-steps.
 
     The inference engine runs as it will when sampling, with hard token choices; the blocks before the refiners are
     frozen, so the gradient passes through the refiners alone.
+
+    Args:
+        start: the tensors of LoRA that learned with the scorer; without them it begins as no change.
 
     Returns:
         The tensors of LoRA, and what the log says of its training, the held-out loss without refiners among it.
@@ -37,8 +48,8 @@ def train_refiners(
     """
     lora = add_refiners(pairs.adapter, stage.blocks, stage.rank, pairs.generator)
     try:
-        weights = {name: parameter for name, parameter in lora.named_parameters() if "lora_" in name}
-        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes)
+        weights = lora_weights(lora)
+        told = _fit(lora, weights, method, stage, pairs, artefacts, sizes, unfinished, start)
         return {name: parameter.detach().cpu() for name, parameter in weights.items()}, told
     finally:
         lora.unload()
@@ -52,6 +63,8 @@ def _fit(
     pairs: Pairs,
     artefacts: Artefacts,
     sizes: ReuseErrors,
+    unfinished: Unfinished,
+    start: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     optimiser = torch.optim.AdamW(weights.values(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
     weight_S, told = sizes.weights(stage.loss), sizes.record(stage.loss)
@@ -66,11 +79,11 @@ def _fit(
     def chain_loss(drawing: Pairs, later: int) -> Tensor:
         """The error of a batch at a P-step, with a gradient."""
         if stage.reach == "one":
-            with _plain(lora):
+            with plain_model(lora):
                 engine, plan, tokens, condition = walk(method, run, drawing, later - 1, later)
         else:
             engine, plan, tokens, condition = walk(method, run, drawing, max(i for i in full if i < later), later)
-        with _plain(lora):
+        with plain_model(lora):
             target, _ = uncached_updates(pairs.adapter, tokens, condition)
         return weight_S[later].item() * row_errors(engine.hidden(plan, later, tokens, condition), target).mean()
 
@@ -80,9 +93,14 @@ def _fit(
         spread = [p_steps[(2 * batch + 1) * len(p_steps) // (2 * BATCHES)] for batch in range(BATCHES)]
         return sum(chain_loss(held_out, later).item() for later in spread) / BATCHES
 
+    without = held_out_loss() if start else None
+    for name, tensor in start.items():
+        weights[name].data.copy_(tensor)
     watch = HeldOut(stage, weights, held_out_loss)
     history: list[float] = []
-    progress = tqdm(range(stage.iterations), desc="train refiners", mininterval=1)
+    parts: dict[str, Stateful] = {"refiners": Weights(weights), "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, {"loss": history}, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc="train refiners", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break
@@ -95,7 +113,7 @@ def _fit(
             history.append(loss.item())
             progress.set_postfix(loss=f"{loss.item():.3g}")
     told |= {"training_loss": history, **watch.finish()}
-    return told | {"held_out_loss_without": watch.losses[0]}  # LoRA starts as no change
+    return told | {"held_out_loss_without": watch.losses[0] if without is None else without}
 
 
 @torch.no_grad()
@@ -119,8 +137,13 @@ def walk(method: Method, run: Run, drawing: Pairs, start: int, later: int) -> tu
     return engine, plan, tokens, condition
 
 
+def lora_weights(lora: LoraModel) -> dict[str, torch.nn.Parameter]:
+    """What is trained of it, by name."""
+    return {name: parameter for name, parameter in lora.named_parameters() if "lora_" in name}
+
+
 @contextmanager
-def _plain(lora: LoraModel) -> Iterator[None]:
+def plain_model(lora: LoraModel) -> Iterator[None]:
     """The model without its refiners."""
     lora.disable_adapter_layers()
     try:

@@ -22,6 +22,7 @@ from tcbench.plan import Site, Unit
 from tcbench.trainable import TrainRouter
 from tcbench.training.pairs import uncached_values
 from tcbench.training.running import check_finite
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 if TYPE_CHECKING:
     from tcbench.training.pairs import Pairs
@@ -83,8 +84,10 @@ class RouterTrainer:
             # in this order the gates are 0 and 1 to the bit
             gate_G = (soft_G > self.stage.straight_through).float() + (soft_G - soft_G.detach())
         gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
-        output = adapter.unembed(soft_hidden(adapter, tokens, condition, gates, cached), condition)
-        mse_R = (output - target).square().flatten(1).mean(1)
+        output = adapter.unembed(
+            soft_hidden(adapter, tokens, condition, gates, cached, None, pairs.checkpointed), condition
+        )
+        mse_R = (output.float() - target.float()).square().flatten(1).mean(1)
         total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
         self.optimiser.zero_grad()
         total.backward()
@@ -103,7 +106,7 @@ def router_sites(shape: ModelShape) -> list[Site]:
     return list(shape.sites)
 
 
-def train_router(pairs: "Pairs", stage: TrainRouter) -> tuple[Table, dict[str, list[float]]]:
+def train_router(pairs: "Pairs", stage: TrainRouter, unfinished: Unfinished) -> tuple[Table, dict[str, list[float]]]:
     """Train a router from random logits.
 
     Raises:
@@ -113,7 +116,10 @@ def train_router(pairs: "Pairs", stage: TrainRouter) -> tuple[Table, dict[str, l
     gates = len(router_sites(pairs.adapter.shape))
     trainer = RouterTrainer(pairs, stage, torch.randn(steps, gates, generator=pairs.generator))
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_gate": []}
-    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    rows = Weights({str(number): row for number, row in enumerate(trainer.rows)})
+    parts: dict[str, Stateful] = {"rows": rows, "optimiser": trainer.optimiser}
+    left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
         odd = pairs.one_of(list(range(1, steps, 2)))
         x, label = pairs.start(torch.full((stage.batch_size,), steps - 1 - odd))

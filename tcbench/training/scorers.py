@@ -1,6 +1,7 @@
 """Training of a scorer with soft gates (Eq. 9), and alpha-bar, what it says of every step (Sec. III-D)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tcbench.artefacts import add_refiners
 from tcbench.engine.soft import soft_hidden
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method
@@ -20,8 +22,10 @@ from tcbench.sampling import Passes, Prompts, denoise, initial_noise, start_run
 from tcbench.trainable import CollectScores, TrainScorer
 from tcbench.training.held_out import BATCHES, SEED, HeldOut
 from tcbench.training.pairs import CALIBRATION_INDEX, Pair, Pairs
+from tcbench.training.refiners import lora_weights, plain_model
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 LEAST_SPREAD = 1e-5
 """Standard deviation of all scores below which a scorer is constant."""
@@ -33,11 +37,15 @@ SATURATED = 0.03
 """Mean score below which nearly all gates are closed; or above one less it, open."""
 
 
-def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[CachePredictor, dict[str, Any]]:
-    """Minimise cache loss + lambda * cost loss (Eq. 9) over the scorer, everything else frozen.
+def train_scorer(
+    stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors, unfinished: Unfinished
+) -> tuple[CachePredictor, dict[str, Tensor], dict[str, Any]]:
+    """Minimise cache loss + lambda * cost loss (Eq. 9) over the scorer and LoRA that learns with it, if any.
+
+    Everything else is frozen; caches and targets are the plain model's.
 
     Returns:
-        The scorer, and what the log says of its training.
+        The scorer, the tensors of LoRA, and what the log says of the training.
 
     Raises:
         UserError: the loss became NaN or infinite, or rose.
@@ -46,17 +54,57 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
     scorer = CachePredictor(adapter)
     for parameter in scorer.parameters():
         parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(scorer.parameters(), stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
     weight_S = sizes.weights(stage.loss)
     cost_weight = half_closing_cost(stage, pairs, weight_S) if stage.cost_weight == "auto" else stage.cost_weight
-    units = [Block(block) for block in range(stage.free_blocks)]
+    with _joint_refiners(stage, pairs) as (lora, plain):
+        told = _fit(stage, pairs, scorer, lora, plain, weight_S, cost_weight, unfinished)
+        joint = {name: parameter.detach().cpu().clone() for name, parameter in lora.items()}
+    scorer.eval().requires_grad_(False)
+    return scorer, joint, {"cost_weight_used": cost_weight, **sizes.record(stage.loss), **told}
+
+
+@contextmanager
+def _joint_refiners(
+    stage: TrainScorer, pairs: Pairs
+) -> Iterator[tuple[dict[str, torch.nn.Parameter], Callable[[], AbstractContextManager[None]]]]:
+    """(the weights of LoRA that learns with the scorer, a context in which the model is without it)."""
+    if not stage.joint_rank:
+        yield {}, nullcontext
+        return
+    adapter = pairs.adapter
+    lora = add_refiners(adapter, adapter.shape.num_blocks - stage.free_blocks, stage.joint_rank, pairs.generator)
+    try:
+        yield lora_weights(lora), lambda: plain_model(lora)
+    finally:
+        lora.unload()
+
+
+def _fit(
+    stage: TrainScorer,
+    pairs: Pairs,
+    scorer: CachePredictor,
+    lora: dict[str, torch.nn.Parameter],
+    plain: Callable[[], AbstractContextManager[None]],
+    weight_S: Tensor,
+    cost_weight: float,
+    unfinished: Unfinished,
+) -> dict[str, Any]:
+    adapter, units = pairs.adapter, [Block(block) for block in range(stage.free_blocks)]
+    trained: list[dict[str, Any]] = [{"params": scorer.parameters()}]
+    if lora:
+        trained.append({"params": lora.values(), "lr": stage.joint_learning_rate})
+    optimiser = torch.optim.AdamW(trained, stage.learning_rate, betas=(0.9, 0.999), weight_decay=0)
+
+    def draw(drawing: Pairs) -> Pair:
+        with plain():
+            return drawing.draw(stage.batch_size, stage.longest_gap)
 
     def losses(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
         """(cache loss, cost loss, scores [R, L, N])."""
         alpha_RLN = scorer(adapter, pair.tokens, pair.condition)[:, : stage.free_blocks]
         gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(pair.tokens, pair.updates) if stage.recursion == "literal" else None
-        hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs)
+        hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs, pairs.checkpointed)
         cache_loss = (row_errors(hidden, pair.target) * weight_S[pair.step_R].to(hidden)).mean()
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         return cache_loss, cost_loss, alpha_RLN
@@ -65,17 +113,19 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
     def held_out_loss() -> float:
         held_out, total = pairs.again(SEED, held_out=True), 0.0
         for _ in range(BATCHES):
-            cache_loss, cost_loss, _ = losses(held_out.draw(stage.batch_size, stage.longest_gap))
+            cache_loss, cost_loss, _ = losses(draw(held_out))
             total += (cache_loss + cost_weight * cost_loss).item()
         return total / BATCHES
 
-    watch = HeldOut(stage, scorer.state_dict(), held_out_loss)
+    watch = HeldOut(stage, {**scorer.state_dict(), **lora}, held_out_loss)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_alpha": []}
-    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    parts: dict[str, Stateful] = {"scorer": scorer, "lora": Weights(lora), "optimiser": optimiser, "watch": watch}
+    left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
         if watch.enough(iteration):
             break
-        cache_loss, cost_loss, alpha_RLN = losses(pairs.draw(stage.batch_size, stage.longest_gap))
+        cache_loss, cost_loss, alpha_RLN = losses(draw(pairs))
         loss = cache_loss + cost_weight * cost_loss
         check_finite(loss, stage, iteration)
         optimiser.zero_grad()
@@ -86,8 +136,7 @@ def train_scorer(stage: TrainScorer, pairs: Pairs, sizes: ReuseErrors) -> tuple[
             history["cost_loss"].append(cost_loss.item())
             history["mean_alpha"].append(alpha_RLN.mean().item())
             progress.set_postfix(cache=f"{cache_loss.item():.3g}", alpha=f"{alpha_RLN.mean().item():.3f}")
-    scorer.eval().requires_grad_(False)
-    return scorer, {"cost_weight_used": cost_weight, **sizes.record(stage.loss), **history, **watch.finish()}
+    return {**history, **watch.finish()}
 
 
 def half_closing_cost(stage: TrainScorer, pairs: Pairs, weight_S: Tensor, batches: int = 8) -> float:
@@ -174,7 +223,7 @@ def collect_scores(
 
 
 def judge_scores(stage: CollectScores, alpha_SRLN: Tensor, alpha_bar: Sequence[float]) -> list[str]:
-    """What the record says against a scorer that can be used: that it is saturated.
+    """What the record says against a scorer that can be used: that it is saturated, over all steps or at most of them.
 
     Args:
         alpha_SRLN: the scores of every step.
@@ -192,7 +241,10 @@ def judge_scores(stage: CollectScores, alpha_SRLN: Tensor, alpha_bar: Sequence[f
             f"{stage.name}: alpha-bar is flat, {min(alpha_bar):.4g} to {max(alpha_bar):.4g}, and Eq. (13) makes no "
             f"schedule of it with beta {stage.beta:g}; set schedule: even, or {stage.name}_iterations higher"
         )
-    mean = alpha_SRLN.mean().item()
-    if SATURATED < mean < 1 - SATURATED:
-        return []
-    return [f"saturated: the mean score is {mean:.3g}, and closed gates rank nothing; cost_weight: auto opens half"]
+    mean, mean_S = alpha_SRLN.mean().item(), alpha_SRLN.mean((1, 2, 3))
+    stuck = int(((mean_S < SATURATED) | (mean_S > 1 - SATURATED)).sum())
+    if not SATURATED < mean < 1 - SATURATED:
+        return [f"saturated: the mean score is {mean:.3g}, and closed gates rank nothing; cost_weight: auto opens half"]
+    if stuck > len(mean_S) / 2:
+        return [f"saturated at {stuck} of {len(mean_S)} steps, where the mean score is below .03 or above .97"]
+    return []

@@ -88,4 +88,4 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
 
 def row_errors(hidden: Tensor, target: Tensor) -> Tensor:
     """Mean square of every row's error of x^L: [R]."""
-    return (hidden - target).square().flatten(1).mean(1)
+    return (hidden.float() - target.float()).square().flatten(1).mean(1)

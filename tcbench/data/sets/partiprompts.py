@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from tcbench.data.source import PromptSet
-from tcbench.foreign import read_text
+from tcbench.outside.foreign import read_text
 
 
 class PartiPrompts(PromptSet):

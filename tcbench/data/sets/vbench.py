@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tcbench.data.source import PromptSet
-from tcbench.foreign import read_json_as
+from tcbench.outside.foreign import read_json_as
 
 
 class _Entry(BaseModel):

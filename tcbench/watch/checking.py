@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from tcbench.plan import Plan, PlanError, Rows, Tokens
-from tcbench.unseen import is_unseen
+from tcbench.tensors.unseen import is_unseen
 
 if TYPE_CHECKING:
     from torch import Tensor

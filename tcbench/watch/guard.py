@@ -16,11 +16,11 @@ from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tcbench.checking import checks_values
 from tcbench.errors import UserError
 from tcbench.plan import Plan, PlanError, Settled, Unit, described
-from tcbench.surroundings import kept_surroundings
 from tcbench.trainable import Trainable
+from tcbench.watch.checking import checks_values
+from tcbench.watch.surroundings import kept_surroundings
 
 if TYPE_CHECKING:
     from torch import Tensor

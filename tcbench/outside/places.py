@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tcbench.errors import UserError, did_you_mean
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 _IN_A_WHEEL = PACKAGE / "shipped"
 SHIPPED = _IN_A_WHEEL if _IN_A_WHEEL.exists() else PACKAGE.parent
 WORKFLOW = PACKAGE / "rules" / "workflow.smk"
@@ -135,7 +135,7 @@ def _the_one(what: str, name: str, files: list[Path]) -> Path:
     return first
 
 
-ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = PACKAGE / "assets"
 
 
 def locate(file: Path | str) -> Path:

@@ -1,0 +1,130 @@
+"""State of a training that was killed, so that it goes on and ends with the same bits as one that was not.
+
+Everything random is drawn from one generator, so what a stage has learnt, its optimiser, that generator and the number
+of iterations are all that there is. A stage that is over is gone through again from its last state.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tcbench.record.files import atomic
+
+EVERY = 120.0
+"""Seconds of training between two states."""
+
+
+class Stateful(Protocol):
+    """Whatever has a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as `torch.save` takes it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Go back to it."""
+
+
+class Weights:
+    """Tensors by name, as something with a state."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of them."""
+        return {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Write them where they are."""
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(state[name])
+
+
+class Stage:
+    """The iterations of one stage of training.
+
+    Args:
+        path: its file; None keeps no state.
+        key: identifies the run; a state of another one is not gone on from.
+        generator: that everything is drawn from, on the CPU.
+        history: lists that the loop appends to.
+        parts: what else changes from iteration to iteration.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        key: str,
+        generator: torch.Generator,
+        history: dict[str, list[float]],
+        parts: Mapping[str, Stateful],
+    ) -> None:
+        self._path, self._key, self._parts = path, key, parts
+        self._generator, self._history = generator, history
+
+    def iterations(self, total: int) -> Iterator[int]:
+        """The iterations that are left, in order; between them the state is written, if it is time."""
+        done, written = self._load(), time.monotonic()
+        for iteration in range(done, total):
+            yield iteration
+            if time.monotonic() - written >= EVERY or iteration == total - 1:
+                self._save(iteration + 1)
+                written = time.monotonic()
+
+    def _save(self, done: int) -> None:
+        if self._path is None:
+            return
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        said = {"key": self._key, "done": done, "history": self._history, "generator": self._generator.get_state()}
+        with atomic(self._path) as temporary:
+            torch.save(said | {"parts": state}, temporary)
+
+    def _load(self) -> int:
+        """Go back to the state, if there is one; how many iterations are done."""
+        if self._path is None or not self._path.exists():
+            return 0
+        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        if state["key"] != self._key:
+            return 0
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        self._generator.set_state(state["generator"])
+        for name, values in state["history"].items():
+            self._history[name][:] = values
+        return state["done"]
+
+
+class Unfinished:
+    """The states of a row's training, in a folder of their own.
+
+    Args:
+        folder: where; None keeps none.
+        key: identifies everything that the training depends on.
+    """
+
+    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+        self._folder, self._key = folder, key
+        self._number = 0
+
+    def begin(self, number: int) -> None:
+        """The stage of this number comes next."""
+        self._number = number
+
+    def stage(
+        self, generator: torch.Generator, history: dict[str, list[float]], parts: Mapping[str, Stateful]
+    ) -> Stage:
+        """The iterations of the stage at hand, as `Stage`."""
+        path = None if self._folder is None else self._folder / f"stage-{self._number}.pt"
+        return Stage(path, self._key, generator, history, parts)
+
+    def remove(self) -> None:
+        """The training is over and its results are written."""
+        if self._folder is not None and self._folder.is_dir():
+            for path in self._folder.glob("stage-*.pt"):
+                path.unlink()
+            self._folder.rmdir()
