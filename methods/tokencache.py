@@ -19,7 +19,7 @@ from tcbench.plan import Tokens
 from tcbench.schedule import Schedule
 from tcbench.selector import Allocation, TokenSelector, spend
 from tcbench.tensors.unseen import on_values
-from tcbench.trainable import CollectScores, Loss, PairStep, Reach, Trainable, TrainRefiners, TrainScorer
+from tcbench.trainable import CollectScores, Loss, PairStep, Reach, RefinerReach, Trainable, TrainRefiners, TrainScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class TokenCache(TokenSelector):
             at most a thousand times the smallest. lambda is on the scale of the raw loss either way.
         predictor_reach: the predictor's caches are one step old in training (Alg. 1), or 1 to NFE / #Full steps.
         refiner_reach: refiners are trained one step after a full one, or at the P-steps of the method's own schedule,
-            with the caches and the drift that sampling has there.
+            with the caches and the drift that sampling has there, or at its I-steps as well: merged, they are there.
         pair_step: x at the later step of a training pair is the sampler's own step from the earlier one, or drawn from
             the posterior (Alg. 1, line 7, with its noise).
         patience: training ends when the held-out loss fell by less than 1 % over so many of its evaluations, of which
@@ -81,7 +81,7 @@ class TokenCache(TokenSelector):
     recursion: Literal["propagated", "literal"] = "propagated"
     loss: Loss = "auto"
     predictor_reach: Reach = "one"
-    refiner_reach: Reach = "gaps"
+    refiner_reach: RefinerReach = "every"
     pair_step: PairStep = "solver"
     patience: PositiveInt | None = 5
     predictor_iterations: PositiveInt = 40_000

@@ -14,6 +14,7 @@ PairStep = Literal["solver", "posterior"]
 predicted x0 (Alg. 1, line 7, with its noise), which ancestral samplers do anyway."""
 
 Reach = Literal["one", "gaps"]
+RefinerReach = Literal["one", "gaps", "every"]
 """How far from an I-step a P-step lies in training: always one step, or as far as in sampling."""
 
 
@@ -61,7 +62,8 @@ class TrainRefiners:
         rank: of every LoRA update.
         loss, patience, pair_step: as in `TrainScorer`.
         reach: P-steps are trained one step after a full one (`one`), or where the method's schedule has them (`gaps`),
-            after the P-steps that lead there from the last I-step.
+            after the P-steps that lead there from the last I-step; or these and the I-steps (`every`), at which LoRA
+            that is merged there, too, is to change nothing.
     """
 
     blocks: int
@@ -71,7 +73,7 @@ class TrainRefiners:
     learning_rate: float
     loss: Loss = "raw"
     patience: int | None = None
-    reach: Reach = "one"
+    reach: RefinerReach = "one"
     pair_step: PairStep = "solver"
 
 

@@ -92,7 +92,8 @@ class RecordedGraphs:
 
 def artefacts_of(adapter: Adapter) -> Artefacts:
     scorer = CachePredictor(adapter)
-    torch.nn.init.normal_(scorer.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():  # drawn on the host, so that it is the same everywhere
+        scorer.head.weight.copy_(0.5 * torch.randn(scorer.head.weight.shape, generator=torch.Generator().manual_seed(1)))
     return Artefacts({"predictor": scorer.eval().requires_grad_(False)})
 
 

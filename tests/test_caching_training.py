@@ -24,10 +24,10 @@ from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.trainable import CollectScores
 from tcbench.training.caching import train
-from tcbench.training.pairs import Pairs
-from tcbench.training.refiners import walk
+from tcbench.training.pairs import Pairs, uncached_updates
+from tcbench.training.refiners import plain_model, walk
 from tcbench.training.scorers import judge_scores
-from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse
+from tcbench.training.sizes import PAIRS_PER_STEP, ReuseErrors, measure_reuse, row_errors
 from tests.floors import LOSS, READING, SCORE, TRAJECTORY, assert_close, deviation
 
 from .conftest import make_adapter, model_inputs
@@ -213,6 +213,29 @@ def test_chains_as_long_as_the_schedules_gaps_cost_more_than_one_step(adapter, d
     one, gaps = (trained_with(adapter, data, refiner_reach=reach, **few) for reach in ("one", "gaps"))
     without = [made.history("TrainRefiners")["held_out_loss_without"] for made in (one, gaps)]
     assert without[0] < without[1]
+
+
+def test_refiners_that_are_merged_at_i_steps_are_trained_not_to_move_them(adapter, data) -> None:
+    """At full steps their output moves less than that of refiners which never saw one."""
+    options = {"refiner_iterations": 40, "refiner_learning_rate": 3e-3, "patience": None, "num_full_steps": 3}
+    moved = {}
+    for reach in ("gaps", "every"):
+        made = trained_with(adapter, data, refiner_reach=reach, **options)
+        drawing, method = Pairs(adapter, data, ReferenceDDIM(NFE), 7), made.method
+        run = Run(adapter.shape, drawing.sampler.timesteps, Unguided(), torch.arange(8), artefacts=made.artefacts)
+        lora = add_refiners(adapter, blocks=2, rank=made.method.refiner_rank)
+        lora.load_state_dict(made.refiners, strict=False)
+        try:
+            moved[reach] = 0.0
+            for step in method.i_steps(run):
+                engine, plan, tokens, condition = walk(method, run, drawing.again(step), step, step)
+                with torch.no_grad(), plain_model(lora):
+                    target, _ = uncached_updates(adapter, tokens, condition)
+                with torch.no_grad():
+                    moved[reach] += row_errors(engine.hidden(plan, step, tokens, condition), target).mean().item()
+        finally:
+            lora.unload()
+    assert 0 < moved["every"] < 0.7 * moved["gaps"]
 
 
 def test_training_that_has_nothing_to_gain_ends_before_its_iterations(adapter, data) -> None:

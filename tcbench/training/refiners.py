@@ -1,4 +1,4 @@
-"""Training of LoRA refiners (Hu et al. 2021) on the last blocks, on a method's own hard P-step plans (Sec. IV-B)."""
+"""Training of LoRA refiners (Hu et al. 2021) on the last blocks, on a method's own hard plans (Sec. IV-B)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def train_refiners(
     unfinished: Unfinished,
     start: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fit LoRA on the last blocks to the uncached x^L at the method's P-steps.
+    """Fit LoRA on the last blocks to the plain model's uncached x^L at the method's P-steps, or at every step.
 
     The inference engine runs as it will when sampling, with hard token choices; the blocks before the refiners are
     frozen, so the gradient passes through the refiners alone.
@@ -76,9 +76,13 @@ def _fit(
     if not p_steps:
         return told | {"ended": "nothing to train: every step is full"}
 
+    steps = list(range(run.nfe)) if stage.reach == "every" else p_steps
+
     def chain_loss(drawing: Pairs, later: int) -> Tensor:
-        """The error of a batch at a P-step, with a gradient."""
-        if stage.reach == "one":
+        """The error of a batch at a step, with a gradient."""
+        if later in full:  # the refiners see what the plain model sees
+            engine, plan, tokens, condition = walk(method, run, drawing, later, later)
+        elif stage.reach == "one":
             with plain_model(lora):
                 engine, plan, tokens, condition = walk(method, run, drawing, later - 1, later)
         else:
@@ -89,9 +93,12 @@ def _fit(
 
     @torch.no_grad()
     def held_out_loss() -> float:
-        held_out = pairs.again(SEED, held_out=True)
-        spread = [p_steps[(2 * batch + 1) * len(p_steps) // (2 * BATCHES)] for batch in range(BATCHES)]
-        return sum(chain_loss(held_out, later).item() for later in spread) / BATCHES
+        held_out, total = pairs.again(SEED, held_out=True), 0.0
+        for kind in (p_steps, [step for step in steps if step in full]):
+            for batch in range(BATCHES if kind else 0):
+                later = kind[(2 * batch + 1) * len(kind) // (2 * BATCHES)]
+                total += chain_loss(held_out, later).item() * len(kind) / (len(steps) * BATCHES)
+        return total
 
     without = held_out_loss() if start else None
     for name, tensor in start.items():
@@ -104,7 +111,7 @@ def _fit(
     for iteration in progress:
         if watch.enough(iteration):
             break
-        loss = chain_loss(pairs, pairs.one_of(p_steps))
+        loss = chain_loss(pairs, pairs.one_of(steps))
         check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
@@ -118,10 +125,10 @@ def _fit(
 
 @torch.no_grad()
 def walk(method: Method, run: Run, drawing: Pairs, start: int, later: int) -> tuple[Engine, Plan, Tensor, Any]:
-    """Walk a batch from a full step to a P-step on the method's own plans, as sampling does.
+    """Walk a batch from a full step to a P-step on the method's own plans, as sampling does, or not at all.
 
     Returns:
-        The engine with the caches that the P-step sees, and the plan, tokens and condition of that step.
+        The engine with the caches that the later step sees, and the plan, tokens and condition of that step.
     """
     engine = Engine(drawing.adapter, run, method.start(run))
     step = torch.full((len(run.sample_index),), start)
