@@ -38,6 +38,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "fewer_steps": {"steps": 4},
     "fora": {"interval": 2},
     "toca": {"interval": 2, "fresh_ratio": 0.5, "schedule": "constant"},
+    "hicache": {"interval": 2, "first_steps": 1},
+    "duca": {"interval": 2, "fresh_ratio": 0.3},
+    "clusca": {"interval": 2, "clusters": 5, "ratio": 0.2, "iterations": 5, "first_steps": 1},
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5},
     "tokencache": {
         "num_full_steps": 2, "refiner_blocks": 1, "cache_ratio": 0.5, "beta": -2000, "schedule": "even",
@@ -93,7 +96,9 @@ class RecordedGraphs:
 def artefacts_of(adapter: Adapter) -> Artefacts:
     scorer = CachePredictor(adapter)
     with torch.no_grad():  # drawn on the host, so that it is the same everywhere
-        scorer.head.weight.copy_(0.5 * torch.randn(scorer.head.weight.shape, generator=torch.Generator().manual_seed(1)))
+        scorer.head.weight.copy_(
+            0.5 * torch.randn(scorer.head.weight.shape, generator=torch.Generator().manual_seed(1))
+        )
     return Artefacts({"predictor": scorer.eval().requires_grad_(False)})
 
 

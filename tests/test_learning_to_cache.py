@@ -260,13 +260,16 @@ def test_impossible_cases_are_refused(case: Path) -> None:
 
 @pytest.mark.parametrize(("nfe", "full"), [(6, (0, 2, 4)), (5, (0, 1, 3))])
 def test_steps_are_paired_from_the_end(adapter: DiTAdapter, nfe: int, full: tuple[int, ...]) -> None:
-    """Without a router second steps reuse everything, which is FORA with interval 2 where steps are even."""
+    """Without a router second steps reuse everything, which is FORA with a gap of 2 behind every full step."""
     method, run = make_method("learning_to_cache", {}), run_of(adapter, nfe)
     assert method.i_steps(run) == full
     if nfe % 2 == 0:
         sample = [
             sample_batch(adapter, make_method(name, options), nfe, SETTINGS, torch.arange(2))
-            for name, options in (("learning_to_cache", {}), ("fora", {"num_full_steps": nfe // 2}))
+            for name, options in (
+                ("learning_to_cache", {}),
+                ("fora", {"num_full_steps": nfe // 2, "placement": "start"}),
+            )
         ]
         assert sample[0].plans == sample[1].plans and torch.equal(sample[0].image, sample[1].image)
         assert plans_digest(sample[0].plans) == plans_digest(sample[1].plans) is not None

@@ -27,6 +27,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.outside.places import ADDED_METHODS
 from tcbench.plan import Block, Decision, Plan, PlanError, Tokens
+from tcbench.precision import set_products
 from tcbench.record.files import read_tensors
 from tcbench.registry import make_method, method_names
 from tcbench.replay import Replay
@@ -131,7 +132,7 @@ def settings() -> dict[str, object]:
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In a folder of its own; what a method changes is set again when it is refused."""
     monkeypatch.chdir(tmp_path)
-    torch.set_float32_matmul_precision("highest")  # as stages set it for a suite without TF32
+    set_products("fp32")  # as stages do for a suite without TF32
     before = settings()
     yield
     assert settings() == before
