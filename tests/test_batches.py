@@ -95,10 +95,9 @@ class RecordedGraphs:
 
 def artefacts_of(adapter: Adapter) -> Artefacts:
     scorer = CachePredictor(adapter)
+    weight = scorer.head.weight
     with torch.no_grad():  # drawn on the host, so that it is the same everywhere
-        scorer.head.weight.copy_(
-            0.5 * torch.randn(scorer.head.weight.shape, generator=torch.Generator().manual_seed(1))
-        )
+        weight.copy_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     return Artefacts({"predictor": scorer.eval().requires_grad_(False)})
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import calculate_precision_recall_full
+from torch_fidelity.metric_prc import calc_cdist_full, calculate_precision_recall_full
 
 from tcbench.config.fields import PaperCell, Scoring
 from tcbench.config.suite import Suite
@@ -21,7 +21,7 @@ from tcbench.metrics.extractors import Features, make_extractor
 from tcbench.metrics.frechet import Gaussian, frechet_distance, real_floor
 from tcbench.metrics.inception_score import inception_score
 from tcbench.metrics.kid import SCALE
-from tcbench.metrics.precision_recall import inside_real, radii, recall, thin
+from tcbench.metrics.precision_recall import _kth, inside_real, radii, recall, thin
 from tcbench.metrics.samples import Real, Reference, Samples, odd_images
 from tcbench.metrics.scoring import compute, prepare, score_row
 from tcbench.models.classifier import DigitsCNN
@@ -285,6 +285,17 @@ def test_precision_and_recall_equal_the_definition():
     precision = inside_real(generated, real, radii(real)).double().mean().item()
     assert precision == pytest.approx(covered(g, r)) and 0 < precision < 1
     assert recall(generated, real)(np.arange(70)) == pytest.approx(covered(r, g))
+
+
+@pytest.mark.parametrize("left", [400, 380, 60, 4])
+def test_neighbours_are_looked_up_where_enough_of_the_nearest_are_kept(left: int) -> None:
+    """60 and 4 of 400 leave most samples too few among their nearest."""
+    generator = torch.Generator().manual_seed(left)
+    distance = calc_cdist_full(*2 * (torch.randn(400, 6, generator=generator),))
+    kept = torch.randperm(400, generator=generator)[:left]
+    nearest = distance.topk(32, largest=False)
+    looked_up = _kth(distance, kept, 3, nearest.values, nearest.indices)
+    assert torch.equal(looked_up, distance[kept][:, kept].kthvalue(4).values)
 
 
 def test_recall_of_a_subset_equals_recall_from_scratch():

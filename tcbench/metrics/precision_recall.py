@@ -17,6 +17,8 @@ from tcbench.stats import Indices, Statistic
 MAX_REFERENCES = 10_000
 """Real images in ADM's reference batch for these two metrics."""
 _ROWS = 2048
+_NEAR = 32
+"""Nearest samples that are looked among first when a batch is left out."""
 
 
 def thin(real_MD: Tensor, limit: int = MAX_REFERENCES) -> Tensor:
@@ -43,16 +45,34 @@ def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) 
     """
     distance_NN = calc_cdist_full(generated_ND, generated_ND)
     distance_MN = calc_cdist_full(real_MD, generated_ND)
+    nearest = distance_NN.topk(min(_NEAR, len(distance_NN)), largest=False)
 
     def statistic(indices: Indices) -> float:
         kept = torch.from_numpy(indices)
-        return (distance_MN[:, kept] <= _kth(distance_NN, kept, neighbours)).any(1).double().mean().item()
+        radius_K = _kth(distance_NN, kept, neighbours, nearest.values, nearest.indices)
+        return (distance_MN[:, kept] <= radius_K).any(1).double().mean().item()
 
     return statistic
 
 
-def _kth(distance_NN: Tensor, kept: Tensor, neighbours: int) -> Tensor:
-    """Distance [kept] to the k-th neighbour among `kept`; in blocks of rows, so no second matrix is made."""
+def _kth(
+    distance_NN: Tensor, kept: Tensor, neighbours: int, nearest_NT: Tensor | None = None, who_NT: Tensor | None = None
+) -> Tensor:
+    """Distance [kept] to the k-th neighbour among `kept`; in blocks of rows, so no second matrix is made.
+
+    With the T nearest of every sample, in order, most rows are a look-up: those of which k + 1 nearest ones are kept.
+    """
     if len(kept) <= neighbours:
         raise UserError(f"precision and recall: {len(kept)} samples have no {neighbours} neighbours; use more samples")
-    return torch.cat([distance_NN[rows][:, kept].kthvalue(neighbours + 1).values for rows in kept.split(_ROWS)])
+    found, open_rows = distance_NN.new_empty(len(kept)), torch.arange(len(kept))
+    if nearest_NT is not None and who_NT is not None:
+        is_kept = torch.zeros(len(distance_NN), dtype=torch.bool)
+        is_kept[kept] = True
+        rank_KT = is_kept[who_NT[kept]].cumsum(1)  # the sample itself is among its nearest
+        enough = rank_KT[:, -1] > neighbours
+        place = (rank_KT > neighbours).int().argmax(1, keepdim=True)
+        found[enough] = nearest_NT[kept].gather(1, place)[enough, 0]
+        open_rows = (~enough).nonzero()[:, 0]
+    for rows in open_rows.split(_ROWS):
+        found[rows] = distance_NN[kept[rows]][:, kept].kthvalue(neighbours + 1).values
+    return found
