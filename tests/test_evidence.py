@@ -24,8 +24,8 @@ def test_every_golden_case_proves_a_method() -> None:
 @pytest.mark.parametrize(
     ("row", "option", "value", "chooser"),
     [
-        ("nfe20-toca-matched", "fresh_ratio", 0.1082, "solved for the MACs of nfe20-tokencache"),
-        ("nfe20-toca-matched", "interval", 2, "the row"),
+        ("nfe50-fora23", "num_full_steps", 23, "solved for the MACs of nfe50-tokencache"),
+        ("nfe20-toca", "interval", 2, "the row"),
         ("nfe20-tokencache", "num_full_steps", 9, "the paper, Table I"),
         ("nfe20-tokencache", "beta", -4000.0, "the paper, Table I"),
         ("nfe20-random10", "num_full_steps", 10, "solved for the MACs of nfe20-tokencache"),
@@ -37,6 +37,22 @@ def test_who_chose_an_option(row: str, option: str, value: object, chooser: str)
     suite = load_suite(CONFIG)
     assert suite[row].method.model_dump(mode="json")[option] == value
     assert chosen_by(suite[row], option, value) == chooser
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "option", "chooser"),
+    [
+        (None, "nfe20-toca-matched", "fresh_ratio", "solved for the MACs of nfe20-tokencache"),
+        (None, "nfe20-toca-matched", "interval", "searched on calibration noise"),
+        ("full_steps", "full_steps-fora-best", "full_steps", "searched on calibration noise"),
+        ("full_steps", "full_steps-fora-same", "full_steps", "the full steps of nfe20-tokencache"),
+    ],
+)
+def test_who_chose_what_a_row_was_given_before_it_was_sampled(
+    part: str | None, row: str, option: str, chooser: str
+) -> None:
+    suite = load_suite(CONFIG)
+    assert chosen_by((suite.ablation_suites[part] if part else suite)[row], option, object()) == chooser
 
 
 def test_the_evidence_of_a_row() -> None:

@@ -94,8 +94,13 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
 
 
 def chosen_by(entry: Entry, option: str, value: Any) -> str:
-    """Who set an option of a row: the paper's Table I, a solved budget, the row, the suite, or the method's default."""
-    suite = entry.suite
+    """Who set an option of a row: the paper's Table I, a search, a solved budget, another row, the row, the suite, or the
+    method's default."""
+    suite, searched = entry.suite, entry.row.searched
+    if option == "full_steps" and entry.row.full_steps_of:
+        return f"the full steps of {entry.row.full_steps_of}"
+    if (searched is True and option == "full_steps") or (isinstance(searched, dict) and option in searched):
+        return "searched on calibration noise"
     if entry.row.target and option == entry.method.knob:
         return f"solved for the MACs of {entry.row.target}"
     stands_for = (suite.about.stands_for.name, suite.about.stands_for.resolution) if suite.about.stands_for else ("", 0)
