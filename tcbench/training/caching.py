@@ -117,7 +117,8 @@ def train(
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case TrainChainRouter():
                     shown = prompts or partial(default_prompts, adapter)
-                    table, losses = train_on_chains(adapter, method, stage, nfe, settings, shown, seed + number)
+                    of = adapter, method, stage, nfe, settings, shown, seed + number
+                    table, losses = train_on_chains(*of, unfinished, checkpointed)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case CalibrateReuse() | CalibrateMagnitudes():
                     shown = prompts or partial(default_prompts, adapter)
