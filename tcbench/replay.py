@@ -112,7 +112,8 @@ class Inputs:
 
     @torch.inference_mode()
     def fill(self, sample_index: Tensor) -> Prompt:
-        """Become another batch of as many samples; waits for nothing that the device still has to do.
+        """Become another batch of as many samples; waits for nothing that the device still has to do, unless `prompts`
+        does.
 
         Returns:
             what they show, as `prompts` said it
