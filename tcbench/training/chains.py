@@ -31,7 +31,7 @@ from tcbench.training.unfinished import Stateful, Unfinished, Weights
 Values = dict[Unit, Tensor]
 
 
-class Chain:
+class GatedChain:
     """One batch on its way from noise, with the branches' values that it stores; guidance may make several passes.
 
     Args:
@@ -100,7 +100,7 @@ class ChainTrainer:
 
     Args:
         logits: where to start, [S, G], rows counted from the last step; that of the first step is never used.
-        checkpointed: as `Chain` takes it.
+        checkpointed: as `GatedChain` takes it.
 
     Attributes:
         rows: the router's, as `logits`.
@@ -125,11 +125,11 @@ class ChainTrainer:
         self.optimiser = torch.optim.AdamW(self.rows[:-1], stage.learning_rate, weight_decay=0)
         self.proxy_S = torch.zeros(len(self.rows), dtype=torch.float64)
 
-    def chain(self, number: int) -> Chain:
+    def chain(self, number: int) -> GatedChain:
         """A batch of its own for every number."""
         index = CALIBRATION_INDEX + number * self.stage.batch_size + torch.arange(self.stage.batch_size)
         of = self.adapter, self.method, self.nfe, self.settings, self.prompts
-        return Chain(*of, index, self.checkpointed)
+        return GatedChain(*of, index, self.checkpointed)
 
     def row(self, step: int) -> Tensor:
         """The row of a step, in sampling order."""
@@ -214,7 +214,7 @@ def train_on_chains(
     Args:
         nfe: steps of the uncached reference.
         prompts: sample indices [n] -> what they show.
-        checkpointed: as `Chain` takes it.
+        checkpointed: as `GatedChain` takes it.
 
     Raises:
         UserError: the loss became NaN or infinite.
