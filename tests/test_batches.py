@@ -292,3 +292,28 @@ def test_a_gpu_that_cannot_capture_goes_on_one_by_one(
     else:
         assert_batches_are_those_one_by_one(row, Batches(row, as_they_are))
     assert says in capfd.readouterr().err
+
+
+class Waits(Stale):
+    """Has the host wait inside a step, so that the driver breaks the capture off."""
+
+    name = "waits"
+
+    def start(self, run: Run) -> "_Waiting":
+        return _Waiting(run.sample_index)
+
+
+class _Waiting(_Drawn):
+    def plan(self, look: Look) -> Plan:
+        assert self.index.sum().item() >= 0
+        return super().plan(look)
+
+
+@on_gpu
+def test_a_capture_that_the_driver_breaks_off_leaves_the_next_row_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    adapter = make_adapter("tiny-dit", "cuda")
+    for method in (Waits(), make_method("uncached", {})):
+        row = row_of(adapter, method)
+        assert_batches_are_those_one_by_one(row, Batches(row, as_they_are))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "its steps cannot be captured" in line
