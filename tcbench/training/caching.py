@@ -1,8 +1,8 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
 refiners (refiners.py), routers (routers.py, chains.py); and what uncached runs tell (calibration.py).
 
-All learn from pairs of neighbouring steps of the inference
-grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
+What learns neither along chains nor from uncached runs learns from pairs of neighbouring steps of the inference grid
+(tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
 (Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper leaves open.
 """
 
