@@ -9,16 +9,17 @@ computed depends on them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run
+from tcbench.method import Look, Method, Run, Table
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Rows, Site, Unit
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -74,15 +75,15 @@ class Gates:
         """
         import torch
 
-        size = self.run.nfe, len(self.sites), self.run.shape.width
+        size, device = (self.run.nfe, len(self.sites), self.run.shape.width), self.run.sample_index.device
         if (table := self.run.artefacts.tables.get("gates")) is None:
-            return torch.zeros(size)
+            return torch.zeros(size, device=device)
         if (len(table), len(table[0])) != (size[0] * size[1], size[2]):
             raise UserError(
                 f"the gates are {len(table)} lines of {len(table[0])} weights, the run has {size[0]} steps of "
                 f"{size[1]} parts of {size[2]} channels; use gates that were trained for this model and NFE"
             )
-        return torch.tensor(table).view(size)
+        return _on_device(table, device).view(size)
 
     def plan(self, look: Look) -> Plan:
         """Everything at first; then a decision at every part, when it is reached."""
@@ -107,3 +108,11 @@ class Gates:
 
         gate = shape.num_tokens * shape.width
         return Deferred(choose, like=ALL, macs=gate, least=NONE, sees="modulated")
+
+
+@lru_cache(maxsize=2)
+def _on_device(table: Table, device: "torch.device") -> "Tensor":
+    """A table where the model is; kept, because a captured graph cannot copy it."""
+    import torch
+
+    return torch.tensor(table, device=device)

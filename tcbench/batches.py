@@ -1,5 +1,6 @@
 """Many batches of one row: on a GPU the first as it is, those after it by captured steps (`tcbench.replay`)."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class Batches:
     def __init__(self, row: Row, decode: Decode, graphs: Graphs | None = None) -> None:
         self.row, self._decode, self._graphs = row, decode, graphs
         self._on_gpu = row.adapter.device.type != "cpu"
+        if self._on_gpu:
+            gc.collect()  # what another row captured goes: it refers to itself
         self._first: tuple[Tensor, Tensor] | None = None  # indices of the first batch, and its samples
         self._replay: Replay | None = None
         self._same: tuple[MacTotals, PlanRecord] | None = None  # what every captured batch computed, if it is the same
@@ -83,6 +86,7 @@ class Batches:
         if self._replay is None:
             self._replay = self._captured(index)
             if self._replay is None:
+                gc.collect()  # the room of what was captured is needed
                 return self._eagerly(index, traced)
         return self._replayed(self._replay, index)
 
@@ -108,7 +112,9 @@ class Batches:
 
     def _reason(self) -> str | None:
         """Why no batch can be captured, if so."""
-        if os.environ.get(GRAPHS) == "off":
+        if said := os.environ.get(GRAPHS):
+            if said != "off":
+                raise UserError(f"{GRAPHS}={said}: is not known; set it to off, or unset it")
             return f"{GRAPHS} is off"
         if self.row.method.decides == "host":
             return f"{self.row.method.name} decides on the host"
@@ -140,7 +146,8 @@ class Batches:
                     self._give_up("something that differs from batch to batch is fixed when its steps are captured")
                     return None
         except (RuntimeError, UserError) as error:  # a full GPU too: what is captured needs memory of its own
-            self._give_up(f"its steps cannot be captured ({str(error).splitlines()[0]})")
+            said = str(error) or type(error).__name__
+            self._give_up(f"its steps cannot be captured ({said.splitlines()[0]})")
             return None
         if not moved <= max(ROUNDING, 2 * torch.finfo(self.row.adapter.dtype).eps):
             self._give_up(f"captured steps give other samples (by {moved:.2g} of their size)")
@@ -194,7 +201,7 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _difference(x: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference as a share of what was expected; 0 if no bit differs, NaN counts as much."""
+    """Root mean square of the difference as a share of what was expected: 0 if no number differs, NaN if one is NaN."""
     if torch.equal(x, expected):
         return 0.0
     return ((x - expected).square().mean() / expected.square().mean()).sqrt().item()

@@ -101,8 +101,9 @@ def _noise_level(live: LiveStep) -> "Tensor":
         raise UserError("the sampler of this run walks no chain of noise levels; decide without them")
     import torch
 
-    level = torch.tensor(live.run.noise_levels[live.step], device=live.x_RND.device)
-    return level.expand(len(live.x_RND), -1)
+    rows, device = len(live.x_RND), live.x_RND.device
+    # filled on the device: a captured graph cannot copy from the host
+    return torch.stack([torch.full((rows,), scale, device=device) for scale in live.run.noise_levels[live.step]], dim=1)
 
 
 def _of_image(live: LiveStep, stream: "Tensor", dim: int = 1) -> "Tensor":

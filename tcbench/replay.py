@@ -64,9 +64,22 @@ class CudaGraphs:
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
-        with torch.cuda.stream(self._stream):
-            yield
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        except BaseException:
+            self._leave()
+            raise
         torch.cuda.synchronize()
+
+    def _leave(self) -> None:
+        """Tell torch's allocator that a capture is over that the driver broke off, as it does where the host waits for
+        the device. `capture_end` fails then before it says so, and as long as a capture runs no cached memory is freed,
+        which the next row's captures begin with."""
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # none runs: the capture ended as it should
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
 
     def begin(self) -> Graph:
         """Capture what this thread enqueues; others may go on using the device."""
@@ -112,7 +125,8 @@ class Inputs:
 
     @torch.inference_mode()
     def fill(self, sample_index: Tensor) -> Prompt:
-        """Become another batch of as many samples; waits for nothing that the device still has to do.
+        """Become another batch of as many samples; waits for nothing that the device still has to do, unless `prompts`
+        does.
 
         Returns:
             what they show, as `prompts` said it

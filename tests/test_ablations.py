@@ -200,7 +200,7 @@ def test_a_variant_that_changes_nothing_takes_its_rows_samples(tmp_path, suite, 
     sample.sample_rows([ablation[row]])
     monkeypatch.chdir(tmp_path / "after")
     sample.sample_rows([suite["nfe4-uncached"]])
-    monkeypatch.setattr(sample, "sample_batch", None)
+    monkeypatch.setattr(sample, "Batches", None)
     sample.sample_rows([ablation[row]])
     alone, after = (shards(tmp_path / folder / ablation.folder) for folder in ("alone", "after"))
     assert len(alone) == 2 and alone == after
@@ -210,7 +210,7 @@ def test_more_samples_keep_those_that_there_are(tmp_path, suite, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample.sample_rows([suite["nfe4-uncached"]])
     before, sampled = shards(suite.folder), []
-    monkeypatch.setattr(sample, "_sample_shard", lambda entry, number, *rest: sampled.append(number))
+    monkeypatch.setattr(sample, "_sample_shards", lambda entry, numbers, *rest: sampled.extend(numbers))
     monkeypatch.setattr(sample, "_write_manifest", lambda *_, **__: None)
     sample.sample_rows([load_suite(changed(tmp_path, "count: 8", "count: 10"))["nfe4-uncached"]])
     sample.sample_rows([load_suite(changed(tmp_path, "traced: 4", "traced: 2"))["nfe4-uncached"]])

@@ -192,6 +192,25 @@ def test_what_cannot_be_captured_is_sampled_one_by_one_and_said(
     assert line.startswith("row: batches are sampled one by one: ") and says in line
 
 
+class NoGraphs(RecordedGraphs):
+    def begin(self) -> RecordedGraph:
+        raise RuntimeError  # as a driver may, without a word
+
+
+def test_a_capture_that_fails_and_one_that_is_switched_off(
+    tiny: Adapter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    row = row_of(tiny, make_method("uncached", {}))
+    assert_batches_are_those_one_by_one(row, Batches(row, as_they_are, NoGraphs()))
+    monkeypatch.setenv("TCBENCH_GRAPHS", "off")
+    assert_batches_are_those_one_by_one(row, Batches(row, as_they_are, RecordedGraphs()))
+    failed, off = capfd.readouterr().err.splitlines()
+    assert failed.endswith("its steps cannot be captured (RuntimeError)") and off.endswith("TCBENCH_GRAPHS is off")
+    monkeypatch.setenv("TCBENCH_GRAPHS", "no")
+    with pytest.raises(UserError, match="TCBENCH_GRAPHS=no: is not known; set it to off, or unset it"):
+        Batches(row, as_they_are, RecordedGraphs())
+
+
 def test_counts_that_the_device_knows_are_accounted_for_batch_by_batch(tiny: Adapter) -> None:
     """TokenCache's shares of blocks follow the batch's scores, and so do its MACs."""
     row = row_of(tiny, make_method("tokencache", METHODS["tokencache"] | {"allocation": "batch"}))
@@ -273,3 +292,28 @@ def test_a_gpu_that_cannot_capture_goes_on_one_by_one(
     else:
         assert_batches_are_those_one_by_one(row, Batches(row, as_they_are))
     assert says in capfd.readouterr().err
+
+
+class Waits(Stale):
+    """Has the host wait inside a step, so that the driver breaks the capture off."""
+
+    name = "waits"
+
+    def start(self, run: Run) -> "_Waiting":
+        return _Waiting(run.sample_index)
+
+
+class _Waiting(_Drawn):
+    def plan(self, look: Look) -> Plan:
+        assert self.index.sum().item() >= 0
+        return super().plan(look)
+
+
+@on_gpu
+def test_a_capture_that_the_driver_breaks_off_leaves_the_next_row_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    adapter = make_adapter("tiny-dit", "cuda")
+    for method in (Waits(), make_method("uncached", {})):
+        row = row_of(adapter, method)
+        assert_batches_are_those_one_by_one(row, Batches(row, as_they_are))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "its steps cannot be captured" in line

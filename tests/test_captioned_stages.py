@@ -1,10 +1,13 @@
 """Captions through the stages: trained on some, sampled for held-out ones, and in the order of the samples."""
 
 from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pytest
 import torch
 
+from tcbench.batches import Batches
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.data.captions import decode, is_held_out
@@ -12,6 +15,7 @@ from tcbench.errors import UserError
 from tcbench.record.files import read_json
 from tcbench.record.sources import source_files
 from tcbench.registry import data_source
+from tcbench.stages import sample
 from tcbench.stages.conditioning import Captions, load_captions, load_examples
 from tcbench.stages.diagnose import diagnose_row
 from tcbench.stages.latency import measure_latency
@@ -29,12 +33,24 @@ def suite() -> Suite:
     return load_suite(SMOKE)
 
 
+class OneAtATime(Batches):
+    """Those of a row, when those of the row before are gone: on a GPU they hold captured steps."""
+
+    alive: ClassVar[WeakSet[Batches]] = WeakSet()
+
+    def __init__(self, *arguments: Any) -> None:
+        assert not self.alive
+        super().__init__(*arguments)
+        self.alive.add(self)
+
+
 @pytest.fixture(scope="module")
 def finished(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the suite was trained, sampled, timed and diagnosed."""
     folder = tmp_path_factory.mktemp("captioned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(sample, "Batches", OneAtATime)
         train_row(suite["nfe3-tokencache"])
         sample_rows(suite.entries)
         measure_latency(suite)

@@ -11,6 +11,7 @@ from tcbench.data import Dataset
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Table
 from tcbench.models.adapter import Adapter
+from tcbench.precision import mixed
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import default_prompts, sample_batch
@@ -61,7 +62,15 @@ def test_steps_weigh_what_their_gates_change(adapter: Adapter) -> None:
     logits[NFE - 1 - 2] = -1e3
     trainer = trainer_at(adapter, logits)
     trainer.weigh_steps(0)
-    assert trainer.proxies[2] > 0 and trainer.proxies[1] == trainer.proxies[3] == 0
+    assert trainer.proxy_S[2] > 0 and trainer.proxy_S[1] == trainer.proxy_S[3] == 0
+
+
+def test_guidance_and_sampler_are_float32_where_products_are_of_16_bits(adapter: Adapter) -> None:
+    chain = trainer_at(adapter, torch.zeros(NFE, len(adapter.shape.sites))).chain(0)
+    with mixed(adapter.device, "bf16"), torch.no_grad():
+        outputs, used = chain.outputs(0, {})
+    assert {value.dtype for value in used[0].values()} == {torch.bfloat16}
+    assert {output.dtype for output in outputs} == {torch.float32}
 
 
 @pytest.mark.parametrize(("cost_weight", "rises"), [(1e-12, True), (1.0, False)])

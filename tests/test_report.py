@@ -401,7 +401,8 @@ def test_tables_and_figures_render_to_the_same_bytes(rows, tmp_path):
         figures.save(figures.figure_quality(make_rows(), FLOOR), tmp_path / folder, "quality")
         save_grid(grid([np.zeros((2, 16, 16), np.uint8)], ["DiT"]), tmp_path / folder / "grid.png")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["grid.png", "quality.png", "quality.svg", *(f"table2.{e}" for e in ("csv", "html", "md", "tex"))]
+    faces = [f"table2.{kind}" for kind in ("csv", "html", "json", "md", "tex")]
+    assert names == ["grid.png", "quality.png", "quality.svg", *faces]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 

@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "predictor_learning_rate": 1e-3,
     },
     "learning_to_cache": {"iterations": 6, "batch_size": 2},
+    "harmonica": {"iterations": 4, "batch_size": 2, "refresh": 2},
 }  # fmt: skip
 
 
@@ -79,11 +80,14 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
 
 
-@pytest.mark.parametrize(("name", "deaths"), [("tokencache", [0, 11, 7]), ("learning_to_cache", [4])])
+@pytest.mark.parametrize(
+    ("name", "deaths"), [("tokencache", [0, 11, 7]), ("learning_to_cache", [4]), ("harmonica", [10])]
+)
 def test_a_killed_training_ends_with_the_same_bits(
     model: Adapter, data: Dataset, name: str, deaths: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The predictor's training dies before its first step and behind an evaluation, the refiners' in the middle."""
+    """The predictor's training dies before its first step and behind an evaluation, the refiners' in the middle, and
+    that along chains where the weights of steps are not measured anew."""
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     for steps in deaths:
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -92,11 +96,24 @@ def test_a_killed_training_ends_with_the_same_bits(
     kept = Unfinished(tmp_path / "state", "key")
     assert [*tmp_path.rglob("*.pt")], "nothing was kept"
     with monkeypatch.context() as patch:
-        killed_after(patch, 8)  # of the stages' 13 and 12 steps, or 6, most are done
+        killed_after(patch, 8)  # of the stages' 13 and 12 steps, or 6, or 12, most are done
         resumed = made(model, data, name, kept)
     assert same(resumed, made(model, data, name))
+    (tmp_path / "state" / ".stage-0.pt.1.tmp").touch()  # as a kill leaves it
     kept.remove()
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("how", ["cut off", "changed"])
+def test_a_damaged_state_is_not_gone_on_from(
+    model: Adapter, data: Dataset, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    whole = made(model, data, "learning_to_cache", Unfinished(tmp_path, "key"))
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:1000] if how == "cut off" else content.replace(b"key", b"kex"))
+    assert same(made(model, data, "learning_to_cache", Unfinished(tmp_path, "key")), whole)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -121,5 +138,6 @@ def test_what_learns_is_float32_where_products_are_of_16_bits(model: Adapter, da
     assert all(tensor.dtype == torch.float32 for tensor in learnt)
     for one, other in zip(exact["log"]["stages"], rounded["log"]["stages"], strict=True):
         for key in {"cache_loss", "training_loss"} & one.keys():
-            # bfloat16's rounding adds its own variance, a tenth of errors as small as an untrained model makes
-            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.2)
+            # bfloat16's rounding adds its own variance: a tenth of the errors of an untrained model, a third of those
+            # along chains, all of those at full steps
+            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.2, abs=1.3e-5)

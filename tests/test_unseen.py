@@ -15,6 +15,7 @@ from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 FEW_FREE = {"num_full_steps": 5, "refiner_blocks": 1}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "dbcache": [{"first_blocks": 1, "last_blocks": 1}],
     "fewer_steps": [{"steps": 5}],
     "fora": [{}, {"num_full_steps": 7}],
     "no_tokens": [FEW_FREE, FEW_FREE | {"schedule": "adaptive"}],

@@ -11,7 +11,7 @@ from tcbench.golden.compare import largest_errors
 from tcbench.golden.sampling import case_run
 from tcbench.method import Artefacts
 from tcbench.registry import make_method
-from tcbench.training.calibration import Magnitudes, Observer, ReuseErrors, observe
+from tcbench.training.calibration import BranchErrors, Magnitudes, Observer, observe
 
 
 def run_calibration(case: Case) -> dict[str, float]:
@@ -20,7 +20,7 @@ def run_calibration(case: Case) -> dict[str, float]:
     lookahead, parts = int(case.number("calibration_lookahead")), tuple(adapter.shape.kinds)
     if case.setting("components") != list(parts):
         raise Unsupported(f"components {case.setting('components')!r} are not {', '.join(parts)}")
-    curves = ReuseErrors(adapter.shape, run.nfe, lookahead)
+    curves = BranchErrors(adapter.shape, run.nfe, lookahead)
     _observe(case, curves)
     by_block = curves.by_block().unflatten(0, (-1, len(parts))).transpose(0, 1)
     errors = largest_errors(case, {"error": by_block, "error_mean": curves.by_part()}, case.expected)

@@ -1,5 +1,6 @@
 """The Cache Predictor (Sec. III-C): one DiT block and a linear head, a score for every token in every block at once."""
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,8 @@ class CachePredictor(nn.Module):
     def forward(self, compute: ComputesBlocks, x_RND: Tensor, condition: Any) -> Tensor:
         """Scores in (0, 1), float32 whatever the model's dtype, because close scores must stay distinct: [R, L, N]."""
         x = compute.block(self.block, x_RND, condition)[:, self.joint_text :]
-        with torch.autocast(x.device.type, enabled=False):
+        # where a dtype is mixed in; the device of shapes alone has no autocast
+        with torch.autocast(x.device.type, enabled=False) if x.device.type != "meta" else nullcontext():
             return token_scores(x, self.head.weight, self.head.bias, backend=compute.backend)
 
     macs = staticmethod(predictor_macs)

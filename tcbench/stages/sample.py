@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from tcbench.artefacts import artefacts_digest
 from tcbench.aside import Aside
 from tcbench.batches import Batches, Finish, Row
 from tcbench.config.suite import Entry, Suite
+from tcbench.data import Decode
 from tcbench.data.source import PromptSet
-from tcbench.record.files import digest, is_whole, kept_tensors, peek, read_metadata, seal, write_tensors
+from tcbench.record.files import digest, kept_tensors, peek, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
 from tcbench.record.shards import misshapen
@@ -83,24 +84,22 @@ def sample_rows(entries: Iterable[Entry]) -> None:
             entry.manifest.unlink(missing_ok=True)
             decode = decode or load_decoder(suite)
             adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
-            ready = ready_row(entry, adapter)
-            batches = Batches(
-                Row(
-                    entry.name,
-                    ready.adapter,
-                    ready.method,
-                    ready.nfe,
-                    sampler_settings(entry),
-                    ready.artefacts,
-                    shown,
-                ),
-                decode,
-            )
-            with Aside(SHARDS_WAITING if adapter.device.type != "cpu" else 0) as aside:
-                for number in tqdm(missing, desc=f"sample {entry.name}", unit="shard", mininterval=1):
-                    sampled = [batches(*asked) for asked in _batches(suite, number)]
-                    aside(_write_shard, entry, number, fingerprint, ready, shown, sampled)
+            _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode)
         _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
+
+
+def _sample_shards(
+    entry: Entry, numbers: Sequence[int], fingerprint: str, ready: ReadyRow, shown: Shown | None, decode: Decode
+) -> None:
+    """Sample and write some shards of a row. What it holds on the device, captured steps and merged weights, is in use
+    no more when it ends: the next row needs the room."""
+    settings = sampler_settings(entry)
+    row = Row(entry.name, ready.adapter, ready.method, ready.nfe, settings, ready.artefacts, shown)
+    batches = Batches(row, decode)
+    with Aside(SHARDS_WAITING if ready.adapter.device.type != "cpu" else 0) as aside:
+        for number in tqdm(numbers, desc=f"sample {entry.name}", unit="shard", mininterval=1):
+            sampled = [batches(*asked) for asked in _batches(entry.suite, number)]
+            aside(_write_shard, entry, number, fingerprint, ready, shown, sampled)
 
 
 def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool:
@@ -110,12 +109,15 @@ def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool
     samples compares them.
     """
     path = entry.shard(number)
+    if compare:
+        held = _held(entry.suite, number, path, fingerprint)
+        return held is not None and held[0]["x0"].shape[1] == _traced(entry.suite, number)
     header = peek(path, "index", "x0")
     if header is None or header.metadata.get("fingerprint") != fingerprint:
         return False
     if header.shapes["index"] != [len(shards(entry.suite)[number])]:
         return False
-    return header.shapes["x0"][1] == _traced(entry.suite, number) and (not compare or is_whole(path))
+    return header.shapes["x0"][1] == _traced(entry.suite, number)
 
 
 def _take_over(entry: Entry, number: int, fingerprint: str) -> bool:
@@ -214,7 +216,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "shards": {path.name: seal(path) for path in paths},
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.sampling_dtypes),
         },
     )
 

@@ -67,7 +67,7 @@ def search_row(entry: Entry) -> None:
             "ended": ended,
             "settings": entry.settings("search"),
             "artefacts": artefacts_digest(entry.artefacts) if entry.artefacts else None,
-            "provenance": collect(suite.model_dump(mode="json"), [settings.seed], started),
+            "provenance": collect(suite.model_dump(mode="json"), [settings.seed], started, suite.dtypes),
         },
     )
 

@@ -4,7 +4,6 @@ A captioned suite's text encoder is trained with its denoiser and written beside
 """
 
 import copy
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +24,9 @@ from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, make_adapter, save_transformer
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
-from tcbench.record.files import Damaged, check_seal, sealed, write_json, write_tensors
+from tcbench.record.files import Damaged, check_seal, write_json, write_tensors
 from tcbench.training.running import deterministic, provenance, require_finite
+from tcbench.training.unfinished import write_state
 
 
 class PretrainRecipe(BaseModel):
@@ -204,10 +204,7 @@ class _State:
         """Write the state after an iteration."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"generator": generator.get_state(), "iteration": iteration, "history": history}
-        content = io.BytesIO()  # torch's own writer has other exceptions for a full disk
-        torch.save(state | {"metadata": self.metadata}, content)
-        with sealed(self.path) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        write_state(self.path, state | {"metadata": self.metadata})
 
     def load(self, generator: torch.Generator) -> tuple[int, list[dict[str, float]]]:
         """Restore the state, if there is one: (iterations done, history).

@@ -1,8 +1,8 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
 refiners (refiners.py), routers (routers.py, chains.py); and what uncached runs tell (calibration.py).
 
-All learn from pairs of neighbouring steps of the inference
-grid (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
+What learns neither along chains nor from uncached runs learns from pairs of neighbouring steps of the inference grid
+(tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
 (Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper leaves open.
 """
 
@@ -117,7 +117,8 @@ def train(
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case TrainChainRouter():
                     shown = prompts or partial(default_prompts, adapter)
-                    table, losses = train_on_chains(adapter, method, stage, nfe, settings, shown, seed + number)
+                    of = adapter, method, stage, nfe, settings, shown, seed + number
+                    table, losses = train_on_chains(*of, unfinished, checkpointed)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
                 case CalibrateReuse() | CalibrateMagnitudes():
                     shown = prompts or partial(default_prompts, adapter)

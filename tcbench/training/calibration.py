@@ -52,7 +52,7 @@ class Observer(Protocol):
         """What is known by now."""
 
 
-class ReuseErrors:
+class BranchErrors:
     """The relative L1 distance of every branch's output to that of later steps, over all rows together.
 
     The denominator is the *later* output, as in the reference.
@@ -147,7 +147,7 @@ def calibrate(
     """
     steps, shape = method.sampled_steps(nfe), adapter.shape
     observer: Observer = (
-        ReuseErrors(shape, steps, stage.lookahead) if isinstance(stage, CalibrateReuse) else Magnitudes(shape, steps)
+        BranchErrors(shape, steps, stage.lookahead) if isinstance(stage, CalibrateReuse) else Magnitudes(shape, steps)
     )
     every = CALIBRATION_INDEX + torch.arange(stage.samples)
     for index in tqdm(every.split(BATCH), desc="calibrate", mininterval=1):

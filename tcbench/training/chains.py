@@ -26,21 +26,30 @@ from tcbench.trainable import TrainChainRouter
 from tcbench.training.pairs import CALIBRATION_INDEX
 from tcbench.training.routers import LOGIT_BOUND
 from tcbench.training.running import check_finite
+from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 Values = dict[Unit, Tensor]
 
 
-class Chain:
+class GatedChain:
     """One batch on its way from noise, with the branches' values that it stores; guidance may make several passes.
 
     Args:
         index: of the samples, int64 [n].
+        checkpointed: blocks are computed again for the gradient (`soft_hidden`).
     """
 
     def __init__(
-        self, adapter: Adapter, method: Method, nfe: int, settings: SamplerSettings, prompts: Prompts, index: Tensor
+        self,
+        adapter: Adapter,
+        method: Method,
+        nfe: int,
+        settings: SamplerSettings,
+        prompts: Prompts,
+        index: Tensor,
+        checkpointed: bool = False,
     ) -> None:
-        self.adapter = adapter
+        self.adapter, self.checkpointed = adapter, checkpointed
         self.sampler, self.run = start_run(adapter, method, nfe, settings, index, Artefacts())
         self.x = initial_noise(adapter, settings.seed, index).to(adapter.device)
         self.engines = [Engine(adapter, self.run) for _ in range(self.run.guidance.passes)]
@@ -49,7 +58,7 @@ class Chain:
         self.stored: list[Values] = [{} for _ in self.engines]
 
     def outputs(self, step: int, gates: Mapping[Unit, Tensor]) -> tuple[list[Tensor], list[Values]]:
-        """The model's output [R, C, ...] and what it used of every branch [R, N, D], by pass.
+        """The model's output [R, C, ...], in the latents' dtype, and what it used of every branch [R, N, D], by pass.
 
         Args:
             gates: how much of a branch is computed; empty: everything is.
@@ -59,8 +68,8 @@ class Chain:
         for engine, context, stored in zip(self.engines, self.contexts, self.stored, strict=True):
             tokens, condition = engine.embed(step, latents, context)
             values: Values = {}
-            hidden = soft_hidden(self.adapter, tokens, condition, gates, stored, used=values)
-            outputs.append(self.adapter.unembed(hidden, condition))
+            hidden = soft_hidden(self.adapter, tokens, condition, gates, stored, None, self.checkpointed, values)
+            outputs.append(self.adapter.unembed(hidden, condition).to(self.x.dtype))
             used.append(values)
         return outputs, used
 
@@ -91,6 +100,11 @@ class ChainTrainer:
 
     Args:
         logits: where to start, [S, G], rows counted from the last step; that of the first step is never used.
+        checkpointed: as `GatedChain` takes it.
+
+    Attributes:
+        rows: the router's, as `logits`.
+        proxy_S: what the error of every step is weighed with; float64 [S] on the CPU.
     """
 
     def __init__(
@@ -102,18 +116,20 @@ class ChainTrainer:
         settings: SamplerSettings,
         prompts: Prompts,
         logits: Tensor,
+        checkpointed: bool = False,
     ) -> None:
         self.adapter, self.method, self.stage = adapter, method, stage
-        self.nfe, self.settings, self.prompts = nfe, settings, prompts
+        self.nfe, self.settings, self.prompts, self.checkpointed = nfe, settings, prompts, checkpointed
         self.rows = [nn.Parameter(row.to(adapter.device, copy=True)) for row in logits]
         self.rows[-1].requires_grad_(False).fill_(LOGIT_BOUND)
         self.optimiser = torch.optim.AdamW(self.rows[:-1], stage.learning_rate, weight_decay=0)
-        self.proxies: dict[int, float] = {}
+        self.proxy_S = torch.zeros(len(self.rows), dtype=torch.float64)
 
-    def chain(self, number: int) -> Chain:
+    def chain(self, number: int) -> GatedChain:
         """A batch of its own for every number."""
         index = CALIBRATION_INDEX + number * self.stage.batch_size + torch.arange(self.stage.batch_size)
-        return Chain(self.adapter, self.method, self.nfe, self.settings, self.prompts, index)
+        of = self.adapter, self.method, self.nfe, self.settings, self.prompts
+        return GatedChain(*of, index, self.checkpointed)
 
     def row(self, step: int) -> Tensor:
         """The row of a step, in sampling order."""
@@ -131,7 +147,7 @@ class ChainTrainer:
         for step in range(1, len(self.rows)):
             acting.add(step)
             after = self._final(number, acting)
-            self.proxies[step] = (after - before).square().mean().item()
+            self.proxy_S[step] = (after - before).square().mean().item()
             before = after
 
     def _final(self, number: int, acting: set[int]) -> Tensor:
@@ -165,7 +181,7 @@ class ChainTrainer:
             outputs, used = chain.outputs(step, gates)
             data = (chain.guided(outputs) - target).square().mean()
             opened = self.row(step).sigmoid().sum()
-            loss = self.proxies[step] * data + self.stage.cost_weight * opened
+            loss = self.proxy_S[step].item() * data + self.stage.cost_weight * opened
             check_finite(loss.detach(), self.stage, number)
             self.optimiser.zero_grad()
             loss.backward()
@@ -190,21 +206,27 @@ def train_on_chains(
     settings: SamplerSettings,
     prompts: Prompts,
     seed: int,
+    unfinished: Unfinished,
+    checkpointed: bool = False,
 ) -> tuple[Table, dict[str, list[float]]]:
     """Train a router from random logits, on noise and prompts alone.
 
     Args:
         nfe: steps of the uncached reference.
         prompts: sample indices [n] -> what they show.
+        checkpointed: as `GatedChain` takes it.
 
     Raises:
         UserError: the loss became NaN or infinite.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(method.sampled_steps(nfe), len(adapter.shape.sites), generator=generator)
-    trainer = ChainTrainer(adapter, method, stage, nfe, replace(settings, seed=seed), prompts, logits)
+    trainer = ChainTrainer(adapter, method, stage, nfe, replace(settings, seed=seed), prompts, logits, checkpointed)
     history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": []}
-    progress = tqdm(range(stage.iterations), desc=f"train {stage.name}", mininterval=1)
+    learnt = Weights({"proxies": trainer.proxy_S, **{str(number): row for number, row in enumerate(trainer.rows)}})
+    parts: dict[str, Stateful] = {"rows": learnt, "optimiser": trainer.optimiser}
+    left = unfinished.stage(generator, history, parts).iterations(stage.iterations)
+    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for number in progress:
         data, opened = trainer.train(number)
         if number % max(1, stage.iterations // 50) == 0 or number == stage.iterations - 1:

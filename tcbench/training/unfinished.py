@@ -4,6 +4,8 @@ Everything random is drawn from one generator, so what a stage has learnt, its o
 of iterations are all that there is. A stage that is over is gone through again from its last state.
 """
 
+import io
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tcbench.record.files import atomic
+from tcbench.record.files import is_whole, sealed
 
 EVERY = 120.0
 """Seconds of training between two states."""
@@ -45,12 +47,24 @@ class Weights:
                 tensor.copy_(state[name])
 
 
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what `torch.save` takes, sealed.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    content = io.BytesIO()  # torch's own writer has other exceptions for a full disk
+    torch.save(state, content)
+    with sealed(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
 class Stage:
     """The iterations of one stage of training.
 
     Args:
         path: its file; None keeps no state.
-        key: identifies the run; a state of another one is not gone on from.
+        key: identifies the run; a state of another one is not gone on from, nor one that is damaged.
         generator: that everything is drawn from, on the CPU.
         history: lists that the loop appends to.
         parts: what else changes from iteration to iteration.
@@ -81,12 +95,11 @@ class Stage:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         said = {"key": self._key, "done": done, "history": self._history, "generator": self._generator.get_state()}
-        with atomic(self._path) as temporary:
-            torch.save(said | {"parts": state}, temporary)
+        write_state(self._path, said | {"parts": state})
 
     def _load(self) -> int:
-        """Go back to the state, if there is one; how many iterations are done."""
-        if self._path is None or not self._path.exists():
+        """Go back to the state, if there is one that is whole; how many iterations are done."""
+        if self._path is None or not is_whole(self._path):
             return 0
         state = torch.load(self._path, map_location="cpu", weights_only=True)
         if state["key"] != self._key:
@@ -124,7 +137,5 @@ class Unfinished:
 
     def remove(self) -> None:
         """The training is over and its results are written."""
-        if self._folder is not None and self._folder.is_dir():
-            for path in self._folder.glob("stage-*.pt"):
-                path.unlink()
-            self._folder.rmdir()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # with what a kill left half-written
