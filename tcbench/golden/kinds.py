@@ -61,7 +61,7 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
     options = {
         "fresh_ratio": case.number("fresh_ratio"),
         "interval": int(case.number("fresh_threshold")),
-        "schedule": schedule.removeprefix("ToCa-"),
+        "schedule": "ddpm250" if schedule == "linear-layerwise" else schedule.removeprefix("ToCa-"),
         "soft_fresh_weight": case.number("soft_fresh_weight"),
     }
     if case.pixart:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tcbench.artefacts import as_table, schedule_table
+from tcbench.errors import UserError
 from tcbench.golden.calibration import ratios_error
-from tcbench.golden.case import Case
+from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import compare, largest_errors
 from tcbench.golden.sampling import Given, Outcome, sample_case, sampler_of
 from tcbench.method import Artefacts
@@ -60,8 +61,16 @@ class Rival:
     more: Callable[[Case, Outcome], dict[str, float]] = lambda case, outcome: {}
 
     def run(self, case: Case) -> dict[str, float]:
-        """The largest error by quantity."""
-        method = make_method(self.method, self.options(case))
+        """The largest error by quantity.
+
+        Raises:
+            Unsupported: settings that ours does not have.
+        """
+        options = self.options(case)
+        try:
+            method = make_method(self.method, options)
+        except UserError as error:
+            raise Unsupported(str(error)) from error
         outcome = sample_case(case, method, self.artefacts(case), self.given(case))
         wanted = {name: ours(outcome) for name, ours in self.quantities.items() if name in case.expected}
         return compare(case, outcome) | largest_errors(case, wanted, case.expected) | self.more(case, outcome)
@@ -113,6 +122,17 @@ def _magcache(case: Case) -> dict[str, Any]:
     return named(case)
 
 
+def _seacache(case: Case) -> dict[str, Any]:
+    named = settings(
+        threshold="threshold",
+        order="residual_order",
+        power="power_exp",
+        first_steps="retention_steps",
+        last_steps="cache_end_steps",
+    )
+    return named(case) | {"max_continuous": case.setting("max_consecutive_cached") or None}
+
+
 def _change(outcome: Outcome) -> Tensor:
     return torch.tensor([state["change"] for state in outcome.states], dtype=torch.float64)
 
@@ -127,14 +147,7 @@ RIVALS: dict[str, Rival] = {
     "magcache": Rival("magcache", _magcache, tolerances={"mag_ratios": 2e-5}, more=lambda case, _: ratios_error(case)),
     "seacache": Rival(
         "seacache",
-        settings(
-            threshold="threshold",
-            order="residual_order",
-            max_continuous="max_consecutive_cached",
-            power="power_exp",
-            first_steps="retention_steps",
-            last_steps="cache_end_steps",
-        ),
+        _seacache,
         quantities={"distance": number_read, "accumulated": _change},
     ),
 }
