@@ -21,7 +21,8 @@ class TaylorSeer(Method):
         interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 7 are
             published.
         order: of the polynomial; 0 holds.
-        first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code.
+        first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code, 3 in that for
+            FLUX. Of 3 or more theirs takes quotients from the last two alone, this from all of them.
         num_full_steps: instead of `interval`: this many full steps, those after the first ones spread evenly.
         full_steps: a list of them, in the place of all that places them.
         schedule: when steps are full. `counted` is the authors' code: the counter starts at the last of the first
