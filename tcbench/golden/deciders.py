@@ -10,7 +10,7 @@ from torch import Tensor
 from tcbench.artefacts import as_table
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import compare_choices, largest_errors
-from tcbench.golden.rivals import Rival, settings
+from tcbench.golden.rivals import Rival, router_of, settings
 from tcbench.golden.sampling import Given, Outcome
 from tcbench.method import Artefacts
 from tcbench.partial import Row
@@ -97,17 +97,15 @@ def _procache(case: Case) -> dict[str, Any]:
     return options
 
 
+def _router_if_any(case: Case) -> Artefacts:
+    return router_of(case) if "router_prob" in case.expected else Artefacts()
+
+
 def _goc(case: Case) -> dict[str, Any]:
     options = settings(extrapolated_steps="extrapolated_steps", weight="weight")(case)
     if "router_prob" in case.expected:
         return options | {"base": "learning_to_cache", "threshold": case.number("thres")}
     return options | {"reused_steps": case.setting("reused_steps")}
-
-
-def _router(case: Case) -> Artefacts:
-    """The router that a case stores, if any."""
-    router = case.expected.get("router_prob")
-    return Artefacts() if router is None else Artefacts(tables={"router": as_table(router)})
 
 
 def _verified(outcome: Outcome) -> Tensor:
@@ -229,7 +227,7 @@ DECIDERS: dict[str, Rival] = {
         tolerances={"fresh_ratio": 1e-6},
         more=_partial_choices,
     ),
-    "goc": Rival("goc", _goc, _router),
+    "goc": Rival("goc", _goc, _router_if_any),
     "procache": Rival(
         "procache",
         _procache,

@@ -87,7 +87,8 @@ def number_read(outcome: Outcome) -> Tensor:
     return torch.tensor(last, dtype=torch.float64)
 
 
-def _router(case: Case) -> Artefacts:
+def router_of(case: Case) -> Artefacts:
+    """The router that a case stores."""
     return Artefacts(tables={"router": as_table(case.expected["router_prob"])})
 
 
@@ -141,7 +142,7 @@ RIVALS: dict[str, Rival] = {
     "taylorseer": Rival("taylorseer", settings(interval="interval", order="max_order", first_enhance="first_enhance")),
     "taylorseer_diffusers": Rival("taylorseer", _taylorseer_of_diffusers),
     "smoothcache": Rival("smoothcache", lambda _: {}, _schedule),
-    "harmonica": Rival("harmonica", settings(threshold="thres"), _router),
+    "harmonica": Rival("harmonica", settings(threshold="thres"), router_of),
     "fbcache": Rival("first_block", settings(threshold="threshold"), quantities={"diff": number_read}),
     "dbcache": Rival("dbcache", _dbcache, quantities={"diff": number_read}),
     "magcache": Rival("magcache", _magcache, tolerances={"mag_ratios": 2e-5}, more=lambda case, _: ratios_error(case)),
