@@ -7,7 +7,7 @@ step, and all orders share one divisor, the distance of the last two full steps.
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Forecast, Plan, Span, Unit, every_unit
@@ -20,7 +20,7 @@ class TaylorSeer(Method):
     Options:
         interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 7 are
             published.
-        order: of the polynomial; 0 holds.
+        order: of the polynomial; lower as long as fewer full steps lie behind; 0 holds.
         first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code, 3 in that for
             FLUX. Of 3 or more theirs takes quotients from the last two alone, this from all of them.
         num_full_steps: instead of `interval`: this many full steps, those after the first ones spread evenly.
@@ -38,7 +38,7 @@ class TaylorSeer(Method):
     knob = "num_full_steps"
 
     interval: PositiveInt | None = None
-    order: int = Field(4, ge=0, le=4)
+    order: NonNegativeInt = Field(4, le=8)
     first_enhance: PositiveInt = 2
     num_full_steps: PositiveInt | None = None
     full_steps: StepList | None = None
