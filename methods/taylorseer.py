@@ -18,7 +18,7 @@ class TaylorSeer(Method):
     """Forecast branch outputs before their gates.
 
     Options:
-        interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 7 are
+        interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 9 are
             published.
         order: of the polynomial; lower as long as fewer full steps lie behind; 0 holds.
         first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code, 3 in that for
