@@ -285,16 +285,23 @@ class Suite(Strict):
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
 
     @property
-    def dtypes(self) -> dict[str, Dtype]:
-        """What the `denoiser`, `training` and the `autoencoder`, if there is one, compute in."""
+    def sampling_dtypes(self) -> dict[str, Dtype]:
+        """What the `denoiser` and the `autoencoder`, if there is one, compute in; `training` is not looked at."""
         model, on_gpu = self.model, self.model.device == "cuda"
-        denoiser = model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
-        learnt: Dtype = "bf16" if denoiser == "fp16" else denoiser  # whose gradients would underflow
-        dtypes: dict[str, Dtype] = {"denoiser": denoiser, "training": self.training.dtype or learnt}
+        dtypes: dict[str, Dtype] = {
+            "denoiser": model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
+        }
         if model.latents:
             reference: Dtype = "fp16" if model.latents.kind == "wf" else "tf32"
             dtypes["autoencoder"] = model.latents.dtype or (reference if on_gpu else "fp32")
         return dtypes
+
+    @property
+    def dtypes(self) -> dict[str, Dtype]:
+        """The same, and what `training` computes in."""
+        dtypes = self.sampling_dtypes
+        learnt: Dtype = "bf16" if dtypes["denoiser"] == "fp16" else dtypes["denoiser"]  # gradients would underflow
+        return dtypes | {"training": self.training.dtype or learnt}
 
     @property
     def source(self) -> DataSource:

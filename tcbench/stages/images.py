@@ -76,7 +76,7 @@ def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
             f"suite {suite.suite}: model.latents.kind: {spec.name} was trained with kind {kind!r}; write that"
         )
     scale = suite.model.latents.scale
-    dtype = suite.dtypes["autoencoder"]
+    dtype = suite.sampling_dtypes["autoencoder"]
     autoencoder = VideoAutoencoder(folder, device, dtype) if kind == "wf" else Autoencoder(folder, scale, device, dtype)
     if autoencoder.channels != spec.in_channels:
         raise UserError(

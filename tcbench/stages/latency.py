@@ -48,7 +48,7 @@ def measure_latency(suite: Suite) -> None:
         {
             "protocol": {
                 "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
-                "dtype": suite.dtypes["denoiser"],
+                "dtype": suite.sampling_dtypes["denoiser"],
                 "cfg": True,
                 "threads": torch.get_num_threads(),
                 **protocol.model_dump(),
@@ -62,7 +62,7 @@ def measure_latency(suite: Suite) -> None:
                 }
                 for row, seconds in times.items()
             },
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.sampling_dtypes),
         },
     )
 

@@ -45,7 +45,7 @@ def load_adapter(suite: Suite, *, training: bool = False) -> Adapter:
     """The suite's model with its weights, on its device, in the denoiser's dtype; for training its weights are float32,
     and passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for."""
     spec, device = MODELS[suite.model.name], device_of(suite)
-    dtype = suite.dtypes["training" if training else "denoiser"]
+    dtype = suite.dtypes["training"] if training else suite.sampling_dtypes["denoiser"]
     set_products(dtype)
     weights = weights_dtype("fp32" if training else dtype)
     if suite.model.weights == "random":

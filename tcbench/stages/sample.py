@@ -214,7 +214,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "shards": {path.name: seal(path) for path in paths},
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.dtypes),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.sampling_dtypes),
         },
     )
 
