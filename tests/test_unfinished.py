@@ -121,5 +121,6 @@ def test_what_learns_is_float32_where_products_are_of_16_bits(model: Adapter, da
     assert all(tensor.dtype == torch.float32 for tensor in learnt)
     for one, other in zip(exact["log"]["stages"], rounded["log"]["stages"], strict=True):
         for key in {"cache_loss", "training_loss"} & one.keys():
-            # bfloat16's rounding adds its own variance, a tenth of errors as small as an untrained model makes
-            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.2)
+            # bfloat16's rounding adds its own variance, a tenth of errors as small as an untrained model makes; where
+            # refiners learn at I-steps there is nothing but it, at most 1e-6
+            assert one[key] != other[key] and other[key] == pytest.approx(one[key], rel=0.2, abs=1e-5)
