@@ -5,7 +5,8 @@ computed: its fresh value takes the place of the stored one and tells its cluste
 stored is then extrapolated, the fresh tokens too. Clusters are found by K-means on the last block's output at every
 full step, from the centroids of the one before. `tests/test_golden_rivals.py` holds it to the released code, whose
 quirks stay: what a cluster was told is kept until the next full step, an empty cluster computes token 0, and a cluster
-is told the sum of what is fresh in it.
+is told the sum of what is fresh in it. Random numbers are one for both halves of a guided pair, which there draw apart.
+K-means has no matrix product and is not charged.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Forecast, Plan, Spread, Tokens, Unit
-from tcbench.schedule import after_a_start, spread_evenly
+from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
 from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class ClusCa(Method):
         interval: the distance of full steps after the start; 5 is published.
         num_full_steps: instead of it, a labelled variant that reaches budgets no interval gives: this many full steps,
             spread evenly.
+        full_steps: a list of them, in the place of all that places them.
         order: of the forecast.
         clusters: K, and with it the number of tokens that an MLP recomputes.
         ratio: gamma, how far a cluster's tokens go towards what is fresh; 0.005 is published, 0 tells nothing.
@@ -44,6 +47,7 @@ class ClusCa(Method):
 
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
     order: NonNegativeInt = Field(4, le=8)
     clusters: PositiveInt = 16
     ratio: float = Field(0.005, ge=0, le=1)
@@ -52,18 +56,25 @@ class ClusCa(Method):
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "ClusCa":
-        if self.interval and self.num_full_steps:
-            raise ValueError("give either interval or num_full_steps, not both")
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
         if self.num_full_steps:
             return spread_evenly(self.num_full_steps, run.nfe)
         return after_a_start(self.first_steps, self.interval or 5, run.nfe)
 
     def start(self, run: Run) -> "Clusters":
-        """Clusters live for one run."""
+        """Clusters live for one run.
+
+        Raises:
+            UserError: there are more clusters than tokens.
+        """
+        if self.clusters > run.shape.num_tokens:
+            raise UserError(f"clusters: {self.clusters} of {run.shape.num_tokens} tokens; give as many or fewer")
         return Clusters(self, self.i_steps(run))
 
 

@@ -26,7 +26,7 @@ class DBCache(Method):
         threshold: a step is skipped if the relative change is below it; from 1 on without looking. 0.08 is the
             package's default; F1B0 at 0.08 and 0.2 are published for FLUX.
         first_blocks, last_blocks: how many are always computed (F and B); 8 and 0 by default.
-        warmup_steps: so many first steps are full.
+        warmup_steps: so many first steps are full; the first one always is.
         max_cached: skip so many steps in a run at most; None: any number.
         max_continuous: how many steps may be skipped in a row; None: any number.
         counts: what `max_continuous` counts. `released` is the package's counter: the first skipped step of a run
@@ -44,7 +44,7 @@ class DBCache(Method):
     threshold: float = Field(0.08, ge=0, le=1)
     first_blocks: PositiveInt = 8
     last_blocks: NonNegativeInt = 0
-    warmup_steps: PositiveInt = 8
+    warmup_steps: NonNegativeInt = 8
     max_cached: NonNegativeInt | None = None
     max_continuous: PositiveInt | None = None
     counts: Literal["released", "row"] = "released"
@@ -101,13 +101,18 @@ class _Comparison:
             self.residual = residual
             return ALL
 
-        who = Deferred(choose, like=ALL, least=ALL if step < method.warmup_steps else NONE)
+        who = Deferred(choose, like=ALL, least=ALL if step < self._first else NONE)
         fill = Forecast(method.order if step >= QUOTIENTS_FROM else 0)
         return Plan({self.between: Decision(who, fill)})
 
+    @property
+    def _first(self) -> int:
+        """The first step that may be skipped: there is none before it to hold a residual of."""
+        return max(1, self.method.warmup_steps)
+
     def _may_skip(self, step: int) -> bool:
         method = self.method
-        if step < method.warmup_steps:
+        if step < self._first:
             return False
         if method.max_cached is not None and self.cached >= method.max_cached:
             return False

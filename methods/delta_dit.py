@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Plan, Span, every_unit
-from tcbench.schedule import spread_evenly
+from tcbench.schedule import StepList, check_one, listed_steps, spread_evenly
 
 
 class DeltaDiT(Method):
@@ -18,6 +18,7 @@ class DeltaDiT(Method):
     Options:
         interval: every so many steps everything is computed; 2 and 3 are published.
         num_full_steps: instead of `interval`: this many full steps, spread evenly.
+        full_steps: a list of them.
         cached_share: of the blocks, the share that is held between full steps. The MACs printed for it on DiT-XL/2 at
             interval 3 (16.46 TFLOP of 23.74) are those of 13 of 28 blocks.
         boundary: the share of steps that count as early; the paper's value is not known. A full step's group is held
@@ -31,17 +32,19 @@ class DeltaDiT(Method):
 
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
     cached_share: float = Field(0.46, gt=0, le=1)
     boundary: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "DeltaDiT":
-        if self.interval and self.num_full_steps:
-            raise ValueError("give either interval or num_full_steps, not both")
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
         if self.num_full_steps:
             return spread_evenly(self.num_full_steps, run.nfe)
         return tuple(range(0, run.nfe, self.interval or 3))

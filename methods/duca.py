@@ -9,20 +9,23 @@ it to the released code.
 """
 
 from functools import lru_cache
+from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tcbench.method import Method, Run
 from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
-from tcbench.schedule import TOCA_DDIM50, token_counts
+from tcbench.schedule import PACES, token_counts
 
 
 class DuCa(Method):
     """Full, aggressive and partial steps in turn.
 
     Options (defaults: the released setting for DiT and 50 DDIM steps):
-        fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
+        fresh_ratio: R, the share of tokens that schedules scale; 0 keeps the distance of full steps as it is.
         interval: N, the base distance of full steps, which a full step renews as in ToCa.
+        schedule: how R changes over steps and blocks, as in ToCa; the code calls `ddim50` "ToCa" and `ddpm250`
+            "linear-layerwise".
         score: of a token: `random` is the default of the script that makes samples for FIDs, `attention` that of the
             one that makes a picture, `kv-norm` needs no map of it.
         soft_fresh_weight: weight of a token's age, counted in steps at which its block ran.
@@ -39,6 +42,7 @@ class DuCa(Method):
 
     fresh_ratio: float = Field(0.05, ge=0, le=1)
     interval: PositiveInt = 3
+    schedule: Literal["ddim50", "ddpm250"] = "ddim50"
     score: TokenScore = "random"
     soft_fresh_weight: NonNegativeFloat = 0.25
     bonus: NonNegativeFloat = 0.8
@@ -47,7 +51,7 @@ class DuCa(Method):
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int) -> float:
         """The share of tokens that an MLP recomputes; below 0 it means none."""
-        return self.fresh_ratio * TOCA_DDIM50.share(counter, nfe, block, num_blocks)
+        return self.fresh_ratio * PACES[self.schedule].share(counter, nfe, block, num_blocks)
 
     def timetable(self, run: Run) -> tuple[Row, ...]:
         """What every step does, in sampling order."""
@@ -77,13 +81,13 @@ def _timetable(method: DuCa, nfe: int, num_blocks: int, num_tokens: int) -> tupl
             return "full"
         return "partial" if counter % interval % 2 else "aggressive"
 
-    rows, interval = [], method.interval
+    rows, interval, pace = [], method.interval, PACES[method.schedule]
     for step in range(nfe):
-        first, counter = interval, TOCA_DDIM50.counter(step, nfe)
+        first, counter = interval, pace.counter(step, nfe)
         first_kind = kind(step, counter, interval)
         if first_kind == "full":
             varies = method.fresh_ratio > 0
-            interval = TOCA_DDIM50.renewed_interval(method.interval, counter, nfe, varies)
+            interval = pace.renewed_interval(method.interval, counter, nfe, varies)
         others = kind(step, counter, interval) if method.faithful else first_kind
         ratios = [method.ratio(counter, nfe, block, num_blocks) for block in range(num_blocks)]
         kinds = (first_kind, *[others] * (num_blocks - 1))

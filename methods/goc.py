@@ -15,7 +15,7 @@ from tcbench.plan import ALL, NONE, Decision, Mix, Plan, Site
 from tcbench.schedule import opened, spread_evenly
 from tcbench.trainable import ImportRouter, Trainable
 
-HOLD = Mix.keeping(2, of="used")
+HELD = Mix.keeping(2, of="used")
 
 
 class Goc(Method):
@@ -90,7 +90,7 @@ class Goc(Method):
         }
         return Plan(
             {
-                site: Decision(ALL if fresh else NONE, line if site.block in along else HOLD)
+                site: Decision(ALL if fresh else NONE, line if site.block in along else HELD)
                 for site, fresh in computed.items()
             }
         )

@@ -23,8 +23,8 @@ class HarmoniCa(Method):
             training.
         cost_weight: the price of an open gate in the loss; 7e-8 is published for 10 steps.
         learning_rate, iterations, batch_size: training; published are 2000 chains of 32 samples at 0.01.
-        refresh: after so many chains the steps' weights are measured anew, for as many chains as there are steps; 50
-            is published.
+        refresh: after so many chains the steps' weights are measured anew, which takes as many chains as there are
+            steps; 50 is published.
         stored_above: the threshold in training, above which a branch's stored value is replaced; 0.1 is published. The
             other one can be changed without training again.
     """

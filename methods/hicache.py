@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.extrapolate import combine, hermite, quotient_weights
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Mix, Plan, every_unit
-from tcbench.schedule import after_a_start, spread_evenly
+from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
 
 
 class HiCache(Method):
@@ -22,6 +22,7 @@ class HiCache(Method):
         interval: the distance of full steps after the start.
         num_full_steps: instead of it, a labelled variant that reaches budgets no interval gives: this many full steps,
             spread evenly.
+        full_steps: a list of them, in the place of all that places them.
         order: of the forecast; it is lower as long as fewer full steps lie behind.
         scale: the contraction s of the polynomials.
         first_steps: full steps at the start, before the interval counts; 2 in TaylorSeer's code for DiT.
@@ -34,18 +35,20 @@ class HiCache(Method):
 
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
     order: NonNegativeInt = Field(2, le=8)
     scale: float = Field(0.5, gt=0, le=2)
     first_steps: PositiveInt = 2
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "HiCache":
-        if self.interval and self.num_full_steps:
-            raise ValueError("give either interval or num_full_steps, not both")
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
         if self.num_full_steps:
             return spread_evenly(self.num_full_steps, run.nfe)
         return after_a_start(self.first_steps, self.interval or 7, run.nfe)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from tcbench.method import Method, Run
 from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
-from tcbench.schedule import TOCA_DDIM50, token_counts
+from tcbench.schedule import PACES, token_counts
 
 RELEASED = (*(1, 0, 2, 0) * 6, *(1, 0, 2) * 4, *(1, 0) * 7)
 """The released list, of 50 steps: 17 full, 10 partial."""
@@ -56,7 +56,7 @@ class ProCache(Method):
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int) -> float:
         """The share of tokens that an MLP recomputes; below 0 it means none."""
-        return self.fresh_ratio * TOCA_DDIM50.share(counter, nfe, block, num_blocks)
+        return self.fresh_ratio * PACES["ddim50"].share(counter, nfe, block, num_blocks)
 
     def timetable(self, run: Run) -> tuple[Row, ...]:
         """What every step does, in sampling order."""
@@ -68,7 +68,7 @@ class ProCache(Method):
             2: ["partial" if block >= first_partial else "held" for block in range(blocks)],
         }
         for step in range(run.nfe):
-            counter = TOCA_DDIM50.counter(step, run.nfe)
+            counter = PACES["ddim50"].counter(step, run.nfe)
             ratios = [self.ratio(counter, run.nfe, block, blocks) for block in range(blocks)]
             kinds = of_entry[self.schedule[step * len(self.schedule) // run.nfe]]
             rows.append(Row(tuple(kinds), tuple(token_counts(ratios, run.shape.num_tokens))))

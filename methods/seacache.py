@@ -25,9 +25,9 @@ class SeaCache(Method):
         threshold: the accumulated change at which a step is computed; 0.25 is diffusers' default, 0.3 and 0.6 are
             published for FLUX, 0.12 to 0.35 for video.
         order: of the extrapolation; 0 holds the residual.
-        max_continuous: after so many skipped steps in a row one is computed.
-        power: p of the spectrum, 2 for images and 3 for videos.
-        first_steps, last_steps: how many are always computed at either end.
+        max_continuous: after so many skipped steps in a row one is computed; None: any number (0 in diffusers).
+        power: p of the spectrum, 2 for images and 3 for videos; 3 is diffusers' default.
+        first_steps, last_steps: how many are always computed at either end; the first step always is.
         signal: what is filtered. `latent` is diffusers' hook; `modulated` is the first block's modulated input, as the
             authors' code is said to have it.
     """
@@ -39,9 +39,9 @@ class SeaCache(Method):
 
     threshold: float = Field(0.25, ge=0, le=2)
     order: int = Field(1, ge=0, le=4)
-    max_continuous: PositiveInt = 2
+    max_continuous: PositiveInt | None = 2
     power: PositiveFloat = 2.0
-    first_steps: PositiveInt = 1
+    first_steps: NonNegativeInt = 1
     last_steps: NonNegativeInt = 1
     signal: Literal["latent", "modulated"] = "latent"
 
@@ -90,7 +90,8 @@ class _Accumulation:
         if before is not None:
             self.change += look.read(on_values(_mean_change, signal, before, shape=()))
         at_an_end = before is None or look.step < method.first_steps or look.step >= nfe - method.last_steps
-        computed = at_an_end or self.change >= method.threshold or self.skipped >= method.max_continuous
+        too_many = method.max_continuous is not None and self.skipped >= method.max_continuous
+        computed = at_an_end or self.change >= method.threshold or too_many
         self.skipped = 0 if computed else self.skipped + 1
         if computed:
             self.change = 0.0

@@ -55,6 +55,10 @@ class SpeCa(Method):
         """The error of the draft before a step above which the step is full."""
         return max(self.base_threshold * self.decay ** ((step + 1) / nfe), LEAST_THRESHOLD)
 
+    def error(self, compared: "Tensor") -> "Tensor":
+        """How far a draft is from what was computed beside it, of both [R, 2, N, D]: one number for the batch."""
+        return ERRORS[self.metric](compared[:, 0], compared[:, 1])
+
     def start(self, run: Run) -> "Drafts":
         """Drafts are counted in one run."""
         return Drafts(self)
@@ -106,7 +110,7 @@ class Drafts:
             return True
         if self.compared is None:
             return False
-        error = on_values(ERRORS[method.metric], self.compared[:, 0], self.compared[:, 1], shape=())
+        error = on_values(method.error, self.compared, shape=())
         return look.read(error) > method.threshold(look.step, look.run.nfe)
 
 

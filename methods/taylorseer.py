@@ -7,22 +7,24 @@ step, and all orders share one divisor, the distance of the last two full steps.
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Forecast, Plan, Span, Unit, every_unit
-from tcbench.schedule import after_a_start, spread_evenly
+from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
 
 
 class TaylorSeer(Method):
     """Forecast branch outputs before their gates.
 
     Options:
-        interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 7 are
+        interval: a step is full after `interval` - 1 forecasts; 4 is recommended for DiT with order 4, and 3 to 9 are
             published.
-        order: of the polynomial; 0 holds.
-        first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code.
+        order: of the polynomial; lower as long as fewer full steps lie behind; 0 holds.
+        first_enhance: how many steps are full before the counting starts, 2 in the authors' DiT code, 3 in that for
+            FLUX. Of 3 or more theirs takes quotients from the last two alone, this from all of them.
         num_full_steps: instead of `interval`: this many full steps, those after the first ones spread evenly.
+        full_steps: a list of them, in the place of all that places them.
         schedule: when steps are full. `counted` is the authors' code: the counter starts at the last of the first
             steps, and the last step may be a forecast. `diffusers` is that of its hook, which counts from two steps
             later (defaults there: interval 5, order 1, 3 first steps).
@@ -36,20 +38,22 @@ class TaylorSeer(Method):
     knob = "num_full_steps"
 
     interval: PositiveInt | None = None
-    order: int = Field(4, ge=0, le=4)
+    order: NonNegativeInt = Field(4, le=8)
     first_enhance: PositiveInt = 2
     num_full_steps: PositiveInt | None = None
+    full_steps: StepList | None = None
     schedule: Literal["counted", "diffusers"] = "counted"
     unit: Literal["branch", "stack"] = "branch"
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "TaylorSeer":
-        if self.interval and self.num_full_steps:
-            raise ValueError("give either interval or num_full_steps, not both")
+        check_one(self)
         return self
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
+        if self.full_steps:
+            return listed_steps(self.full_steps, run.nfe)
         first, interval = self.first_enhance, self.interval or 4
         if self.num_full_steps:
             last = min(first, self.num_full_steps, run.nfe) - 1  # of the first steps

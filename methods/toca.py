@@ -22,18 +22,10 @@ from tcbench.choose import AttentionScore, choose_by_attention, counted
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Site, Tokens, Unit
-from tcbench.schedule import TOCA_DDIM50, Pace, StepList, check_one, listed_steps, token_counts
+from tcbench.schedule import PACES, StepList, check_one, listed_steps, token_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-SCHEDULES = {
-    "ddim50": TOCA_DDIM50,
-    "ddpm250": Pace(0.4, 0.8, mlp=2.5),  # DiT's "ToCa-ddpm250"
-    "pixart": Pace(0.9, 0.6, mlp=1.6, cross=0.6, distance=-0.2, shorten=False, counts_up=True),
-    "constant": Pace(0.0, 0.0, cross=1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -108,15 +100,15 @@ class ToCa(Method):
 
     def counter(self, step: int, nfe: int) -> int:
         """What the released code calls a step: some count up, others down."""
-        return SCHEDULES[self.schedule].counter(step, nfe)
+        return PACES[self.schedule].counter(step, nfe)
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int, branch: str = "mlp") -> float:
         """The share of tokens that a branch recomputes; below 0 it means none."""
-        return self.fresh_ratio * SCHEDULES[self.schedule].share(counter, nfe, block, num_blocks, branch)
+        return self.fresh_ratio * PACES[self.schedule].share(counter, nfe, block, num_blocks, branch)
 
     def renewed_interval(self, counter: int, nfe: int) -> int:
         """The distance of full steps that a full step sets."""
-        pace, varies = SCHEDULES[self.schedule], self.fresh_ratio > 0
+        pace, varies = PACES[self.schedule], self.fresh_ratio > 0
         return pace.renewed_interval(self.base_interval(nfe), counter, nfe, varies=varies)
 
     def start(self, run: Run) -> "ToCaRun":

@@ -46,4 +46,4 @@ def hermite(distance: float, order: int, scale: float) -> list[float]:
     x, values = scale * distance, [1.0, 2 * scale * distance]
     for i in range(1, order):
         values.append(2 * x * values[i] - 2 * i * values[i - 1])
-    return [values[i] * (scale**i if i else 1) / factorial(i) for i in range(order + 1)]
+    return [values[i] * scale**i / factorial(i) for i in range(order + 1)]

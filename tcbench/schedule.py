@@ -213,8 +213,17 @@ class Pace:
         return int(np.rint(np.float32(interval) * (1 / divisor)))
 
 
-TOCA_DDIM50 = Pace(2.0, -0.2, mlp=2.5)
-"""DiT's "ToCa-ddim50": no tokens in the first quarter of the steps, more with depth. DuCa calls it "ToCa"."""
+PACES = {
+    "ddim50": Pace(2.0, -0.2, mlp=2.5),
+    "ddpm250": Pace(0.4, 0.8, mlp=2.5),
+    "pixart": Pace(0.9, 0.6, mlp=1.6, cross=0.6, distance=-0.2, shorten=False, counts_up=True),
+    "constant": Pace(0.0, 0.0, cross=1.0),
+}
+"""By the name that methods call them.
+
+In `ddim50` no tokens are recomputed in the first quarter of the steps, and more with depth. DiT's code calls it
+"ToCa-ddim50", DuCa's "ToCa"; `ddpm250` is "ToCa-ddpm250" there, and the same as "linear-layerwise".
+"""
 
 
 def token_counts(ratios: Sequence[float], num_tokens: int) -> list[int]:

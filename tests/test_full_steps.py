@@ -28,7 +28,8 @@ def at(name: str, **options: object) -> Method:
 
 def test_who_takes_a_list() -> None:
     assert set(LISTING) == {
-        *("fora", "no_tokens", "oracle_tokens", "random_tokens", "toca", "toca_tokens", "tokencache", "tome")
+        *("fora", "no_tokens", "oracle_tokens", "random_tokens", "toca", "toca_tokens", "tokencache", "tome"),
+        *("clusca", "delta_dit", "hicache", "taylorseer"),
     }
 
 

@@ -2,7 +2,8 @@
 
 Choices are still taken by the method, on the stand-ins' output: a predictor with a random head selects other tokens for
 every sample and step; a router opens a stated share of its branches, drawn at random; alpha-bar is flat, so that the
-schedule has the published number of I-steps; refiners need nothing, because LoRA is merged into the weights.
+schedule has the published number of I-steps; refiners need nothing, because LoRA is merged into the weights. What
+uncached runs calibrate (SmoothCache, MagCache) has no stand-in: without it these methods are timed at their floor.
 """
 
 import torch
@@ -25,7 +26,7 @@ OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
 def untrained_artefacts(
     adapter: Adapter, method: Method, nfe: int, seed: int, open_branches: float | None = None
 ) -> Artefacts:
-    """Stand-ins for everything that `method.training` declares.
+    """Stand-ins for what `method.training` declares, but for calibrations.
 
     Args:
         nfe: steps of the uncached reference.

@@ -286,9 +286,11 @@ class Suite(Strict):
 
     @property
     def sampling_dtypes(self) -> dict[str, Dtype]:
-        """What the `denoiser` and the `autoencoder`, if there is one, compute in."""
+        """What the `denoiser` and the `autoencoder`, if there is one, compute in; `training` is not looked at."""
         model, on_gpu = self.model, self.model.device == "cuda"
-        dtypes = {"denoiser": model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")}
+        dtypes: dict[str, Dtype] = {
+            "denoiser": model.dtype or (MODELS[model.name].reference_dtype if on_gpu else "fp32")
+        }
         if model.latents:
             reference: Dtype = "fp16" if model.latents.kind == "wf" else "tf32"
             dtypes["autoencoder"] = model.latents.dtype or (reference if on_gpu else "fp32")

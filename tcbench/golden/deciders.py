@@ -1,7 +1,6 @@
 """Golden cases of methods that choose, check or mix (`tcbench.golden.rivals`): what their code decided, and by what."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import inf, isnan
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from tcbench.artefacts import as_table
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import compare_choices, largest_errors
-from tcbench.golden.rivals import Rival, settings
+from tcbench.golden.rivals import Rival, router_of, settings
 from tcbench.golden.sampling import Given, Outcome
 from tcbench.method import Artefacts
 from tcbench.partial import Row
@@ -64,16 +63,20 @@ def _draw(case: Case) -> Mapping[str, Given]:
     return {"uniform": lambda step: draw[step].transpose(0, 1).repeat(2, 1, 1)}
 
 
+SHARES = {"ToCa": "ddim50", "ToCa-ddim50": "ddim50", "ToCa-ddpm250": "ddpm250", "linear-layerwise": "ddpm250"}
+"""What ToCa's successors for DiT call the schedules of shares."""
+
+
 def _as_toca(case: Case, **more: str) -> dict[str, Any]:
-    """What DuCa and ProCache take from ToCa's settings, and more.
+    """What DuCa and ProCache take from ToCa's settings, and more; the schedule of shares apart.
 
     Raises:
-        Unsupported: a schedule of shares or a way to force full steps that they have here in one form alone.
+        Unsupported: a schedule of shares or a way to force full steps that is not here.
     """
-    for setting, known in (("ratio_scheduler", ("ToCa", "ToCa-ddim50")), ("force_fresh", ("global",))):
-        value = case.settings.get("hyperparameters", {}).get(setting, known[0])
-        if value not in known:
-            raise Unsupported(f"{setting} {value!r} is not {known[0]!r}")
+    if (shares := case.setting("ratio_scheduler")) not in SHARES:
+        raise Unsupported(f"ratio_scheduler {shares!r} is none of {', '.join(SHARES)}")
+    if (force := case.settings.get("hyperparameters", {}).get("force_fresh", "global")) != "global":
+        raise Unsupported(f"force_fresh {force!r} is not 'global'")
     return settings(
         fresh_ratio="fresh_ratio",
         interval="fresh_threshold",
@@ -83,17 +86,26 @@ def _as_toca(case: Case, **more: str) -> dict[str, Any]:
     )(case)
 
 
+def _duca(case: Case) -> dict[str, Any]:
+    return _as_toca(case) | {"schedule": SHARES[case.setting("ratio_scheduler")]}
+
+
+def _procache(case: Case) -> dict[str, Any]:
+    options = _as_toca(case, schedule="schedule_in_sampling_order", first_partial_block="first_partial_block")
+    if (shares := SHARES[case.setting("ratio_scheduler")]) != "ddim50":
+        raise Unsupported(f"ratio_scheduler is {shares}; ProCache has ddim50 alone")
+    return options
+
+
+def _router_if_any(case: Case) -> Artefacts:
+    return router_of(case) if "router_prob" in case.expected else Artefacts()
+
+
 def _goc(case: Case) -> dict[str, Any]:
     options = settings(extrapolated_steps="extrapolated_steps", weight="weight")(case)
     if "router_prob" in case.expected:
         return options | {"base": "learning_to_cache", "threshold": case.number("thres")}
     return options | {"reused_steps": case.setting("reused_steps")}
-
-
-def _router(case: Case) -> Artefacts:
-    """The router that a case stores, if any."""
-    router = case.expected.get("router_prob")
-    return Artefacts() if router is None else Artefacts(tables={"router": as_table(router)})
 
 
 def _verified(outcome: Outcome) -> Tensor:
@@ -108,13 +120,12 @@ def _thresholds(outcome: Outcome) -> Tensor:
 
 def _checks(case: Case, outcome: Outcome) -> dict[str, float]:
     """By how much of themselves SpeCa's errors differ, where a step after the check looks at them."""
+    method: Any = outcome.method
     compared = [state["compared"] for state in outcome.states[1:]]
     pairs = {step: pair.double() for step, pair in enumerate(compared) if pair is not None}
     ours = {
         "verify_l1": [(pair[:, 0] - pair[:, 1]).abs().mean() for pair in pairs.values()],
-        "verify_error": [
-            ((pair[:, 0] - pair[:, 1]).abs() / (pair[:, 1].abs() + 1e-10)).mean() for pair in pairs.values()
-        ],
+        "verify_error": [method.error(pair) for pair in pairs.values()],
     }
     errors = {}
     for name, values in ours.items():
@@ -210,16 +221,16 @@ DECIDERS: dict[str, Rival] = {
     ),
     "duca": Rival(
         "duca",
-        _as_toca,
+        _duca,
         given=_draw,
         quantities={"type": _kinds, "threshold_in_force": _intervals},
         tolerances={"fresh_ratio": 1e-6},
         more=_partial_choices,
     ),
-    "goc": Rival("goc", _goc, _router),
+    "goc": Rival("goc", _goc, _router_if_any),
     "procache": Rival(
         "procache",
-        partial(_as_toca, schedule="schedule_in_sampling_order", first_partial_block="first_partial_block"),
+        _procache,
         quantities={"type": _kinds},
         tolerances={"fresh_ratio": 1e-6},
         more=_partial_choices,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcbench.artefacts import as_table
 from tcbench.errors import UserError
 from tcbench.golden import training as golden_l2c
 from tcbench.golden import video as golden_video
@@ -12,9 +11,8 @@ from tcbench.golden.calibration import run_calibration
 from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import MARGIN, SCORE_ROUNDING, compare, compare_tokens
 from tcbench.golden.deciders import DECIDERS
-from tcbench.golden.rivals import RIVALS, TOLERANCES, Rival
+from tcbench.golden.rivals import RIVALS, TOLERANCES, Rival, router_of
 from tcbench.golden.sampling import sample_case
-from tcbench.method import Artefacts
 from tcbench.registry import make_method
 
 
@@ -61,7 +59,7 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
     options = {
         "fresh_ratio": case.number("fresh_ratio"),
         "interval": int(case.number("fresh_threshold")),
-        "schedule": schedule.removeprefix("ToCa-"),
+        "schedule": "ddpm250" if schedule == "linear-layerwise" else schedule.removeprefix("ToCa-"),
         "soft_fresh_weight": case.number("soft_fresh_weight"),
     }
     if case.pixart:
@@ -77,8 +75,7 @@ def _run_toca(directory: Path, name: str) -> dict[str, float]:
 def _run_learning_to_cache(directory: Path, name: str) -> dict[str, float]:
     case = Case(directory, name)
     method = make_method("learning_to_cache", {"threshold": case.number("thres")})
-    router = Artefacts(tables={"router": as_table(case.expected["router_prob"])})
-    return compare(case, sample_case(case, method, router))
+    return compare(case, sample_case(case, method, router_of(case)))
 
 
 def _train_learning_to_cache(directory: Path, name: str) -> dict[str, float]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tcbench.artefacts import as_table, schedule_table
+from tcbench.errors import UserError
 from tcbench.golden.calibration import ratios_error
-from tcbench.golden.case import Case
+from tcbench.golden.case import Case, Unsupported
 from tcbench.golden.compare import compare, largest_errors
 from tcbench.golden.sampling import Given, Outcome, sample_case, sampler_of
 from tcbench.method import Artefacts
@@ -60,8 +61,16 @@ class Rival:
     more: Callable[[Case, Outcome], dict[str, float]] = lambda case, outcome: {}
 
     def run(self, case: Case) -> dict[str, float]:
-        """The largest error by quantity."""
-        method = make_method(self.method, self.options(case))
+        """The largest error by quantity.
+
+        Raises:
+            Unsupported: settings that ours does not have.
+        """
+        options = self.options(case)
+        try:
+            method = make_method(self.method, options)
+        except UserError as error:
+            raise Unsupported(str(error)) from error
         outcome = sample_case(case, method, self.artefacts(case), self.given(case))
         wanted = {name: ours(outcome) for name, ours in self.quantities.items() if name in case.expected}
         return compare(case, outcome) | largest_errors(case, wanted, case.expected) | self.more(case, outcome)
@@ -78,7 +87,8 @@ def number_read(outcome: Outcome) -> Tensor:
     return torch.tensor(last, dtype=torch.float64)
 
 
-def _router(case: Case) -> Artefacts:
+def router_of(case: Case) -> Artefacts:
+    """The router that a case stores."""
     return Artefacts(tables={"router": as_table(case.expected["router_prob"])})
 
 
@@ -113,6 +123,17 @@ def _magcache(case: Case) -> dict[str, Any]:
     return named(case)
 
 
+def _seacache(case: Case) -> dict[str, Any]:
+    named = settings(
+        threshold="threshold",
+        order="residual_order",
+        power="power_exp",
+        first_steps="retention_steps",
+        last_steps="cache_end_steps",
+    )
+    return named(case) | {"max_continuous": case.setting("max_consecutive_cached") or None}
+
+
 def _change(outcome: Outcome) -> Tensor:
     return torch.tensor([state["change"] for state in outcome.states], dtype=torch.float64)
 
@@ -121,20 +142,13 @@ RIVALS: dict[str, Rival] = {
     "taylorseer": Rival("taylorseer", settings(interval="interval", order="max_order", first_enhance="first_enhance")),
     "taylorseer_diffusers": Rival("taylorseer", _taylorseer_of_diffusers),
     "smoothcache": Rival("smoothcache", lambda _: {}, _schedule),
-    "harmonica": Rival("harmonica", settings(threshold="thres"), _router),
+    "harmonica": Rival("harmonica", settings(threshold="thres"), router_of),
     "fbcache": Rival("first_block", settings(threshold="threshold"), quantities={"diff": number_read}),
     "dbcache": Rival("dbcache", _dbcache, quantities={"diff": number_read}),
     "magcache": Rival("magcache", _magcache, tolerances={"mag_ratios": 2e-5}, more=lambda case, _: ratios_error(case)),
     "seacache": Rival(
         "seacache",
-        settings(
-            threshold="threshold",
-            order="residual_order",
-            max_continuous="max_consecutive_cached",
-            power="power_exp",
-            first_steps="retention_steps",
-            last_steps="cache_end_steps",
-        ),
+        _seacache,
         quantities={"distance": number_read, "accumulated": _change},
     ),
 }

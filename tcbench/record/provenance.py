@@ -69,7 +69,7 @@ def collect(
         config: the resolved config; only its digest is kept, since it may hold paths.
         seeds: every seed the run consumed.
         started: `time.time()` at the run's start, in seconds.
-        dtypes: what networks computed in, by what they are (`Suite.dtypes`).
+        dtypes: what networks computed in, by what they are (`Suite.dtypes`, `Suite.sampling_dtypes`).
     """
     finished = time.time()
     return {

@@ -94,8 +94,10 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
 
 
 def chosen_by(entry: Entry, option: str, value: Any) -> str:
-    """Who set an option of a row: the paper's Table I, a search, a solved budget, another row, the row, the suite, or
-    the method's default."""
+    """Who set an option of a row.
+
+    That is the paper's Table I, a search, a solved budget, another row, the row, the suite, or the method's default.
+    """
     suite, searched = entry.suite, entry.row.searched
     if option == "full_steps" and entry.row.full_steps_of:
         return f"the full steps of {entry.row.full_steps_of}"
