@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
 from tcbench.record.files import is_whole, write_text
+from tcbench.record.records import SCORE
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
@@ -67,16 +68,16 @@ def render_grids(suite: Suite, folder: Path) -> None:
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
         entries = [entry for entry in suite.entries if entry.nfe == nfe]
         first = [read_strip(folder / "grids" / "strips" / f"{entry.name}.png")[0][0] for entry in entries]
-        labels = [entry.label + _knob(entry) for entry in entries]
+        labels = [entry.label + _knob(entry, folder) for entry in entries]
         save_grid(grid(first, labels), folder / "grids" / f"nfe{nfe}.png")
 
 
-def _knob(entry: Entry) -> str:
-    """The method's budget in words, where it is set."""
-    method = entry.method
-    if not method.knob or not (value := getattr(method, method.knob)):
+def _knob(entry: Entry, folder: Path) -> str:
+    """The method's budget in words, where it is set, as sampled: it may have been searched."""
+    knob, settings = entry.method.knob, SCORE.read(folder / "scores" / f"{entry.name}.json").get("settings", {})
+    if not knob or not (value := settings.get(knob)):
         return ""
-    return f" ({method.knob.removeprefix('num_').replace('_', ' ')} {value})"
+    return f" ({knob.removeprefix('num_').replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value})"
 
 
 def _first_images(folder: Path, count: int) -> np.ndarray:
