@@ -288,8 +288,12 @@ def test_ctrl_c_inside_a_plan_is_an_interrupt() -> None:
                 random.random  # noqa: B018 (something to interrupt)
             return Plan()
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        macs_of(MODEL, Slow(), NFE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            macs_of(MODEL, Slow(), NFE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.__notes__ == ["methods/slow.py: step 0"]  # said by the command line
 
 
