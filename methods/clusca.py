@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Forecast, Plan, Spread, Tokens, Unit
-from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
+from tcbench.schedule import StepList, after_a_start, check_one, stated_steps
 from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ class ClusCa(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if self.full_steps:
-            return listed_steps(self.full_steps, run.nfe)
-        if self.num_full_steps:
-            return spread_evenly(self.num_full_steps, run.nfe)
-        return after_a_start(self.first_steps, self.interval or 5, run.nfe)
+        return stated_steps(self, run.nfe) or after_a_start(self.first_steps, self.interval or 5, run.nfe)
 
     def start(self, run: Run) -> "Clusters":
         """Clusters live for one run.

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Plan, Span, every_unit
-from tcbench.schedule import StepList, check_one, listed_steps, spread_evenly
+from tcbench.schedule import StepList, check_one, stated_steps
 
 
 class DeltaDiT(Method):
@@ -43,11 +43,7 @@ class DeltaDiT(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if self.full_steps:
-            return listed_steps(self.full_steps, run.nfe)
-        if self.num_full_steps:
-            return spread_evenly(self.num_full_steps, run.nfe)
-        return tuple(range(0, run.nfe, self.interval or 3))
+        return stated_steps(self, run.nfe) or tuple(range(0, run.nfe, self.interval or 3))
 
     def plan(self, look: Look) -> Plan:
         """The group: computed and stored, or held; all other blocks are computed."""

@@ -8,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Plan, every_unit
-from tcbench.schedule import Placement, StepList, check_one, listed_steps, spread_evenly
+from tcbench.schedule import Placement, StepList, check_one, stated_steps
 
 
 class Fora(Method):
@@ -39,10 +39,8 @@ class Fora(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if self.full_steps:
-            return listed_steps(self.full_steps, run.nfe)
-        if self.num_full_steps:
-            return spread_evenly(self.num_full_steps, run.nfe, self.placement)
+        if stated := stated_steps(self, run.nfe, self.placement):
+            return stated
         interval = self.interval or 3
         return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % interval == 0)
 

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.extrapolate import combine, hermite, quotient_weights
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Mix, Plan, every_unit
-from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
+from tcbench.schedule import StepList, after_a_start, check_one, stated_steps
 
 
 class HiCache(Method):
@@ -47,11 +47,7 @@ class HiCache(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if self.full_steps:
-            return listed_steps(self.full_steps, run.nfe)
-        if self.num_full_steps:
-            return spread_evenly(self.num_full_steps, run.nfe)
-        return after_a_start(self.first_steps, self.interval or 7, run.nfe)
+        return stated_steps(self, run.nfe) or after_a_start(self.first_steps, self.interval or 7, run.nfe)
 
     def plan(self, look: Look) -> Plan:
         """All parts of all blocks: computed and remembered, or forecast."""

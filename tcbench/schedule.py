@@ -46,6 +46,18 @@ def check_one(method: Method) -> None:
         raise ValueError(f"give either {' or '.join(given)}")
 
 
+def stated_steps(method: Method, nfe: int, placement: Placement = "start") -> tuple[int, ...] | None:
+    """The full steps that options `full_steps` or `num_full_steps` say, or None; a number is spread evenly.
+
+    Raises:
+        UserError: a run of `nfe` steps cannot have them.
+    """
+    if listed := getattr(method, "full_steps", None):
+        return listed_steps(listed, nfe)
+    count = getattr(method, "num_full_steps", None)
+    return spread_evenly(count, nfe, placement) if count else None
+
+
 def as_options(steps: Sequence[int], method: Method) -> dict[str, Any]:
     """The options by which a method computes everything at these steps, whatever its own say."""
     others = {name: None for name in _SAY_WHICH if name in type(method).model_fields}
