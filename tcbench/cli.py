@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--rows", nargs="+", metavar="ROW")
     sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
+    stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart")
     stage("latency", _latency, "measure the latency of every row")
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
@@ -387,6 +388,14 @@ def _floor(parsed: argparse.Namespace) -> None:
 
     _set_threads()
     measure_floor(suite)
+
+
+def _seed_noise(parsed: argparse.Namespace) -> None:
+    suite = load_suite(parsed.config)
+    from tcbench.stages.score import measure_seed_noise
+
+    _set_threads()
+    measure_seed_noise(suite)
 
 
 def _latency(parsed: argparse.Namespace) -> None:

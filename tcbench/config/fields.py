@@ -286,6 +286,13 @@ class ImageRewardFiles(Strict):
     """The vocabulary of bert-base-uncased, as a folder or a Hugging Face name."""
 
 
+class LpipsFiles(Strict):
+    """The file of `lpips`."""
+
+    weights: Folder = Path("~/.cache/torch/hub/checkpoints/alexnet-owt-7be5be79.pth")
+    """AlexNet's weights as torchvision has them; the linear layers ship with the package `lpips`."""
+
+
 class Scoring(Strict):
     """What samples are scored by, and what they are compared with."""
 
@@ -303,6 +310,8 @@ class Scoring(Strict):
     """Where `clip_score` finds its weights."""
     image_reward: ImageRewardFiles = Field(default_factory=ImageRewardFiles)
     """Where `image_reward` finds its weights."""
+    lpips: LpipsFiles = Field(default_factory=LpipsFiles)
+    """Where `lpips` finds its weights."""
 
 
 class VBench(Strict):

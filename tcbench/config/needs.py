@@ -79,8 +79,8 @@ def _named(suite: Suite) -> Iterator[tuple[str, File]]:
         yield from named("scoring.real", scoring.real, "the real images")
     if "clip_score" in scoring.metrics and scoring.clip.weights and Path(scoring.clip.weights).suffix:  # else a tag
         yield from named("scoring.clip.weights", scoring.clip.weights, "weights of clip_score")
-    if "image_reward" in scoring.metrics:
-        yield from named("scoring.image_reward.weights", scoring.image_reward.weights, "weights of image_reward")
+    for metric in [name for name in ("image_reward", "lpips") if name in scoring.metrics]:
+        yield from named(f"scoring.{metric}.weights", getattr(scoring, metric).weights, f"weights of {metric}")
     for name in suite.trained_rows:
         for path in suite[name].method.files():
             yield from named(f"rows.{name}.options", path, f"trains {name}")

@@ -339,6 +339,11 @@ class Suite(Strict):
         """The rows that are sampled and scored, in order."""
         return tuple(self[name] for name in self.rows)
 
+    @property
+    def references(self) -> tuple[Entry, ...]:
+        """The uncached rows that others are compared with, in order."""
+        return tuple(self[name] for name in dict.fromkeys(entry.reference.name for entry in self.entries))
+
     @cached_property
     def added_rows(self) -> tuple[str, ...]:
         """Rows that none of `show.tables` lists, if all list theirs, and no listed row is compared with.

@@ -28,7 +28,8 @@ class Metric:
         better: which direction is an improvement.
         load: "module:function". The function takes (samples, reference), `tcbench.metrics.samples`, and returns the
             metric of any subset of the samples (`tcbench.stats.Statistic`); of a metric `per_sample`, it takes
-            `settings` and a device and returns a scorer (`tcbench.metrics.readings.Scorer`).
+            `settings` and a device and returns a scorer (`tcbench.metrics.readings.Scorer`), of one that is also a
+            `distance` a scorer of pairs.
         needs: what it looks at: an extractor's features, labels, images, the uncached run at equal noise, or a reading
             of every sample, which may be missing for a reason that the row records.
         least: how many samples it can be computed of.
@@ -70,6 +71,11 @@ class Metric:
     def sign(self) -> int:
         """Of a difference that is an improvement."""
         return 1 if self.better == "higher" else -1
+
+    @property
+    def distance(self) -> bool:
+        """Whether it compares with the uncached run."""
+        return "uncached" in self.needs
 
     @property
     def axis(self) -> str:
@@ -115,6 +121,7 @@ METRICS: dict[str, Metric] = {
             bounds=_POSITIVE,
             moments="spatial",
         ),
+        Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid", least=2),
         Metric("is", "IS", "higher", f"{_SET}:inception", paper={"is": ""}, usual=True, bounds=(1, inf)),
         Metric(
             "precision",
@@ -136,7 +143,6 @@ METRICS: dict[str, Metric] = {
             usual=True,
             bounds=SHARE,
         ),
-        Metric("kid", "KID (x1000)", "lower", "tcbench.metrics.kid:kid", least=2),
         Metric(
             "accuracy",
             "Accuracy",
@@ -212,6 +218,18 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("mae", "MAE to uncached", "lower", f"{_SET}:mae", _PAIRED, usual=True, bounds=_POSITIVE),
         Metric("psnr", "PSNR to uncached", "higher", f"{_SET}:psnr", _PAIRED, unit="dB", usual=True, printed=False),
+        Metric("ssim", "SSIM to uncached", "higher", f"{_SET}:ssim", _PAIRED, printed=False, bounds=(-1, 1)),
+        Metric(
+            "lpips",
+            "LPIPS to uncached",
+            "lower",
+            "tcbench.metrics.perceptual:load_lpips",
+            _PAIRED,
+            per_sample=True,
+            settings="lpips",
+            printed=False,
+            bounds=_POSITIVE,
+        ),
         Metric(
             "feature_mse",
             "Feature MSE to uncached",
@@ -221,6 +239,17 @@ METRICS: dict[str, Metric] = {
             usual=True,
             printed=False,
             bounds=_POSITIVE,
+        ),
+        Metric(
+            "fid_uncached",
+            "FID to uncached",
+            "lower",
+            f"{_SET}:fid_uncached",
+            frozenset[Need]({"features", "uncached"}),
+            least=2,
+            printed=False,
+            bounds=_POSITIVE,
+            moments="pooled",
         ),
     )
 }

@@ -6,6 +6,7 @@ cuts it, but not rounded, which would hide differences below 1/255. States of th
 
 from collections.abc import Iterator
 
+import piq
 import torch
 from torch import Tensor
 
@@ -15,6 +16,8 @@ PEAK = 2.0
 """Data range of images in [-1, 1]."""
 MSE_FLOOR = (PEAK / 255) ** 2 / 12
 """Mean squared error of rounding an image to 8 bits."""
+WINDOW = 11
+"""Side of the Gaussian window that SSIM looks through."""
 _ROWS = 256
 
 
@@ -33,6 +36,25 @@ def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
 
 
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each image or video with the uncached one, float32 [B] in -1..1, 1 where they are equal.
+
+    Wang et al. (2004): a Gaussian window of 11 pixels with sigma 1.5, where it lies inside; mean over places, channels
+    and frames.
+
+    Raises:
+        UserError: an image is smaller than the window.
+    """
+    _same_shape(images, reference)
+    if min(images.shape[-2:]) < WINDOW:
+        raise UserError(
+            f"ssim: images of {images.shape[-2]}x{images.shape[-1]} are smaller than its window of {WINDOW}"
+        )
+    pairs = zip(images.split(_ROWS), reference.split(_ROWS), strict=True)
+    sides = ([(shown(side) + 1).flatten(1, -3) / PEAK for side in pair] for pair in pairs)  # frames as channels
+    return torch.cat([piq.ssim(*pair, reduction="none", downsample=False) for pair in sides])
+
+
 def trajectory_mae(x_SBCHW: Tensor, reference_SBCHW: Tensor) -> Tensor:
     """Mean absolute difference at every step, float32 [S, B] (TokenCache, Section IV-E and Fig. 10).
 
@@ -48,6 +70,11 @@ def trajectory_mae(x_SBCHW: Tensor, reference_SBCHW: Tensor) -> Tensor:
 def feature_mse(features_ND: Tensor, reference_ND: Tensor) -> Tensor:
     """Mean squared difference of each sample's pooled features from the uncached sample's, float32 [n]."""
     return _mean_square(features_ND, reference_ND)
+
+
+def shown(images: Tensor) -> Tensor:
+    """Images as they are shown, in [-1, 1], float32; bytes stand for such."""
+    return images / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
 
 
 def require_finite(what: str, values: Tensor) -> None:

@@ -5,13 +5,12 @@ network again. All raise UserError if an input they need is missing.
 """
 
 import numpy as np
-from torch import Tensor
 
 from tcbench.metrics import deviation, precision_recall, vbench
 from tcbench.metrics.accuracy import correct
-from tcbench.metrics.frechet import frechet_distance
+from tcbench.metrics.frechet import Gaussian, frechet_distance
 from tcbench.metrics.inception_score import inception_score
-from tcbench.metrics.samples import Reference, Samples, given, mean_of
+from tcbench.metrics.samples import Reference, Samples, given, image_pair, mean_of, uncached_of
 from tcbench.stats import Statistic
 
 
@@ -50,26 +49,31 @@ def accuracy(samples: Samples, reference: Reference) -> Statistic:
 
 def mae(samples: Samples, reference: Reference) -> Statistic:
     """Mean absolute difference from the uncached images."""
-    return mean_of(deviation.final_mae(*_image_pair(samples, reference)))
+    return mean_of(deviation.final_mae(*image_pair(samples, reference)))
 
 
 def psnr(samples: Samples, reference: Reference) -> Statistic:
     """Peak signal-to-noise ratio against the uncached images."""
-    return mean_of(deviation.psnr(*_image_pair(samples, reference)))
+    return mean_of(deviation.psnr(*image_pair(samples, reference)))
+
+
+def ssim(samples: Samples, reference: Reference) -> Statistic:
+    """Structural similarity with the uncached images."""
+    return mean_of(deviation.ssim(*image_pair(samples, reference)))
+
+
+def fid_uncached(samples: Samples, reference: Reference) -> Statistic:
+    """Frechet distance of the pooled features to the uncached images', of the same noise and as many."""
+    ours, theirs = samples.features.pooled.double(), uncached_of(reference).features.pooled.double()
+    return lambda indices: frechet_distance(ours[indices], Gaussian.fit(theirs[indices]))
 
 
 def feature_mse(samples: Samples, reference: Reference) -> Statistic:
     """Mean squared difference from the uncached images' features."""
-    uncached = given(reference.uncached, "uncached samples")
-    return mean_of(deviation.feature_mse(samples.features.pooled, uncached.features.pooled))
+    return mean_of(deviation.feature_mse(samples.features.pooled, uncached_of(reference).features.pooled))
 
 
 def vbench_total(samples: Samples, reference: Reference) -> Statistic:
     """VBench's total, in per cent, of its readings."""
     scores_ND = given(samples.readings.get("vbench"), "VBench's results").double().numpy()
     return lambda indices: 100 * vbench.total(np.nanmean(scores_ND[indices], axis=0))["total"]
-
-
-def _image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:
-    uncached = given(reference.uncached, "uncached samples")
-    return given(samples.images, "images"), given(uncached.images, "images of the uncached samples")

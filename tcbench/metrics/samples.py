@@ -54,6 +54,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.features.pooled)
 
+    def taken(self, index: Tensor) -> "Samples":
+        """Some of them, in another order, without readings."""
+        features = Features(*(values[index] for values in vars(self.features).values()))
+        labels, images = (None if values is None else values[index] for values in (self.labels, self.images))
+        return Samples(features, labels, images, not_run=self.not_run)
+
 
 def odd_images(images: Tensor, uncached: Tensor | None) -> list[str]:
     """What is suspicious about a row's images [n, ...], beside those of the uncached row if this one computed less."""
@@ -110,12 +116,23 @@ class Real:
         return precision_recall.radii(self.manifold)
 
 
+PairScorer = Callable[[Tensor, Tensor], Tensor]
+"""(images [n, C, H, W] or videos [n, C, T, H, W], the uncached ones) -> float32 [n] on the CPU."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: real images, and for paired metrics the uncached run at equal noise."""
+    """What samples are compared with, and by which networks.
+
+    Attributes:
+        real: the real images.
+        uncached: the uncached run at equal noise, for distances to it.
+        scorers: of pairs of images, by metric.
+    """
 
     real: Real
     uncached: Samples | None = None
+    scorers: Mapping[str, PairScorer] = field(default_factory=dict)
 
 
 def mean_of(values_N: Tensor) -> Statistic:
@@ -129,3 +146,14 @@ def given(value: T | None, what: str) -> T:
     if value is None:
         raise UserError(f"metrics: a metric of this row needs {what}; provide them or take the metric out of the list")
     return value
+
+
+def uncached_of(reference: Reference) -> Samples:
+    """The uncached samples; raises UserError if there are none."""
+    return given(reference.uncached, "uncached samples")
+
+
+def image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:
+    """(images, the uncached ones); raises UserError if either are missing."""
+    uncached = uncached_of(reference)
+    return given(samples.images, "images"), given(uncached.images, "images of the uncached samples")

@@ -1,6 +1,7 @@
 """The scoring of a row: numbers, and the replicates that intervals and differences are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -8,13 +9,16 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import Metric, find_metric
-from tcbench.metrics.samples import Real, Reference, Samples, given, mean_of
+from tcbench.metrics.samples import PairScorer, Real, Reference, Samples, given, image_pair, mean_of
 from tcbench.record.score import Quality
 from tcbench.stats import Indices, Statistic, replicate
 
 
 def prepare(metric: Metric, samples: Samples, reference: Reference) -> Statistic:
     """A metric of a row as a function of sample indices; raises UserError if an input it needs is missing."""
+    if metric.per_sample and metric.distance:
+        images = image_pair(samples, reference)
+        return mean_of(given(reference.scorers.get(metric.name), f"a scorer for {metric.name!r}")(*images))
     if metric.per_sample:
         return mean_of(given(samples.readings.get(metric.name), f"the reading {metric.name!r}"))
     return metric.function()(samples, reference)
@@ -26,7 +30,12 @@ def compute(name: str, samples: Samples, reference: Reference) -> float:
 
 
 def score_row(
-    samples: Samples, uncached: Samples | None, real: Real, groups: Sequence[Indices], metrics: Sequence[str]
+    samples: Samples,
+    uncached: Samples | None,
+    real: Real,
+    groups: Sequence[Indices],
+    metrics: Sequence[str],
+    scorers: Mapping[str, PairScorer] = MappingProxyType({}),
 ) -> dict[str, Quality]:
     """Score one row: every metric with its delete-one-group jackknife replicates (`tcbench.stats`).
 
@@ -37,6 +46,7 @@ def score_row(
         real: the real images.
         groups: sample indices of each batch; together all samples.
         metrics: names in `catalogue.METRICS`.
+        scorers: as `Reference` has them.
 
     Returns:
         Quality by metric, without those that could not be run (`samples.not_run`).
@@ -51,18 +61,23 @@ def score_row(
         )
     if uncached is not None:
         _check_paired(samples, uncached)
-    reference = Reference(real, uncached)
+    reference = Reference(real, uncached, scorers)
     quality: dict[str, Quality] = {}
     for metric in tqdm(chosen, desc="metrics", delay=2, leave=False, disable=None):
-        if metric.name in samples.not_run or (uncached is None and "uncached" in metric.needs):
+        if metric.name in samples.not_run or (uncached is None and metric.distance):
             continue
-        replicates = replicate(prepare(metric, samples, reference), groups)
-        quality[metric.name] = {
-            "value": replicates.value,
-            "se": replicates.interval().se,
-            "deleted": replicates.deleted.tolist(),
-        }
+        quality[metric.name] = quality_of(prepare(metric, samples, reference), groups)
     return quality
+
+
+def quality_of(statistic: Statistic, groups: Sequence[Indices]) -> Quality:
+    """A metric with its standard error and the replicates behind it."""
+    replicates = replicate(statistic, groups)
+    return {
+        "value": replicates.value,
+        "se": replicates.interval().se,
+        "deleted": replicates.deleted.tolist(),
+    }
 
 
 def _check_paired(samples: Samples, uncached: Samples) -> None:

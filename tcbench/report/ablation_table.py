@@ -1,12 +1,14 @@
 """The tables of ablations: variants of a row side by side, each compared with the one that changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
 from tcbench.config.fields import Ablation
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.yardstick import Yardstick
 from tcbench.report.cells import (
     NO_CELL,
     difference_record,
@@ -20,6 +22,7 @@ from tcbench.report.cells import (
 from tcbench.report.compare import Margins, compare
 from tcbench.report.rows import Row, interval_of, mac_ratio, macs_of, paper_of, quality_of, remarks
 from tcbench.report.table import Table
+from tcbench.report.yardstick import yardsticks_told
 from tcbench.stats import Interval
 
 
@@ -31,6 +34,7 @@ def table_ablation(
     suite: str,
     differs: str,
     margins: Margins | None = None,
+    seed_noise: Mapping[str, Yardstick] = MappingProxyType({}),
 ) -> Table:
     """Quality and cost of every variant.
 
@@ -40,6 +44,7 @@ def table_ablation(
         variants: ids of the rows to print; the first is the one that others are compared with at its CFG scale.
         suite, differs: as in `main_table.main_table`.
         margins: what is equivalent, of the suite's own rows; without them nothing is.
+        seed_noise: yardsticks by uncached row of the suite.
 
     Raises:
         UserError: there is no variant.
@@ -95,7 +100,7 @@ def table_ablation(
         f"{marks_explained(printed, metrics, found)} {unit.name}: per sample, "
         "all that a variant computes. Ratios are to the uncached run at the same NFE."
     )
-    caption = " ".join([caption, *remarks(printed)])
+    caption = " ".join(filter(None, [caption, yardsticks_told(seed_noise, printed, metrics), *remarks(printed)]))
     return Table(
         title=table_title(ablation.title, suite, differs),
         caption=caption,

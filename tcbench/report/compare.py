@@ -122,7 +122,7 @@ def margins(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
 
 def _lost(fewest: Row, uncached: Row, metric: str) -> Interval | None:
     """What fewer steps change in a metric; a distance to the uncached samples is 0 for the uncached row."""
-    if "uncached" in METRICS[metric].needs:
+    if METRICS[metric].distance:
         return interval_of(fewest, metric) if METRICS[metric].better == "lower" else None
     compared = compare(fewest, uncached, metric)
     return compared.interval if compared else None

@@ -103,7 +103,7 @@ def better(pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str], needs: str,
 
 def is_control(metric: str) -> bool:
     """Whether a metric measures the distance to the uncached samples, in which the paper makes no claim of quality."""
-    return "uncached" in METRICS[metric].needs
+    return METRICS[metric].distance
 
 
 def _why_not(pair: tuple[Row, Row], metric: str) -> str:

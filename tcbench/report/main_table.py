@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from tcbench.config.fields import TABLE_2, PaperTable
 from tcbench.metrics.catalogue import METRICS, paper_headings
+from tcbench.record.yardstick import Yardstick
 from tcbench.report.cells import (
     NO_CELL,
     MacUnit,
@@ -38,6 +40,7 @@ from tcbench.report.rows import (
     was_run,
 )
 from tcbench.report.table import Table
+from tcbench.report.yardstick import yardsticks_told
 
 PAPER_QUALITY = paper_headings()
 IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution", "nfe", "sampled_steps", "reference")
@@ -61,6 +64,7 @@ def main_table(
     labels: str = "balanced",
     table: PaperTable = TABLE_2,
     added: Collection[str] = (),
+    seed_noise: Mapping[str, Yardstick] = MappingProxyType({}),
 ) -> Table:
     """One of the paper's Tables II to VI: quality, MACs and latency of rows, grouped by resolution and NFE.
 
@@ -77,6 +81,7 @@ def main_table(
         labels: how the samples' classes are chosen, as the config has it.
         table: its name, its columns of quality, and which of the rows it has.
         added: rows that change nothing of the others (`Suite.added_rows`).
+        seed_noise: yardsticks by uncached row.
 
     Raises:
         UserError: rows of several suites, or a reference row that is not among them.
@@ -93,6 +98,7 @@ def main_table(
     explained = marks_explained(shown, table.metrics, found)
     if "is" in table.metrics:
         explained += f" {CLASSES[labels]}"
+    explained = " ".join(filter(None, [explained, yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])]))
     caption = _caption(shown, columns, latency, differs, guidance_scale, explained)
     records, cells = [*records, floor_record], [*cells, floor_cells]
     if not table.paper:

@@ -4,12 +4,13 @@ A score file is plain JSON, one per row of a suite (`tcbench.record.score`).
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tcbench.config.suite import TRAININGS, Suite
 from tcbench.record.records import DIAGNOSTICS, FLOOR, LATENCY, SCORE, TRAINED, Kind
+from tcbench.record.yardstick import SEED_NOISE, Yardstick
 from tcbench.report.rows import Row, reference_of, row_named, was_run
 from tcbench.report.trainings import over_rows
 
@@ -39,6 +40,7 @@ class Results:
         training: `artefacts.json` of every row that is trained.
         diagnostics: by row; empty if not run.
         latency, floor: their files; None if not run.
+        seed_noise: yardsticks by uncached row; empty if not measured.
     """
 
     suite: Suite
@@ -48,6 +50,7 @@ class Results:
     diagnostics: dict[str, Any]
     latency: dict[str, Any] | None
     floor: dict[str, Any] | None
+    seed_noise: dict[str, Yardstick] = field(default_factory=dict)
 
     @property
     def predictors(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class Results:
         return row_named(f"{ablation}-{key}", self.ablations.get(ablation, []))
 
 
-PARTS = ("ablations", "training", "diagnostics", "latency", "floor")
+PARTS = ("ablations", "training", "diagnostics", "latency", "floor", "seed_noise")
 
 
 def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> Results:
@@ -108,6 +111,7 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         diagnostics=by_row("diagnostics", "diagnostics/{}.json", suite.predictor_rows, DIAGNOSTICS),
         latency=optional("latency", "latency.json", LATENCY),
         floor=optional("floor", "scores/floor.json", FLOOR),
+        seed_noise=(optional("seed_noise", "scores/seed-noise.json", SEED_NOISE) or {"rows": {}})["rows"],
     )
 
 

@@ -23,6 +23,7 @@ def main_tables(results: Results) -> dict[str, Table]:
             labels=suite.samples.labels,
             table=table,
             added=suite.added_rows,
+            seed_noise=results.seed_noise,
         )
         for name, table in suite.tables.items()
     }
@@ -45,6 +46,7 @@ def ablation_tables(results: Results) -> dict[str, Table]:
             suite=suite.suite,
             differs=suite.about.differs,
             margins=margins(results.own_rows),
+            seed_noise=results.seed_noise,
         )
         for name, rows in results.ablations.items()
     }

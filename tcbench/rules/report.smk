@@ -20,6 +20,7 @@ rule render_tables:
     input:
         scores=SCORES,
         floor=rules.floor.output,
+        seed_noise=rules.seed_noise.output,
         latency=rules.latency.output,
     output:
         table_files(TABLES),
@@ -39,6 +40,7 @@ rule render_ablations:
     input:
         ABLATION_SCORES,
         scores=SCORES,
+        seed_noise=rules.seed_noise.output,
     output:
         table_files([f"ablation-{name}" for name in SUITE.ablations]),
     params:
@@ -81,6 +83,7 @@ EVERYTHING = {
     "diagnostics": expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
     "strips": expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
     "floor": rules.floor.output,
+    "seed_noise": rules.seed_noise.output,
     "latency": rules.latency.output,
 }
 

@@ -72,3 +72,20 @@ rule floor:
         gpu=int(SUITE.model.device == "cuda"),
     shell:
         f"tcbench floor {CONFIG} 2> {{log}}"
+
+
+rule seed_noise:
+    input:
+        expand(f"{RESULTS}/samples/{{row}}/row.json", row=[entry.name for entry in SUITE.references]),
+    output:
+        f"{RESULTS}/scores/seed-noise.json",
+    params:
+        code=source_digest("score", data=SUITE.data.name),
+        settings=[SUITE.settings("score"), *(entry.row_settings("score") for entry in SUITE.references)],
+    log:
+        f"{RESULTS}/logs/seed-noise.log",
+    threads: 1
+    resources:
+        gpu=int(SUITE.model.device == "cuda"),
+    shell:
+        f"tcbench seed-noise {CONFIG} 2> {{log}}"

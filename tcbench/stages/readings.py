@@ -1,6 +1,6 @@
 """Readings of a row's samples: the scorers that the suite's metrics name, loaded once, and what VBench left on disk."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from tcbench.data.captions import decode
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.catalogue import METRICS, settings_of
 from tcbench.metrics.readings import Scorer
+from tcbench.metrics.samples import PairScorer
 from tcbench.metrics.vbench import table
 from tcbench.record.files import digest, kept_tensors, write_tensors
 from tcbench.record.records import Manifest
 from tcbench.record.sources import source_digest
 from tcbench.stages import vbench
 
-Scorers = dict[str, Scorer | NotRun]
+Scorers = dict[str, Scorer | PairScorer | NotRun]
 _BATCH = 64
 
 
@@ -38,6 +39,12 @@ def load_scorers(suite: Suite) -> Scorers:
     return scorers
 
 
+def pair_scorers(scorers: Scorers) -> dict[str, PairScorer]:
+    """Those that compare a sample with the uncached one, which leaves no reading of the sample."""
+    ready = {name: scorer for name, scorer in scorers.items() if METRICS[name].distance}
+    return {name: cast(PairScorer, scorer) for name, scorer in ready.items() if not isinstance(scorer, NotRun)}
+
+
 def read_samples(
     entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: Scorers
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -47,7 +54,7 @@ def read_samples(
         UserError: a metric needs captions, and the row has none.
     """
     not_run = {name: str(reason) for name, reason in scorers.items() if isinstance(reason, NotRun)}
-    ready = {name: scorer for name, scorer in scorers.items() if not isinstance(scorer, NotRun)}
+    ready = {name: scorer for name, scorer in scorers.items() if name not in not_run and not METRICS[name].distance}
     readings = _kept(entry, manifest, tensors, ready) if ready else {}
     if "vbench" in entry.suite.scoring.metrics:
         try:

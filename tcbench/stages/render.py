@@ -31,7 +31,7 @@ def _write(tables: dict[str, Table], folder: Path) -> None:
 
 def render_tables(suite: Suite, folder: Path) -> None:
     """Write tables/table<N>.* below `folder`, from the scores and latency there."""
-    _write(main_tables(read_results(suite, folder, ("latency", "floor"))), folder)
+    _write(main_tables(read_results(suite, folder, ("latency", "floor", "seed_noise"))), folder)
 
 
 def render_diagnostics(suite: Suite, folder: Path) -> None:
@@ -41,7 +41,7 @@ def render_diagnostics(suite: Suite, folder: Path) -> None:
 
 def render_ablations(suite: Suite, folder: Path) -> None:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
-    _write(ablation_tables(read_results(suite, folder, ("ablations",))), folder)
+    _write(ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder)
 
 
 def render_verdicts(suite: Suite, folder: Path) -> None:

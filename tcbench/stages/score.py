@@ -20,6 +20,7 @@ from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
 from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
+from tcbench.metrics.seed_noise import seed_noise
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
 from tcbench.record.provenance import collect
@@ -27,8 +28,9 @@ from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.record.sources import source_digest
+from tcbench.record.yardstick import SEED_NOISE, Yardstick
 from tcbench.stages.images import image_side
-from tcbench.stages.readings import Scorers, load_scorers, read_samples
+from tcbench.stages.readings import Scorers, load_scorers, pair_scorers, read_samples
 
 _DECODED = 256  # images decoded at a time
 
@@ -63,6 +65,30 @@ def measure_floor(suite: Suite) -> None:
         classes = classes_of_real(suite)
         floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed, classes)
     FLOOR.write(suite.folder / "scores" / "floor.json", floor)
+
+
+def measure_seed_noise(suite: Suite) -> None:
+    """Write scores/seed-noise.json, the distance of two uncached runs of different noise, from samples of the uncached
+    rows."""
+    started = time.time()
+    extractor, rows = load_extractor(suite), dict[str, Yardstick]()
+    real, scorers = load_real(suite, extractor), load_scorers(suite)
+    for entry in suite.references:
+        manifest, tensors = read_images(entry)
+        samples = _samples(entry, manifest, tensors, extractor, scorers)
+        groups = stats.batches(len(samples), suite.samples.group_size)
+        partners, quality = seed_noise(samples, real, groups, suite.scoring.metrics, pair_scorers(scorers))
+        rows[entry.name] = {
+            "nfe": entry.nfe,
+            "guidance_scale": entry.guidance_scale,
+            "samples": len(samples),
+            "groups": len(groups),
+            "extractor": suite.scoring.extractor,
+            "matched": partners.matched,
+            "quality": quality,
+        }
+    provenance = collect(suite.model_dump(mode="json"), [suite.samples.seed], started)
+    SEED_NOISE.write(suite.folder / "scores" / "seed-noise.json", {"rows": rows, "provenance": provenance})
 
 
 def load_extractor(suite: Suite) -> Extractor | None:
@@ -162,7 +188,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "target": row.target,
         "extractor": suite.scoring.extractor,
         "metrics_not_run": dict(samples.not_run),
-        "quality": score_row(samples, uncached, real, groups, suite.scoring.metrics),
+        "quality": score_row(samples, uncached, real, groups, suite.scoring.metrics, pair_scorers(scorers)),
         "macs": manifest["macs"],
         "macs_spread": [min(manifest["macs_per_batch"]), max(manifest["macs_per_batch"])],
         "cache_bytes": manifest["cache_bytes"],
