@@ -139,11 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--row", required=True)
     sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
     sub.add_argument("--name", required=True, metavar="ABLATION")
+    sub = stage("rival", _rival, "solve, sample and score one method of the table of rivals at its budgets")
+    sub.add_argument("--method", required=True)
     for name, handler, help in (
         ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
         ("figures", _figures, "render the figures"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
         ("ablations", _ablations, "render the tables of the ablations"),
+        ("rivals", _rivals, "render the table of rivals, and what papers print of them"),
         ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
         ("report", _report, "write the report: one HTML page with everything"),
     ):
@@ -466,6 +469,21 @@ def _ablate(parsed: argparse.Namespace) -> None:
     ablation = suite.ablation_suites[parsed.name]
     sample_rows(ablation.entries)
     score_rows(ablation.entries)
+
+
+def _rival(parsed: argparse.Namespace) -> None:
+    suite = load_suite(parsed.config)
+    from tcbench.stages.rivals import run_rival
+
+    _set_threads()
+    run_rival(suite, parsed.method)
+
+
+def _rivals(parsed: argparse.Namespace) -> None:
+    from tcbench.stages.render import render_rivals
+
+    for table in render_rivals(*_results(parsed)):
+        print(table.markdown())
 
 
 def _ablations(parsed: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from tcbench.outside.places import PROFILE, WORKFLOW, suite_file
 SUITES = ("digits", "scenes", "moving")
 """The embedded suites, which run when none is named."""
 
-TARGETS = ("tables", "figures", "ablations", "diagnostics", "verdicts", "report", "all")
+TARGETS = ("tables", "figures", "ablations", "rivals", "diagnostics", "verdicts", "report", "all")
 """What a suite can be asked for, and all of `SUITES` together; the first is the default."""
 
 ALL_CORES = 4096

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from tcbench.config.document import Field, Problem
-from tcbench.config.fields import Ablation
-from tcbench.config.suite import TRAININGS, Entry, Suite, ablation_rows
+from tcbench.config.fields import Ablation, Rivals
+from tcbench.config.suite import BASELINE, RIVALS, TRAININGS, Entry, Suite, ablation_rows, rival_rows
 from tcbench.data.source import PromptSet
 from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS
 from tcbench.models.specs import MODELS, TextSpec
 from tcbench.precision import Dtype
-from tcbench.registry import method_names
+from tcbench.registry import make_method, method_names
 
 Problems = Iterator[Problem]
 _CHECKS: list[tuple[frozenset[str], Callable[["_Suite"], Problems]]] = []
@@ -236,6 +236,53 @@ def _ablations(it: _Suite) -> Problems:
         for problem in (*_methods(inner), *_rows(inner)):
             if problem.field[1] in own:
                 yield Problem(_in_ablation(place, ablation, problem.field), problem.says)
+
+
+@_looks_at("rows", "defaults", "ablations", "samples", "sampler", "scoring", "rivals")
+def _rivals(it: _Suite) -> Problems:
+    suite, rivals, place = it.suite, it.suite.rivals, ("rivals",)
+    if rivals is None:
+        return
+    if RIVALS in suite.ablations:
+        yield Problem(("ablations", RIVALS), "is what the suite of `rivals` is called; give yours another name")
+    if BASELINE not in rivals.methods:
+        yield Problem((*place, "methods"), f"lacks {BASELINE}, which all others are compared with; add it")
+    for metric in [name for name in rivals.metrics if name not in suite.scoring.metrics]:
+        yield Problem((*place, "metrics"), f"{metric!r} is not among `scoring.metrics`; add it there")
+    if rivals.samples and rivals.samples < 2 * suite.samples.group_size:
+        yield Problem((*place, "samples"), f"an interval needs two shards of {suite.samples.group_size}; give more")
+    for name, tried in rivals.methods.items():
+        try:
+            method = make_method(name, suite.defaults.get(name, {}))
+        except UserError as error:
+            yield Problem((*place, "methods", name), str(error))
+            continue
+        if method.knob is None:
+            yield Problem((*place, "methods", name), "has no knob, so it meets no budget; remove it")
+        for option, values in tried.items():
+            if option not in type(method).model_fields or option == method.knob:
+                says = f"{option!r} is no option of {name} besides its knob; name others"
+                yield Problem((*place, "methods", name), says)
+            elif not values:
+                yield Problem((*place, "methods", name, option), "give values to try")
+    if it.has_all_rows:
+        if not any(row.method == "uncached" and row.nfe == rivals.nfe for row in suite.rows.values()):
+            yield Problem((*place, "nfe"), f"nothing to compare with; add a row with method: uncached, nfe: {rivals.nfe}")
+        elif not any(problem[0] == "rivals" for problem in it.broken):
+            yield from _rival_rows(it, rivals)
+
+
+def _rival_rows(it: _Suite, rivals: Rivals) -> Problems:
+    """What is wrong with the rows that rivals start from."""
+    try:
+        own = ablation_rows(it.suite, RIVALS, rival_rows(it.suite, rivals))
+    except UserError:
+        return  # said of the method
+    inner = _Suite(it.suite.model_copy(update={"rows": own | it.suite.rows}), it.broken)
+    for problem in (*_methods(inner), *_rows(inner)):
+        if problem.field[1] in own:
+            method = str(problem.field[1]).removeprefix(f"{RIVALS}-")
+            yield Problem(("rivals", "methods", method, *problem.field[2:]), problem.says)
 
 
 def _bases(place: Field, ablation: Ablation) -> Iterator[tuple[Field, str]]:

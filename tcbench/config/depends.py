@@ -40,5 +40,6 @@ STAGES: dict[str, Depends] = {
     "vbench": Depends(frozenset({"model", "samples", "vbench"})),
     "score": _SCORED,
     "ablate": _SCORED,
+    "rivals": _SCORED | {"rivals"},
 }
 """By name, as in `tcbench.record.sources`; what is rendered depends on the whole config."""

@@ -485,6 +485,28 @@ class Ablation(Strict):
     """Variants by name. A variant shares the artefacts of the row it changes; `artefacts_from: null` trains its own."""
 
 
+Ratio = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=1, le=1000)]
+
+
+class Rivals(Strict):
+    """Methods side by side at a few MAC budgets, their knobs solved by the workflow (target `rivals`)."""
+
+    nfe: Nfe
+    """Steps of the uncached run; a row with `method: uncached` must have as many."""
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)]
+    """The budgets: how many times fewer MACs than it, what a method computes for itself included."""
+    near: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, lt=1)] = 0.05
+    """How far from a budget a row's MACs may be, as a share of it; what comes no nearer has no row."""
+    samples: Count | None = None
+    """Samples of a row, if not the suite's `samples.count`."""
+    metrics: tuple[MetricName, ...]
+    """Columns of quality."""
+    methods: dict[MethodName, dict[str, list[Any]]] = Field(min_length=1)
+    """What is compared. A method has the options and the training of the first row with it at this nfe, otherwise the
+    suite's defaults; its knob is solved. Values of further options are tried in their order, all combinations, where
+    those before do not reach a budget."""
+
+
 class File(Strict):
     """Something that a suite needs and that does not ship with the project."""
 

@@ -19,6 +19,7 @@ from tcbench.config.fields import (
     MethodName,
     Model,
     PaperTable,
+    Rivals,
     Row,
     RowName,
     Sampler,
@@ -281,6 +282,8 @@ class Suite(Strict):
     """The lines of the tables, by name; every nfe needs one whose method is `uncached`."""
     ablations: dict[AblationName, Ablation] = Field(default={})
     """Questions asked beside the tables (target `ablations`), by name."""
+    rivals: Rivals | None = None
+    """Methods side by side at a few MAC budgets (target `rivals`)."""
     files: dict[str, File] = Field(default={})
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
 
@@ -417,19 +420,29 @@ class Suite(Strict):
         return {name: expand(self, name, ablation) for name, ablation in self.ablations.items()}
 
     @cached_property
+    def rival_suite(self) -> "AblationSuite | None":
+        """The rivals as a suite of their own, before their knobs are solved: a row for each method."""
+        return expand(self, RIVALS, rival_rows(self, self.rivals)) if self.rivals else None
+
+    def rival_record(self, method: str) -> Path:
+        """Which settings of a rival meet the budgets."""
+        return self.root / RIVALS / f"{method}.json"
+
+    @cached_property
     def twins(self) -> dict[str, str]:
         """Rows of another suite with samples to copy, by the digest of their settings."""
         return {}
 
     def find(self, name: str) -> Entry:
-        """A row of this suite, or of an ablation of it.
+        """A row of this suite, of an ablation of it, or of its rivals.
 
         Raises:
             KeyError: neither has it.
         """
         if name in self.rows:
             return self[name]
-        holding = (ablation for ablation in self.ablation_suites.values() if name in ablation.own)
+        parts = (*self.ablation_suites.values(), *filter(None, [self.rival_suite]))
+        holding = (part for part in parts if name in part.own)
         return next(holding, self)[name]
 
     @property
@@ -512,6 +525,41 @@ def with_trainings(suite: Suite) -> Suite:
         }
     )
     return suite.model_copy(update={"ablations": {**suite.ablations, TRAININGS: trainings}})
+
+
+RIVALS = "rivals"
+"""What the suite of rivals is called; no ablation may be."""
+
+BASELINE = "fewer_steps"
+"""The rival that all others are compared with at every budget."""
+
+
+def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
+    """The rivals as variants of the suite's rows, a method each, in the config's order."""
+    at_nfe = [name for name, row in suite.rows.items() if row.nfe == rivals.nfe and not row.control]
+    uncached = next(name for name in at_nfe if suite.rows[name].method == "uncached")
+    predictor = next((name for name in at_nfe if suite[name].trains and suite[name].method.predicts), None)
+    rows: dict[str, dict[str, Any]] = {}
+    for method in rivals.methods:
+        fits = (
+            name
+            for name, row in suite.rows.items()
+            if (row.method, row.nfe) == (method, rivals.nfe) and not (row.searched or row.full_steps_of)
+        )
+        if name := next(fits, None):
+            rows[method] = {"base": name, "label": suite[name].method.label}
+        else:
+            made = make_method(method, suite.defaults.get(method, {}))
+            learned = getattr(made, "schedule", None) in ("adaptive", "reversed") and not made.trains
+            rows[method] = {"method": method, "label": made.label} | ({"artefacts_from": predictor} if learned else {})
+    described = {"title": "Rivals", "question": "Which method is best at equal MACs?", "base": uncached, "rows": rows}
+    return Ablation.model_validate(described | {"samples": rivals.samples})
+
+
+def with_own(part: AblationSuite, own: dict[str, Row]) -> AblationSuite:
+    """The same with other rows of its own; what it had can still be referred to."""
+    fields = {field: getattr(part, field) for field in AblationSuite.model_fields}
+    return AblationSuite(**fields | {"rows": own | part.rows, "own": tuple(own)})
 
 
 def ablation_rows(suite: Suite, name: str, ablation: Ablation) -> dict[str, Row]:

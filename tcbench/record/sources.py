@@ -18,6 +18,7 @@ STAGES = {
     "sample": ("tcbench.stages.sample",),
     "score": ("tcbench.stages.score",),
     "ablate": ("tcbench.stages.sample", "tcbench.stages.score"),
+    "rivals": ("tcbench.stages.rivals",),
     "vbench": ("tcbench.stages.vbench", "tcbench.stages.vbench_process"),
     "bench": ("tcbench.stages.bench",),
     "latency": ("tcbench.stages.latency",),

@@ -36,6 +36,7 @@ include: "sample.smk"
 include: "score.smk"
 include: "ablations.smk"
 include: "report.smk"
+include: "rivals.smk"
 
 
 rule tables:
@@ -52,6 +53,11 @@ rule figures:
 rule ablations:
     input:
         rules.render_ablations.output if SUITE.ablations else [],
+
+
+rule rivals:
+    input:
+        rules.render_rivals.output if SUITE.rivals else [],
 
 
 rule verdicts:

@@ -1,7 +1,7 @@
 # The workflow: a module of rules for each suite, and targets over all of them. The Snakefile includes this file, and
 # `tcbench run` starts it from any folder.
-# Targets: tables (default), figures, ablations, diagnostics, verdicts, report, all; of one suite also pretrain and publish;
-# speed. With several suites, what one of them has is also a target of its own, e.g. scenes_tables.
+# Targets: tables (default), figures, ablations, rivals, diagnostics, verdicts, report, all; of one suite also pretrain and
+# publish; speed. With several suites, what one of them has is also a target of its own, e.g. scenes_tables.
 import os
 import shlex
 import sys
