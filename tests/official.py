@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
+from torchvision.models import alexnet
 from transformers import (
     BlipTextConfig,
     BlipVisionConfig,
@@ -82,7 +83,7 @@ def small_suite(name: str, changes: Mapping[str, Any]) -> Suite:
         "suite": "mini", "model.device": "cpu", "samples.count": 8, "samples.batch_size": 1, "samples.shard_batches": 2,
         "samples.traced": 2, "show.figure": {"nfe": 3, "columns": 3}, "show.tables": {},
         "latency": {"batch_size": 1, "warmup": 0, "repeats": 1}, "diagnostics.pairs": 2,
-        "defaults": {}, "ablations": {},
+        "defaults": {}, "ablations": {}, "rivals": None,
     }  # fmt: skip
     settings = with_fields(with_fields(settings, small), changes)
     Path("mini.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -319,6 +320,14 @@ def _write_autoencoder(path: Path, suite: Suite) -> None:
 # --- metrics
 
 
+def write_alexnet(path: Path) -> nn.Module:
+    """alexnet-owt-7be5be79.pth of torchvision, a state dict; the classifier, which LPIPS does not use, is small."""
+    network = alexnet(weights=None)
+    network.classifier = nn.Sequential(nn.Dropout(), nn.Linear(4, 4))
+    torch.save(network.state_dict(), path)
+    return network
+
+
 def write_inception(path: Path) -> nn.Module:
     """weights-inception-2015-12-05-6726825d.pth of torch-fidelity, at its one size: a state dict of 96 MB."""
     inception = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
@@ -490,6 +499,7 @@ _WRITERS: dict[str, Callable[[Path, Suite], object]] = {
     "text_encoder": _write_text_encoder,
     "autoencoder": _write_autoencoder,
     "inception": lambda path, _: write_inception(path),
+    "alexnet": lambda path, _: write_alexnet(path),
     "clip": lambda path, _: write_clip(path),
     "image_reward": lambda path, _: write_image_reward(path),
     "vocabulary": lambda path, _: write_vocabulary(path),

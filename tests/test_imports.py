@@ -200,10 +200,21 @@ LIGHT = [
     *(f"config/{path.stem}" for path in files("config")),
     *(
         f"record/{name}"
-        for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
+        for name in (
+            "__init__",
+            "executed",
+            "files",
+            "imports",
+            "records",
+            "rivals",
+            "score",
+            "shards",
+            "sources",
+            "yardstick",
+        )
     ),
     *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
-    "budget/searching",
+    *("budget/searching", "budget/reaching"),
     *(f"data/sets/{path.stem}" for path in files("data/sets")),
     *("data/__init__", "data/source", "data/captions", "data/captioned", "data/images", "data/prompts"),
     "data/videos",

@@ -1,6 +1,8 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import lpips
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,30 +10,36 @@ import torch
 import torch.nn.functional as F
 import torch_fidelity
 from safetensors.torch import save_file
+from scipy.signal import convolve2d
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import calc_cdist_full, calculate_precision_recall_full
 
 from tcbench.config.fields import PaperCell, Scoring
 from tcbench.config.suite import Suite
-from tcbench.errors import UserError
+from tcbench.errors import NotRun, UserError
 from tcbench.metrics.accuracy import correct
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, find_metric, paper_headings, usual_metrics
-from tcbench.metrics.deviation import final_mae, psnr, trajectory_mae
+from tcbench.metrics.deviation import final_mae, psnr, ssim, trajectory_mae
 from tcbench.metrics.extractors import Features, make_extractor
 from tcbench.metrics.frechet import Gaussian, frechet_distance, real_floor
 from tcbench.metrics.inception_score import inception_score
 from tcbench.metrics.kid import SCALE
+from tcbench.metrics.perceptual import load_lpips
 from tcbench.metrics.precision_recall import _kth, inside_real, radii, recall, thin
 from tcbench.metrics.samples import Real, Reference, Samples, odd_images
 from tcbench.metrics.scoring import compute, prepare, score_row
+from tcbench.metrics.seed_noise import Partners, seed_noise
 from tcbench.models.classifier import DigitsCNN
 from tcbench.record.files import sha256
 from tcbench.stats import batches, jackknife
 from tests.floors import DISTANCE, NETWORK, READING, assert_close
+from tests.official import write_alexnet
 
 READINGS = [name for name, metric in METRICS.items() if metric.per_sample]
 ALONE = [name for name, metric in METRICS.items() if "uncached" not in metric.needs]
 """What the reference row is scored by, too."""
+SCORERS = {"lpips": lambda images, uncached: (images - uncached).square().flatten(1).mean(1)}
+"""In the place of networks that compare images."""
 
 
 def random_features(count, seed, shift=0.0):
@@ -246,7 +254,7 @@ def test_metrics_are_bounded_as_the_catalogue_says():
         samples, uncached = random_samples(60, 2, shift), random_samples(60, 3)
         for name, metric in METRICS.items():
             low, high = metric.bounds
-            assert low <= compute(name, samples, Reference(real, uncached)) <= high, name
+            assert low <= compute(name, samples, Reference(real, uncached, SCORERS)) <= high, name
 
 
 def test_a_floor_of_classes_in_turn_is_lower_than_one_of_classes_by_chance():
@@ -337,11 +345,66 @@ def test_deviation_of_a_constant_offset():
     assert torch.isfinite(decibels).all() and (decibels.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("measure", [final_mae, psnr])
+@pytest.mark.parametrize("measure", [final_mae, psnr, ssim])
 def test_bytes_deviate_as_the_images_they_stand_for(measure):
-    images, reference = torch.randint(0, 256, (2, 5, 3, 4, 4), dtype=torch.uint8)
+    images, reference = torch.randint(0, 256, (2, 5, 3, 12, 12), dtype=torch.uint8)
     in_floats = measure(images / 127.5 - 1, reference / 127.5 - 1)
     assert_close(measure(images, reference), in_floats, READING)
+
+
+def test_structural_similarity_is_the_definition():
+    """Wang et al. (2004), Eq. 13 in windows that lie inside; of a video, the mean over its frames."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 14, 15, generator=draw) * 2 - 1
+    reference = (images + 0.3 * torch.randn(2, 3, 14, 15, generator=draw)).clamp(-1, 1)
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+
+    def one(x, y):
+        def blurred(image):
+            return convolve2d(image, window, mode="valid")
+
+        x, y = ((side.double().numpy() + 1) / 2 for side in (x, y))
+        mean_x, mean_y = blurred(x), blurred(y)
+        var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+        shared, a, b = blurred(x * y) - mean_x * mean_y, 0.01**2, 0.03**2
+        map_ = (2 * mean_x * mean_y + a) * (2 * shared + b) / ((mean_x**2 + mean_y**2 + a) * (var_x + var_y + b))
+        return map_.mean()
+
+    channels = zip(images.flatten(0, 1), reference.flatten(0, 1), strict=True)
+    expected = np.reshape([one(*channel) for channel in channels], (2, 3)).mean(1)
+    assert ssim(images, reference).tolist() == pytest.approx(expected, rel=1e-4)
+    videos = [side[:, :, None].transpose(0, 2) for side in (images, reference)]  # the two images are frames of one
+    assert ssim(*videos).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    with pytest.raises(UserError, match="images of 8x14 are smaller than its window of 11"):
+        ssim(images[..., :8, :14], reference[..., :8, :14])
+
+
+def test_lpips_weighs_the_differences_of_alexnets_layers(tmp_path):
+    path = tmp_path / "alexnet.pth"
+    with pytest.raises(NotRun, match=r"needs .*alexnet\.pth"):
+        load_lpips(path)
+    features = write_alexnet(path).features
+    lines = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", weights_only=True)
+    images, reference = torch.rand(2, 3, 1, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    expected, sides = torch.zeros(3), [(side.expand(-1, 3, -1, -1) - mean) / std for side in (images, reference)]
+    with torch.no_grad():
+        for number, layers in enumerate((features[:2], features[2:5], features[5:8], features[8:10], features[10:12])):
+            sides = [layers(side) for side in sides]
+            one, other = (side / side.norm(dim=1, keepdim=True) for side in sides)
+            weighed = (one - other) ** 2 * lines[f"lin{number}.model.1.weight"]
+            expected += weighed.sum(1).mean((1, 2))
+    score = load_lpips(path)
+    assert_close(score(images, reference), expected, NETWORK)
+    assert score(images, images).tolist() == [0, 0, 0]
+    videos = [side.transpose(0, 1)[None] for side in (images, reference)]
+    assert_close(score(*videos)[0], expected.mean(), NETWORK)
+    with pytest.raises(UserError, match="smaller than 32x32"):
+        score(images[..., :16, :16], reference[..., :16, :16])
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"alexnet\.pth: 0\.weight has shape"):
+        load_lpips(path)
 
 
 def test_images_deviate_as_they_are_seen():
@@ -384,11 +447,11 @@ def row():
 
 def test_a_row_is_scored_with_the_replicates_of_its_intervals(row):
     samples, uncached, real = row
-    score = score_row(samples, uncached, real, batches(128, 16), list(METRICS))
+    score = score_row(samples, uncached, real, batches(128, 16), list(METRICS), SCORERS)
     assert json.loads(json.dumps(score, allow_nan=False)) == score
     assert list(score) == list(METRICS)
     for name, cell in score.items():
-        statistic = prepare(find_metric(name), samples, Reference(real, uncached))
+        statistic = prepare(find_metric(name), samples, Reference(real, uncached, SCORERS))
         assert cell["value"] == statistic(np.arange(128)) and cell["deleted"][1] == statistic(
             np.delete(np.arange(128), range(16, 32))
         )
@@ -400,8 +463,9 @@ def test_a_row_is_scored_with_the_replicates_of_its_intervals(row):
 
 def test_a_row_against_itself_is_no_distance_away(row):
     samples, _, real = row
-    score = score_row(samples, samples, real, batches(128, 16), list(METRICS))
+    score = score_row(samples, samples, real, batches(128, 16), list(METRICS), SCORERS)
     assert score["mae"] == {"value": 0.0, "se": 0.0, "deleted": [0.0] * 8}
+    assert score["ssim"]["value"] == pytest.approx(1) and abs(score["fid_uncached"]["value"]) < 1e-6
 
 
 def test_the_reference_row_has_no_distance_to_itself(row):
@@ -413,12 +477,12 @@ def test_the_reference_row_has_no_distance_to_itself(row):
 def test_a_metric_needs_what_it_declares_and_nothing_else(metric, row):
     samples, uncached, real = row
     without = {
-        "labels": (replace(samples, labels=None), Reference(real, replace(uncached, labels=None))),
-        "images": (replace(samples, images=None), Reference(real, replace(uncached, images=None))),
-        "uncached": (samples, Reference(real)),
-        "reading": (replace(samples, readings={}), Reference(real, replace(uncached, readings={}))),
+        "labels": (replace(samples, labels=None), Reference(real, replace(uncached, labels=None), SCORERS)),
+        "images": (replace(samples, images=None), Reference(real, replace(uncached, images=None), SCORERS)),
+        "uncached": (samples, Reference(real, None, SCORERS)),
+        "reading": (replace(samples, readings={}), Reference(real, replace(uncached, readings={}), SCORERS)),
     }
-    complete = compute(metric.name, samples, Reference(real, uncached))
+    complete = compute(metric.name, samples, Reference(real, uncached, SCORERS))
     for name, (bare, reference) in without.items():
         if name in metric.needs:
             with pytest.raises(UserError, match="VBench's results" if metric.name == "vbench" else name):
@@ -503,6 +567,60 @@ def test_rows_that_do_not_belong_together_are_refused(row):
         score_row(samples, random_samples(64, 0), real, groups, ["fid"])
     with pytest.raises(UserError, match="10 labels for 128 samples"):
         replace(samples, labels=torch.arange(10))
+
+
+# the seed-noise yardstick
+
+
+def test_partners_show_the_same():
+    labels = torch.tensor([3, 1, 3, 1, 3, 2, 1, 1, 3])
+    partners = Partners.among(labels, 9)
+    first, second = partners.next
+    assert partners.matched and torch.equal(labels[first], labels[second]) and (first != second).all()
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4, 6, 7, 8]  # the only 2 has no partner
+    one, other = partners.halves
+    assert torch.equal(labels[one], labels[other]) and sorted([*one, *other]) == [0, 1, 2, 3, 4, 6, 7, 8]
+    captions = Partners.among(torch.stack([labels // 2, labels % 2], dim=1), 9)
+    assert np.array_equal(captions.next, partners.next)
+    assert not Partners.among(torch.arange(9), 9).matched  # every one shows something of its own
+    assert np.array_equal(Partners.among(None, 3).next, [[0, 1, 2], [1, 2, 0]])
+
+
+def test_the_yardstick_is_the_distance_of_two_runs_of_different_noise():
+    """Classes far apart, with noise of their own: partners of another class would be much farther apart."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(960) % 10
+
+    def run():
+        pooled = 20 * torch.eye(10, 16)[labels] + torch.randn(960, 16, generator=draw)
+        images = (labels / 10).view(-1, 1, 1, 1) - 0.5 + 0.05 * torch.randn(960, 1, 12, 12, generator=draw)
+        return Samples(Features(pooled, pooled, pooled), labels, images)
+
+    one, other = run(), run()
+    real, groups = Real(one.features), batches(960, 80)
+    metrics = [name for name, metric in METRICS.items() if metric.distance]
+    _, yardstick = seed_noise(one, real, groups, [*metrics, "fid"], SCORERS)
+    assert list(yardstick) == metrics
+    for name in metrics:
+        if not find_metric(name).moments:
+            two_runs = jackknife(prepare(find_metric(name), one, Reference(real, other, SCORERS)), groups)
+            apart = abs(yardstick[name]["value"] - two_runs.value)
+            assert apart < 4 * np.hypot(yardstick[name]["se"], two_runs.se), name
+    halves = Partners.among(labels, 960).halves
+    first, second = (one.taken(torch.from_numpy(half)) for half in halves)
+    of_halves = compute("fid_uncached", first, Reference(real, second))
+    assert yardstick["fid_uncached"]["value"] == of_halves
+    assert of_halves > compute("fid_uncached", one, Reference(real, other)) > 0  # half as many, about twice the bias
+
+
+def test_leaving_out_a_batch_leaves_out_its_pairs():
+    samples = random_samples(40, 50)
+    _, yardstick = seed_noise(samples, Real(samples.features), batches(40, 10), ["mae"], {})
+    first, second = Partners.among(samples.labels, 40).next
+    apart = (samples.images[first] - samples.images[second]).abs().flatten(1).mean(1)
+    kept = torch.from_numpy((first >= 10) & (second >= 10))
+    assert kept.sum() == 20  # 10 to 19 are beside 20 to 29, and these beside 30 to 39
+    assert yardstick["mae"]["deleted"][0] == pytest.approx(apart[kept].double().mean().item())
 
 
 def test_jackknife_of_a_frechet_distance_covers_its_mean_at_this_sample_size():

@@ -62,6 +62,8 @@ def remade(request, tmp_path_factory):
     render.render_tables(suite, copy)
     render.render_diagnostics(suite, copy)
     render.render_ablations(suite, copy)
+    if (copy / "rivals").exists():
+        render.render_rivals(suite, copy)
     render.render_verdicts(suite, copy)
     render.render_grids(suite, copy)
     render.render_report(suite, copy)  # draws the figures, none of which is committed

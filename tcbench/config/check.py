@@ -267,8 +267,10 @@ def _rivals(it: _Suite) -> Problems:
                 yield Problem((*place, "methods", name, option), "give values to try")
     if it.has_all_rows:
         if not any(row.method == "uncached" and row.nfe == rivals.nfe for row in suite.rows.values()):
-            yield Problem((*place, "nfe"), f"nothing to compare with; add a row with method: uncached, nfe: {rivals.nfe}")
-        elif not any(problem[0] == "rivals" for problem in it.broken):
+            yield Problem(
+                (*place, "nfe"), f"nothing to compare with; add a row with method: uncached, nfe: {rivals.nfe}"
+            )
+        elif not any(field[0] == "rivals" for field in it.broken):
             yield from _rival_rows(it, rivals)
 
 

@@ -15,6 +15,7 @@ from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, check_seal, copy_file, sha256
 from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, Kind
+from tcbench.record.rivals import RIVAL
 from tcbench.record.score import Provenance
 from tcbench.report.table import check_face
 
@@ -22,6 +23,7 @@ SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, 
 MEASURED = (
     "scores/*.json",
     "ablations/*/scores/*.json",
+    "rivals/*.json",
     "diagnostics/*.json",
     "trained/*/artefacts.json",
     "searched/*.json",
@@ -49,6 +51,8 @@ def _records(suite: Suite) -> Records:
             if not score.get("not_run"):
                 records[entry.name] = score["provenance"], part.digest()
                 records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
+    for path in sorted((suite.folder / "rivals").glob("*.json")):
+        records[str(path)] = RIVAL.read(path)["provenance"], suite.digest()
     latency = suite.folder / "latency.json"
     records[str(latency)] = LATENCY.read(latency)["provenance"], suite.digest()
     for path in (suite.folder / "diagnostics").glob("*.json"):

@@ -8,13 +8,16 @@ import numpy as np
 from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
+from tcbench.errors import UserError
 from tcbench.record.files import is_whole, write_text
 from tcbench.record.records import SCORE
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
+from tcbench.report.published_table import published_table
 from tcbench.report.results import read_results
+from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.strips import read_strip, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
 from tcbench.report.table import Table
@@ -42,6 +45,22 @@ def render_diagnostics(suite: Suite, folder: Path) -> None:
 def render_ablations(suite: Suite, folder: Path) -> None:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
     _write(ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder)
+
+
+def render_rivals(suite: Suite, folder: Path) -> list[Table]:
+    """Write tables/rivals.* and tables/rivals-papers.* below `folder`, from the rivals' records and scores there.
+
+    Raises:
+        UserError: the suite compares no rivals, or they were not run.
+    """
+    rivals = read_rivals(suite, folder)
+    if rivals is None:
+        raise UserError(
+            f"suite {suite.suite}: no rivals were run; `tcbench run {suite.suite} rivals` runs those it names"
+        )
+    tables = {"rivals": rivals_table(suite, rivals), "rivals-papers": published_table()}
+    _write(tables, folder)
+    return [*tables.values()]
 
 
 def render_verdicts(suite: Suite, folder: Path) -> None:

@@ -1,0 +1,180 @@
+"""Rivals: methods side by side at MAC budgets, their knobs solved, each in a job of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcbench.budget.costing import macs_of
+from tcbench.budget.reaching import reach
+from tcbench.cli import main
+from tcbench.config.fields import Rivals
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Suite
+from tcbench.errors import UserError
+from tcbench.method import Method
+from tcbench.record.records import SCORE
+from tcbench.record.rivals import RIVAL
+from tcbench.registry import make_method
+from tcbench.report.published_table import published, published_table
+from tcbench.report.rivals_table import read_rivals, rivals_table
+from tcbench.stages.render import render_rivals
+from tcbench.stages.rivals import run_rival
+from tests.suites import altered
+
+SMOKE = Path(__file__).parent / "smoke.yaml"
+DECLARED = {
+    "nfe": 4,
+    "ratios": [2.0, 3.0],
+    "near": 0.1,
+    "metrics": ["fid", "mae"],
+    "methods": {"fewer_steps": {}, "fora": {}, "toca": {"interval": [2, 3]}, "random_tokens": {}, "smoothcache": {}},
+}
+
+
+def declaring(**changes: Any) -> Suite:
+    """The smoke suite with rivals."""
+    return altered(load_suite(SMOKE), {"rivals": Rivals.model_validate(DECLARED | changes)})
+
+
+# --- solving
+
+
+def counted(macs: dict[float, int]) -> Any:
+    """MACs by the setting of FORA's knob."""
+    asked = []
+
+    def count(method: Method) -> int:
+        asked.append(method.num_full_steps)  # type: ignore[attr-defined]
+        return macs[asked[-1]]
+
+    return count, asked
+
+
+def test_the_nearest_setting_is_found_in_few_trials() -> None:
+    fora = make_method("fora", {})
+    count, asked = counted({steps: 100 * steps for steps in range(1, 51)})
+    found = reach(fora, {}, 50, 2110, count, near=0.05)
+    assert (found.method.num_full_steps, found.macs) == (21, 2100)  # type: ignore[attr-defined]
+    assert found.off == pytest.approx(-10 / 2110) and len(asked) < 8
+
+
+def test_a_budget_out_of_reach_has_the_nearest_setting() -> None:
+    count, asked = counted({steps: 1000 + steps for steps in range(1, 51)})
+    found = reach(make_method("fora", {}), {}, 50, 500, count, near=0.05)
+    assert (found.macs, asked) == (1001, [1, 50]) and found.off == pytest.approx(1.002)
+
+
+def test_where_macs_fall_the_best_that_was_tried_counts() -> None:
+    """Measured ones may: here 37 full steps cost less than 25, which misleads the search."""
+    macs = {steps: 100 * steps - (1500 if steps == 37 else 0) for steps in range(1, 51)}
+    assert reach(make_method("fora", {}), {}, 50, 2800, counted(macs)[0], near=0.05).macs == 2500
+
+
+def test_options_are_tried_in_order_until_one_reaches() -> None:
+    def count(method: Any) -> int:
+        return 1000 // method.interval + int(100 * method.fresh_ratio)
+
+    toca = make_method("toca", {})
+    reached = reach(toca, {"interval": [3, 2, 4]}, 50, 560, count, near=0.05).method
+    assert reached.interval == 2  # type: ignore[attr-defined]
+    reached = reach(toca, {"interval": [3, 2, 4]}, 50, 340, count, near=0.05).method
+    assert reached.interval == 3  # type: ignore[attr-defined]
+    nearest = reach(toca, {"interval": [3, 2, 4]}, 50, 100, count, near=0.05)
+    assert nearest.method.interval == 4 and nearest.off > 0.05  # type: ignore[attr-defined]
+
+
+# --- rows
+
+
+def test_a_rival_starts_from_the_suites_row_of_its_method() -> None:
+    part = declaring().rival_suite
+    assert part is not None
+    assert part.own[0] == "rivals-reference4" and part.folder == Path("results/smoke/ablations/rivals")
+    assert part["rivals-fora"].row.options == {"interval": 2} and part["rivals-fora"].label == "FORA"
+    assert part["rivals-random_tokens"].row.artefacts_from == "nfe4-tokencache"
+    assert part["rivals-smoothcache"].trained == Path("results/smoke/trained/rivals-smoothcache")
+    assert declaring().find("rivals-smoothcache").trains and load_suite(SMOKE).rival_suite is None
+
+
+def test_what_needs_a_schedule_borrows_it() -> None:
+    suite = altered(
+        declaring(methods={"fewer_steps": {}, "tome": {}}), {"defaults": {"tome": {"schedule": "adaptive"}}}
+    )
+    assert suite.rival_suite is not None
+    assert suite.rival_suite["rivals-tome"].row.artefacts_from == "nfe4-tokencache"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"nfe": 5}, "rivals.nfe: nothing to compare with; add a row with method: uncached, nfe: 5"),
+        ({"methods": {"fora": {}}}, "rivals.methods: lacks fewer_steps"),
+        ({"methods": {"fewer_steps": {}, "uncached": {}}}, "rivals.methods.uncached: has no knob"),
+        ({"methods": {"fewer_steps": {}, "fora": {"steps": [2]}}}, "rivals.methods.fora: 'steps' is no option of fora"),
+        ({"methods": {"fewer_steps": {}, "fora": {"placement": []}}}, "rivals.methods.fora.placement: give values"),
+        ({"metrics": ["kid"]}, "rivals.metrics: 'kid' is not among `scoring.metrics`"),
+        ({"samples": 4}, "rivals.samples: an interval needs two shards of 4"),
+        ({"ratios": [1]}, "rivals.ratios.0"),
+    ],
+)
+def test_a_bad_declaration_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    path = tmp_path / "changed.yaml"
+    path.write_text(f"{SMOKE.read_text(encoding='utf-8')}\nrivals: {DECLARED | changes}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_suite(path)
+    assert says in str(caught.value)
+
+
+# --- a whole table
+
+
+def test_a_table_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rivals.yaml").write_text(
+        SMOKE.read_text(encoding="utf-8") + f"\nrivals: {DECLARED | {'methods': {'fewer_steps': {}, 'fora': {}}}}\n",
+        encoding="utf-8",
+    )
+    suite = load_suite("rivals.yaml")
+    for method in ("uncached", "fewer_steps", "fora"):
+        assert main(["rival", "rivals.yaml", "--method", method]) == 0
+    whole = macs_of("digits-dit", make_method("uncached", {}), 4)["per_sample"]
+    record = RIVAL.read(Path("results/smoke/rivals/fewer_steps.json"))
+    two, three = record["budgets"]
+    assert two["row"] == "rivals-fewer_steps-x2" and two["options"] == {"steps": 2} and two["counted"] == "shapes"
+    assert three["row"] is None and three["macs"] > 1.1 * whole / 3  # the sampler needs two steps
+    score = SCORE.read(Path("results/smoke/ablations/rivals/scores/rivals-fewer_steps-x2.json"))
+    assert score["macs"]["per_sample"] == two["macs"] and score["reference"] == "rivals-reference4"
+    assert score["settings"]["steps"] == 2
+
+    table, papers = render_rivals(suite, suite.folder)
+    lines = table.formatted
+    assert list(lines["Method"][:2]) == ["uncached", "Uncached, other noise"]
+    assert lines["MAE to uncached"][0] == "reference" and float(lines["MAE to uncached"][1].split()[0]) > 0
+    (place,) = table.tidy.index[(table.tidy["method"] == "fewer_steps") & (table.tidy["ratio"] == 3)]
+    assert lines["Setting"][place] == "not reached; nearest: steps 2" and lines["FID"][place] == "—"
+    assert Path("results/smoke/tables/rivals.md").exists() and Path("results/smoke/tables/rivals-papers.md").exists()
+    assert papers.title == published_table().title
+    other = altered(suite, {"rivals.ratios": (2.0,)})
+    with pytest.raises(UserError, match=r"fewer_steps\.json: is of other ratios, \[2\.0, 3\.0\]"):
+        read_rivals(other, suite.folder)
+    with pytest.raises(UserError, match="--method toca: no rival of suite smoke; uncached, fewer_steps, fora"):
+        run_rival(suite, "toca")
+    rivals = read_rivals(suite, suite.folder)
+    assert rivals is not None and rivals_table(suite, rivals).markdown() == table.markdown()
+
+
+# --- what papers print
+
+
+def test_papers_differ_in_one_cell() -> None:
+    fora = [row for row in published() if row["method"] == "FORA" and row["steps"] == "50"]
+    assert {row["paper"]: row["fid"] for row in fora if row["setting"] == "interval 3"} == {
+        "SmoothCache": "3.31", "TaylorSeer": "3.55", "ProCache": "3.88",
+    }  # fmt: skip
+    assert [row["fid"] for row in fora if row["paper"] == "TokenCache"] == ["40.82"]
+    caption = published_table().caption
+    assert "FORA, interval 3, 50 steps: 3.31, 3.55, 3.88" in caption and "40.82 for FORA" in caption
+    for row in published():
+        assert all(row[name] == "" or float(row[name]) > 0 for name in ("fid", "sfid", "is", "cost", "speedup"))
+        assert row["read"] in ("full text", "notes", "abstract", "issue of its repository")
