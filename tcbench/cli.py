@@ -189,6 +189,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
+    sub.add_argument(
+        "--memory",
+        nargs="?",
+        const="fp32",
+        choices=get_args(Dtype),
+        help="also what is held between steps for one sample, where the model computes in this (default: fp32)",
+    )
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -562,6 +569,10 @@ def _macs(parsed: argparse.Namespace) -> None:
     from tcbench.method import Artefacts
 
     totals = macs_of(parsed.model, method, parsed.nfe)
+    if parsed.memory:
+        from tcbench.stages.memory import cache_bytes
+
+        totals["cache_bytes"] = cache_bytes(parsed.model, method, parsed.nfe, parsed.memory)
     if parsed.json:
         print(json.dumps(totals, indent=1))
         return
@@ -577,6 +588,8 @@ def _macs(parsed: argparse.Namespace) -> None:
     letter, unit = ("T", 1e12) if totals["per_sample"] >= 1e11 else ("G", 1e9)
     for what, macs in lines.items():
         print(f"  {what:<22}{macs / unit:12.4f} {letter}")
+    if parsed.memory:
+        print(f"  {'cache':<22}{totals['cache_bytes'] / 2**20:12.4f} MiB in {parsed.memory}")
     if why := method.macs_depend_on(Artefacts()):
         print(f"  an estimate: {why}")
 

@@ -13,9 +13,25 @@ from tcbench.ledger import Ledger, block_macs, part_macs, plan_macs
 from tcbench.models.specs import MODELS
 from tcbench.plan import ALL, NONE, Block, Decision, Plan, Span, Tokens, every_unit
 from tcbench.registry import make_method
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tcbench.shapes import Macs
+from tcbench.stages.memory import cache_bytes
 
 from .conftest import make_adapter, make_shape, model_inputs
+from .test_contract import artefacts_for
+
+STORING: dict[str, dict[str, object]] = {
+    "uncached": {},
+    "tokencache": {"refiner_blocks": 1, "num_full_steps": 2, "schedule": "even"},
+    "toca": {"interval": 3},
+    "taylorseer": {"num_full_steps": 4, "order": 2},
+    "goc": {"num_full_steps": 3},
+    "clusca": {"num_full_steps": 3, "clusters": 4, "order": 1},
+    "teacache": {"threshold": 0.0001},
+    "dbcache": {"threshold": 0.0001, "first_blocks": 1, "warmup_steps": 2, "order": 1},
+}
+"""Methods that hold different things between steps; those that decide on the host compute every step here."""
 
 SMALL = make_shape(3, 2, modulation=Macs(100), outer=Macs(1000, 10))
 
@@ -143,3 +159,16 @@ def test_command_prints_text(capsys) -> None:
 def test_numbers_the_paper_does_not_name_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"tokencache: the paper names no num_full_steps and beta for 256 tokens"):
         macs_of("dit-xl-2-256", make_method("tokencache", {}), 30)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("name", STORING)
+def test_memory_from_shapes_is_what_a_run_holds(name: str) -> None:
+    """In a batch of two, of which every one holds as much."""
+    method = make_method(name, STORING.get(name, {}))
+    adapter, settings = make_adapter("tiny-dit"), SamplerSettings(1.5)
+    artefacts = artefacts_for(adapter, method.sampled_steps(6))
+    held = sample_batch(adapter, method, 6, settings, torch.arange(2), artefacts).cache_bytes
+    assert cache_bytes("tiny-dit", method, 6) == held / 2
