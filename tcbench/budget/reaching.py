@@ -13,6 +13,7 @@ from typing import Any
 from tcbench.budget.matching import TOLERANCE, knob_settings, with_knob
 from tcbench.method import Method
 from tcbench.registry import make_method
+from tcbench.schedule import as_options
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,19 @@ def reach(
     Raises:
         UserError: the method has no knob that can be searched, or refuses an option's value.
     """
-    found: list[Reached] = []
+    found, free = list[Reached](), method.model_dump() | _freed(method)
     for values in product(*tried.values()):
-        changed = make_method(method.name, method.model_dump() | dict(zip(tried, values, strict=True)))
+        changed = make_method(method.name, free | dict(zip(tried, values, strict=True)))
         found.append(_nearest(changed, nfe, target_macs, macs))
         if abs(found[-1].off) <= near:
             return found[-1]
     return _best(found)
+
+
+def _freed(method: Method) -> dict[str, Any]:
+    """Where the knob says which steps are full, the other options that do are taken back."""
+    say_which = as_options((), method).keys() & type(method).model_fields.keys()
+    return dict.fromkeys(say_which - {method.knob}) if method.knob in say_which else {}
 
 
 def _nearest(method: Method, nfe: int, target_macs: float, macs: Callable[[Method], int]) -> Reached:
