@@ -51,9 +51,10 @@ class Partners:
         """The partners among samples with these labels, int64 [n] or [n, words]; without labels all show the same."""
         if labels is None:
             return cls(True, (np.arange(count),))
-        _, shown = torch.unique(labels, dim=0, return_inverse=True)
-        rings = tuple(np.flatnonzero(shown.numpy() == what) for what in range(int(shown.max()) + 1))
-        rings = tuple(ring for ring in rings if len(ring) > 1)
+        shown = torch.unique(labels, dim=0, return_inverse=True)[1].numpy()
+        order = np.argsort(shown, kind="stable")
+        alike = np.split(order, np.flatnonzero(np.diff(shown[order])) + 1)
+        rings = tuple(ring for ring in alike if len(ring) > 1)
         if sum(map(len, rings)) < LEAST:
             return cls(False, (np.arange(count),))
         return cls(True, rings)

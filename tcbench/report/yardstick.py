@@ -36,4 +36,4 @@ def yardsticks_told(yardsticks: Mapping[str, Yardstick], rows: Sequence[Row], me
             how.add(MATCHED if yardstick["matched"] else UNMATCHED)
     if not lines:
         return ""
-    return f"Seed noise, what lies between two uncached runs of different noise ({'; '.join(how)}): {'; '.join(lines)}."
+    return f"Seed noise, what lies between two uncached runs of different noise ({'; '.join(sorted(how))}): {'; '.join(lines)}."

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +77,9 @@ def measure_seed_noise(suite: Suite) -> None:
     for entry in suite.references:
         manifest, tensors = read_images(entry)
         samples = _samples(entry, manifest, tensors, extractor, scorers)
+        if captions := manifest.get("captions"):
+            numbers = {caption: number for number, caption in enumerate(captions)}
+            samples = replace(samples, labels=torch.tensor([numbers[caption] for caption in captions]))
         groups = stats.batches(len(samples), suite.samples.group_size)
         partners, quality = seed_noise(samples, real, groups, suite.scoring.metrics, pair_scorers(scorers))
         rows[entry.name] = {
