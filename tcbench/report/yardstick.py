@@ -30,10 +30,11 @@ def yardsticks_told(yardsticks: Mapping[str, Yardstick], rows: Sequence[Row], me
     lines, how = [], set()
     for yardstick in yardsticks.values():
         found = {metric: interval(yardstick, metric) for metric in dict.fromkeys(metrics)}
-        told = [f"{METRICS[name].label} {difference_text(number)}" for name, number in found.items() if number]
-        if told and (yardstick["nfe"], yardstick["guidance_scale"]) in settings:
-            lines.append(f"NFE {yardstick['nfe']}: {', '.join(told)}")
+        numbers = [f"{METRICS[name].label} {difference_text(number)}" for name, number in found.items() if number]
+        if numbers and (yardstick["nfe"], yardstick["guidance_scale"]) in settings:
+            lines.append(f"NFE {yardstick['nfe']}: {', '.join(numbers)}")
             how.add(MATCHED if yardstick["matched"] else UNMATCHED)
     if not lines:
         return ""
-    return f"Seed noise, what lies between two uncached runs of different noise ({'; '.join(sorted(how))}): {'; '.join(lines)}."
+    told = "; ".join(lines)
+    return f"Seed noise, what lies between two uncached runs of different noise ({'; '.join(sorted(how))}): {told}."
