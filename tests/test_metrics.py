@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from scipy.signal import convolve2d
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import calc_cdist_full, calculate_precision_recall_full
+from torchvision.models import alexnet
 
 from tcbench.config.fields import PaperCell, Scoring
 from tcbench.config.suite import Suite
@@ -33,7 +34,6 @@ from tcbench.models.classifier import DigitsCNN
 from tcbench.record.files import sha256
 from tcbench.stats import batches, jackknife
 from tests.floors import DISTANCE, NETWORK, READING, assert_close
-from tests.official import write_alexnet
 
 READINGS = [name for name, metric in METRICS.items() if metric.per_sample]
 ALONE = [name for name, metric in METRICS.items() if "uncached" not in metric.needs]
@@ -384,7 +384,8 @@ def test_lpips_weighs_the_differences_of_alexnets_layers(tmp_path):
     path = tmp_path / "alexnet.pth"
     with pytest.raises(NotRun, match=r"needs .*alexnet\.pth"):
         load_lpips(path)
-    features = write_alexnet(path).features
+    features = alexnet(weights=None).features
+    torch.save({f"features.{name}": tensor for name, tensor in features.state_dict().items()}, path)
     lines = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", weights_only=True)
     images, reference = torch.rand(2, 3, 1, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
