@@ -1,22 +1,25 @@
 """Frechet distances: FID on pooled features, sFID on spatial ones, and the floor that real images reach.
 
 sFID here is *spatial* FID (Nash et al., "Generating images with sparse representations", ICML 2021), the same
-distance on the first 7 channels of an intermediate feature map, as in ADM's evaluation. The arithmetic is
-torch-fidelity's (Heusel et al., NeurIPS 2017), always in float64.
+distance on the first 7 channels of an intermediate feature map, as in ADM's evaluation. FID is Heusel et al.'s (NeurIPS
+2017), always in float64. The numbers are torch-fidelity's to rounding (a test compares); its arithmetic is not, because
+the jackknife asks for a distance as often as there are batches: here the sums of all samples serve every subset, and
+the trace of a square root takes the eigenvalues of a symmetric matrix, of 2048 rows in a tenth of the time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.metrics.extractors import Features
+from tcbench.stats import Indices
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,61 @@ class Gaussian:
     @classmethod
     def fit(cls, features_ND: Tensor) -> "Gaussian":
         """Moments of features [n, d], or of the frames of videos [n, t, d]; the covariance is the unbiased one."""
-        return cls(**fid_features_to_statistics(features_ND.double().flatten(0, -2)))
+        return Subsets(features_ND).gaussian(np.arange(len(features_ND)))
+
+    @cached_property
+    def root(self) -> NDArray[np.float64]:
+        """The symmetric square root [d, d] of the covariance."""
+        values, vectors = np.linalg.eigh(self.sigma)
+        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+    def distance(self, other: "Gaussian") -> float:
+        """|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)).
+
+        S S' has the eigenvalues of R S R, where R is the root of S', which is symmetric and kept by `other`.
+        """
+        between = self.mu - other.mu
+        values = np.linalg.eigvalsh(other.root @ self.sigma @ other.root)
+        shared = np.sqrt(values.clip(0)).sum()
+        return float(between @ between + np.trace(self.sigma) + np.trace(other.sigma) - 2 * shared)
+
+
+class Subsets:
+    """The moments of any subset of samples, from sums that are made once: those of the samples left out are taken away.
+
+    Args:
+        features_ND: features [n, d], or of the frames of videos [n, t, d].
+    """
+
+    def __init__(self, features_ND: Tensor) -> None:
+        values_NTD = features_ND.double().reshape(len(features_ND), -1, features_ND.shape[-1]).numpy()
+        self.frames, self.mean_D = values_NTD.shape[1], values_NTD.mean((0, 1))
+        self.centred_NTD = values_NTD - self.mean_D  # so that differences of sums lose no digits
+        self.sum_D, self.squares_DD = _sums(self.centred_NTD)
+
+    def gaussian(self, indices: Indices) -> Gaussian:
+        """Of the samples at these places, each once."""
+        left_out = np.ones(len(self.centred_NTD), bool)
+        left_out[indices] = False
+        if 2 * left_out.sum() < len(left_out):
+            sum_D, squares_DD = _sums(self.centred_NTD[left_out])
+            sum_D, squares_DD = self.sum_D - sum_D, self.squares_DD - squares_DD
+        else:
+            sum_D, squares_DD = _sums(self.centred_NTD[indices])
+        count = len(indices) * self.frames
+        mean_D = sum_D / count
+        sigma = (squares_DD - count * np.outer(mean_D, mean_D)) / (count - 1)
+        return Gaussian(self.mean_D + mean_D, sigma)
+
+
+def _sums(values_NTD: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rows = values_NTD.reshape(-1, values_NTD.shape[-1])
+    return rows.sum(0), rows.T @ rows
 
 
 def frechet_distance(generated_ND: Tensor, real: Gaussian) -> float:
-    """|mu - mu_r|^2 + tr(S + S_r - 2 (S S_r)^(1/2)) between features [n, d] and the real images' Gaussian."""
-    generated = Gaussian.fit(generated_ND)
-    return fid_statistics_to_metric(vars(generated), vars(real), verbose=False)[KEY_METRIC_FID]
+    """Between the Gaussian of features [n, d] and the real images'."""
+    return Gaussian.fit(generated_ND).distance(real)
 
 
 def real_floor(

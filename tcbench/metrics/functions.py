@@ -8,7 +8,7 @@ import numpy as np
 
 from tcbench.metrics import deviation, precision_recall, vbench
 from tcbench.metrics.accuracy import correct
-from tcbench.metrics.frechet import Gaussian, frechet_distance
+from tcbench.metrics.frechet import Subsets
 from tcbench.metrics.inception_score import inception_score
 from tcbench.metrics.samples import Reference, Samples, given, image_pair, mean_of, uncached_of
 from tcbench.stats import Statistic
@@ -16,14 +16,14 @@ from tcbench.stats import Statistic
 
 def fid(samples: Samples, reference: Reference) -> Statistic:
     """Frechet distance of the pooled features to the real images'."""
-    features = samples.features.pooled.double()
-    return lambda indices: frechet_distance(features[indices], reference.real.pooled)
+    subsets = Subsets(samples.features.pooled)
+    return lambda indices: subsets.gaussian(indices).distance(reference.real.pooled)
 
 
 def sfid(samples: Samples, reference: Reference) -> Statistic:
     """Frechet distance of the spatial features."""
-    features = samples.features.spatial.double()
-    return lambda indices: frechet_distance(features[indices], reference.real.spatial)
+    subsets = Subsets(samples.features.spatial)
+    return lambda indices: subsets.gaussian(indices).distance(reference.real.spatial)
 
 
 def inception(samples: Samples, reference: Reference) -> Statistic:
@@ -64,8 +64,8 @@ def ssim(samples: Samples, reference: Reference) -> Statistic:
 
 def fid_uncached(samples: Samples, reference: Reference) -> Statistic:
     """Frechet distance of the pooled features to the uncached images', of the same noise and as many."""
-    ours, theirs = samples.features.pooled.double(), uncached_of(reference).features.pooled.double()
-    return lambda indices: frechet_distance(ours[indices], Gaussian.fit(theirs[indices]))
+    ours, theirs = Subsets(samples.features.pooled), Subsets(uncached_of(reference).features.pooled)
+    return lambda indices: ours.gaussian(indices).distance(theirs.gaussian(indices))
 
 
 def feature_mse(samples: Samples, reference: Reference) -> Statistic:
