@@ -56,7 +56,7 @@ def test_the_nearest_setting_is_found_in_few_trials() -> None:
     count, asked = counted({steps: 100 * steps for steps in range(1, 51)})
     found = reach(fora, {}, 50, 2110, count, near=0.05)
     assert (found.method.num_full_steps, found.macs) == (21, 2100)  # type: ignore[attr-defined]
-    assert found.off == pytest.approx(-10 / 2110) and len(asked) < 8
+    assert found.off == pytest.approx(-10 / 2110) and len(asked) <= 8
 
 
 def test_a_budget_out_of_reach_has_the_nearest_setting() -> None:
