@@ -266,6 +266,118 @@ def test_damaged_pictures_are_drawn_again_or_refused(results: Path, capsys, dama
     assert main(["tables", "tiny.yaml"]) == 0 and is_whole(strip)
 
 
+# --- whole, and in another's place
+
+
+def swap(one: Path, other: Path) -> None:
+    """Two files or folders, each in the other's place."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+STRIPS, SHARDS = "grids/strips", "samples/nfe4-fora"
+PREDICTOR = "trained/nfe4-tokencache/predictor.safetensors"
+SWAPS = {
+    # two files, the command that reads one of them, and its complaint
+    "strips": (f"{STRIPS}/nfe4-fora.png", f"{STRIPS}/nfe4-tokencache.png", "report", "is of row nfe4-"),
+    "strips of a row": (f"{STRIPS}/nfe4-fora.png", f"{STRIPS}/nfe4-fora-steps.png", "report", "is of shows steps"),
+    "scores": ("scores/nfe4-fora.json", "scores/nfe4-tokencache.json", "tables", "is of row nfe4-tokencache"),
+    "scores of an ablation": (
+        *(f"ablations/cache_ratio/scores/cache_ratio-{key}.json" for key in ("r0.7", "reference4")), "ablations",
+        "is of row cache_ratio-",
+    ),
+    "samples": (SHARDS, "samples/nfe4-tokencache", "score --rows nfe4-fora", "is of row nfe4-tokencache"),
+    "samples for strips": (SHARDS, "samples/nfe4-tokencache", "tables", "is of row nfe4-tokencache"),
+    "shards": (
+        f"{SHARDS}/shard-00000.safetensors", "samples/nfe4-tokencache/shard-00000.safetensors",
+        "score --rows nfe4-fora", "is not the shard that row.json lists",
+    ),
+    "shards of a row": (
+        f"{SHARDS}/shard-00000.safetensors", f"{SHARDS}/shard-00001.safetensors", "score --rows nfe4-fora",
+        "is not the shard that row.json lists",
+    ),
+    "trained": (PREDICTOR, PREDICTOR.replace("predictor", "refiners"), "sample --rows nfe4-tokencache", "vouches for"),
+    "tables": ("tables/table2.md", "tables/verdicts.md", "publish --allow-dirty", "is not the file that"),
+    "records of tables": ("tables/table2.json", "tables/verdicts.json", "publish --allow-dirty", "is not the file that"),
+}  # fmt: skip
+
+
+def run_on_tiny(command: str) -> int:
+    stage, _, arguments = command.partition(" ")
+    return main([stage, "tiny.yaml", *arguments.split()])
+
+
+@pytest.mark.parametrize("kind", SWAPS)
+def test_what_lies_in_anothers_place_is_refused(results: Path, capsys, kind: str) -> None:
+    one, other, command, says = SWAPS[kind]
+    swap(results / one, results / other)
+    if command.startswith("sample"):
+        shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    assert run_on_tiny(command) == 2 and says in one_line(capsys)
+
+
+MADE_AGAIN = {
+    "features": ("features/nfe4-fora.safetensors", "features/nfe4-tokencache.safetensors", "score --rows nfe4-fora"),
+    "figures": ("figures/fig10_deviation.svg", "figures/fig1b_quality.svg", "report"),
+    "shards without a list": (
+        f"{SHARDS}/shard-00000.safetensors", f"{SHARDS}/shard-00001.safetensors", "sample --rows nfe4-fora"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MADE_AGAIN)
+def test_what_lies_in_anothers_place_is_made_again(results: Path, kind: str) -> None:
+    one, other, command = MADE_AGAIN[kind]
+    content, page = (results / one).read_bytes(), (results / "report.html").read_bytes()
+    scored = quality(results / "scores" / "nfe4-fora.json")
+    swap(results / one, results / other)
+    if kind == "shards without a list":
+        (results / SHARDS / "row.json").unlink()
+    assert run_on_tiny(command) == 0
+    assert (results / one).read_bytes() == content and (results / "report.html").read_bytes() == page
+    assert quality(results / "scores" / "nfe4-fora.json") == scored
+
+
+ELSEWHERE = {
+    "scores/nfe4-fora.json": "tables",
+    "scores/floor.json": "tables",
+    "latency.json": "tables",
+    "diagnostics/nfe4-tokencache.json": "diagnostics",
+    "trained/nfe4-tokencache/artefacts.json": "report",
+    "ablations/cache_ratio/scores/cache_ratio-r0.7.json": "ablations",
+    "tables/table2.json": "publish --allow-dirty",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_record_of_another_suite_is_refused(results: Path, capsys, name: str) -> None:
+    """Of a row that is called the same there."""
+    path = results / name
+    record = read_json(path)
+    assert record.pop("digest") and record["suite"] == "tiny"
+    write_record(path, record | {"suite": "other"})
+    assert run_on_tiny(ELSEWHERE[name]) == 2 and f"{path}: is of suite other, not tiny" in one_line(capsys)
+
+
+def test_samples_and_training_of_another_config_are_refused(results: Path, capsys) -> None:
+    """As when a config is edited and only the next stage is run by hand."""
+    config, edits = Path("tiny.yaml"), {"nfe: 4": "nfe: 5", "predictor_iterations: ": "predictor_iterations: 1"}
+    whole = config.read_text(encoding="utf-8")
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    for old, new in edits.items():
+        assert old in whole
+        config.write_text(whole.replace(old, new), encoding="utf-8")
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+        said = one_line(capsys)
+        assert "was trained with another " in said and "run `tcbench train` for it again" in said
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0, "what scoring does not depend on may change"
+    config.write_text(whole.replace("nfe: 4", "nfe: 5"), encoding="utf-8")
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 2
+    assert "row.json: was sampled with other settings than the config has" in one_line(capsys)
+
+
 # --- other ends
 
 

@@ -1,9 +1,13 @@
-"""Rows that sample with what was trained: whether they may, from shapes and options alone."""
+"""Rows that sample with what was trained: whether they may, from shapes, options and the record of the training."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.trainable import TrainRefiners
+from tcbench.record.records import TRAINED, Trained
+from tcbench.trainable import Trainable, TrainRefiners, described
 
 
 def check_borrowing(suite: Suite) -> None:
@@ -48,3 +52,37 @@ def check_training(entry: Entry) -> None:
             f"row {entry.name}: its options change what {source.name} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )
+
+
+def training_record(entry: Entry) -> Trained | None:
+    """What is on record of the training that a row samples with; None where there is none.
+
+    Raises:
+        UserError: it is missing, damaged or another row's, or was trained otherwise than the config says by now.
+    """
+    if (source := entry.trained_as) is None:
+        return None
+    path = source.trained / "artefacts.json"
+    log = TRAINED.read(path, source.name, source.suite.suite)
+    if (settings := log.get("settings")) is None:
+        return log
+    stages = source.method.training(run_of_shapes(source.suite.model.name, source.nfe))
+    wanted = {"method": source.row.method, "nfe": source.nfe, "seed": source.training_seed}
+    differing = [what for what, value in wanted.items() if {**settings, **log}.get(what, value) != value]
+    differing += [] if [described(stage) for stage in stages] == _declared(log, stages) else ["options"]
+    if differing:
+        raise UserError(
+            f"{path}: {source.name} was trained with another {differing[0]} than the config says; "
+            f"run `tcbench train` for it again"
+        )
+    return log
+
+
+def _declared(log: Trained, stages: Sequence[Trainable]) -> list[dict[str, Any]]:
+    """Of every recorded stage what a method declares of such a one."""
+    if len(log["stages"]) != len(stages):
+        return []
+    return [
+        {field: value for field, value in said.items() if field in described(stage)}
+        for said, stage in zip(log["stages"], stages, strict=True)
+    ]

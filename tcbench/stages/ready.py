@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
-from tcbench.budget.borrowing import check_training
+from tcbench.budget.borrowing import check_training, training_record
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
@@ -17,7 +17,7 @@ from tcbench.models.text import text_encoder_beside
 from tcbench.outside.places import locate
 from tcbench.precision import set_products, weights_dtype
 from tcbench.record.files import digest, sha256
-from tcbench.record.records import SEARCHED, TRAINED
+from tcbench.record.records import SEARCHED
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 from tcbench.schedule import as_options
@@ -85,13 +85,14 @@ def sampled_method(entry: Entry) -> Method:
     of_source = sampled_method(source)
     run = run_of_shapes(source.suite.model.name, of_source.sampled_steps(source.nfe))
     if source.artefacts:
+        training_record(source)
         run = replace(run, artefacts=load_numbers(source.artefacts))
     return make_method(method.name, method.model_dump() | as_options(of_source.i_steps(run), method))
 
 
 def _with_found(entry: Entry) -> Method:
     """The row's method with what was searched for it."""
-    found, folder = SEARCHED.read(entry.searched), entry.artefacts
+    found, folder = SEARCHED.read(entry.searched, entry.name, entry.suite.suite), entry.artefacts
     trained = artefacts_digest(folder) if folder else None
     if (digest(found["settings"]), found["artefacts"]) != (digest(entry.settings("search")), trained):
         raise UserError(
@@ -121,7 +122,8 @@ def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
     if folder is None:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
     check_training(entry)
-    read = TRAINED.read(folder / "artefacts.json").get("read", {})
+    log = training_record(entry)
+    read = log.get("read", {}) if log else {}
     for name, found in files_digests(entry).items():
         if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")

@@ -105,17 +105,17 @@ def _sample_shards(
 def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool:
     """Whether a shard is there with the traces wanted; `compare` its content with its digest, too.
 
-    A run that is resumed looks at headers alone: a file never has its final name before it is whole, and whoever reads
-    samples compares them.
+    A run that is resumed looks at headers and indices alone: a file never has its final name before it is whole, and
+    whoever reads samples compares them.
     """
     path = entry.shard(number)
     if compare:
         held = _held(entry.suite, number, path, fingerprint)
         return held is not None and held[0]["x0"].shape[1] == _traced(entry.suite, number)
-    header = peek(path, "index", "x0")
+    header = peek(path, "x0", values=["index"])
     if header is None or header.metadata.get("fingerprint") != fingerprint:
         return False
-    if header.shapes["index"] != [len(shards(entry.suite)[number])]:
+    if header.values["index"] != list(shards(entry.suite)[number]):
         return False
     return header.shapes["x0"][1] == _traced(entry.suite, number)
 
@@ -200,6 +200,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
         entry.manifest,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "settings": entry.sample_settings,
             "options": sampled_method(entry).model_dump(mode="json"),
             "sampled_steps": entry.method.sampled_steps(entry.nfe),

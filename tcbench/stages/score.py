@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tcbench import stats
+from tcbench.budget.borrowing import training_record
 from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.images import list_images
@@ -23,9 +24,9 @@ from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
 from tcbench.record.provenance import collect
-from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
+from tcbench.record.records import FLOOR, SCORE, Manifest
 from tcbench.record.score import Score, ScoreProvenance
-from tcbench.record.shards import read_manifest, read_shards
+from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.sources import source_digest
 from tcbench.stages.images import image_side
 from tcbench.stages.readings import Scorers, load_scorers, read_samples
@@ -62,7 +63,7 @@ def measure_floor(suite: Suite) -> None:
     else:
         classes = classes_of_real(suite)
         floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed, classes)
-    FLOOR.write(suite.folder / "scores" / "floor.json", floor)
+    FLOOR.write(suite.folder / "scores" / "floor.json", {"suite": suite.suite, **floor})
 
 
 def load_extractor(suite: Suite) -> Extractor | None:
@@ -122,7 +123,7 @@ def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
         along["image"] = 0
     parts = [{key: part[key] for key in along} for part in read_shards(entry.samples)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
-    return read_manifest(entry.samples), tensors
+    return read_manifest(entry.samples, entry.sample_settings), tensors
 
 
 def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> Score:
@@ -137,7 +138,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
     marks = marks_of_training(entry)
     if samples.images is not None:
         less = uncached is not None and manifest["macs"]["per_sample"] < other_manifest["macs"]["per_sample"]
-        marks = odd_images(samples.images, uncached.images if uncached is not None and less else None)
+        marks += odd_images(samples.images, uncached.images if uncached is not None and less else None)
     for mark in marks:
         print(f"{entry.name}: {mark}", file=sys.stderr)
     groups = stats.batches(manifest["samples"], suite.samples.group_size)
@@ -155,6 +156,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plans": plans_digest(plan),
         "reference": reference.name,
         "samples": manifest["samples"],
+        "samples_digest": samples_digest(manifest),
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
         "control": row.control,
@@ -181,10 +183,9 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
 
 def marks_of_training(entry: Entry) -> list[str]:
     """What the record of its training says against what a row samples with, so that its tables say it too."""
-    if (source := entry.trained_as) is None:
+    if (source := entry.trained_as) is None or (log := training_record(entry)) is None:
         return []
-    stages = TRAINED.read(source.trained / "artefacts.json")["stages"]
-    return [f"{mark} (training of {source.name})" for stage in stages for mark in stage.get("marks", ())]
+    return [f"{mark} (training of {source.name})" for stage in log["stages"] for mark in stage.get("marks", ())]
 
 
 def plans_digest(plan: PlanRecord) -> str | None:

@@ -62,6 +62,7 @@ def search_row(entry: Entry) -> None:
         entry.searched,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "options": min(trials, key=lambda trial: trial["deviation"])["options"],
             "trials": trials,
             "ended": ended,

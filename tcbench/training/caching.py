@@ -28,11 +28,11 @@ from tcbench.trainable import (
     ImportRouter,
     ImportSchedule,
     PairStep,
-    Trainable,
     TrainChainRouter,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
+    described,
 )
 from tcbench.training.calibration import calibrate
 from tcbench.training.chains import train_on_chains
@@ -127,9 +127,5 @@ def train(
                 case ImportRouter() | ImportSchedule():
                     table, losses = read_imported(stage, adapter.shape, run.nfe), {}
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-        log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
+        log["stages"].append({**described(stage), "wall_s": time.perf_counter() - began, **losses})
     return artefacts, refiners, log
-
-
-def _describe(stage: Trainable) -> dict:
-    return {"kind": type(stage).__name__, **vars(stage)}

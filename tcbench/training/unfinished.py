@@ -133,7 +133,7 @@ class Unfinished:
     ) -> Stage:
         """The iterations of the stage at hand, as `Stage`."""
         path = None if self._folder is None else self._folder / f"stage-{self._number}.pt"
-        return Stage(path, self._key, generator, history, parts)
+        return Stage(path, f"{self._key}-{self._number}", generator, history, parts)
 
     def remove(self) -> None:
         """The training is over and its results are written."""
