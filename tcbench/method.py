@@ -1,7 +1,7 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
 A method lives in one file of `methods/`. It imports only the vocabulary (this module, `tcbench.plan`, `choose`,
-`schedule`, `extrapolate`, `selector`, `partial`, `trainable`, `errors`, `tensors.unseen`), numpy and, inside the
+`schedule`, `extrapolate`, `selector`, `partial`, `routed`, `trainable`, `errors`, `tensors.unseen`), numpy and, inside the
 functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before sampling starts)
 and, at each step, a `Look` (what may be observed).
 """
@@ -304,9 +304,18 @@ class Method(BaseModel):
         """Paths of the files that `training` reads: if one changes, the row is trained again."""
         return ()
 
+    def lacks(self, artefacts: Artefacts) -> str | None:
+        """What it needs and does not find among `artefacts`, with where that comes from, in words; None: nothing.
+
+        Without it a method is costed at its floor, and is not sampled with: nobody asked for the floor.
+        """
+        return None
+
     def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """What MACs depend on besides shapes and `artefacts`; counted from these they are then an estimate.
 
         None: on nothing else.
         """
+        if lacking := self.lacks(artefacts):
+            return f"it lacks {lacking}; without it this is the method's floor"
         return "numbers of the sample, read on the host, decide" if self.decides == "host" else None

@@ -12,7 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "method", "trainable")
+FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "routed", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
 CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "tensors", "watch")}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "tensors.unseen", "errors")}

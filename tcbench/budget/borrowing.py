@@ -6,6 +6,7 @@ from typing import Any
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
+from tcbench.method import Artefacts, Method
 from tcbench.record.records import TRAINED, Trained
 from tcbench.trainable import Trainable, TrainRefiners, described
 
@@ -28,21 +29,25 @@ def check_borrowing(suite: Suite) -> None:
 
 
 def check_training(entry: Entry) -> None:
-    """A row that borrows artefacts must not change what they were trained with, nor leave out what is not among them.
+    """A row must have what its method needs; if it borrows that, it must not change what it was trained with, nor leave
+    out what is not among it.
 
     Raises:
-        UserError: it changes an option that its method reads in training, its `refiners` are not trained, or the model
-            is too small for its options.
+        UserError: nothing makes what its method needs, it changes an option that its method reads in training, its
+            `refiners` are not trained, or the model is too small for its options.
     """
-    source = entry.trained_as
+    method, source = entry.method, entry.trained_as
     if source is None:
+        refuse_lacking(method, Artefacts(), f"row {entry.name}")
         return
-    method, trained = entry.method, source.method
+    trained = source.method
     run = run_of_shapes(entry.suite.model.name, source.nfe)
     try:
         stages = trained.training(run)
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
+    made = {stage.name: () for stage in stages if not isinstance(stage, TrainRefiners)}
+    refuse_lacking(method, Artefacts(tables=made), f"row {entry.name}")
     if entry.row.refiners is not True and not any(isinstance(stage, TrainRefiners) for stage in stages):
         raise UserError(f"row {entry.name}: refiners: {source.name} trains none; remove the field")
     if entry.trains:
@@ -52,6 +57,12 @@ def check_training(entry: Entry) -> None:
             f"row {entry.name}: its options change what {source.name} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )
+
+
+def refuse_lacking(method: Method, artefacts: Artefacts, who: str) -> None:
+    """Raise UserError if a method is to sample without what it needs: it would sample its floor, and say nothing."""
+    if lacking := method.lacks(artefacts):
+        raise UserError(f"{who}: {method.name} lacks {lacking}")
 
 
 def training_record(entry: Entry) -> Trained | None:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
-from tcbench.budget.borrowing import check_training, training_record
+from tcbench.budget.borrowing import check_training, refuse_lacking, training_record
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
@@ -16,7 +16,8 @@ from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
 from tcbench.outside.places import locate
 from tcbench.precision import set_products, weights_dtype
-from tcbench.record.files import digest, sha256
+from tcbench.record.files import digest
+from tcbench.record.identity import content_digest, content_digests
 from tcbench.record.records import SEARCHED
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
@@ -63,14 +64,23 @@ def weights_digest(model: str, weights: str | None) -> str:
         return "random"
     file = locate(path)
     files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file, text_encoder_beside(file)]
-    return "+".join(sha256(file) for file in files if file.exists())
+    return "+".join(content_digest(file) for file in files if file.exists())
+
+
+def text_encoder_digests(suite: Suite) -> dict[str, str]:
+    """Identifies what is read of the folder of `model.text_encoder`, by content; empty where none is named."""
+    if (folder := suite.model.text_encoder) is None:
+        return {}
+    from tcbench.models.pretrained import weights_files
+
+    return content_digests([folder / "config.json", folder / "spiece.model", *weights_files(folder)])
 
 
 def files_digests(entry: Entry) -> dict[str, str]:
     """Digests of the files that training read for a row (an imported router), as far as they are still there."""
     source = entry.trained_as
     files = source.method.files() if source else ()
-    return {name: sha256(Path(name)) for name in files if Path(name).exists()}
+    return {name: content_digest(Path(name)) for name in files if Path(name).exists()}
 
 
 def sampled_method(entry: Entry) -> Method:
@@ -119,15 +129,16 @@ def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
             come from a row of the same method that was trained with other options.
     """
     folder = entry.artefacts
+    check_training(entry)
     if folder is None:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
-    check_training(entry)
     log = training_record(entry)
     read = log.get("read", {}) if log else {}
     for name, found in files_digests(entry).items():
         if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
+    refuse_lacking(entry.method, artefacts, f"row {entry.name}")
     refiners = entry.row.refiners
     if refiners == "p-steps" and refined is not adapter:
         refined.on_full_steps(adapter)

@@ -30,6 +30,7 @@ from tcbench.stages.ready import (
     ready_row,
     sampled_method,
     sampler_settings,
+    text_encoder_digests,
     weights_digest,
 )
 
@@ -38,13 +39,16 @@ SHARDS_WAITING = 2
 
 
 def row_fingerprint(entry: Entry) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, threads.
+    """Identifies everything a row's samples depend on: settings, weights, text encoder, autoencoder, artefacts, code,
+    torch, threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
     suite, folder, settings = entry.suite, entry.artefacts, entry.sample_settings
+    read = {"text_encoder": encoder} if (encoder := text_encoder_digests(suite)) else {}
     return digest(
-        {
+        read
+        | {
             "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
             "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),

@@ -22,7 +22,8 @@ from tcbench.metrics.frechet import real_floor
 from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
 from tcbench.record.executed import PlanRecord
-from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
+from tcbench.record.files import digest, kept_tensors, shortened, write_tensors
+from tcbench.record.identity import content_digest
 from tcbench.record.provenance import collect
 from tcbench.record.records import FLOOR, SCORE, Manifest
 from tcbench.record.score import Score, ScoreProvenance
@@ -73,6 +74,14 @@ def load_extractor(suite: Suite) -> Extractor | None:
     return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=suite.model.device)
 
 
+def extractor_identity(suite: Suite) -> list[str | None]:
+    """What features depend on besides the images: the network, its file where it does not ship, and the code."""
+    scoring = suite.scoring
+    weights = scoring.extractor_weights
+    read = content_digest(weights) if weights and weights.is_file() else None
+    return [scoring.extractor, read, source_digest("score", data=suite.data.name)]
+
+
 def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     """The real images' side of the metrics; features of images in files are kept on disk.
 
@@ -85,11 +94,11 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
         return Real(extractor.extract(to_uint8(suite.source.images().images)))
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
-        key = digest([sha256(real), suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+        key = digest([content_digest(real), extractor_identity(suite)])
         features = _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
         return Real(features, read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1]))
     listing = list_images(real, suite.captions_of_real)
-    key = digest([listing.digest, side, suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+    key = digest([listing.digest, side, extractor_identity(suite)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
 
@@ -204,7 +213,7 @@ def _samples(
     features = Features.none(manifest["samples"])
     if extractor is not None:
         suite = entry.suite
-        key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+        key = digest([manifest["shards"], extractor_identity(suite)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
         features = _kept(entry.features, key, lambda: Features.joined(parts), manifest["samples"])
     read, not_run = read_samples(entry, manifest, tensors, scorers)

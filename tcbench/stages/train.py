@@ -12,7 +12,13 @@ from tcbench.record.provenance import collect
 from tcbench.record.sources import source_digest
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.images import device_of
-from tcbench.stages.ready import files_digests, load_adapter, sampler_settings, weights_digest
+from tcbench.stages.ready import (
+    files_digests,
+    load_adapter,
+    sampler_settings,
+    text_encoder_digests,
+    weights_digest,
+)
 from tcbench.stages.timing import machine
 from tcbench.training.caching import train
 from tcbench.training.unfinished import Unfinished
@@ -54,6 +60,7 @@ def _key(entry: Entry) -> str:
             entry.training_settings,
             entry.training_seed,
             weights_digest(suite.model.name, suite.model.weights),
+            text_encoder_digests(suite),
             sha256(suite.latents_index) if suite.latents_index.exists() else None,
             files_digests(entry),
             source_digest("train", entry.row.method, data=suite.data.name),
