@@ -63,9 +63,8 @@ class ClusCa(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        return stated_steps(self, run.nfe, self.first_steps) or after_a_start(
-            self.first_steps, self.interval or 5, run.nfe
-        )
+        first = self.first_steps
+        return stated_steps(self, run.nfe, first) or after_a_start(first, self.interval or 5, run.nfe)
 
     def start(self, run: Run) -> "Clusters":
         """Clusters live for one run.

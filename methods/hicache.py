@@ -49,9 +49,8 @@ class HiCache(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        return stated_steps(self, run.nfe, self.first_steps) or after_a_start(
-            self.first_steps, self.interval or 7, run.nfe
-        )
+        first = self.first_steps
+        return stated_steps(self, run.nfe, first) or after_a_start(first, self.interval or 7, run.nfe)
 
     def plan(self, look: Look) -> Plan:
         """All parts of all blocks: computed and remembered, or forecast."""

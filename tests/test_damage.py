@@ -300,7 +300,7 @@ SWAPS = {
     ),
     "trained": (PREDICTOR, PREDICTOR.replace("predictor", "refiners"), "sample --rows nfe4-tokencache", "vouches for"),
     "tables": ("tables/table2.md", "tables/verdicts.md", "publish --allow-dirty", "is not the file that"),
-    "records of tables": ("tables/table2.json", "tables/verdicts.json", "publish --allow-dirty", "is not the file that"),
+    "their records": ("tables/table2.json", "tables/verdicts.json", "publish --allow-dirty", "is not the file that"),
 }  # fmt: skip
 
 

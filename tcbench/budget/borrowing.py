@@ -6,7 +6,7 @@ from typing import Any
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.method import Artefacts, refuse_lacking
 from tcbench.record.records import TRAINED, Trained
 from tcbench.trainable import Trainable, TrainRefiners, described
 
@@ -57,12 +57,6 @@ def check_training(entry: Entry) -> None:
             f"row {entry.name}: its options change what {source.name} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )
-
-
-def refuse_lacking(method: Method, artefacts: Artefacts, who: str) -> None:
-    """Raise UserError if a method is to sample without what it needs: it would sample its floor, and say nothing."""
-    if lacking := method.lacks(artefacts):
-        raise UserError(f"{who}: {method.name} lacks {lacking}")
 
 
 def training_record(entry: Entry) -> Trained | None:

@@ -19,6 +19,7 @@ from tcbench.record.files import digest, is_whole, read_metadata, seal, write_te
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENTS, LEFT_OUT
 from tcbench.record.sources import source_digest
+from tcbench.record.spent import Spent
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 from tcbench.tensors import draws
 
@@ -53,6 +54,7 @@ def encode_images(suite: Suite) -> None:
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
+    spent = Spent(folder / "spent.json", digest(settings))
     size = VIDEO_SHARD if isinstance(listing, VideoListing) else SHARD
     shards = {f"shard-{start // size:05d}.safetensors": start for start in range(0, len(listing), size)}
     left_out: dict[str, str] = {}
@@ -67,6 +69,7 @@ def encode_images(suite: Suite) -> None:
                 else:
                     latents = _images(suite, listing, autoencoder, start, stop)
                 write_tensors(folder / name, {"latent": latents.half()}, {"key": key})
+                spent.keep()
             left_out |= LEFT_OUT.read(record)["left_out"] if isinstance(listing, VideoListing) else {}
             if len(left_out) > MOST_LEFT_OUT * len(listing):
                 raise UserError(
@@ -82,7 +85,9 @@ def encode_images(suite: Suite) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
+            "provenance": collect(
+                suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes, spent.earlier
+            ),
         },
     )
 

@@ -5,11 +5,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
-from tcbench.budget.borrowing import check_training, refuse_lacking, training_record
+from tcbench.budget.borrowing import check_training, training_record
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.method import Artefacts, Method, refuse_lacking
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS

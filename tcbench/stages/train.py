@@ -47,7 +47,8 @@ def train_row(entry: Entry) -> None:
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
     log |= {"row": entry.name, "suite": suite.suite, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started, suite.dtypes)
+    config, seeds = suite.model_dump(mode="json"), [entry.training_seed]
+    log["provenance"] = collect(config, seeds, started, suite.dtypes, unfinished.earlier)
     save_artefacts(entry.trained, artefacts, refiners, log)
     unfinished.remove()
 
