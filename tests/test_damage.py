@@ -378,6 +378,43 @@ def test_samples_and_training_of_another_config_are_refused(results: Path, capsy
     assert "row.json: was sampled with other settings than the config has" in one_line(capsys)
 
 
+def test_seconds_of_a_resumed_row_count_all_processes(results: Path) -> None:
+    """Of parts that were kept; they are no part of the samples."""
+    samples = results / "samples" / "nfe4-fora"
+    shard, manifest = samples / "shard-00001.safetensors", samples / "row.json"
+    fingerprint = read_tensors(shard)[1]["fingerprint"]
+    whole = shard.read_bytes()
+
+    def seconds_after(damage: Path) -> float:
+        damage.unlink()
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
+        assert shard.read_bytes() == whole and not (samples / "spent.json").exists()
+        return float(read_json(manifest)["provenance"]["wall_s"])
+
+    manifest.unlink()
+    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})  # as a killed process leaves it
+    assert 1000 <= seconds_after(shard) < 2000
+    assert 1000 <= seconds_after(shard) < 2000, "of a row that was whole once"
+    manifest.unlink()
+    write_record(samples / "spent.json", {"key": "of other settings", "wall_s": 1000.0})
+    assert seconds_after(shard) < 1000
+    manifest.unlink()
+    (samples / "shard-00000.safetensors").unlink()
+    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})
+    assert seconds_after(shard) < 1000, "nothing of it was kept"
+
+
+def test_marks_of_training_and_of_samples_are_both_in_the_score(results: Path) -> None:
+    path = results / "trained" / "nfe4-tokencache" / "artefacts.json"
+    record = read_json(path)
+    del record["digest"]
+    record["stages"][0]["marks"] = ["saturated"]
+    write_record(path, record)
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 0
+    marks = read_json(results / "scores" / "nfe4-tokencache.json")["marks"]
+    assert "saturated (training of nfe4-tokencache)" in marks
+
+
 # --- other ends
 
 
