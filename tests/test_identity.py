@@ -76,6 +76,16 @@ def test_a_file_that_just_changed_is_not_remembered(read: list[Path], monkeypatc
     assert content_digest(path) == content_digest(path) and read == [path] * 2 and not REMEMBERED.exists()
 
 
+def test_memories_that_are_swapped_are_not_believed(read: list[Path]) -> None:
+    paths = large(), large("other")
+    found = [content_digest(path) for path in paths]
+    one, other = REMEMBERED.iterdir()
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert [content_digest(path) for path in paths] == found
+
+
 def test_a_damaged_memory_is_not_believed_and_one_that_cannot_be_written_is_done_without(read: list[Path]) -> None:
     path = large()
     found = content_digest(path)

@@ -35,13 +35,14 @@ def content_digest(path: Path) -> str:
     before, now = path.stat(), time.time()
     if before.st_size < LARGE:
         return sha256(path)
-    memory = REMEMBERED / f"{digest(_state(before))}.json"
-    if is_whole(memory):
-        return str(read_record(memory, "remove it")["sha256"])
+    key = digest(_state(before))
+    memory = REMEMBERED / f"{key}.json"
+    if is_whole(memory) and (kept := read_record(memory, "remove it")).get("key") == key:
+        return str(kept["sha256"])
     found = sha256(path)
     if _state(path.stat()) == _state(before) and now - max(before.st_mtime, before.st_ctime) > SETTLED:
         with suppress(UserError):  # where nothing can be written, it is read again next time
-            write_record(memory, {"sha256": found, "bytes": before.st_size})
+            write_record(memory, {"key": key, "sha256": found, "bytes": before.st_size})
     return found
 
 
