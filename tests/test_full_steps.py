@@ -15,7 +15,8 @@ from tcbench.method import Artefacts, Method
 from tcbench.record.records import SEARCHED
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.schedule import spread_by_scores
-from tcbench.stages import ready
+from tcbench.stages import ready, search
+from tcbench.stages.match import Calibration
 from tcbench.stages.ready import sampled_method
 from tcbench.stages.search import search_row
 from tests.test_toca_tokens import run_of
@@ -182,13 +183,19 @@ def test_a_searched_row_samples_with_what_was_found(tmp_path: Path, monkeypatch:
 
 
 def test_a_search_loads_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its target's MACs are measured."""
+    """What measures MACs is handed the one that samples."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ready, "load_adapter", None)  # what the measurement would load
+    loaded = []
+
+    def calibration(suite: Suite, **named: Any) -> Calibration:
+        loaded.append(Calibration(suite, **named).adapter)
+        return Calibration(suite, **named)
+
+    monkeypatch.setattr(search, "Calibration", calibration)
+    monkeypatch.setattr(ready, "load_adapter", None)  # what a measurement would load
     rows = {
-        "target": {"method": "teacache"},
-        "toca": {"method": "toca", "searched": {"schedule": ["constant"]}, "target": "target"},
+        "fora": {"method": "fora", "options": {"num_full_steps": 4}},
+        "toca": {"method": "toca", "searched": {"schedule": ["constant"]}, "target": "fora"},
     }
-    suite = suite_of(tmp_path, **rows)
-    search_row(suite["toca"])
-    assert len(SEARCHED.read(suite["toca"].searched)["trials"]) == 1
+    search_row(suite_of(tmp_path, **rows)["toca"])
+    assert len(loaded) == 1

@@ -77,8 +77,8 @@ def training_record(entry: Entry) -> Trained | None:
     differing += [] if [described(stage) for stage in stages] == _declared(log, stages) else ["options"]
     if differing:
         raise UserError(
-            f"{path}: {source.name} was trained with another {differing[0]} than the config says; "
-            f"run `tcbench train` for it again"
+            f"{path}: was trained with other settings than the config has ({', '.join(differing)}); "
+            f"run `tcbench train` for {source.name} again"
         )
     return log
 
