@@ -74,10 +74,12 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("record/executed", set()),
         ("record/score", set()),
         ("record/files", {"errors"}),
+        ("record/identity", {"errors", "record"}),
         ("record/imports", {"outside"}),
         ("record/records", {"errors", "record"}),
         ("record/shards", {"errors", "record"}),
         ("record/sources", {"outside", "record"}),
+        ("record/spent", {"record"}),
         ("plan/__init__", {"plan"}),
         ("plan/refusal", {"tensors"}),
         ("plan/where", {"plan"}),
@@ -96,6 +98,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("extrapolate", set()),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("partial", {"choose", "errors", "method", "plan", "tensors"}),
+        ("routed", {"method", "plan", "schedule", "trainable"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"errors", "ledger", "method", "shapes", "tensors"}),
         ("precision", set()),
@@ -151,7 +154,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
             | {"tensors", "watch"},
         ),
-        ("budget/borrowing", {"budget", "config", "errors", "trainable"}),
+        ("budget/borrowing", {"budget", "config", "errors", "method", "record", "trainable"}),
         ("budget/searching", {"schedule"}),
     ],
 )
@@ -193,14 +196,27 @@ LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow"),
     *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
-    *("choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable"),
+    *(
+        "choose",
+        "schedule",
+        "extrapolate",
+        "selector",
+        "partial",
+        "routed",
+        "shapes",
+        "guidance",
+        "method",
+        "trainable",
+    ),
     *("ledger", "observations"),
     *("watch/__init__", "watch/checking", "watch/guard", "watch/surroundings"),
     *("precision", "aside"),
     *(f"config/{path.stem}" for path in files("config")),
     *(
         f"record/{name}"
-        for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
+        for name in (
+            *("__init__", "executed", "files", "identity", "imports", "records", "score", "shards", "sources", "spent"),
+        )
     ),
     *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
     "budget/searching",

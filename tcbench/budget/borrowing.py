@@ -1,6 +1,6 @@
 """Rows that sample with what was trained: whether they may, from shapes, options and the record of the training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcbench.budget.costing import run_of_shapes
@@ -69,11 +69,11 @@ def training_record(entry: Entry) -> Trained | None:
         return None
     path = source.trained / "artefacts.json"
     log = TRAINED.read(path, source.name, source.suite.suite)
-    if (settings := log.get("settings")) is None:
+    if (said := log.get("settings")) is None:
         return log
     stages = source.method.training(run_of_shapes(source.suite.model.name, source.nfe))
-    wanted = {"method": source.row.method, "nfe": source.nfe, "seed": source.training_seed}
-    differing = [what for what, value in wanted.items() if {**settings, **log}.get(what, value) != value]
+    recorded, wanted = _circumstances(said), _circumstances(source.training_settings)
+    differing = [what for what, value in wanted.items() if recorded[what] != value]
     differing += [] if [described(stage) for stage in stages] == _declared(log, stages) else ["options"]
     if differing:
         raise UserError(
@@ -81,6 +81,13 @@ def training_record(entry: Entry) -> Trained | None:
             f"run `tcbench train` for {source.name} again"
         )
     return log
+
+
+def _circumstances(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training was one of, besides the stages that its method declares."""
+    seed = settings.get("training_seed")
+    own = settings.get("training", {}).get("seed") if seed is None else seed
+    return {"method": settings.get("method"), "nfe": settings.get("nfe"), "seed": own}
 
 
 def _declared(log: Trained, stages: Sequence[Trainable]) -> list[dict[str, Any]]:

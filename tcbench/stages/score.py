@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tcbench import stats
-from tcbench.budget.borrowing import training_record
 from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.images import list_images
@@ -25,7 +24,7 @@ from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, shortened, write_tensors
 from tcbench.record.identity import content_digest
 from tcbench.record.provenance import collect
-from tcbench.record.records import FLOOR, SCORE, Manifest
+from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
 from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.sources import source_digest
@@ -192,9 +191,10 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
 
 def marks_of_training(entry: Entry) -> list[str]:
     """What the record of its training says against what a row samples with, so that its tables say it too."""
-    if (source := entry.trained_as) is None or (log := training_record(entry)) is None:
+    if (source := entry.trained_as) is None:
         return []
-    return [f"{mark} (training of {source.name})" for stage in log["stages"] for mark in stage.get("marks", ())]
+    stages = TRAINED.read(source.trained / "artefacts.json", source.name, source.suite.suite)["stages"]
+    return [f"{mark} (training of {source.name})" for stage in stages for mark in stage.get("marks", ())]
 
 
 def plans_digest(plan: PlanRecord) -> str | None:
