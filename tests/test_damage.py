@@ -149,7 +149,7 @@ def test_artefacts_whose_stages_lack_are_refused(results: Path, capsys) -> None:
     for stages in ([], [{"kind": "TrainRefiners", "wall_s": 0.0}]):
         write_record(path, {name: value for name, value in record.items() if name != "digest"} | {"stages": stages})
         assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
-        assert f"{path}: no stage trained the refiners" in one_line(capsys)
+        assert f"{path}: was trained with other settings than the config has (options)" in one_line(capsys)
 
 
 # --- what is no JSON
