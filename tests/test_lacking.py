@@ -15,7 +15,7 @@ from tcbench.stages.ready import prepared_row
 from tests.test_full_steps import suite_of
 
 ROUTER = {"method": "learning_to_cache"}
-SCORER = {"method": "tokencache", "options": {"num_full_steps": 3, "refiner_blocks": 2}}
+SCORER = {"method": "tokencache", "options": {"num_full_steps": 3, "refiner_blocks": 2, "beta": -50}}
 ON_ROUTER = {"base": "learning_to_cache"}
 LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "gates": ({"method": "lazydit"}, "lazydit lacks gates, which nothing here trains: leave it out, or hand them over"),
