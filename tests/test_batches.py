@@ -205,9 +205,10 @@ class RoundsOtherwise(RecordedGraphs):
 
         def replay_otherwise() -> None:
             replay()
-            for result in graph.recorded[-1][3:]:
-                for tensor in _tensors(result):
-                    tensor.mul_(1 + 2**-20)
+            results = [tensor for *_, result in graph.recorded for tensor in _tensors(result)]
+            floating = [tensor for tensor in results if tensor.is_floating_point()]
+            for tensor in floating[-1:]:
+                tensor.mul_(1 + 2**-20)
 
         graph.replay = replay_otherwise  # type: ignore[method-assign]
         return graph
