@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.errors import UserError
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Forecast, Plan, Spread, Tokens, Unit
-from tcbench.schedule import StepList, after_a_start, check_one, stated_steps
+from tcbench.schedule import Placement, StepList, after_a_start, check_one, stated_steps
 from tcbench.tensors.unseen import is_unseen, on_values, unseen
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ class ClusCa(Method):
     Options (defaults: the published setting for DiT and 50 DDIM steps):
         interval: the distance of full steps after the start; 5 is published.
         num_full_steps: instead of it, a labelled variant that reaches budgets no interval gives: this many full steps,
-            spread evenly.
+            those after the first ones spread evenly.
         full_steps: a list of them, in the place of all that places them.
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         order: of the forecast.
         clusters: K, and with it the number of tokens that an MLP recomputes.
         ratio: gamma, how far a cluster's tokens go towards what is fresh; 0.005 is published, 0 tells nothing.
@@ -48,6 +49,7 @@ class ClusCa(Method):
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
     full_steps: StepList | None = None
+    placement: Placement = "start"
     order: NonNegativeInt = Field(4, le=8)
     clusters: PositiveInt = 16
     ratio: float = Field(0.005, ge=0, le=1)
@@ -61,7 +63,8 @@ class ClusCa(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        return stated_steps(self, run.nfe) or after_a_start(self.first_steps, self.interval or 5, run.nfe)
+        first = self.first_steps
+        return stated_steps(self, run.nfe, first) or after_a_start(first, self.interval or 5, run.nfe)
 
     def start(self, run: Run) -> "Clusters":
         """Clusters live for one run.

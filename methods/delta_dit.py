@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Plan, Span, every_unit
-from tcbench.schedule import StepList, check_one, stated_steps
+from tcbench.schedule import Placement, StepList, check_one, stated_steps
 
 
 class DeltaDiT(Method):
@@ -19,6 +19,7 @@ class DeltaDiT(Method):
         interval: every so many steps everything is computed; 2 and 3 are published.
         num_full_steps: instead of `interval`: this many full steps, spread evenly.
         full_steps: a list of them.
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         cached_share: of the blocks, the share that is held between full steps. The MACs printed for it on DiT-XL/2 at
             interval 3 (16.46 TFLOP of 23.74) are those of 13 of 28 blocks.
         boundary: the share of steps that count as early; the paper's value is not known. A full step's group is held
@@ -33,6 +34,7 @@ class DeltaDiT(Method):
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
     full_steps: StepList | None = None
+    placement: Placement = "start"
     cached_share: float = Field(0.46, gt=0, le=1)
     boundary: float = Field(0.5, ge=0, le=1)
 

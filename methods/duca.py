@@ -11,26 +11,23 @@ it to the released code.
 from functools import lru_cache
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import PositiveInt
 
-from tcbench.method import Method, Run
-from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
+from tcbench.method import Run
+from tcbench.partial import Kind, PartialSteps, Row
 from tcbench.schedule import PACES, token_counts
 
 
-class DuCa(Method):
+class DuCa(PartialSteps):
     """Full, aggressive and partial steps in turn.
 
     Options (defaults: the released setting for DiT and 50 DDIM steps):
-        fresh_ratio: R, the share of tokens that schedules scale; 0 keeps the distance of full steps as it is.
-        interval: N, the base distance of full steps, which a full step renews as in ToCa.
+        interval: N, the base distance of full steps, which a full step renews as in ToCa; it stays where fresh_ratio is
+            0. Also the age that is one weight.
         schedule: how R changes over steps and blocks, as in ToCa; the code calls `ddim50` "ToCa" and `ddpm250`
             "linear-layerwise".
-        score: of a token: `random` is the default of the script that makes samples for FIDs, `attention` that of the
-            one that makes a picture, `kv-norm` needs no map of it.
-        soft_fresh_weight: weight of a token's age, counted in steps at which its block ran.
-        bonus: gain of the best token of each cell.
-        cell: side of the cells.
+        score: `random` is the default of the script that makes samples for FIDs, `attention` that of the one that makes
+            a picture.
         faithful: in the released code block 0 of a full step renews the distance and the blocks after it ask again
             what kind the step is; where they find it aggressive, block 0 is computed for its cache alone. False decides
             once a step.
@@ -38,15 +35,9 @@ class DuCa(Method):
 
     name = "duca"
     label = "DuCa"
-    knob = "fresh_ratio"
 
-    fresh_ratio: float = Field(0.05, ge=0, le=1)
     interval: PositiveInt = 3
     schedule: Literal["ddim50", "ddpm250"] = "ddim50"
-    score: TokenScore = "random"
-    soft_fresh_weight: NonNegativeFloat = 0.25
-    bonus: NonNegativeFloat = 0.8
-    cell: PositiveInt = 2
     faithful: bool = True
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int) -> float:
@@ -56,22 +47,6 @@ class DuCa(Method):
     def timetable(self, run: Run) -> tuple[Row, ...]:
         """What every step does, in sampling order."""
         return _timetable(self, run.nfe, run.shape.num_blocks, run.shape.num_tokens)
-
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which every block is computed in full."""
-        return tuple(step for step, row in enumerate(self.timetable(run)) if set(row.kinds) == {"full"})
-
-    def start(self, run: Run) -> PartialRun:
-        """Ages of tokens live for one run."""
-        return start_partial_run(
-            run,
-            self.timetable(run),
-            self.score,
-            age_weight=self.soft_fresh_weight,
-            interval=self.interval,
-            bonus=self.bonus,
-            cell=self.cell,
-        )
 
 
 @lru_cache

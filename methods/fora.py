@@ -39,7 +39,7 @@ class Fora(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if stated := stated_steps(self, run.nfe, self.placement):
+        if stated := stated_steps(self, run.nfe):
             return stated
         interval = self.interval or 3
         return tuple(step for step in range(run.nfe) if step == 0 or (run.nfe - 1 - step) % interval == 0)

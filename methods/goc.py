@@ -12,8 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Mix, Plan, Site
-from tcbench.schedule import opened, spread_evenly
-from tcbench.trainable import ImportRouter, Trainable
+from tcbench.schedule import Placement, opened, stated_steps
 
 HELD = Mix.keeping(2, of="used")
 
@@ -28,12 +27,12 @@ class Goc(Method):
             all odd steps instead.
         num_full_steps: of `fora`, instead of a list, a labelled variant: this many full steps, spread evenly; the
             others are reused.
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         extrapolated_steps: of the reused steps those that extrapolate; the others hold. All but the first if it is not
             given; released are 3, 5, 7, 9 on FORA, and 3, 5, ..., 15, 19 on Learning-to-Cache.
         weight: w; 1.2 is released on FORA, 0.8 on Learning-to-Cache.
-        threshold: of `learning_to_cache`: a part is computed if the sigmoid of its logit is above.
-        router: of `learning_to_cache`: a checkpoint in the format of its released ones; a row of that method can lend
-            its own instead (`artefacts_from`). Without one every part is reused at second steps.
+        threshold: of `learning_to_cache`: a part is computed if the sigmoid of its logit is above. The router is that
+            of a row of this method (`artefacts_from`), which may have imported it.
     """
 
     name = "goc"
@@ -44,13 +43,16 @@ class Goc(Method):
     base: Literal["fora", "learning_to_cache"] = "fora"
     reused_steps: tuple[NonNegativeInt, ...] | None = None
     num_full_steps: PositiveInt | None = None
+    placement: Placement = "start"
     extrapolated_steps: tuple[NonNegativeInt, ...] | None = None
     weight: float = Field(1.2, ge=0, le=4)
     threshold: float = Field(0.1, ge=0, le=1)
-    router: str | None = None
 
     @model_validator(mode="after")
     def _one_schedule(self) -> "Goc":
+        if self.base != "fora" and (self.num_full_steps or self.reused_steps is not None):
+            which = "num_full_steps" if self.num_full_steps else "reused_steps"
+            raise ValueError(f"{which}: the steps of base {self.base} are its own; remove it, or set threshold instead")
         if self.num_full_steps and self.reused_steps is not None:
             raise ValueError("give either reused_steps or num_full_steps, not both")
         if self.reused_steps and 0 in self.reused_steps:
@@ -61,8 +63,8 @@ class Goc(Method):
         """The steps at which outputs are reused, if their parts are."""
         if self.base == "learning_to_cache":
             return tuple(step for step in range(1, nfe) if (nfe - 1 - step) % 2 == 0)
-        if self.num_full_steps:
-            return tuple(sorted(set(range(nfe)) - set(spread_evenly(self.num_full_steps, nfe))))
+        if full := stated_steps(self, nfe):
+            return tuple(sorted(set(range(nfe)) - set(full)))
         return tuple(range(1, nfe // 2, 2)) if self.reused_steps is None else self.reused_steps
 
     def computed(self, run: Run, step: int) -> dict[Site, bool]:
@@ -95,16 +97,8 @@ class Goc(Method):
             }
         )
 
-    def training(self, run: Run) -> tuple[Trainable, ...]:
-        """The router, if it is imported."""
-        return (ImportRouter("router", self.router),) if self.router else ()
-
-    def files(self) -> tuple[str, ...]:
-        """The router, if it is imported."""
-        return (self.router,) if self.router else ()
-
-    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
-        """The router, unless it is there or to be imported."""
-        if self.base == "fora" or self.router or "router" in artefacts.tables:
+    def lacks(self, artefacts: Artefacts) -> str | None:
+        """The router, where it decides."""
+        if self.base == "fora" or "router" in artefacts.tables:
             return None
-        return "a trained router opens parts; without one this is the method's floor"
+        return "a router: a row of learning_to_cache lends its own, if artefacts_from names it"

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from tcbench.extrapolate import combine, hermite, quotient_weights
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Mix, Plan, every_unit
-from tcbench.schedule import StepList, after_a_start, check_one, stated_steps
+from tcbench.schedule import Placement, StepList, after_a_start, check_one, stated_steps
 
 
 class HiCache(Method):
@@ -21,8 +21,9 @@ class HiCache(Method):
     Options (interval 7, order 2 and scale 0.5 are published for FLUX; 0.3 for its distilled version):
         interval: the distance of full steps after the start.
         num_full_steps: instead of it, a labelled variant that reaches budgets no interval gives: this many full steps,
-            spread evenly.
+            those after the first ones spread evenly.
         full_steps: a list of them, in the place of all that places them.
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         order: of the forecast; it is lower as long as fewer full steps lie behind.
         scale: the contraction s of the polynomials.
         first_steps: full steps at the start, before the interval counts; 2 in TaylorSeer's code for DiT.
@@ -36,6 +37,7 @@ class HiCache(Method):
     interval: PositiveInt | None = None
     num_full_steps: PositiveInt | None = None
     full_steps: StepList | None = None
+    placement: Placement = "start"
     order: NonNegativeInt = Field(2, le=8)
     scale: float = Field(0.5, gt=0, le=2)
     first_steps: PositiveInt = 2
@@ -47,7 +49,8 @@ class HiCache(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        return stated_steps(self, run.nfe) or after_a_start(self.first_steps, self.interval or 7, run.nfe)
+        first = self.first_steps
+        return stated_steps(self, run.nfe, first) or after_a_start(first, self.interval or 7, run.nfe)
 
     def plan(self, look: Look) -> Plan:
         """All parts of all blocks: computed and remembered, or forecast."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from tcbench.errors import UserError
-from tcbench.method import Look, Method, Run, Table
+from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Rows, Site, Unit
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ class LazyDiT(Method):
     """Recompute, at every part, the rows of the batch that a trained gate opens.
 
     The gates are the table `gates` of a run's artefacts: a line of weights for every step, counted from the last one,
-    and in it for every part that mixes tokens or is an MLP, in the order they run. Without it all weights are 0 and
-    every sigmoid 0.5: no row is computed after the first step, which is the method's floor. Training them is not here.
+    and in it for every part that mixes tokens or is an MLP, in the order they run. Training them is not here. Where
+    there are none (`tcbench macs`) all weights are 0 and every sigmoid 0.5: no row is computed after the first step,
+    which is the method's floor.
 
     Options:
         threshold: a row is computed if its sigmoid is above; 0.5 is published.
@@ -46,6 +47,12 @@ class LazyDiT(Method):
     def start(self, run: Run) -> "Gates":
         """A run's gates."""
         return Gates(self, run)
+
+    def lacks(self, artefacts: Artefacts) -> str | None:
+        """The gates."""
+        if "gates" in artefacts.tables:
+            return None
+        return "gates, which nothing here trains: leave it out, or hand them over as Artefacts(tables={'gates': ...})"
 
 
 @dataclass

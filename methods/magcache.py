@@ -70,11 +70,11 @@ class MagCache(Method):
         """The ratios, unless they are given."""
         return () if self.ratios else (CalibrateMagnitudes("ratios", self.calibration_samples),)
 
-    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+    def lacks(self, artefacts: Artefacts) -> str | None:
         """The ratios, unless they are there."""
         if self.ratios or "ratios" in artefacts.tables:
             return None
-        return "calibrated ratios say which steps are skipped; without them this is the method's floor"
+        return "ratios of magnitudes: a row of magcache calibrates them"
 
 
 def _nearest(ratios: tuple[float, ...], steps: int) -> tuple[float, ...]:

@@ -8,10 +8,10 @@ prints it the other way round.
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
-from tcbench.method import Method, Run
-from tcbench.partial import Kind, PartialRun, Row, TokenScore, start_partial_run
+from tcbench.method import Run
+from tcbench.partial import Kind, PartialSteps, Row, TokenScore
 from tcbench.schedule import PACES, token_counts
 
 RELEASED = (*(1, 0, 2, 0) * 6, *(1, 0, 2) * 4, *(1, 0) * 7)
@@ -24,35 +24,27 @@ def _begins_full(steps: tuple[int, ...]) -> tuple[int, ...]:
     return steps
 
 
-class ProCache(Method):
+class ProCache(PartialSteps):
     """A list of full, partial and reused steps.
 
     Options (defaults: the released setting for DiT and 50 DDIM steps):
         schedule: the list, in sampling order: 1 full, 0 reused, 2 partial. A run of another number of steps takes the
             entry at the same share of the list.
-        fresh_ratio: R, the share of tokens that ToCa's schedule for 50 DDIM steps scales.
+        fresh_ratio: of ToCa's schedule for 50 DDIM steps.
         first_partial_block: before it, blocks reuse everything at a partial step; 21 of DiT-XL's 28 is released, and
             three quarters of the blocks if it is not given.
-        score: of a token: `kv-norm` is released, one minus the length of its value vectors; `attention`, what it
-            received, and `random` are in its code.
-        soft_fresh_weight: weight of a token's age.
-        interval: the age, in steps, at which that is one weight.
-        bonus: gain of the best token of each cell.
-        cell: side of the cells.
+        score: `kv-norm` is released; the others are in its code.
+        interval: the age, in steps, that is one weight.
     """
 
     name = "procache"
     label = "ProCache"
-    knob = "fresh_ratio"
 
     schedule: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_begins_full)] = RELEASED
     fresh_ratio: float = Field(0.07, ge=0, le=1)
     first_partial_block: NonNegativeInt | None = None
     score: TokenScore = "kv-norm"
-    soft_fresh_weight: NonNegativeFloat = 0.25
-    interval: PositiveFloat = 4
     bonus: NonNegativeFloat = 0.6
-    cell: PositiveInt = 2
 
     def ratio(self, counter: int, nfe: int, block: int, num_blocks: int) -> float:
         """The share of tokens that an MLP recomputes; below 0 it means none."""
@@ -73,19 +65,3 @@ class ProCache(Method):
             kinds = of_entry[self.schedule[step * len(self.schedule) // run.nfe]]
             rows.append(Row(tuple(kinds), tuple(token_counts(ratios, run.shape.num_tokens))))
         return tuple(rows)
-
-    def i_steps(self, run: Run) -> tuple[int, ...]:
-        """Steps at which everything is computed."""
-        return tuple(step for step, row in enumerate(self.timetable(run)) if set(row.kinds) == {"full"})
-
-    def start(self, run: Run) -> PartialRun:
-        """Ages of tokens live for one run."""
-        return start_partial_run(
-            run,
-            self.timetable(run),
-            self.score,
-            age_weight=self.soft_fresh_weight,
-            interval=self.interval,
-            bonus=self.bonus,
-            cell=self.cell,
-        )

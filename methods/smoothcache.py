@@ -87,11 +87,11 @@ class SmoothCache(Method):
         """The lists, if they are imported."""
         return (self.schedule,) if self.schedule else ()
 
-    def macs_depend_on(self, artefacts: Artefacts) -> str | None:
+    def lacks(self, artefacts: Artefacts) -> str | None:
         """The curves, unless they are there or lists are to be imported."""
         if self.schedule or {"errors", "schedule"} & artefacts.tables.keys():
             return None
-        return "calibrated errors say what is reused; without them this is the method's floor"
+        return "errors of reuse: a row of smoothcache calibrates them"
 
 
 @lru_cache

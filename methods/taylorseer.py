@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Forecast, Plan, Span, Unit, every_unit
-from tcbench.schedule import StepList, after_a_start, check_one, listed_steps, spread_evenly
+from tcbench.schedule import Placement, StepList, after_a_start, check_one, stated_steps
 
 
 class TaylorSeer(Method):
@@ -25,6 +25,7 @@ class TaylorSeer(Method):
             FLUX. Of 3 or more theirs takes quotients from the last two alone, this from all of them.
         num_full_steps: instead of `interval`: this many full steps, those after the first ones spread evenly.
         full_steps: a list of them, in the place of all that places them.
+        placement: of the even spread (`tcbench.schedule.spread_evenly`).
         schedule: when steps are full. `counted` is the authors' code: the counter starts at the last of the first
             steps, and the last step may be a forecast. `diffusers` is that of its hook, which counts from two steps
             later (defaults there: interval 5, order 1, 3 first steps).
@@ -42,6 +43,7 @@ class TaylorSeer(Method):
     first_enhance: PositiveInt = 2
     num_full_steps: PositiveInt | None = None
     full_steps: StepList | None = None
+    placement: Placement = "start"
     schedule: Literal["counted", "diffusers"] = "counted"
     unit: Literal["branch", "stack"] = "branch"
 
@@ -52,13 +54,9 @@ class TaylorSeer(Method):
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """Full steps, in sampling order."""
-        if self.full_steps:
-            return listed_steps(self.full_steps, run.nfe)
         first, interval = self.first_enhance, self.interval or 4
-        if self.num_full_steps:
-            last = min(first, self.num_full_steps, run.nfe) - 1  # of the first steps
-            spread = spread_evenly(self.num_full_steps - last, run.nfe - last)
-            return (*range(last), *(last + step for step in spread))
+        if stated := stated_steps(self, run.nfe, first):
+            return stated
         if self.schedule == "counted":
             return after_a_start(first, interval, run.nfe)
         return tuple(step for step in range(run.nfe) if step < first or (step - first - 1) % interval == 0)

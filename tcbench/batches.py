@@ -29,10 +29,6 @@ Finish = Callable[[], Samples]
 GRAPHS = "TCBENCH_GRAPHS"
 """The environment variable that switches captured steps off (`off`), where a driver or a card does not bear them."""
 
-ROUNDING = 1e-3
-"""Should a library take other kernels inside a capture, captured steps may move samples by this root mean square, as a
-share of the samples'; in 16 bits by two units in the last place, if that is more."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -54,8 +50,9 @@ class Batches:
     others run no code of the method: their steps are those of a batch that was checked, captured and filled with other
     noise. Where that cannot be, they are sampled one by one with values unchecked, and a line on stderr says why:
     where `TCBENCH_GRAPHS` is off, the method decides on the host, the model has no fused kernels, a capture fails, or
-    captured steps, filled with the first batch, do not give its samples. Batches of another size (the last), and those
-    whose trajectory is kept, are sampled so too.
+    captured steps, filled with the first batch, do not give its samples to the bit. Rounding is no excuse: which batch
+    is a process's first depends on where an interrupted run stopped, and a sample must not. Batches of another size
+    (the last), and those whose trajectory is kept, are sampled so too.
 
     Args:
         decode: makes images of samples.
@@ -127,34 +124,24 @@ class Batches:
         tqdm.write(f"{self.row.name}: batches are sampled one by one: {reason}", file=sys.stderr)
 
     def _captured(self, index: Tensor) -> Replay | None:
-        """The steps captured with this batch's inputs, if they then give the first batch's samples.
+        """The steps captured with this batch's inputs, if they then give the first batch's samples, bit for bit.
 
-        Where they round otherwise, they are captured once more with the first batch's inputs: if the bits differ from
-        those, something of the batch that was captured is left in them, however little it moves.
+        If they do not, something of the batch that was captured is left in them, or a library takes other kernels
+        inside a capture.
         """
         assert self._first is not None
         first, expected = self._first
         try:
             replay = self._capture(index)
             replay.fill(first)
-            samples = replay.run().float().cpu()
-            moved = _difference(samples, expected)
-            if moved:
-                del replay  # two need twice the memory
-                replay = self._capture(first)
-                if not torch.equal(replay.run().float().cpu(), samples):
-                    self._give_up("something that differs from batch to batch is fixed when its steps are captured")
-                    return None
+            moved = _difference(replay.run().float().cpu(), expected)
         except (RuntimeError, UserError) as error:  # a full GPU too: what is captured needs memory of its own
             said = str(error) or type(error).__name__
             self._give_up(f"its steps cannot be captured ({said.splitlines()[0]})")
             return None
-        if not moved <= max(ROUNDING, 2 * torch.finfo(self.row.adapter.dtype).eps):
+        if moved:
             self._give_up(f"captured steps give other samples (by {moved:.2g} of their size)")
             return None
-        if moved:
-            said = f"{self.row.name}: captured steps round otherwise (by {moved:.2g} of the samples)"
-            tqdm.write(said, file=sys.stderr)
         return replay
 
     def _capture(self, index: Tensor) -> Replay:

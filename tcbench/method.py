@@ -1,9 +1,9 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
 A method lives in one file of `methods/`. It imports only the vocabulary (this module, `tcbench.plan`, `choose`,
-`schedule`, `extrapolate`, `selector`, `partial`, `trainable`, `errors`, `tensors.unseen`), numpy and, inside the
-functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before sampling starts)
-and, at each step, a `Look` (what may be observed).
+`schedule`, `extrapolate`, `selector`, `partial`, `routed`, `trainable`, `errors`, `tensors.unseen`), numpy and, inside
+the functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before sampling
+starts) and, at each step, a `Look` (what may be observed).
 """
 
 from abc import ABC, abstractmethod
@@ -304,9 +304,28 @@ class Method(BaseModel):
         """Paths of the files that `training` reads: if one changes, the row is trained again."""
         return ()
 
+    def lacks(self, artefacts: Artefacts) -> str | None:
+        """What it needs and does not find among `artefacts`, with where that comes from, in words; None: nothing.
+
+        Without it a method is costed at its floor, and is not sampled with: nobody asked for the floor.
+        """
+        return None
+
     def macs_depend_on(self, artefacts: Artefacts) -> str | None:
         """What MACs depend on besides shapes and `artefacts`; counted from these they are then an estimate.
 
         None: on nothing else.
         """
+        if lacking := self.lacks(artefacts):
+            return f"it lacks {lacking}; without it this is the method's floor"
         return "numbers of the sample, read on the host, decide" if self.decides == "host" else None
+
+
+def refuse_lacking(method: Method, artefacts: Artefacts, who: str = "") -> None:
+    """Raise UserError if a method is to sample without what it needs: it would sample its floor, and say nothing.
+
+    Args:
+        who: samples, in front of the line.
+    """
+    if lacking := method.lacks(artefacts):
+        raise UserError(f"{who}{': ' if who else ''}{method.name} lacks {lacking}")

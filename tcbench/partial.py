@@ -3,13 +3,14 @@
 DuCa and ProCache differ in which steps and blocks do what; how tokens are then chosen, aged and observed is here.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
 from tcbench.choose import AttentionScore, Visits
 from tcbench.errors import UserError
-from tcbench.method import Look, Run
+from tcbench.method import Look, Method, Run
 from tcbench.plan import ALL, NONE, Decision, Observe, Output, Plan, Site, Tokens, Unit
 from tcbench.tensors.unseen import on_values
 
@@ -42,25 +43,48 @@ class Row:
     intervals: tuple[int, ...] = ()
 
 
-def start_partial_run(
-    run: Run,
-    rows: Sequence[Row],
-    score: TokenScore,
-    *,
-    age_weight: float,
-    interval: float,
-    bonus: float,
-    cell: int,
-) -> "PartialRun":
-    """A run's memory of its tokens; settings as in `AttentionScore`.
+class PartialSteps(Method):
+    """Recompute, between full steps, some tokens' MLPs or nothing; which steps do what is a subclass's `timetable`.
 
-    Raises:
-        UserError: the cells do not tile the grid of tokens.
+    Options:
+        fresh_ratio: R, the share of tokens that ToCa's schedule scales.
+        score: of a token: `attention`, what it received; `kv-norm`, one minus the length of its value vectors, needs no
+            map of it; or `random`.
+        soft_fresh_weight: weight of a token's age, counted in steps at which its block ran.
+        bonus: gain of the best token of each cell.
+        cell: side of the cells.
+        interval: the age, in steps, that is one weight.
     """
-    if any(side % cell for side in run.shape.grid):
-        raise UserError(f"its {cell}x{cell} cells do not tile the token grid {run.shape.grid}; set another cell")
-    by_score = AttentionScore(run.shape.grid, age_weight, interval, bonus, cell, scaled=score != "random")
-    return PartialRun(tuple(rows), score, Visits(by_score))
+
+    knob = "fresh_ratio"
+
+    fresh_ratio: float = Field(0.05, ge=0, le=1)
+    score: TokenScore = "random"
+    soft_fresh_weight: NonNegativeFloat = 0.25
+    bonus: NonNegativeFloat = 0.8
+    cell: PositiveInt = 2
+    interval: PositiveFloat = 4
+
+    def timetable(self, run: Run) -> tuple[Row, ...]:
+        """What every step does, in sampling order."""
+        raise TypeError(f"methods/{self.name}.py does not define timetable(run)")
+
+    def i_steps(self, run: Run) -> tuple[int, ...]:
+        """Steps at which every block is computed in full."""
+        return tuple(step for step, row in enumerate(self.timetable(run)) if set(row.kinds) == {"full"})
+
+    def start(self, run: Run) -> "PartialRun":
+        """Ages of tokens live for one run.
+
+        Raises:
+            UserError: the cells do not tile the grid of tokens.
+        """
+        grid, cell = run.shape.grid, self.cell
+        if any(side % cell for side in grid):
+            raise UserError(f"its {cell}x{cell} cells do not tile the token grid {grid}; set another cell")
+        scaled = self.score != "random"
+        by_score = AttentionScore(grid, self.soft_fresh_weight, self.interval, self.bonus, cell, scaled=scaled)
+        return PartialRun(self.timetable(run), self.score, Visits(by_score))
 
 
 def _shortness(norm_RN: "Tensor") -> "Tensor":

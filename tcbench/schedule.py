@@ -46,16 +46,23 @@ def check_one(method: Method) -> None:
         raise ValueError(f"give either {' or '.join(given)}")
 
 
-def stated_steps(method: Method, nfe: int, placement: Placement = "start") -> tuple[int, ...] | None:
-    """The full steps that options `full_steps` or `num_full_steps` say, or None; a number is spread evenly.
+def stated_steps(method: Method, nfe: int, first: int = 1) -> tuple[int, ...] | None:
+    """The full steps that options `full_steps` or `num_full_steps` say, or None.
+
+    A number means the same for every method: the `first` steps that it needs before it can skip any, and the others
+    spread evenly over what follows, as its option `placement` says, or with a whole gap after the last.
 
     Raises:
         UserError: a run of `nfe` steps cannot have them.
     """
     if listed := getattr(method, "full_steps", None):
         return listed_steps(listed, nfe)
-    count = getattr(method, "num_full_steps", None)
-    return spread_evenly(count, nfe, placement) if count else None
+    if not (count := getattr(method, "num_full_steps", None)):
+        return None
+    spread_evenly(count, nfe)  # refuses an impossible count
+    before = min(first, count) - 1  # the last of the first steps is the first of the spread
+    spread = spread_evenly(count - before, nfe - before, getattr(method, "placement", "start"))
+    return (*range(before), *(before + step for step in spread))
 
 
 def as_options(steps: Sequence[int], method: Method) -> dict[str, Any]:

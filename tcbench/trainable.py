@@ -1,7 +1,7 @@
 """What a method may ask to be trained before it samples; `tcbench.training` does it, `Method.training` declares it."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 Loss = Literal["auto", "raw", "relative"]
 """How errors of different steps are added up: as they are (Eq. 9 as printed); each in units of what reusing everything
@@ -212,3 +212,11 @@ Trainable = (
     | ImportRouter
     | ImportSchedule
 )
+
+
+def described(stage: Trainable) -> dict[str, Any]:
+    """What was declared of a stage, for the record of its training; without what changes nothing that is made."""
+    return {
+        "kind": type(stage).__name__,
+        **{field.name: getattr(stage, field.name) for field in fields(stage) if field.compare},
+    }

@@ -151,7 +151,7 @@ def test_artefacts_whose_stages_lack_are_refused(results: Path, capsys) -> None:
     for stages in ([], [{"kind": "TrainRefiners", "wall_s": 0.0}]):
         write_record(path, {name: value for name, value in record.items() if name != "digest"} | {"stages": stages})
         assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
-        assert f"{path}: no stage trained the refiners" in one_line(capsys)
+        assert f"{path}: was trained with other settings than the config has (options)" in one_line(capsys)
 
 
 # --- what is no JSON
@@ -266,6 +266,156 @@ def test_damaged_pictures_are_drawn_again_or_refused(results: Path, capsys, dama
     damage(strip)
     assert main(["report", "tiny.yaml"]) == 2 and "nfe4-fora.png: no strip" in one_line(capsys)
     assert main(["tables", "tiny.yaml"]) == 0 and is_whole(strip)
+
+
+# --- whole, and in another's place
+
+
+def swap(one: Path, other: Path) -> None:
+    """Two files or folders, each in the other's place."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+STRIPS, SHARDS = "grids/strips", "samples/nfe4-fora"
+PREDICTOR = "trained/nfe4-tokencache/predictor.safetensors"
+SWAPS = {
+    # two files, the command that reads one of them, and its complaint
+    "strips": (f"{STRIPS}/nfe4-fora.png", f"{STRIPS}/nfe4-tokencache.png", "report", "is of row nfe4-"),
+    "strips of a row": (f"{STRIPS}/nfe4-fora.png", f"{STRIPS}/nfe4-fora-steps.png", "report", "is of shows steps"),
+    "scores": ("scores/nfe4-fora.json", "scores/nfe4-tokencache.json", "tables", "is of row nfe4-tokencache"),
+    "scores of an ablation": (
+        *(f"ablations/cache_ratio/scores/cache_ratio-{key}.json" for key in ("r0.7", "reference4")), "ablations",
+        "is of row cache_ratio-",
+    ),
+    "samples": (SHARDS, "samples/nfe4-tokencache", "score --rows nfe4-fora", "is of row nfe4-tokencache"),
+    "samples for strips": (SHARDS, "samples/nfe4-tokencache", "tables", "is of row nfe4-tokencache"),
+    "shards": (
+        f"{SHARDS}/shard-00000.safetensors", "samples/nfe4-tokencache/shard-00000.safetensors",
+        "score --rows nfe4-fora", "is not the shard that row.json lists",
+    ),
+    "shards of a row": (
+        f"{SHARDS}/shard-00000.safetensors", f"{SHARDS}/shard-00001.safetensors", "score --rows nfe4-fora",
+        "is not the shard that row.json lists",
+    ),
+    "trained": (PREDICTOR, PREDICTOR.replace("predictor", "refiners"), "sample --rows nfe4-tokencache", "vouches for"),
+    "tables": ("tables/table2.md", "tables/verdicts.md", "publish --allow-dirty", "is not the file that"),
+    "their records": ("tables/table2.json", "tables/verdicts.json", "publish --allow-dirty", "is not the file that"),
+}  # fmt: skip
+
+
+def run_on_tiny(command: str) -> int:
+    stage, _, arguments = command.partition(" ")
+    return main([stage, "tiny.yaml", *arguments.split()])
+
+
+@pytest.mark.parametrize("kind", SWAPS)
+def test_what_lies_in_anothers_place_is_refused(results: Path, capsys, kind: str) -> None:
+    one, other, command, says = SWAPS[kind]
+    swap(results / one, results / other)
+    if command.startswith("sample"):
+        shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    assert run_on_tiny(command) == 2 and says in one_line(capsys)
+
+
+MADE_AGAIN = {
+    "features": ("features/nfe4-fora.safetensors", "features/nfe4-tokencache.safetensors", "score --rows nfe4-fora"),
+    "figures": ("figures/fig10_deviation.svg", "figures/fig1b_quality.svg", "report"),
+    "shards without a list": (
+        f"{SHARDS}/shard-00000.safetensors", f"{SHARDS}/shard-00001.safetensors", "sample --rows nfe4-fora"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MADE_AGAIN)
+def test_what_lies_in_anothers_place_is_made_again(results: Path, kind: str) -> None:
+    one, other, command = MADE_AGAIN[kind]
+    content, page = (results / one).read_bytes(), (results / "report.html").read_bytes()
+    scored = quality(results / "scores" / "nfe4-fora.json")
+    swap(results / one, results / other)
+    if kind == "shards without a list":
+        (results / SHARDS / "row.json").unlink()
+    assert run_on_tiny(command) == 0
+    assert (results / one).read_bytes() == content and (results / "report.html").read_bytes() == page
+    assert quality(results / "scores" / "nfe4-fora.json") == scored
+
+
+ELSEWHERE = {
+    "scores/nfe4-fora.json": "tables",
+    "scores/floor.json": "tables",
+    "latency.json": "tables",
+    "diagnostics/nfe4-tokencache.json": "diagnostics",
+    "trained/nfe4-tokencache/artefacts.json": "report",
+    "ablations/cache_ratio/scores/cache_ratio-r0.7.json": "ablations",
+    "tables/table2.json": "publish --allow-dirty",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_record_of_another_suite_is_refused(results: Path, capsys, name: str) -> None:
+    """Of a row that is called the same there."""
+    path = results / name
+    record = read_json(path)
+    assert record.pop("digest") and record["suite"] == "tiny"
+    write_record(path, record | {"suite": "other"})
+    assert run_on_tiny(ELSEWHERE[name]) == 2 and f"{path}: is of suite other, not tiny" in one_line(capsys)
+
+
+def test_samples_and_training_of_another_config_are_refused(results: Path, capsys) -> None:
+    """As when a config is edited and only the next stage is run by hand."""
+    config, edits = Path("tiny.yaml"), {"nfe: 4": "nfe: 5", "predictor_iterations: ": "predictor_iterations: 1"}
+    whole = config.read_text(encoding="utf-8")
+    shutil.rmtree(results / "samples" / "nfe4-tokencache")
+    for old, new in edits.items():
+        assert old in whole
+        config.write_text(whole.replace(old, new), encoding="utf-8")
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 2
+        said = one_line(capsys)
+        assert "artefacts.json: was trained with other settings than the config has (" in said
+        assert "run `tcbench train` for nfe4-tokencache again" in said
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 0, "what scoring does not depend on may change"
+    config.write_text(whole.replace("nfe: 4", "nfe: 5"), encoding="utf-8")
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-fora"]) == 2
+    assert "row.json: was sampled with other settings than the config has" in one_line(capsys)
+
+
+def test_seconds_of_a_resumed_row_count_all_processes(results: Path) -> None:
+    """Of parts that were kept; they are no part of the samples."""
+    samples = results / "samples" / "nfe4-fora"
+    shard, manifest = samples / "shard-00001.safetensors", samples / "row.json"
+    fingerprint = read_tensors(shard)[1]["fingerprint"]
+    whole = shard.read_bytes()
+
+    def seconds_after(damage: Path) -> float:
+        damage.unlink()
+        assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
+        assert shard.read_bytes() == whole and not (samples / "spent.json").exists()
+        return float(read_json(manifest)["provenance"]["wall_s"])
+
+    manifest.unlink()
+    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})  # as a killed process leaves it
+    assert 1000 <= seconds_after(shard) < 2000
+    assert 1000 <= seconds_after(shard) < 2000, "of a row that was whole once"
+    manifest.unlink()
+    write_record(samples / "spent.json", {"key": "of other settings", "wall_s": 1000.0})
+    assert seconds_after(shard) < 1000
+    manifest.unlink()
+    (samples / "shard-00000.safetensors").unlink()
+    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})
+    assert seconds_after(shard) < 1000, "nothing of it was kept"
+
+
+def test_marks_of_training_and_of_samples_are_both_in_the_score(results: Path) -> None:
+    path = results / "trained" / "nfe4-tokencache" / "artefacts.json"
+    record = read_json(path)
+    del record["digest"]
+    record["stages"][0]["marks"] = ["saturated"]
+    write_record(path, record)
+    assert main(["score", "tiny.yaml", "--rows", "nfe4-tokencache"]) == 0
+    marks = read_json(results / "scores" / "nfe4-tokencache.json")["marks"]
+    assert "saturated (training of nfe4-tokencache)" in marks
 
 
 # --- other ends

@@ -197,6 +197,28 @@ def test_damaged_tensors_are_made_again_and_files_of_others_are_read(written):
     assert kept_tensors(path) is None and read_tensors(path)[0].keys() == {"t"}
 
 
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_a_picture_says_what_it_is_of(tmp_path, name):
+    path, of = tmp_path / name, {"suite": "digits", "row": "a--b", "shows": 'samples "1"'}
+    with sealed(path, of) as temporary:
+        temporary.write_text("<svg></svg>\n")
+    check_seal(path, of)
+    check_seal(path, {"row": "a--b"})
+    check_seal(path)
+    assert is_whole(path, of) and not is_whole(path, of | {"row": "a"})
+    assert name == "a.png" or path.read_text().count("--") == 2, "a comment of XML ends at two dashes"
+    with pytest.raises(Damaged, match="is of row a--b, not c"):
+        check_seal(path, {"row": "c"})
+    with pytest.raises(Damaged, match="it does not say of which nfe it is"):
+        check_seal(path, {"nfe": "20"})
+    with sealed(path) as temporary:  # as older versions left it
+        temporary.write_text("<svg></svg>\n")
+    with pytest.raises(Damaged, match="of an old version: it does not say of which suite it is"):
+        check_seal(path, of)
+    write_record(tmp_path / "provenance.json", {"files": {name: sha256(path)}})
+    check_seal(path, of)  # what a published folder lists under its path
+
+
 def test_a_published_folders_list_counts(tmp_path):
     """Files need no digest of their own there; one that is not listed does."""
     folder = tmp_path / "published"

@@ -15,6 +15,8 @@ from tcbench.method import Artefacts, Method
 from tcbench.record.records import SEARCHED
 from tcbench.registry import make_method, method_class, method_names
 from tcbench.schedule import spread_by_scores
+from tcbench.stages import ready, search
+from tcbench.stages.match import Calibration
 from tcbench.stages.ready import sampled_method
 from tcbench.stages.search import search_row
 from tests.test_toca_tokens import run_of
@@ -68,6 +70,23 @@ def test_placements_of_an_even_spread() -> None:
     last = {"start": 45, "end": 49, "interior": 47}
     for placement, step in last.items():
         assert at("no_tokens", num_full_steps=12, placement=placement).i_steps(run_of(50))[-1] == step
+
+
+FORECASTING = {"taylorseer": "first_enhance", "hicache": "first_steps", "clusca": "first_steps"}
+
+
+@pytest.mark.parametrize(("name", "first"), FORECASTING.items())
+def test_a_number_of_full_steps_means_the_same_for_every_method(name: str, first: str) -> None:
+    """The first ones that a forecast needs, then an even spread; without any it is that of the others."""
+    assert at(name, num_full_steps=5, **{first: 3}).i_steps(run_of(20)) == (0, 1, 2, 8, 14)
+    assert at(name, num_full_steps=5, placement="end", **{first: 3}).i_steps(run_of(20))[-1] == 19
+    assert at(name, num_full_steps=2, **{first: 3}).i_steps(run_of(20)) == (0, 1)
+    for other in ("no_tokens", "delta_dit", "toca_tokens"):
+        assert at(name, num_full_steps=5, **{first: 1}).i_steps(run_of(20)) == at(other, num_full_steps=5).i_steps(
+            run_of(20)
+        )
+    with pytest.raises(UserError, match="num_full_steps=5 must lie between 1 and the number of sampled steps, 4"):
+        at(name, num_full_steps=5).i_steps(run_of(4))
 
 
 def test_toca_at_a_list_has_no_mixed_steps() -> None:
@@ -152,6 +171,31 @@ def test_a_searched_row_samples_with_what_was_found(tmp_path: Path, monkeypatch:
         assert found["options"] == least["options"]
         chosen = sampled_method(suite[name]).model_dump(mode="json")
         assert chosen == suite[name].method.model_dump(mode="json") | found["options"]
+    record = SEARCHED.read(suite["fora"].searched)
+    for field, value in (("row", "toca"), ("suite", "other")):
+        SEARCHED.write(suite["fora"].searched, record | {field: value})
+        with pytest.raises(UserError, match=f"fora.json: is of {field} {value}, not"):
+            sampled_method(suite["fora"])
+    SEARCHED.write(suite["fora"].searched, record)
     other = suite_of(tmp_path, fora={**rows["fora"], "options": {"num_full_steps": 3}})
     with pytest.raises(UserError, match="was searched with other settings or trained parts than row fora has"):
         sampled_method(other["fora"])
+
+
+def test_a_search_loads_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What measures MACs is handed the one that samples."""
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+
+    def calibration(suite: Suite, **named: Any) -> Calibration:
+        loaded.append(Calibration(suite, **named).adapter)
+        return Calibration(suite, **named)
+
+    monkeypatch.setattr(search, "Calibration", calibration)
+    monkeypatch.setattr(ready, "load_adapter", None)  # what a measurement would load
+    rows = {
+        "fora": {"method": "fora", "options": {"num_full_steps": 4}},
+        "toca": {"method": "toca", "searched": {"schedule": ["constant"]}, "target": "fora"},
+    }
+    search_row(suite_of(tmp_path, **rows)["toca"])
+    assert len(loaded) == 1

@@ -145,7 +145,7 @@ def test_coco_from_images_to_the_report(coco: Suite) -> None:
     assert_close(scores["ours"]["quality"]["mae"]["value"], difference.abs().mean(), READING)
     table = (coco.folder / "tables" / "table3.md").read_text(encoding="utf-8")
     assert "floor (not run: needs more than the 8 real images that there are)" in table
-    lines, _ = read_strip(coco.folder / "grids" / "strips" / "ours.png")
+    lines, _ = read_strip(coco.folder, scores["ours"])
     assert np.array_equal(lines[0], images[:3].permute(0, 2, 3, 1).numpy())  # in colour
 
 
@@ -244,6 +244,13 @@ def test_an_interrupted_encoding_goes_on(coco: Suite) -> None:
     shards = [Path(index["folder"]) / name for name in index["shards"]]
     before = [(sha256(path), path.stat().st_mtime_ns) for path in shards]
     assert len(shards) == 3 and len(Latents(shards)) == 8
+    swapped = shards[0].read_bytes()
+    shards[0].write_bytes(shards[1].read_bytes())
+    shards[1].write_bytes(swapped)
+    coco.latents_index.unlink()
+    encode_images(coco)
+    assert [sha256(path) for path in shards] == [digest for digest, _ in before], "a shard in another's place"
+    before = [(sha256(path), path.stat().st_mtime_ns) for path in shards]
     shards[1].unlink()
     encode_images(coco.model_copy(update={"suite": "other"}))
     assert [sha256(path) for path in shards] == [digest for digest, _ in before]

@@ -12,7 +12,7 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "method", "trainable")
+FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "routed", "method", "trainable")
 """The vocabulary: what a method's file is written in."""
 CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "tensors", "watch")}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "tensors.unseen", "errors")}
@@ -74,10 +74,12 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("record/executed", set()),
         ("record/score", set()),
         ("record/files", {"errors"}),
+        ("record/identity", {"errors", "record"}),
         ("record/imports", {"outside"}),
         ("record/records", {"errors", "record"}),
         ("record/shards", {"errors", "record"}),
         ("record/sources", {"outside", "record"}),
+        ("record/spent", {"record"}),
         ("plan/__init__", {"plan"}),
         ("plan/refusal", {"tensors"}),
         ("plan/where", {"plan"}),
@@ -96,6 +98,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("extrapolate", set()),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("partial", {"choose", "errors", "method", "plan", "tensors"}),
+        ("routed", {"method", "plan", "schedule", "trainable"}),
         ("ledger", {"plan", "shapes"}),
         ("observations", {"errors", "ledger", "method", "shapes", "tensors"}),
         ("precision", set()),
@@ -151,7 +154,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
             | {"tensors", "watch"},
         ),
-        ("budget/borrowing", {"budget", "config", "errors", "trainable"}),
+        ("budget/borrowing", {"budget", "config", "errors", "method", "record", "trainable"}),
         ("budget/searching", {"schedule"}),
     ],
 )
@@ -193,7 +196,18 @@ LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow"),
     *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
-    *("choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable"),
+    *(
+        "choose",
+        "schedule",
+        "extrapolate",
+        "selector",
+        "partial",
+        "routed",
+        "shapes",
+        "guidance",
+        "method",
+        "trainable",
+    ),
     *("ledger", "observations"),
     *("watch/__init__", "watch/checking", "watch/guard", "watch/surroundings"),
     *("precision", "aside"),
@@ -204,12 +218,14 @@ LIGHT = [
             "__init__",
             "executed",
             "files",
+            "identity",
             "imports",
             "records",
             "rivals",
             "score",
             "shards",
             "sources",
+            "spent",
             "yardstick",
         )
     ),

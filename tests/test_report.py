@@ -398,7 +398,12 @@ def test_tables_and_figures_render_to_the_same_bytes(rows, tmp_path):
     for folder in ("a", "b"):
         table = main_table(make_rows(), make_latency(rows), FLOOR, differs=DIFFERS, guidance_scale=1.5)
         table.write(tmp_path / folder, "table2")
-        figures.save(figures.figure_quality(make_rows(), FLOOR), tmp_path / folder, "quality")
+        figures.save(
+            figures.figure_quality(make_rows(), FLOOR),
+            tmp_path / folder,
+            "quality",
+            {"suite": "a", "picture": "quality"},
+        )
         save_grid(grid([np.zeros((2, 16, 16), np.uint8)], ["DiT"]), tmp_path / folder / "grid.png")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     faces = [f"table2.{kind}" for kind in ("csv", "html", "json", "md", "tex")]

@@ -104,6 +104,35 @@ def test_a_killed_training_ends_with_the_same_bits(
     assert not [*tmp_path.iterdir()]
 
 
+def test_seconds_of_a_stage_count_all_processes(
+    model: Adapter, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 4)
+        made(model, data, "learning_to_cache", Unfinished(tmp_path, "key"))
+    (path,) = tmp_path.iterdir()
+    state = torch.load(path, weights_only=True)
+    assert 0 < state["wall_s"] < 1000
+    unfinished.write_state(path, state | {"wall_s": 1000.0})
+    method, kept = make_method("learning_to_cache", METHODS["learning_to_cache"]), Unfinished(tmp_path, "key")
+    _, _, log = train(model, method, 4, SamplerSettings(1.5), data, 0, unfinished=kept)
+    assert kept.earlier == 1000 < log["stages"][0]["wall_s"] < 2000
+
+
+def test_a_state_of_another_stage_is_not_gone_on_from(tmp_path: Path) -> None:
+    kept, drawn = Unfinished(tmp_path, "key"), torch.Generator()
+    for number in range(2):
+        kept.begin(number)
+        parts = {"weights": unfinished.Weights({"w": torch.full((2,), float(number))})}
+        list(kept.stage(drawn, {}, parts).iterations(3))
+    (tmp_path / "stage-1.pt").replace(tmp_path / "stage-0.pt")
+    weights = torch.zeros(2)
+    kept.begin(0)
+    assert list(kept.stage(drawn, {}, {"weights": unfinished.Weights({"w": weights})}).iterations(3)) == [0, 1, 2]
+    assert not weights.any()
+
+
 @pytest.mark.parametrize("how", ["cut off", "changed"])
 def test_a_damaged_state_is_not_gone_on_from(
     model: Adapter, data: Dataset, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -355,7 +355,7 @@ def test_suites_side_by_side(results, tmp_path):
     table = verdicts.across_suites(tmp_path).tidy.set_index("claim")
     line = table.loc[next(claim for claim in table.index if "adaptive schedule" in claim)]
     assert line["smoke"] == "not tested: needs the ablation `schedule`"
-    assert line["other"] == "reproduced"
+    assert line["other (of suite smoke)"] == "reproduced", "in a folder of another name"
     assert len(table) == len(all_claims())
     with pytest.raises(UserError, match="no suite has verdicts"):
         verdicts.across_suites(tmp_path / "smoke")

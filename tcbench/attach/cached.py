@@ -21,7 +21,7 @@ from tcbench.attach.pipelines import PIPELINES, Arguments, Habits
 from tcbench.attach.served import adapter_of
 from tcbench.attach.summary import Summary
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.method import Artefacts, Method, refuse_lacking
 from tcbench.models.adapter import Adapter
 from tcbench.record.records import TRAINED, Trained
 from tcbench.registry import make_method
@@ -148,6 +148,7 @@ class Cached:
         what_for = adapter.model, adapter.device, adapter.dtype
         if not self._loaded or self._loaded[0] != what_for:
             self._loaded = what_for, load_artefacts(self._folder, adapter)
+            refuse_lacking(self.method, self._loaded[1][0])
         return self._loaded[1]
 
 
@@ -172,6 +173,7 @@ def _log_of(folder: Path | None, method: Method) -> Trained | None:
     if folder is None:
         if method.trains:
             raise UserError(f"{method.name}: is trained; give artefacts=, the folder with its artefacts.json")
+        refuse_lacking(method, Artefacts())
         return None
     log = TRAINED.read(folder / "artefacts.json")
     if (trained := log.get("settings", {}).get("method", method.name)) != method.name:

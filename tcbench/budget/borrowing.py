@@ -1,9 +1,14 @@
-"""Rows that sample with what was trained: whether they may, from shapes and options alone."""
+"""Rows that sample with what was trained: whether they may, from shapes, options and the record of the training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.trainable import TrainRefiners
+from tcbench.method import Artefacts, refuse_lacking
+from tcbench.record.records import TRAINED, Trained
+from tcbench.trainable import Trainable, TrainRefiners, described
 
 
 def check_borrowing(suite: Suite) -> None:
@@ -24,21 +29,25 @@ def check_borrowing(suite: Suite) -> None:
 
 
 def check_training(entry: Entry) -> None:
-    """A row that borrows artefacts must not change what they were trained with, nor leave out what is not among them.
+    """A row must have what its method needs; if it borrows that, it must not change what it was trained with, nor leave
+    out what is not among it.
 
     Raises:
-        UserError: it changes an option that its method reads in training, its `refiners` are not trained, or the model
-            is too small for its options.
+        UserError: nothing makes what its method needs, it changes an option that its method reads in training, its
+            `refiners` are not trained, or the model is too small for its options.
     """
-    source = entry.trained_as
+    method, source = entry.method, entry.trained_as
     if source is None:
+        refuse_lacking(method, Artefacts(), f"row {entry.name}")
         return
-    method, trained = entry.method, source.method
+    trained = source.method
     run = run_of_shapes(entry.suite.model.name, source.nfe)
     try:
         stages = trained.training(run)
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
+    made = {stage.name: () for stage in stages if not isinstance(stage, TrainRefiners)}
+    refuse_lacking(method, Artefacts(tables=made), f"row {entry.name}")
     if entry.row.refiners is not True and not any(isinstance(stage, TrainRefiners) for stage in stages):
         raise UserError(f"row {entry.name}: refiners: {source.name} trains none; remove the field")
     if entry.trains:
@@ -48,3 +57,44 @@ def check_training(entry: Entry) -> None:
             f"row {entry.name}: its options change what {source.name} was trained with; "
             "set `artefacts_from: null` so that it trains its own"
         )
+
+
+def training_record(entry: Entry) -> Trained | None:
+    """What is on record of the training that a row samples with; None where there is none.
+
+    Raises:
+        UserError: it is missing, damaged or another row's, or was trained otherwise than the config says by now.
+    """
+    if (source := entry.trained_as) is None:
+        return None
+    path = source.trained / "artefacts.json"
+    log = TRAINED.read(path, source.name, source.suite.suite)
+    if (said := log.get("settings")) is None:
+        return log
+    stages = source.method.training(run_of_shapes(source.suite.model.name, source.nfe))
+    recorded, wanted = _circumstances(said), _circumstances(source.training_settings)
+    differing = [what for what, value in wanted.items() if recorded[what] != value]
+    differing += [] if [described(stage) for stage in stages] == _declared(log, stages) else ["options"]
+    if differing:
+        raise UserError(
+            f"{path}: was trained with other settings than the config has ({', '.join(differing)}); "
+            f"run `tcbench train` for {source.name} again"
+        )
+    return log
+
+
+def _circumstances(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training was one of, besides the stages that its method declares."""
+    seed = settings.get("training_seed")
+    own = settings.get("training", {}).get("seed") if seed is None else seed
+    return {"method": settings.get("method"), "nfe": settings.get("nfe"), "seed": own}
+
+
+def _declared(log: Trained, stages: Sequence[Trainable]) -> list[dict[str, Any]]:
+    """Of every recorded stage what a method declares of such a one."""
+    if len(log["stages"]) != len(stages):
+        return []
+    return [
+        {field: value for field, value in said.items() if field in described(stage)}
+        for said, stage in zip(log["stages"], stages, strict=True)
+    ]

@@ -70,7 +70,10 @@ ModelName = Annotated[str, _one_of(lambda: MODELS)]
 DataName = Annotated[str, _one_of(data_names)]
 ExtractorName = Annotated[str, _one_of(lambda: EXTRACTORS)]
 SuiteName = Annotated[
-    str, _plain("[a-z][a-z0-9-]*", "lower-case letters, digits and '-' only, a letter first", "reference", "latents")
+    str,
+    _plain(
+        "[a-z][a-z0-9-]*", "lower-case letters, digits and '-' only, a letter first", "reference", "latents", "digests"
+    ),
 ]
 RowName = Annotated[str, _plain("[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '-', '_' and '.' only", "floor", "row")]
 TableName = Annotated[

@@ -7,6 +7,10 @@ A *sealed* file carries a digest: the SHA-256 of its own bytes, with zeros in th
 last key, safetensors in the header's metadata, pictures and torch's own archives behind their end. Where a published
 folder's `provenance.json` lists the digest of a file, that one counts. So readers notice what a disk, a copy or an
 editor changed.
+
+A file that is whole may still be another one, in the wrong place. So what a file is *of*, a suite, a row, is under its
+digest, too: JSON and tensors have fields for it, a picture says it beside the digest. Readers say what they expect. A
+published folder's list goes by path, which says the same.
 """
 
 import hashlib
@@ -14,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +39,10 @@ _DIGEST = "digest"
 _ZEROS = "0" * 64
 _PLACE = re.compile(rb"digest\W{1,8}([0-9a-f]{64})")
 _WINDOW = 256  # bytes; the digest is within so many of the file's start or end
-_BEHIND = {suffix: f"{_DIGEST}: {_ZEROS}\n" for suffix in (".png", ".pt")} | {".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
+_BEHIND = {".png": "{}\n", ".pt": "{}\n", ".svg": "<!-- {} -->\n"}
+_OF = re.compile(rb"of: (\{.*\})\s+digest: [0-9a-f]{64}")
+_DASHES = r"-\u002d"
+_OF_WINDOW = 4096  # bytes before a picture's end, within which it says what it is of
 PROVENANCE = "provenance.json"
 """The file of a published folder that lists the digests of the others under `files`."""
 
@@ -67,8 +74,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sealed(path: Path) -> Iterator[Path]:
+def sealed(path: Path, of: Mapping[str, str] | None = None) -> Iterator[Path]:
     """As `atomic`; the file then carries its digest, where the writer left zeros for it, or behind a picture's end.
+
+    Args:
+        of: what a picture is of; it says so beside its digest (`check_seal`).
 
     Raises:
         UserError: as `atomic`.
@@ -77,8 +87,10 @@ def sealed(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as handle:
             if path.suffix in _BEHIND:
+                # a comment of XML ends at two dashes
+                named = f"of: {json.dumps(of).replace('--', _DASHES)} " if of else ""
                 handle.seek(0, os.SEEK_END)
-                handle.write(_BEHIND[path.suffix].encode())
+                handle.write(_BEHIND[path.suffix].format(f"{named}{_DIGEST}: {_ZEROS}").encode())
             place = _digest_place(handle)
             assert place is not None, f"{path} leaves no place for its digest"
             digest = _own_digest(handle, place)
@@ -108,11 +120,14 @@ def _digest_at(handle: BufferedIO, place: int) -> str:
     return handle.read(len(_ZEROS)).decode()
 
 
-def check_seal(path: Path) -> None:
+def check_seal(path: Path, of: Mapping[str, str] | None = None) -> None:
     """Compare a file with the digest that a published folder lists for it, or else with the one that it carries.
 
+    Args:
+        of: what a picture should be of, as far as it is known; where a published folder lists it, its place says that.
+
     Raises:
-        Damaged: they differ, or there is none.
+        Damaged: they differ, or there is none; or the picture is of something else.
         UserError: the file is missing or cannot be read.
     """
     listed, holder = _listed(path)
@@ -126,12 +141,25 @@ def check_seal(path: Path) -> None:
             raise Damaged(f"{path}: truncated, changed or of an old version: it carries no digest of its content")
         elif _digest_at(handle, place) != _own_digest(handle, place):
             raise Damaged(f"{path}: truncated or changed: it does not fit the digest that it carries")
+        elif of is not None:
+            _check_of(handle, path, of)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a sealed file is there and undamaged; where not, it has to be made (again)."""
+def _check_of(handle: BufferedIO, path: Path, of: Mapping[str, str]) -> None:
+    handle.seek(max(0, handle.seek(0, os.SEEK_END) - _OF_WINDOW))
+    found = _OF.search(handle.read())
+    said = json.loads(found[1]) if found else {}
+    for what, expected in of.items():
+        if what not in said:
+            raise Damaged(f"{path}: of an old version: it does not say of which {what} it is")
+        if said[what] != expected:
+            raise Damaged(f"{path}: is of {what} {said[what]}, not {expected}")
+
+
+def is_whole(path: Path, of: Mapping[str, str] | None = None) -> bool:
+    """Whether a sealed file is there, undamaged and, of pictures, what it should be; where not, it has to be made."""
     try:
-        check_seal(path)
+        check_seal(path, of)
     except UserError:
         return False
     return True
@@ -344,20 +372,27 @@ def load_tensors(
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself, with no word on whether its content is what was written."""
+    """What a safetensors file says of itself, with no word on whether its content is what was written.
+
+    Attributes:
+        values: of a small tensor, as nested lists.
+    """
 
     metadata: dict[str, str]
     shapes: dict[str, list[int]]
+    values: dict[str, Any]
 
 
-def peek(path: Path, *tensors: str) -> Header | None:
-    """The metadata that `write_tensors` was given and the shapes of some tensors; None where they are not there."""
+def peek(path: Path, *tensors: str, values: Sequence[str] = ()) -> Header | None:
+    """The metadata that `write_tensors` was given, the shapes of some tensors and the values of small ones; None where
+    they are not there."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as handle:
             shapes = {name: handle.get_slice(name).get_shape() for name in tensors}
-            return Header(json.loads((handle.metadata() or {}).get(_METADATA, "{}")), shapes)
+            small = {name: handle.get_tensor(name).tolist() for name in values}
+            return Header(json.loads((handle.metadata() or {}).get(_METADATA, "{}")), shapes, small)
     except (SafetensorError, OSError, ValueError):
         return None
 

@@ -61,7 +61,11 @@ def _gpu_model() -> str | None:
 
 
 def collect(
-    config: dict[str, Any], seeds: Sequence[int], started: float, dtypes: Mapping[str, str] | None = None
+    config: dict[str, Any],
+    seeds: Sequence[int],
+    started: float,
+    dtypes: Mapping[str, str] | None = None,
+    earlier: float = 0.0,
 ) -> dict[str, Any]:
     """The provenance record of a run that ends now, as JSON-able values.
 
@@ -70,6 +74,7 @@ def collect(
         seeds: every seed the run consumed.
         started: `time.time()` at the run's start, in seconds.
         dtypes: what networks computed in, by what they are (`Suite.dtypes`, `Suite.sampling_dtypes`).
+        earlier: seconds that processes before this one took for the same work (`tcbench.record.spent`).
     """
     finished = time.time()
     return {
@@ -89,5 +94,5 @@ def collect(
         **({"dtypes": dict(dtypes)} if dtypes else {}),
         "started_utc": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished_utc": datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
-        "wall_s": round(finished - started, 3),
+        "wall_s": round(finished - started + earlier, 3),
     }

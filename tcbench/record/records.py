@@ -42,7 +42,13 @@ PlanWord = Annotated[str, Text(pattern=rf"^({Word})$")]
 """What a step did in a unit (`Executed.to_json`), unless that is a number of tokens."""
 
 
-class NotRun(TypedDict):
+class OfSuite(TypedDict):
+    """A record of a suite, of which version 0.1 did not say of which."""
+
+    suite: NotRequired[str]
+
+
+class NotRun(OfSuite):
     """In the place of what could not be run."""
 
     not_run: str
@@ -54,7 +60,7 @@ class UnrunRow(Identity):
     not_run: str
 
 
-class Manifest(TypedDict):
+class Manifest(OfSuite):
     """row.json: what later stages need to know of a row's samples without opening its shards.
 
     Keys:
@@ -89,7 +95,7 @@ class Spread(TypedDict):
     std: NonNegativeFloat
 
 
-class Floor(TypedDict):
+class Floor(OfSuite):
     """floor.json: metrics of real images against real images."""
 
     fid: Spread
@@ -110,7 +116,7 @@ class Timing(TypedDict):
     max_s: PositiveFloat
 
 
-class Latency(TypedDict):
+class Latency(OfSuite):
     """latency.json: timings by row."""
 
     protocol: Protocol
@@ -140,7 +146,7 @@ class Alpha(TypedDict):
     histogram_per_block: list[list[int]]
 
 
-class Diagnostics(TypedDict):
+class Diagnostics(OfSuite):
     """diagnostics/<row>.json; the first case recomputes no token."""
 
     row: str
@@ -181,7 +187,7 @@ class ScorerStatistics(TypedDict):
     std_over_steps: float
 
 
-class Trained(TypedDict):
+class Trained(OfSuite):
     """artefacts.json: what training made, and how.
 
     Keys:
@@ -214,7 +220,7 @@ class SearchTrial(TypedDict):
     deviation: float
 
 
-class Searched(TypedDict):
+class Searched(OfSuite):
     """searched/<row>.json: what a search found for a row, and on the way.
 
     Keys:
@@ -249,9 +255,10 @@ class LatentsIndex(TypedDict):
 
 
 class LeftOut(TypedDict):
-    """What a shard of encoded videos left out, and why, by number."""
+    """What a shard of encoded videos left out, and why, by number; `key` identifies the shard."""
 
     left_out: dict[str, str]
+    key: NotRequired[str]
 
 
 class VBenchRow(TypedDict):
@@ -286,7 +293,7 @@ class Profile(TypedDict):
     provenance: Provenance
 
 
-class Rendered(TypedDict):
+class Rendered(OfSuite):
     """tables/<name>.json: the digests of a table's faces, which carry none themselves, by file name."""
 
     title: str
@@ -318,15 +325,15 @@ class Kind(Generic[Content]):
         """Write a record, which may hold more than `content` names; raises UserError if that is impossible."""
         write_record(path, value)
 
-    def read(self, path: Path, row: str | None = None) -> Content:
+    def read(self, path: Path, row: str | None = None, suite: str | None = None) -> Content:
         """Read a record.
 
         Args:
-            row: of which it should be, if it is of one.
+            row, suite: of which it should be, if it is of one and that is known.
 
         Raises:
-            UserError: it is missing, damaged, edited or another row's, or a field is missing or misshapen; says what
-                makes it again.
+            UserError: it is missing, damaged, edited or another row's or suite's, or a field is missing or misshapen;
+                says what makes it again.
         """
         value = read_record(path, f"run `{self.command}`")
         content = self.not_run if self.not_run and value.get("not_run") else self.content
@@ -337,8 +344,9 @@ class Kind(Generic[Content]):
             field = ".".join(str(part) for part in problem["loc"] if part != "[key]")
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
             raise UserError(f"{path}: field `{field}`{what}; run `{self.command}`") from error
-        if row is not None and value.get("row", row) != row:
-            raise UserError(f"{path}: is of row {str(value['row'])[:80]}, not {row}; run `{self.command}`")
+        for what, expected in {"row": row, "suite": suite}.items():
+            if expected is not None and (said := value.get(what, expected)) != expected:
+                raise UserError(f"{path}: is of {what} {str(said)[:80]}, not {expected}; run `{self.command}`")
         return cast(Content, value)
 
 

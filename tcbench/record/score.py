@@ -97,6 +97,7 @@ class Score(Identity):
         plan: the executed plan of the first batch (`PlanRecord.to_lines`).
         tokens: tokens of a sample, of which the plan counts some.
         samples, groups, group_sizes: how many there are, and the groups that the jackknife leaves out.
+        samples_digest: identifies the samples (`tcbench.record.shards.samples_digest`).
         extractor: what the features are of.
         metrics_not_run: metric -> what it needs.
         macs, macs_spread: mean over the batches, smallest and largest per sample.
@@ -127,6 +128,7 @@ class Score(Identity):
     trajectory: dict[str, list[float]] | None
     paper: dict[str, float] | None
     provenance: ScoreProvenance
+    samples_digest: NotRequired[str]
     trainings: NotRequired[int]
     marks: NotRequired[list[str]]
     not_run: NotRequired[str]

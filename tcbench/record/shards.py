@@ -5,19 +5,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tcbench.errors import UserError
-from tcbench.record.files import is_whole, load_tensors, seal
+from tcbench.record.files import digest, is_whole, load_tensors, seal
 from tcbench.record.records import MANIFEST, Manifest
 
 _TENSORS = {"image", "label", "index", "x0", "xt"}
 
 
-def read_manifest(samples: Path) -> Manifest:
+def read_manifest(samples: Path, settings: Mapping[str, Any] | None = None) -> Manifest:
     """The row.json of a folder of samples.
 
+    Args:
+        settings: what they should have been sampled with (`Entry.sample_settings`), so that those of a sibling, of
+            another suite or of a config that has changed since are not taken for the row's.
+
     Raises:
-        UserError: it is missing, damaged, or another row's.
+        UserError: it is missing, damaged, another row's, or of other settings.
     """
-    return MANIFEST.read(samples / "row.json", row=samples.name)
+    path = samples / "row.json"
+    manifest = MANIFEST.read(path, row=samples.name)
+    if settings is not None and digest(manifest["settings"]) != digest(settings):
+        fix = f"run `tcbench sample` for {samples.name} again"
+        raise UserError(f"{path}: was sampled with other settings than the config has; {fix}")
+    return manifest
+
+
+def samples_digest(manifest: Manifest) -> str:
+    """Identifies a row's samples, by what their shards carry."""
+    return digest(manifest["shards"])
 
 
 def shard_files(samples: Path) -> Iterator[Path]:
@@ -39,14 +53,18 @@ def read_shards(samples: Path, framework: Literal["pt", "np"] = "pt") -> Iterato
     """A row's tensors, or numpy's arrays, shard by shard.
 
     Raises:
-        UserError: as `shard_files`; or a shard holds other tensors than samples have, or they are not as many as in
-            row.json.
+        UserError: as `shard_files`; or a shard holds other tensors than samples have or other samples than follow those
+            before it, or they are not as many as in row.json.
     """
     count = 0
     for path in shard_files(samples):
         tensors = load_tensors(path, framework)[0]
         if wrong := misshapen(tensors):
             raise UserError(f"{path}: {wrong}; run `tcbench sample` for {samples.name} again")
+        if tensors["index"].tolist() != list(range(count, count + len(tensors["index"]))):
+            raise UserError(
+                f"{path}: its samples are not those from {count} on; run `tcbench sample` for {samples.name} again"
+            )
         count += len(tensors["index"])
         yield tensors
     if count != (said := read_manifest(samples)["samples"]):

@@ -39,7 +39,7 @@ CANNOT_CHANGE_NUMBERS = frozenset(
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
         *(f"tcbench.watch.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
         *("tcbench.outside.places", "tcbench.registry"),  # these find
-        *(f"tcbench.record.{name}" for name in ("files", "imports", "provenance", "sources")),
+        *(f"tcbench.record.{name}" for name in ("files", "identity", "imports", "provenance", "sources", "spent")),
     }
 )
 """What every stage imports and none depends on, nor on what it is imported for by these alone."""

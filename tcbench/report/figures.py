@@ -274,11 +274,12 @@ def figure_alpha(statistics: dict[str, Any], i_steps: Mapping[str, Sequence[int]
 
 
 @rc_context(LOOK)
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `folder/name.png` (150 dpi, 256 colours) and `folder/name.svg`; the same figure gives the same bytes."""
+def save(figure: Figure, folder: Path, name: str, of: Mapping[str, str]) -> None:
+    """Write `folder/name.png` (150 dpi, 256 colours) and `folder/name.svg`, which say what they are `of`; the same
+    figure gives the same bytes."""
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=150)
-    with sealed(Path(folder) / f"{name}.png") as temporary, Image.open(pixels) as picture:
+    with sealed(Path(folder) / f"{name}.png", of) as temporary, Image.open(pixels) as picture:
         picture.convert("RGB").quantize(256).save(temporary, format="PNG", optimize=True)
-    with sealed(Path(folder) / f"{name}.svg") as temporary:
+    with sealed(Path(folder) / f"{name}.svg", of) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "tcbench"})

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tcbench.report import figures, figures_predictor, figures_samples
 from tcbench.report.results import Results
 from tcbench.report.rows import Row, label_of, name_of, uncached_first, was_run
-from tcbench.report.strips import read_strip
+from tcbench.report.strips import Shows, read_strip, strip_path
 
 
 class Missing(Exception):
@@ -84,21 +84,23 @@ def at_figure_nfe(results: Results) -> list[Row]:
 
 
 def _samples(results: Results, folder: Path) -> Figure:
-    strips = _strips(at_figure_nfe(results), folder, "{}.png")
+    strips = _strips(at_figure_nfe(results), folder)
     return figures_samples.figure_samples([(label_of(row), lines[0]) for row, lines, _ in strips])
 
 
 def _steps(results: Results, folder: Path) -> Figure:
     rows = [row for row in at_figure_nfe(results) if results.suite[row["row"]].shows_steps]
-    strips = _strips(rows, folder, "{}-steps.png")
+    strips = _strips(rows, folder, "steps")
     return figures_samples.figure_steps([(name_of(row), lines) for row, lines, _ in strips], strips[0][2])
 
 
-def _strips(rows: Sequence[Row], folder: Path, name: str) -> list[tuple[Row, list[np.ndarray], list[str]]]:
-    paths = {row["row"]: folder / "grids" / "strips" / name.format(row["row"]) for row in rows}
-    if absent := [path.name for path in paths.values() if not path.exists()]:
+def _strips(
+    rows: Sequence[Row], folder: Path, shows: Shows = "samples"
+) -> list[tuple[Row, list[np.ndarray], list[str]]]:
+    paths = [strip_path(folder, row["row"], shows) for row in rows]
+    if absent := [path.name for path in paths if not path.exists()]:
         raise Missing(f"strips of samples ({absent[0]})")
-    return [(row, *read_strip(paths[row["row"]])) for row in rows]
+    return [(row, *read_strip(folder, row, shows)) for row in rows]
 
 
 def _needed(value: Any, what: str) -> Any:

@@ -1,6 +1,6 @@
 """Grids of samples: a row per method, a column per noise, so that a column shows what caching changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def grid(
     return picture
 
 
-def save_grid(picture: Image.Image, path: Path) -> None:
-    """Write the picture as PNG."""
-    with sealed(path) as temporary:
+def save_grid(picture: Image.Image, path: Path, of: Mapping[str, str] | None = None) -> None:
+    """Write the picture as PNG, which says what it is `of`."""
+    with sealed(path, of) as temporary:
         picture.save(temporary, format="PNG", optimize=True)

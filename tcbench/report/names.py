@@ -25,6 +25,11 @@ class Picture:
     applies: Callable[[Suite], bool]
 
 
+def picture_of(suite: str, name: str) -> dict[str, str]:
+    """What a grid or a figure says it is of (`tcbench.record.files.sealed`)."""
+    return {"suite": suite, "picture": name}
+
+
 def _figure_row(suite: Suite) -> bool:
     return suite.show.figure.nfe in {suite.rows[row].nfe for row in suite.predictor_rows}
 

@@ -17,10 +17,10 @@ from tcbench.config.suite import Suite
 from tcbench.record.files import is_whole
 from tcbench.report.evidence import evidence
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
-from tcbench.report.names import PICTURES, figure_names
+from tcbench.report.names import PICTURES, figure_names, picture_of
 from tcbench.report.results import Results, read_results
 from tcbench.report.rows import label_of, uncached_first, was_run
-from tcbench.report.strips import read_strip
+from tcbench.report.strips import read_strip, strip_path
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import template
 
@@ -65,7 +65,7 @@ def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
     found = []
     for name in figure_names(suite):
         path = folder / "figures" / f"{name}.svg"
-        source = _uri(path.read_bytes(), "svg+xml") if is_whole(path) else ""
+        source = _uri(path.read_bytes(), "svg+xml") if is_whole(path, picture_of(suite.suite, name)) else ""
         found.append({"name": name, "place": PICTURES[name].place, "caption": PICTURES[name].caption, "source": source})
     return found
 
@@ -75,10 +75,9 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
     groups = []
     for nfe in dict.fromkeys(row["nfe"] for row in results.rows):
         rows = uncached_first([row for row in results.rows if row["nfe"] == nfe and was_run(row)])
-        paths = [folder / "grids" / "strips" / f"{row['row']}.png" for row in rows]
-        if not rows or not all(path.exists() for path in paths):
+        if not rows or not all(strip_path(folder, row["row"]).exists() for row in rows):
             continue
-        tiles = [read_strip(path)[0][0] for path in paths]
+        tiles = [read_strip(folder, row)[0][0] for row in rows]
         strips = [
             {
                 "label": label_of(row),

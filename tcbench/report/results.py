@@ -15,16 +15,17 @@ from tcbench.report.rows import Row, reference_of, row_named, was_run
 from tcbench.report.trainings import over_rows
 
 
-def read_rows(folder: Path, row_ids: Sequence[str]) -> list[Row]:
+def read_rows(folder: Path, row_ids: Sequence[str], suite: str | None = None) -> list[Row]:
     """Read `folder/scores/<row>.json` for every row id, in the given (the suite's) order.
 
     Raises:
-        UserError: a file is missing, damaged, malformed or another row's, or its reference row is not in the suite.
+        UserError: a file is missing, damaged, malformed or another row's or suite's, or its reference row is not in
+            the suite.
     """
     rows = []
     for row_id in row_ids:
         path = Path(folder) / "scores" / f"{row_id}.json"
-        rows.append(SCORE.read(path, row_id))
+        rows.append(SCORE.read(path, row_id, suite))
     for row in rows:
         reference_of(row, rows)
     return rows
@@ -92,7 +93,7 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
     """
 
     def optional(part: str, name: str, kind: Kind[Any], row: str | None = None) -> Any:
-        return kind.read(folder / name, row) if part in parts and (folder / name).exists() else None
+        return kind.read(folder / name, row, suite.suite) if part in parts and (folder / name).exists() else None
 
     def by_row(part: str, pattern: str, rows: Sequence[str], kind: Kind[Any]) -> dict[str, Any]:
         found = {row: optional(part, pattern.format(row), kind, row) for row in rows}
@@ -102,7 +103,7 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
     for name, ablation in suite.ablation_suites.items():
         below = folder / "ablations" / name
         if "ablations" in parts and below.exists():
-            ablations[name] = read_rows(below, ablation.own)
+            ablations[name] = read_rows(below, ablation.own, suite.suite)
     return Results(
         suite=suite,
         rows=_with_repeats(suite, folder),
@@ -117,11 +118,11 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
 
 def _with_repeats(suite: Suite, folder: Path) -> list[Row]:
     """The suite's rows; those of several trainings hold the numbers of all of them."""
-    rows = {row["row"]: row for row in read_rows(folder, list(suite.rows))}
+    rows = {row["row"]: row for row in read_rows(folder, list(suite.rows), suite.suite)}
     if not suite.repeats:
         return list(rows.values())
     own = suite.ablation_suites[TRAININGS].own
-    again = {row["row"]: row for row in read_rows(folder / "ablations" / TRAININGS, own)}
+    again = {row["row"]: row for row in read_rows(folder / "ablations" / TRAININGS, own, suite.suite)}
     for name, repeats in suite.repeats.items():
         found = [again[repeat] for repeat in repeats]
         if all(was_run(row) for row in (rows[name], *found)):

@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from tcbench.config.speed import SpeedSuite, parts
+from tcbench.config.speed import Part, SpeedSuite, parts
 from tcbench.errors import UserError
-from tcbench.record.records import PROFILE, RUN, Kind
+from tcbench.record.records import PROFILE, RUN, Kind, Run
 from tcbench.registry import method_class
 from tcbench.report.cells import NO_CELL, Record, ratio
 from tcbench.report.figures import LOOK, save, styles
+from tcbench.report.names import picture_of
 from tcbench.report.table import Table
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
@@ -43,8 +44,8 @@ def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
     for name, table in tables.items():
         commits = read_commits(folder / ("runs" if name == "speed" else name))
         tables[name] = replace(table, caption=f"{table.caption} {commits}")
-        tables[name].write(folder / "tables", name)
-    save(figure_speed(lines), folder / "figures", "speed")
+        tables[name].write(folder / "tables", name, suite.suite)
+    save(figure_speed(lines), folder / "figures", "speed", picture_of(suite.suite, "speed"))
     return list(tables.values())
 
 
@@ -53,13 +54,22 @@ def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
     lines = []
     for part in parts(suite):
         model, path = suite.models[part.model], folder / "runs" / f"{part.name}.json"
-        timed = RUN.read(path)["rows"] if path.exists() else {}
+        timed = _read_run(path, part)["rows"] if path.exists() else {}
         command = f"tcbench bench --model {part.model} --dtype {part.dtype} --batch-size {part.batch_size}"
         why = f"needs {model.needs}" if model.needs else f"needs `{command} --nfe {part.nfe}`"
         for row, settings in model.rows.items():
             if settings.nfe == part.nfe:
                 lines.append(_line(suite, part, row, timed.get(row, {"not_run": why}), timed))
     return lines
+
+
+def _read_run(path: Path, part: Part) -> Run:
+    """The timings of a part; those of another say so themselves."""
+    run = RUN.read(path)
+    for what in ("model", "dtype", "batch_size", "nfe"):
+        if run[what] != getattr(part, what):  # type: ignore[literal-required]
+            raise UserError(f"{path}: is of {what} {run[what]}, not {getattr(part, what)}; run `{RUN.command}`")  # type: ignore[literal-required]
+    return run
 
 
 def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[str, Record]) -> Record:

@@ -2,10 +2,15 @@
 
 They are written once from the samples; grids, figures and the report are made from them, on a machine that never had
 the samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
+
+A strip says of which suite, row and samples it is and what it shows, and readers compare that with the row's score, so
+that one that lies in another's place, or is older than the score, is not shown. A published folder's list of digests
+goes by path and says the same of strips that are older than this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,30 +19,61 @@ from PIL.PngImagePlugin import PngInfo
 from tcbench.errors import UserError
 from tcbench.record.files import check_seal, sealed
 
+Shows = Literal["samples", "steps"]
 
-def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] = ()) -> None:
-    """Write lines of uint8 tiles, each [n, H, W] or [n, H, W, 3] of one shape; `labels` name the n columns."""
+
+def strip_path(folder: Path, row: str, shows: Shows = "samples") -> Path:
+    """Where a row's strip is below a suite's folder."""
+    return folder / "grids" / "strips" / (f"{row}.png" if shows == "samples" else f"{row}-{shows}.png")
+
+
+def write_strip(
+    folder: Path,
+    suite: str,
+    row: str,
+    samples: str,
+    lines: Sequence[np.ndarray],
+    labels: Sequence[str] = (),
+    shows: Shows = "samples",
+) -> None:
+    """Write lines of uint8 tiles, each [n, H, W] or [n, H, W, 3] of one shape.
+
+    Args:
+        folder: the suite's.
+        samples: identifies the row's samples (`samples_digest`).
+        labels: names of the n columns.
+    """
     picture = np.concatenate([np.concatenate(list(line), axis=1) for line in lines], axis=0)
     header = PngInfo()
     header.add_text("tiles", f"{len(lines)} {len(lines[0])}")
     header.add_text("labels", "\n".join(labels))
-    with sealed(path) as temporary:
+    of = {"suite": suite, "row": row, "samples": samples, "shows": shows}
+    with sealed(strip_path(folder, row, shows), of) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header, optimize=True)
 
 
-def read_strip(path: Path) -> tuple[list[np.ndarray], list[str]]:
+def read_strip(folder: Path, row: Mapping[str, Any], shows: Shows = "samples") -> tuple[list[np.ndarray], list[str]]:
     """(lines of tiles, labels of the columns) as they were written.
 
+    Args:
+        folder: the suite's.
+        row: its score (`tcbench.record.score.Score`), which says what the strip should be of; one of an older version
+            does not say of which samples it is, and these are then not compared.
+
     Raises:
-        UserError: there is no such strip, or it is damaged or none.
+        UserError: there is no such strip, or it is damaged, none, or of another row or other samples.
     """
+    path = strip_path(folder, row["row"], shows)
+    of = {"suite": row["suite"], "row": row["row"], "samples": row.get("samples_digest"), "shows": shows}
     try:
-        check_seal(path)
+        check_seal(path, {what: value for what, value in of.items() if value is not None})
         with Image.open(path) as image:
             lines, columns = map(int, image.info["tiles"].split())
             labels = [label for label in image.info["labels"].split("\n") if label]
             picture = np.asarray(image)
     except (UserError, OSError, KeyError) as error:
-        raise UserError(f"{path}: no strip of samples ({error}); run `tcbench tables` where the samples are") from error
+        raise UserError(
+            f"{path}: no strip of samples ({error}); run `tcbench score` and `tcbench tables` where the samples are"
+        ) from error
     tiles = [np.stack(np.split(line, columns, axis=1)) for line in np.split(picture, lines, axis=0)]
     return tiles, labels

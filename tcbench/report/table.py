@@ -111,8 +111,8 @@ class Table:
         """A self-contained page."""
         return template("table.html.j2").render(table=self, zip=zip)
 
-    def write(self, folder: Path, name: str) -> None:
-        """Write `folder/name.{csv,md,tex,html}`, and their digests to `folder/name.json`.
+    def write(self, folder: Path, name: str, suite: str | None = None) -> None:
+        """Write `folder/name.{csv,md,tex,html}`, and their digests to `folder/name.json`, with the suite they are of.
 
         The same table always gives the same bytes.
         """
@@ -125,15 +125,16 @@ class Table:
         for suffix, text in faces.items():
             write_text(Path(folder) / f"{name}.{suffix}", text)
         files = {f"{name}.{suffix}": hashlib.sha256(text.encode()).hexdigest() for suffix, text in faces.items()}
-        RENDERED.write(Path(folder) / f"{name}.json", {"title": self.title, "files": files})
+        of = {"suite": suite} if suite else {}
+        RENDERED.write(Path(folder) / f"{name}.json", {"title": self.title, **of, "files": files})
 
 
-def check_face(path: Path) -> None:
-    """Compare a table's file with the digest in the record beside it.
+def check_face(path: Path, suite: str | None = None) -> None:
+    """Compare a table's file with the digest in the record beside it, and that with the suite that it should be of.
 
     Raises:
         UserError: they differ, or there is no record.
     """
     record = path.with_suffix(".json")
-    if RENDERED.read(record)["files"].get(path.name) != sha256(path):
+    if RENDERED.read(record, suite=suite)["files"].get(path.name) != sha256(path):
         raise UserError(f"{path}: truncated or changed: it is not the file that {record.name} lists; render it again")

@@ -153,7 +153,11 @@ def across_suites(folder: Path) -> Table:
     paths = sorted(Path(folder).glob("*/tables/verdicts.csv"))
     if not paths:
         raise UserError(f"{folder}: no suite has verdicts (*/tables/verdicts.csv); run `tcbench verdicts` for one")
-    found = {path.parent.parent.name: _read_verdicts(path) for path in paths}
+    found: dict[str, pd.DataFrame] = {}
+    for path in paths:
+        table, name = _read_verdicts(path), path.parent.parent.name
+        said = [suite for suite in dict.fromkeys(table["suite"]) if suite != name]
+        found[f"{name} (of suite {', '.join(said)})" if said else name] = table  # in a folder of another name
     claims = pd.concat(found.values())[["topic", "claim", "place"]].drop_duplicates()
     lines = []
     for _, topic, claim, place in claims.itertuples():

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.artefacts import load_artefacts
+from tcbench.budget.borrowing import training_record
 from tcbench.choose import allocate_evenly, allocate_tokens, top_tokens, top_tokens_by_block
 from tcbench.config.suite import Entry
 from tcbench.engine.engine import Engine
@@ -51,6 +52,7 @@ def diagnose_row(entry: Entry) -> None:
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
     adapter, captions = load_adapter(suite), load_captions(suite, held_out=False)
+    training_record(entry)  # refuses another row's
     artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
     shape, method = adapter.shape, entry.method
     sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry, training=True), torch.arange(0))
@@ -99,6 +101,7 @@ def diagnose_row(entry: Entry) -> None:
         entry.diagnostics,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "pairs": len(x),
             "cases": cases,
             "rank_correlation_per_block": _rank_correlation(alpha_RLN, change_RLN),

@@ -15,10 +15,11 @@ from tcbench.errors import UserError
 from tcbench.models.pretrained import Autoencoder
 from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import SPACE, TIME, VideoAutoencoder
-from tcbench.record.files import digest, is_whole, seal, write_tensors
+from tcbench.record.files import digest, is_whole, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENTS, LEFT_OUT
 from tcbench.record.sources import source_digest
+from tcbench.record.spent import Spent
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 from tcbench.tensors import draws
 
@@ -53,20 +54,22 @@ def encode_images(suite: Suite) -> None:
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
+    spent = Spent(folder / "spent.json", digest(settings))
     size = VIDEO_SHARD if isinstance(listing, VideoListing) else SHARD
     shards = {f"shard-{start // size:05d}.safetensors": start for start in range(0, len(listing), size)}
     left_out: dict[str, str] = {}
     with tqdm(total=len(listing), desc="encode images", unit="image", mininterval=1) as bar:
         for name, start in shards.items():
             stop, record = min(start + size, len(listing)), (folder / name).with_suffix(".left-out.json")
-            needed = [folder / name, record] if isinstance(listing, VideoListing) else [folder / name]
-            if not all(map(is_whole, needed)):
+            key = digest([settings, start])  # so that no shard is taken for another, nor what it left out
+            if not _is_encoded(folder / name, record if isinstance(listing, VideoListing) else None, key):
                 if isinstance(listing, VideoListing):
                     latents, without = _videos(suite, listing, autoencoder, start, stop, bar)
-                    LEFT_OUT.write(record, {"left_out": without})
+                    LEFT_OUT.write(record, {"left_out": without, "key": key})
                 else:
                     latents = _images(suite, listing, autoencoder, start, stop)
-                write_tensors(folder / name, {"latent": latents.half()})
+                write_tensors(folder / name, {"latent": latents.half()}, {"key": key})
+                spent.keep()
             left_out |= LEFT_OUT.read(record)["left_out"] if isinstance(listing, VideoListing) else {}
             if len(left_out) > MOST_LEFT_OUT * len(listing):
                 raise UserError(
@@ -82,9 +85,18 @@ def encode_images(suite: Suite) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
+            "provenance": collect(
+                suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes, spent.earlier
+            ),
         },
     )
+
+
+def _is_encoded(shard: Path, record: Path | None, key: str) -> bool:
+    """Whether a shard, and the record of what it left out, are there, whole, and those of this key."""
+    if not is_whole(shard) or read_metadata(shard).get("key") != key:
+        return False
+    return record is None or (is_whole(record) and LEFT_OUT.read(record).get("key") == key)
 
 
 def _images(

@@ -12,7 +12,7 @@ from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
 from tcbench.outside.foreign import read_json_as
-from tcbench.record.files import sha256
+from tcbench.record.identity import content_digests
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
@@ -95,7 +95,7 @@ def autoencoder_digests(suite: Suite) -> dict[str, str]:
 
     folder = suite.model.latents.folder
     weights = [folder / WEIGHTS] if suite.model.latents.kind == "wf" else weights_files(folder)
-    return {file.name: sha256(file) for file in (folder / "config.json", *weights) if file.exists()}
+    return content_digests([folder / "config.json", *weights])
 
 
 def list_training_images(suite: Suite) -> Listing | VideoListing:

@@ -46,6 +46,7 @@ def measure_latency(suite: Suite) -> None:
     LATENCY.write(
         suite.folder / "latency.json",
         {
+            "suite": suite.suite,
             "protocol": {
                 "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
                 "dtype": suite.sampling_dtypes["denoiser"],

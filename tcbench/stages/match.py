@@ -25,16 +25,25 @@ class Calibration:
         suite: its results folder is where trained artefacts are looked for.
         batches: size of the calibration set, in batches as evaluated samples have them; it shares none with these.
         prepare: called before a model is loaded.
+        loaded: the suite's model and the captions that calibration samples show, where they are there already.
     """
 
-    def __init__(self, suite: Suite, batches: int = 2, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        batches: int = 2,
+        prepare: Callable[[], None] = lambda: None,
+        loaded: "tuple[Adapter, Prompts | None] | None" = None,
+    ) -> None:
         if batches < 1:
             raise UserError(f"--batches {batches}: give 1 or more")
-        self.suite, self.batches, self.prepare = suite, batches, prepare
+        self.suite, self.batches, self.prepare, self._loaded = suite, batches, prepare, loaded
 
     @cached_property
     def adapter(self) -> "Adapter":
         """The suite's model, loaded when a row first needs it."""
+        if self._loaded:
+            return self._loaded[0]
         from tcbench.stages.ready import load_adapter
 
         self.prepare()
@@ -43,6 +52,8 @@ class Calibration:
     @cached_property
     def captions(self) -> "Prompts | None":
         """What calibration samples show."""
+        if self._loaded:
+            return self._loaded[1]
         from tcbench.stages.conditioning import load_captions
 
         return load_captions(self.suite, held_out=False)

@@ -8,15 +8,17 @@ the repository's browser.
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, check_seal, copy_file, sha256
-from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, Kind
+from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, SEARCHED, TRAINED, Kind
 from tcbench.record.rivals import RIVAL
 from tcbench.record.score import Provenance
+from tcbench.report.names import picture_of
+from tcbench.report.strips import Shows, read_strip, strip_path
 from tcbench.report.table import check_face
 
 SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, "profile/*.json": PROFILE}
@@ -43,20 +45,27 @@ Records = dict[str, tuple[Provenance, str]]
 
 
 def _records(suite: Suite) -> Records:
-    """Of everything that is published."""
+    """Of everything that is published, after a look at whether each is the row's that it lies under."""
     records: Records = {}
     for part in (suite, *suite.ablation_suites.values()):
         for entry in part.entries:
-            score = SCORE.read(entry.scores)
+            score = SCORE.read(entry.scores, entry.name, suite.suite)
+            for shows in get_args(Shows):
+                if strip_path(part.folder, entry.name, shows).exists():
+                    read_strip(part.folder, score, shows)
             if not score.get("not_run"):
                 records[entry.name] = score["provenance"], part.digest()
                 records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
     for path in sorted((suite.folder / "rivals").glob("*.json")):
         records[str(path)] = RIVAL.read(path)["provenance"], suite.digest()
     latency = suite.folder / "latency.json"
-    records[str(latency)] = LATENCY.read(latency)["provenance"], suite.digest()
+    records[str(latency)] = LATENCY.read(latency, suite=suite.suite)["provenance"], suite.digest()
     for path in (suite.folder / "diagnostics").glob("*.json"):
-        records[str(path)] = DIAGNOSTICS.read(path)["provenance"], suite.digest()
+        records[str(path)] = DIAGNOSTICS.read(path, path.stem, suite.suite)["provenance"], suite.digest()
+    for path in (suite.folder / "trained").glob("*/artefacts.json"):
+        TRAINED.read(path, path.parent.name, suite.suite)
+    for path in (suite.folder / "searched").glob("*.json"):
+        SEARCHED.read(path, path.stem, suite.suite)
     return records
 
 
@@ -115,7 +124,9 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
     for path in files:
         if path.suffix in (".md", ".csv"):
-            check_face(path)
+            check_face(path, suite.suite)
+        elif path.relative_to(suite.folder).as_posix() == PICTURES.get(suite.suite):
+            check_seal(path, picture_of(suite.suite, path.stem))
         else:
             check_seal(path)
     first, _ = next(iter(records.values()))

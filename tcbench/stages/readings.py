@@ -1,5 +1,6 @@
 """Readings of a row's samples: the scorers that the suite's metrics name, loaded once, and what VBench left on disk."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from tcbench.metrics.readings import Scorer
 from tcbench.metrics.samples import PairScorer
 from tcbench.metrics.vbench import table
 from tcbench.record.files import digest, kept_tensors, write_tensors
+from tcbench.record.identity import content_digests
 from tcbench.record.records import Manifest
 from tcbench.record.sources import source_digest
 from tcbench.stages import vbench
@@ -68,7 +70,8 @@ def read_samples(
 def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: dict[str, Any]) -> dict[str, Tensor]:
     path, suite = entry.readings, entry.suite
     settings = suite.scoring.model_dump(include=settings_of(suite.scoring.metrics), mode="json")
-    key = digest([manifest["shards"], sorted(scorers), settings, source_digest("score", data=suite.data.name)])
+    code = source_digest("score", data=suite.data.name)
+    key = digest([manifest["shards"], sorted(scorers), settings, _files_of(settings), code])
     if (stored := kept_tensors(path)) and stored[1].get("key") == key:
         counts = {name: len(values) if values.ndim else 0 for name, values in stored[0].items()}
         if counts == dict.fromkeys(scorers, manifest["samples"]):
@@ -81,6 +84,13 @@ def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers:
         readings[name] = torch.cat(parts)
     write_tensors(path, readings, {"key": key})
     return readings
+
+
+def _files_of(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Digests of the files that the settings of scorers name, themselves or as their folder."""
+    named = [Path(str(value)).expanduser() for fields in settings.values() for value in fields.values()]
+    files = {str(path): sorted(path.iterdir()) if path.is_dir() else [path] for path in named if path.exists()}
+    return {name: content_digests(path for path in paths if path.is_file()) for name, paths in files.items()}
 
 
 def captions_of(row: str, manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:

@@ -5,19 +5,20 @@ from functools import lru_cache
 from pathlib import Path
 
 from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
-from tcbench.budget.borrowing import check_training
+from tcbench.budget.borrowing import check_training, training_record
 from tcbench.budget.costing import run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method
+from tcbench.method import Artefacts, Method, refuse_lacking
 from tcbench.models.adapter import Adapter
 from tcbench.models.networks import build_transformer, load_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.models.text import text_encoder_beside
 from tcbench.outside.places import locate
 from tcbench.precision import set_products, weights_dtype
-from tcbench.record.files import digest, sha256
-from tcbench.record.records import SEARCHED, TRAINED
+from tcbench.record.files import digest
+from tcbench.record.identity import content_digest, content_digests
+from tcbench.record.records import SEARCHED
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 from tcbench.schedule import as_options
@@ -63,14 +64,23 @@ def weights_digest(model: str, weights: str | None) -> str:
         return "random"
     file = locate(path)
     files = sorted(file.glob("*.safetensors")) if file.is_dir() else [file, text_encoder_beside(file)]
-    return "+".join(sha256(file) for file in files if file.exists())
+    return "+".join(content_digest(file) for file in files if file.exists())
+
+
+def text_encoder_digests(suite: Suite) -> dict[str, str]:
+    """Identifies what is read of the folder of `model.text_encoder`, by content; empty where none is named."""
+    if (folder := suite.model.text_encoder) is None:
+        return {}
+    from tcbench.models.pretrained import weights_files
+
+    return content_digests([folder / "config.json", folder / "spiece.model", *weights_files(folder)])
 
 
 def files_digests(entry: Entry) -> dict[str, str]:
     """Digests of the files that training read for a row (an imported router), as far as they are still there."""
     source = entry.trained_as
     files = source.method.files() if source else ()
-    return {name: sha256(Path(name)) for name in files if Path(name).exists()}
+    return {name: content_digest(Path(name)) for name in files if Path(name).exists()}
 
 
 def sampled_method(entry: Entry) -> Method:
@@ -85,13 +95,14 @@ def sampled_method(entry: Entry) -> Method:
     of_source = sampled_method(source)
     run = run_of_shapes(source.suite.model.name, of_source.sampled_steps(source.nfe))
     if source.artefacts:
+        training_record(source)
         run = replace(run, artefacts=load_numbers(source.artefacts))
     return make_method(method.name, method.model_dump() | as_options(of_source.i_steps(run), method))
 
 
 def _with_found(entry: Entry) -> Method:
     """The row's method with what was searched for it."""
-    found, folder = SEARCHED.read(entry.searched), entry.artefacts
+    found, folder = SEARCHED.read(entry.searched, entry.name, entry.suite.suite), entry.artefacts
     trained = artefacts_digest(folder) if folder else None
     if (digest(found["settings"]), found["artefacts"]) != (digest(entry.settings("search")), trained):
         raise UserError(
@@ -118,14 +129,16 @@ def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
             come from a row of the same method that was trained with other options.
     """
     folder = entry.artefacts
+    check_training(entry)
     if folder is None:
         return ReadyRow(entry.method, entry.nfe, adapter, Artefacts())
-    check_training(entry)
-    read = TRAINED.read(folder / "artefacts.json").get("read", {})
+    log = training_record(entry)
+    read = log.get("read", {}) if log else {}
     for name, found in files_digests(entry).items():
         if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
     artefacts, refined = load_artefacts(folder, adapter)
+    refuse_lacking(entry.method, artefacts, f"row {entry.name}")
     refiners = entry.row.refiners
     if refiners == "p-steps" and refined is not adapter:
         refined.on_full_steps(adapter)

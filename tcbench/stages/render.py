@@ -10,14 +10,14 @@ from tqdm import tqdm
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.record.files import is_whole, write_text
-from tcbench.record.records import SCORE
-from tcbench.record.shards import read_manifest, read_shards
+from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.report.grids import grid, save_grid
-from tcbench.report.names import figure_names
+from tcbench.report.names import figure_names, picture_of
 from tcbench.report.page import report_page
 from tcbench.report.published_table import published_table
-from tcbench.report.results import read_results
+from tcbench.report.results import read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
+from tcbench.report.rows import Row
 from tcbench.report.strips import read_strip, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
 from tcbench.report.table import Table
@@ -27,24 +27,24 @@ STEPS_SHOWN = 8
 FRAMES = 5  # of a video in a picture
 
 
-def _write(tables: dict[str, Table], folder: Path) -> None:
+def _write(suite: Suite, tables: dict[str, Table], folder: Path) -> None:
     for name, table in tables.items():
-        table.write(folder / "tables", name)
+        table.write(folder / "tables", name, suite.suite)
 
 
 def render_tables(suite: Suite, folder: Path) -> None:
     """Write tables/table<N>.* below `folder`, from the scores and latency there."""
-    _write(main_tables(read_results(suite, folder, ("latency", "floor", "seed_noise"))), folder)
+    _write(suite, main_tables(read_results(suite, folder, ("latency", "floor", "seed_noise"))), folder)
 
 
 def render_diagnostics(suite: Suite, folder: Path) -> None:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    _write(diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder)
+    _write(suite, diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder)
 
 
 def render_ablations(suite: Suite, folder: Path) -> None:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
-    _write(ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder)
+    _write(suite, ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder)
 
 
 def render_rivals(suite: Suite, folder: Path) -> list[Table]:
@@ -59,41 +59,44 @@ def render_rivals(suite: Suite, folder: Path) -> list[Table]:
             f"suite {suite.suite}: no rivals were run; `tcbench run {suite.suite} rivals` runs those it names"
         )
     tables = {"rivals": rivals_table(suite, rivals), "rivals-papers": published_table()}
-    _write(tables, folder)
+    _write(suite, tables, folder)
     return [*tables.values()]
 
 
 def render_verdicts(suite: Suite, folder: Path) -> None:
     """Write tables/verdicts.* below `folder`, from everything there."""
-    _write({"verdicts": verdict_table(read_results(suite, folder))}, folder)
+    _write(suite, {"verdicts": verdict_table(read_results(suite, folder))}, folder)
 
 
 def render_strips(suite: Suite, folder: Path) -> None:
     """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
     for entry in suite.entries:
-        strip = folder / "grids" / "strips" / f"{entry.name}.png"
         samples = folder / "samples" / entry.name
-        write_strip(strip, [_first_images(samples, suite.show.figure.columns)])
+        manifest = read_manifest(samples, entry.sample_settings)
+        of = folder, suite.suite, entry.name, samples_digest(manifest)
+        write_strip(*of, [_first_images(samples, suite.show.figure.columns)])
         if suite.samples.traced and entry.shows_steps:
-            manifest, shard = read_manifest(samples), next(read_shards(samples, "np"))
+            shard = next(read_shards(samples, "np"))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
             lines = [_tiles(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
             labels = [str(manifest["timesteps"][int(step)]) for step in steps]
-            write_strip(strip.with_stem(f"{entry.name}-steps"), lines, labels)
+            write_strip(*of, lines, labels, shows="steps")
 
 
 def render_grids(suite: Suite, folder: Path) -> None:
     """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`."""
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
         entries = [entry for entry in suite.entries if entry.nfe == nfe]
-        first = [read_strip(folder / "grids" / "strips" / f"{entry.name}.png")[0][0] for entry in entries]
-        labels = [entry.label + _knob(entry, folder) for entry in entries]
-        save_grid(grid(first, labels), folder / "grids" / f"nfe{nfe}.png")
+        rows = read_rows(folder, [entry.name for entry in entries], suite.suite)
+        first = [read_strip(folder, row)[0][0] for row in rows]
+        labels = [entry.label + _knob(entry, row) for entry, row in zip(entries, rows, strict=True)]
+        picture = f"nfe{nfe}"
+        save_grid(grid(first, labels), folder / "grids" / f"{picture}.png", picture_of(suite.suite, picture))
 
 
-def _knob(entry: Entry, folder: Path) -> str:
+def _knob(entry: Entry, row: Row) -> str:
     """The method's budget in words, where it is set, as sampled: it may have been searched."""
-    knob, settings = entry.method.knob, SCORE.read(folder / "scores" / f"{entry.name}.json").get("settings", {})
+    knob, settings = entry.method.knob, row.get("settings", {})
     if not knob or not (value := settings.get(knob)):
         return ""
     return f" ({knob.removeprefix('num_').replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value})"
@@ -131,14 +134,18 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
     results = read_results(suite, folder)
     for name in names or figure_names(suite):
         try:
-            save(draw(results, folder, name), folder / "figures", name)
+            save(draw(results, folder, name), folder / "figures", name, picture_of(suite.suite, name))
         except Missing as missing:
             tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
 
 
 def render_report(suite: Suite, folder: Path) -> None:
     """Write report.html below `folder`: everything there, in one page; draws the figures that lack or are damaged."""
-    lacking = [name for name in figure_names(suite) if not is_whole(folder / "figures" / f"{name}.svg")]
+    lacking = [
+        name
+        for name in figure_names(suite)
+        if not is_whole(folder / "figures" / f"{name}.svg", picture_of(suite.suite, name))
+    ]
     if lacking:
         render_figures(suite, folder, lacking)
     write_text(folder / "report.html", report_page(suite, folder))

@@ -15,11 +15,13 @@ from tcbench.batches import Batches, Finish, Row
 from tcbench.config.suite import Entry, Suite
 from tcbench.data import Decode
 from tcbench.data.source import PromptSet
+from tcbench.errors import UserError
 from tcbench.record.files import digest, kept_tensors, peek, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
 from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
+from tcbench.record.spent import Spent
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
@@ -30,6 +32,7 @@ from tcbench.stages.ready import (
     ready_row,
     sampled_method,
     sampler_settings,
+    text_encoder_digests,
     weights_digest,
 )
 
@@ -38,13 +41,16 @@ SHARDS_WAITING = 2
 
 
 def row_fingerprint(entry: Entry) -> str:
-    """Identifies everything a row's samples depend on: settings, weights, autoencoder, artefacts, code, torch, threads.
+    """Identifies everything a row's samples depend on: settings, weights, text encoder, autoencoder, artefacts, code,
+    torch, threads.
 
     How many they are and how many are traced is not among it: a shard's tensors show that.
     """
     suite, folder, settings = entry.suite, entry.artefacts, entry.sample_settings
+    read = {"text_encoder": encoder} if (encoder := text_encoder_digests(suite)) else {}
     return digest(
-        {
+        read
+        | {
             "settings": settings | {"samples": suite.samples.model_dump(exclude={"count", "traced"})},
             "weights": weights_digest(suite.model.name, suite.model.weights),
             "autoencoder": autoencoder_digests(suite),
@@ -73,6 +79,7 @@ def sample_rows(entries: Iterable[Entry]) -> None:
     adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
+        spent = Spent(entry.samples / "spent.json", fingerprint)
         # who asks for a whole row again may do so because a shard was found to be damaged
         again = entry.manifest.exists()
         missing = [
@@ -80,16 +87,35 @@ def sample_rows(entries: Iterable[Entry]) -> None:
             for number in range(len(shards(suite)))
             if not (_is_done(entry, number, fingerprint, again) or _take_over(entry, number, fingerprint))
         ]
+        if len(missing) == len(shards(suite)):
+            spent.earlier = 0.0
+        elif again:
+            spent.earlier = _seconds_of(entry.manifest)
         if missing:
             entry.manifest.unlink(missing_ok=True)
             decode = decode or load_decoder(suite)
             adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
-            _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode)
-        _write_manifest(entry, started, resumed=len(missing) < len(shards(suite)))
+            _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode, spent)
+        _write_manifest(entry, started, len(missing) < len(shards(suite)), spent.earlier)
+        spent.remove()
+
+
+def _seconds_of(manifest: Path) -> float:
+    """What a finished row took, as far as its record says so."""
+    try:
+        return MANIFEST.read(manifest)["provenance"].get("wall_s", 0.0)
+    except UserError:
+        return 0.0
 
 
 def _sample_shards(
-    entry: Entry, numbers: Sequence[int], fingerprint: str, ready: ReadyRow, shown: Shown | None, decode: Decode
+    entry: Entry,
+    numbers: Sequence[int],
+    fingerprint: str,
+    ready: ReadyRow,
+    shown: Shown | None,
+    decode: Decode,
+    spent: Spent,
 ) -> None:
     """Sample and write some shards of a row. What it holds on the device, captured steps and merged weights, is in use
     no more when it ends: the next row needs the room."""
@@ -99,23 +125,23 @@ def _sample_shards(
     with Aside(SHARDS_WAITING if ready.adapter.device.type != "cpu" else 0) as aside:
         for number in tqdm(numbers, desc=f"sample {entry.name}", unit="shard", mininterval=1):
             sampled = [batches(*asked) for asked in _batches(entry.suite, number)]
-            aside(_write_shard, entry, number, fingerprint, ready, shown, sampled)
+            aside(_write_shard, entry, number, fingerprint, ready, shown, sampled, spent)
 
 
 def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool:
     """Whether a shard is there with the traces wanted; `compare` its content with its digest, too.
 
-    A run that is resumed looks at headers alone: a file never has its final name before it is whole, and whoever reads
-    samples compares them.
+    A run that is resumed looks at headers and indices alone: a file never has its final name before it is whole, and
+    whoever reads samples compares them.
     """
     path = entry.shard(number)
     if compare:
         held = _held(entry.suite, number, path, fingerprint)
         return held is not None and held[0]["x0"].shape[1] == _traced(entry.suite, number)
-    header = peek(path, "index", "x0")
+    header = peek(path, "x0", values=["index"])
     if header is None or header.metadata.get("fingerprint") != fingerprint:
         return False
-    if header.shapes["index"] != [len(shards(entry.suite)[number])]:
+    if header.values["index"] != list(shards(entry.suite)[number]):
         return False
     return header.shapes["x0"][1] == _traced(entry.suite, number)
 
@@ -162,6 +188,7 @@ def _write_shard(
     ready: ReadyRow,
     shown: Shown | None,
     sampled: list[Finish],
+    spent: Spent,
 ) -> None:
     """Wait for a shard's batches and write it."""
     suite, settings = entry.suite, sampler_settings(entry)
@@ -188,11 +215,13 @@ def _write_shard(
         },
         {"fingerprint": fingerprint, "record": json.dumps(record)},
     )
+    spent.keep()
 
 
-def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
+def _write_manifest(entry: Entry, started: float, resumed: bool, earlier: float) -> None:
     """What later stages need to know of a row without opening its shards."""
     suite = entry.suite
+    config, seeds = suite.model_dump(mode="json"), [suite.samples.seed]
     paths = [entry.shard(number) for number in range(len(shards(suite)))]
     records = [json.loads(read_metadata(path)["record"]) for path in paths]
     macs = [batch for record in records for batch in record["macs"]]
@@ -200,6 +229,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
         entry.manifest,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "settings": entry.sample_settings,
             "options": sampled_method(entry).model_dump(mode="json"),
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
@@ -216,7 +246,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool) -> None:
             "shards": {path.name: seal(path) for path in paths},
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started, suite.sampling_dtypes),
+            "provenance": collect(config, seeds, started, suite.sampling_dtypes, earlier),
         },
     )
 

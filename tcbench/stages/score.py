@@ -23,11 +23,12 @@ from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.seed_noise import seed_noise
 from tcbench.record.executed import PlanRecord
-from tcbench.record.files import digest, kept_tensors, sha256, shortened, write_tensors
+from tcbench.record.files import digest, kept_tensors, shortened, write_tensors
+from tcbench.record.identity import content_digest
 from tcbench.record.provenance import collect
 from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
-from tcbench.record.shards import read_manifest, read_shards
+from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.sources import source_digest
 from tcbench.record.yardstick import SEED_NOISE, Yardstick
 from tcbench.stages.images import image_side
@@ -65,7 +66,7 @@ def measure_floor(suite: Suite) -> None:
     else:
         classes = classes_of_real(suite)
         floor = real_floor(real, suite.samples.count, suite.scoring.floor_draws, suite.samples.seed, classes)
-    FLOOR.write(suite.folder / "scores" / "floor.json", floor)
+    FLOOR.write(suite.folder / "scores" / "floor.json", {"suite": suite.suite, **floor})
 
 
 def measure_seed_noise(suite: Suite) -> None:
@@ -102,6 +103,14 @@ def load_extractor(suite: Suite) -> Extractor | None:
     return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=suite.model.device)
 
 
+def extractor_identity(suite: Suite) -> list[str | None]:
+    """What features depend on besides the images: the network, its file where it does not ship, and the code."""
+    scoring = suite.scoring
+    weights = scoring.extractor_weights
+    read = content_digest(weights) if weights and weights.is_file() else None
+    return [scoring.extractor, read, source_digest("score", data=suite.data.name)]
+
+
 def load_real(suite: Suite, extractor: Extractor | None) -> Real:
     """The real images' side of the metrics; features of images in files are kept on disk.
 
@@ -114,11 +123,11 @@ def load_real(suite: Suite, extractor: Extractor | None) -> Real:
         return Real(extractor.extract(to_uint8(suite.source.images().images)))
     path, side = suite.folder / "real-features.safetensors", image_side(suite)
     if real.suffix == ".npz":
-        key = digest([sha256(real), suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+        key = digest([content_digest(real), extractor_identity(suite)])
         features = _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
         return Real(features, read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1]))
     listing = list_images(real, suite.captions_of_real)
-    key = digest([listing.digest, side, suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+    key = digest([listing.digest, side, extractor_identity(suite)])
     return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
 
 
@@ -152,7 +161,7 @@ def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
         along["image"] = 0
     parts = [{key: part[key] for key in along} for part in read_shards(entry.samples)]
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
-    return read_manifest(entry.samples), tensors
+    return read_manifest(entry.samples, entry.sample_settings), tensors
 
 
 def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> Score:
@@ -167,7 +176,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
     marks = marks_of_training(entry)
     if samples.images is not None:
         less = uncached is not None and manifest["macs"]["per_sample"] < other_manifest["macs"]["per_sample"]
-        marks = odd_images(samples.images, uncached.images if uncached is not None and less else None)
+        marks += odd_images(samples.images, uncached.images if uncached is not None and less else None)
     for mark in marks:
         print(f"{entry.name}: {mark}", file=sys.stderr)
     groups = stats.batches(manifest["samples"], suite.samples.group_size)
@@ -185,6 +194,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plans": plans_digest(plan),
         "reference": reference.name,
         "samples": manifest["samples"],
+        "samples_digest": samples_digest(manifest),
         "groups": len(groups),
         "group_sizes": [len(group) for group in groups],
         "control": row.control,
@@ -213,7 +223,7 @@ def marks_of_training(entry: Entry) -> list[str]:
     """What the record of its training says against what a row samples with, so that its tables say it too."""
     if (source := entry.trained_as) is None:
         return []
-    stages = TRAINED.read(source.trained / "artefacts.json")["stages"]
+    stages = TRAINED.read(source.trained / "artefacts.json", source.name, source.suite.suite)["stages"]
     return [f"{mark} (training of {source.name})" for stage in stages for mark in stage.get("marks", ())]
 
 
@@ -233,7 +243,7 @@ def _samples(
     features = Features.none(manifest["samples"])
     if extractor is not None:
         suite = entry.suite
-        key = digest([manifest["shards"], suite.scoring.extractor, source_digest("score", data=suite.data.name)])
+        key = digest([manifest["shards"], extractor_identity(suite)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
         features = _kept(entry.features, key, lambda: Features.joined(parts), manifest["samples"])
     read, not_run = read_samples(entry, manifest, tensors, scorers)

@@ -54,7 +54,7 @@ def search_row(entry: Entry) -> None:
             return found
 
         if isinstance(entry.row.searched, dict):
-            trials, ended = _options(entry, deviation)
+            trials, ended = _options(entry, Calibration(suite, loaded=(adapter, captions)), deviation)
         else:
             _, run = start_run(adapter, ready.method, ready.nfe, settings, index, ready.artefacts)
             trials, ended = _lists(ready.method, ready.method.i_steps(run), run.nfe, suite.search.trials, deviation)
@@ -62,6 +62,7 @@ def search_row(entry: Entry) -> None:
         entry.searched,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "options": min(trials, key=lambda trial: trial["deviation"])["options"],
             "trials": trials,
             "ended": ended,
@@ -89,7 +90,9 @@ def _lists(
     ], ended
 
 
-def _options(entry: Entry, deviation: Callable[[Method], float]) -> tuple[list[SearchTrial], str]:
+def _options(
+    entry: Entry, calibration: Calibration, deviation: Callable[[Method], float]
+) -> tuple[list[SearchTrial], str]:
     """Every combination of the options' values, its knob solved for the MACs of the row's target."""
     suite, target, over = entry.suite, entry.target, entry.row.searched
     assert target is not None and isinstance(over, dict)
@@ -99,7 +102,6 @@ def _options(entry: Entry, deviation: Callable[[Method], float]) -> tuple[list[S
             f"row {entry.name}: searched: {len(combinations)} combinations, and search.trials is "
             f"{suite.search.trials}; give fewer values"
         )
-    calibration = Calibration(suite)
     budget = mean(calibration.basis(target).macs(suite.model.name, target.method, entry.nfe))
     basis, trials = calibration.basis(entry), list[SearchTrial]()
     for options in combinations:

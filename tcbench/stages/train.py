@@ -12,7 +12,13 @@ from tcbench.record.provenance import collect
 from tcbench.record.sources import source_digest
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.images import device_of
-from tcbench.stages.ready import files_digests, load_adapter, sampler_settings, weights_digest
+from tcbench.stages.ready import (
+    files_digests,
+    load_adapter,
+    sampler_settings,
+    text_encoder_digests,
+    weights_digest,
+)
 from tcbench.stages.timing import machine
 from tcbench.training.caching import train
 from tcbench.training.unfinished import Unfinished
@@ -40,8 +46,9 @@ def train_row(entry: Entry) -> None:
         )
     except UserError as error:
         raise UserError(f"row {entry.name}: {error}") from error
-    log |= {"row": entry.name, "settings": entry.training_settings, "read": files_digests(entry)}
-    log["provenance"] = collect(suite.model_dump(mode="json"), [entry.training_seed], started, suite.dtypes)
+    log |= {"row": entry.name, "suite": suite.suite, "settings": entry.training_settings, "read": files_digests(entry)}
+    config, seeds = suite.model_dump(mode="json"), [entry.training_seed]
+    log["provenance"] = collect(config, seeds, started, suite.dtypes, unfinished.earlier)
     save_artefacts(entry.trained, artefacts, refiners, log)
     unfinished.remove()
 
@@ -54,6 +61,7 @@ def _key(entry: Entry) -> str:
             entry.training_settings,
             entry.training_seed,
             weights_digest(suite.model.name, suite.model.weights),
+            text_encoder_digests(suite),
             sha256(suite.latents_index) if suite.latents_index.exists() else None,
             files_digests(entry),
             source_digest("train", entry.row.method, data=suite.data.name),

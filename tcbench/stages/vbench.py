@@ -54,7 +54,7 @@ def score_videos(entry: Entry) -> None:
         UserError: the row has no prompts, or the process breaks down.
     """
     suite, started = entry.suite, time.time()
-    manifest = read_manifest(entry.samples)
+    manifest = read_manifest(entry.samples, entry.sample_settings)
     names = video_names(manifest.get("captions") or [], f"{entry.manifest}")
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
@@ -75,6 +75,7 @@ def score_videos(entry: Entry) -> None:
         entry.vbench,
         {
             "row": entry.name,
+            "suite": suite.suite,
             "dimensions": {dimension.name: dimensions[dimension.name] for dimension in DIMENSIONS},
             "video": {"fps": suite.vbench.fps, "codec": "libx264, crf 10"},
             "shards": manifest["shards"],

@@ -6,7 +6,6 @@ What learns neither along chains nor from uncached runs learns from pairs of nei
 (Alg. 1). docs/reproduction-notes.md, "Training", lists the choices that the paper leaves open.
 """
 
-import time
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -28,11 +27,11 @@ from tcbench.trainable import (
     ImportRouter,
     ImportSchedule,
     PairStep,
-    Trainable,
     TrainChainRouter,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
+    described,
 )
 from tcbench.training.calibration import calibrate
 from tcbench.training.chains import train_on_chains
@@ -91,7 +90,6 @@ def train(
 
     relative: dict[str, ReuseErrors | None] = {}  # by scorer, if its loss was relative
     for number, stage in enumerate(method.training(run)):
-        began = time.perf_counter()
         step = stage.pair_step if isinstance(stage, TrainScorer | TrainRefiners) else "solver"
         pairs = Pairs(adapter, data, sampler, seed + number, step=step, checkpointed=checkpointed)
         unfinished.begin(number)
@@ -127,9 +125,5 @@ def train(
                 case ImportRouter() | ImportSchedule():
                     table, losses = read_imported(stage, adapter.shape, run.nfe), {}
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-        log["stages"].append({**_describe(stage), "wall_s": time.perf_counter() - began, **losses})
+        log["stages"].append({**described(stage), "wall_s": unfinished.seconds, **losses})
     return artefacts, refiners, log
-
-
-def _describe(stage: Trainable) -> dict:
-    return {"kind": type(stage).__name__, **vars(stage)}

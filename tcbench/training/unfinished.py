@@ -47,6 +47,22 @@ class Weights:
                 tensor.copy_(state[name])
 
 
+class Clock:
+    """The seconds of a stage, over all processes that went through a part of it.
+
+    Attributes:
+        earlier: of processes before this one.
+    """
+
+    def __init__(self) -> None:
+        self._began, self.earlier = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self.earlier + time.perf_counter() - self._began
+
+
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write what `torch.save` takes, sealed.
 
@@ -68,6 +84,7 @@ class Stage:
         generator: that everything is drawn from, on the CPU.
         history: lists that the loop appends to.
         parts: what else changes from iteration to iteration.
+        clock: is told what processes before this one took.
     """
 
     def __init__(
@@ -77,8 +94,9 @@ class Stage:
         generator: torch.Generator,
         history: dict[str, list[float]],
         parts: Mapping[str, Stateful],
+        clock: Clock,
     ) -> None:
-        self._path, self._key, self._parts = path, key, parts
+        self._path, self._key, self._parts, self._clock = path, key, parts, clock
         self._generator, self._history = generator, history
 
     def iterations(self, total: int) -> Iterator[int]:
@@ -95,7 +113,7 @@ class Stage:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         said = {"key": self._key, "done": done, "history": self._history, "generator": self._generator.get_state()}
-        write_state(self._path, said | {"parts": state})
+        write_state(self._path, said | {"parts": state, "wall_s": self._clock.seconds})
 
     def _load(self) -> int:
         """Go back to the state, if there is one that is whole; how many iterations are done."""
@@ -109,6 +127,7 @@ class Stage:
         self._generator.set_state(state["generator"])
         for name, values in state["history"].items():
             self._history[name][:] = values
+        self._clock.earlier = state["wall_s"]
         return state["done"]
 
 
@@ -122,18 +141,29 @@ class Unfinished:
 
     def __init__(self, folder: Path | None = None, key: str = "") -> None:
         self._folder, self._key = folder, key
-        self._number = 0
+        self._number, self._clocks = 0, [Clock()]
 
     def begin(self, number: int) -> None:
         """The stage of this number comes next."""
         self._number = number
+        self._clocks.append(Clock())
+
+    @property
+    def seconds(self) -> float:
+        """Of the stage at hand, over all processes that went through a part of it."""
+        return self._clocks[-1].seconds
+
+    @property
+    def earlier(self) -> float:
+        """Seconds of training in processes before this one."""
+        return sum(clock.earlier for clock in self._clocks)
 
     def stage(
         self, generator: torch.Generator, history: dict[str, list[float]], parts: Mapping[str, Stateful]
     ) -> Stage:
         """The iterations of the stage at hand, as `Stage`."""
         path = None if self._folder is None else self._folder / f"stage-{self._number}.pt"
-        return Stage(path, self._key, generator, history, parts)
+        return Stage(path, f"{self._key}-{self._number}", generator, history, parts, self._clocks[-1])
 
     def remove(self) -> None:
         """The training is over and its results are written."""

@@ -215,10 +215,13 @@ def _outcomes(method: Any, value: Any) -> Any:
     return value
 
 
-def _reason(method: Any, value: Any) -> Any:
-    if not isinstance(value, str | None):
-        raise UserError(f"macs_depend_on returned {described(value)}; return a text or None")
-    return value
+def _reason(hook: str) -> Callable[[Any, Any], Any]:
+    def check(method: Any, value: Any) -> Any:
+        if not isinstance(value, str | None):
+            raise UserError(f"{hook} returned {described(value)}; return a text or None")
+        return value
+
+    return check
 
 
 HOOKS: dict[str, Callable[[Any, Any], Any]] = {
@@ -229,7 +232,8 @@ HOOKS: dict[str, Callable[[Any, Any], Any]] = {
     "outcomes": _outcomes,
     "training": _tuple_of("training", Trainable, "declarations of tcbench.trainable"),
     "files": _tuple_of("files", str, "paths"),
-    "macs_depend_on": _reason,
+    "lacks": _reason("lacks"),
+    "macs_depend_on": _reason("macs_depend_on"),
 }
 """What a method may define, and what makes of its value what callers get, or refuses it."""
 
