@@ -21,7 +21,13 @@ from tcbench.tensors.unseen import unseen
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = {"attention": {"mix"}, "attention-mlp": {"mix", "pointwise"}, "all": {"mix", "pointwise", "cross"}}
+Parts = Literal["attention", "attention-mlp", "all"]
+
+KINDS: dict[Parts, tuple[Literal["mix", "pointwise", "cross"], ...]] = {
+    "attention": ("mix",),
+    "attention-mlp": ("mix", "pointwise"),
+    "all": ("mix", "pointwise", "cross"),
+}
 """The parts that are merged, by option."""
 
 
@@ -42,7 +48,7 @@ class ToMeMerge(Method):
 
     ratio: float = Field(0.5, ge=0, le=1)
     cell: PositiveInt = 2
-    parts: Literal["attention", "attention-mlp", "all"] = "attention"
+    parts: Parts = "attention"
 
     def kept(self, run: Run) -> int:
         """How many tokens are left of a row."""
@@ -85,14 +91,13 @@ class _Matching:
         shape, self.latest = look.run.shape, None
         if self.kept == shape.num_tokens:
             return Plan({})
-        kinds, decisions, matched = KINDS[self.method.parts], dict[Unit, Decision](), set[int]()
+        decisions, matched = dict[Unit, Decision](), set[int]()
         like = Merged(unseen(1, self.kept, dtype="int64"), unseen(1, shape.num_tokens, dtype="int64"))
         macs = matching_macs(shape, self.method.cell)
-        for site in shape.sites:
-            if shape.kind(site) in kinds:
-                first = site.block not in matched
-                decisions[site] = Decision(Deferred(self._chooser(look.step, site), like, macs if first else 0))
-                matched.add(site.block)
+        for site in shape.sites_of(*KINDS[self.method.parts]):
+            first = site.block not in matched
+            decisions[site] = Decision(Deferred(self._chooser(look.step, site), like, macs if first else 0))
+            matched.add(site.block)
         return Plan(decisions)
 
     def _chooser(self, step: int, site: Site) -> "Callable[[Callable[[], Tensor]], Merged]":

@@ -131,7 +131,10 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("attach/summary", {"ledger", "method", "plan", "record"}),
         ("attach/served", {"engine", "errors", "models"}),
         ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
-        ("attach/cached", {"artefacts", "attach", "errors", "method", "models", "record", "registry", "watch"}),
+        (
+            "attach/cached",
+            {"artefacts", "attach", "errors", "guidance", "method", "models", "record", "registry", "shapes", "watch"},
+        ),
         ("replay", {"engine", "method", "models", "record", "samplers", "sampling", "watch"}),
         (
             "batches",
