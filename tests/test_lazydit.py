@@ -33,7 +33,7 @@ def adapter() -> DiTAdapter:
 
 
 def trainer_at(adapter: DiTAdapter, weight_SPD: Tensor, mix: float = 0.0, pointwise: float = 0.0) -> GateTrainer:
-    stage = TrainGates("gates", mix, pointwise, iterations=1, batch_size=4, learning_rate=0.01)
+    stage = TrainGates("gates", mix, pointwise, iterations=1, batch_size=4, learning_rate=1e-4)
     return GateTrainer(Pairs(adapter, DATA, ReferenceDDIM(NFE), 0), stage, weight_SPD)
 
 
@@ -53,7 +53,7 @@ def by_hand(adapter: DiTAdapter, weight_PD: Tensor, odd: int) -> tuple[Tensor, T
 
     def output(x: Tensor, step: int, gated: bool) -> tuple[Tensor, Tensor]:
         tokens = adapter.model.pos_embed(x)
-        condition = adapter.condition(torch.full((len(x),), sampler.timesteps[step]), label)
+        condition = adapter.condition(torch.full((len(x),), sampler.timesteps[step]), adapter.prepare(label))
         opened, used = torch.zeros(len(x), 2), iter(stored)
         for number, block in enumerate(adapter.blocks):
             for which, (part, m) in enumerate(adapter.modulation(block, condition).items()):
