@@ -414,7 +414,7 @@ def test_trained_methods_take_a_folder(trained: Path) -> None:
 
 
 CALIBRATED: dict[str, dict[str, Any]] = {
-    "teacache": {"calibration_samples": 3, "degree": 2},
+    "teacache": {"calibration_samples": 3, "degree": 2, "threshold": 2.0},
     "lazydit": {"iterations": 3, "batch_size": 2, "learning_rate": 0.1, "cost_weight": 1.0},
 }
 """Methods whose artefacts are tables, with options by which training changes what is held."""
