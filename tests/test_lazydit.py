@@ -21,7 +21,7 @@ from tests.floors import LOSS, assert_close
 
 from .conftest import make_adapter
 
-NFE, SETTINGS, PARTS, WIDTH = 6, SamplerSettings(guidance_scale=1.5, seed=3), 6, 96
+NFE, SETTINGS, PARTS, WIDTH = 6, SamplerSettings(guidance_scale=1.5, seed=3), 8, 96
 DATA = Dataset(torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5)
 
 
@@ -131,7 +131,7 @@ def test_training_repeats_to_the_bit_and_closes_what_is_sampled(adapter: DiTAdap
 
 def test_gates_of_another_run_are_refused(adapter: DiTAdapter) -> None:
     gates = Artefacts(tables={"gates": ((0.0,) * WIDTH,) * (4 * PARTS)})
-    with pytest.raises(UserError, match="the gates are 24 lines of 96 weights, the run has 6 steps of 6 parts"):
+    with pytest.raises(UserError, match="the gates are 32 lines of 96 weights, the run has 6 steps of 8 parts"):
         computed(adapter, gates)
 
 

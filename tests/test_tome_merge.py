@@ -103,9 +103,9 @@ def test_what_merging_costs(tiny) -> None:
     samples = sample_batch(tiny, merging(parts="all"), NFE, SamplerSettings(guidance_scale=1.5), torch.arange(2))
     totals, whole = (macs_of("tiny-dit", method, NFE) for method in (merging(parts="all"), make_method("uncached", {})))
     assert {key: totals[key] for key in samples.macs} == samples.macs
-    assert totals["by_tag"]["score"] == 2 * 3 * NFE * (64 - 16) * 16 * 96
+    assert totals["by_tag"]["score"] == 2 * 4 * NFE * (64 - 16) * 16 * 96
     of_token, of_pair = 12 * 96**2, 2 * 96  # layers, and the two products of attention
-    saved = 2 * 3 * NFE * (of_token * (64 - 32) + of_pair * (64**2 - 32**2))
+    saved = 2 * 4 * NFE * (of_token * (64 - 32) + of_pair * (64**2 - 32**2))
     assert whole["by_tag"]["model"] - totals["by_tag"]["model"] == saved
     norms, of_whole = (each["paper_rule"] - each["by_tag"]["model"] for each in (totals, whole))
     assert norms == of_whole

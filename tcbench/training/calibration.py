@@ -154,7 +154,7 @@ class Changes:
 
     def table(self) -> Table:
         """The inputs' changes, a row a sample, and below them the outputs'."""
-        return as_table(torch.cat(self._batches, dim=1).flatten(0, 1))
+        return as_table(torch.cat(self._batches, dim=1).flatten(0, 1).float())
 
 
 SMALLEST = 1e-8  # what the reference adds to a length before it divides
