@@ -527,7 +527,7 @@ KNOWN = "no pipeline that tcbench knows; known: DiTPipeline, PixArtAlphaPipeline
         (dit, "forra", {}, "did you mean 'fora'"),
         (dit, "fora", {"intervall": 3}, "unknown option 'intervall'; options: interval"),
         (dit, Recorder(), {"interval": 3}, "recorder: is given with its options; leave out interval"),
-        (dit, "tokencache", {"refiner_blocks": 1}, "tokencache: is trained; give artefacts=, the folder with its"),
+        (dit, "tokencache", {}, "tokencache: is trained; give artefacts=, the folder with its artefacts.json"),
         (dit, "tokencache", {"artefacts": "nowhere"}, r"nowhere/artefacts.json"),
     ],
 )

@@ -173,13 +173,21 @@ def _log_of(folder: Path | None, method: Method, shape: ModelShape) -> Trained |
         UserError: artefacts are missing, not readable or of another method.
     """
     if folder is None:
-        if method.training(Run(shape, (0,), Unguided(), torch.arange(0))):
+        if _trains(method, shape):
             raise UserError(f"{method.name}: is trained; give artefacts=, the folder with its artefacts.json")
         return None
     log = TRAINED.read(folder / "artefacts.json")
     if (trained := log.get("settings", {}).get("method", method.name)) != method.name:
         raise UserError(f"{folder}: was trained for {trained}, not for {method.name}; give that method, or its folder")
     return log
+
+
+def _trains(method: Method, shape: ModelShape) -> bool:
+    """Whether a method, with its options, declares training; one that must know the steps for it does."""
+    try:
+        return method.trains and bool(method.training(Run(shape, (0,), Unguided(), torch.arange(0))))
+    except UserError:
+        return True
 
 
 def _with_method(plain: type) -> type:
