@@ -1,7 +1,7 @@
 """LazyDiT: Lazy Learning for the Acceleration of Diffusion Transformers (AAAI 2025; shawnricecake/lazydit).
 
 Before self-attention and MLP of every block a gate, one linear layer a step, looks at the part's modulated input.
-Summed over the tokens it is a logit for each row of the batch: a row whose sigmoid is above a threshold is computed,
+Summed over the tokens it is a logit for each row of the batch: a row whose sigmoid reaches a threshold is computed,
 the others take their own stored output, through the current step's gates of adaLN. So samples, and the halves of a
 guided pair, decide apart. The first step computes everything. The host reads the rows at every part, because what is
 computed depends on them.
@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Look, Method, Run, Table
 from tcbench.plan import ALL, NONE, Decision, Deferred, Plan, Rows, Site, Unit
+from tcbench.trainable import Trainable, TrainGates
 
 if TYPE_CHECKING:
     import torch
@@ -27,22 +28,32 @@ class LazyDiT(Method):
     """Recompute, at every part, the rows of the batch that a trained gate opens.
 
     The gates are the table `gates` of a run's artefacts: a line of weights for every step, counted from the last one,
-    and in it for every part that mixes tokens or is an MLP, in the order they run. Training them is not here. Where
-    there are none (`tcbench macs`) all weights are 0 and every sigmoid 0.5: no row is computed after the first step,
-    which is the method's floor.
+    and in it for every part that mixes tokens or is an MLP, in the order they run. Training begins with weights of 0,
+    and so does a run without a table: every sigmoid is 0.5, and at the published threshold everything is computed.
+    Every second step's gates stay there, because in training reuse follows a step that computes everything.
 
     Options:
-        threshold: a row is computed if its sigmoid is above; 0.5 is published.
+        threshold: a row is computed if its sigmoid is not below; 0.5 is published.
         mlp_threshold: that of the MLPs, if it is another.
+        cost_weight: the price of an attention's open gate in the loss; 1e-7 is what the released script trains with.
+        mlp_cost_weight: that of an MLP's, if it is another.
+        learning_rate, iterations, batch_size: training; published are 500 batches, of 8 times 64 samples in the
+            released script, at 1e-4.
     """
 
     name = "lazydit"
     label = "LazyDiT"
     knob = "threshold"
     decides = "host"
+    trains = True
 
     threshold: float = Field(0.5, ge=0, le=1)
     mlp_threshold: float | None = Field(None, ge=0, le=1)
+    cost_weight: float = Field(1e-7, ge=0, le=100)
+    mlp_cost_weight: float | None = Field(None, ge=0, le=100)
+    learning_rate: float = Field(1e-4, gt=0, le=10)
+    iterations: PositiveInt = 500
+    batch_size: int = Field(512, ge=1, le=4096)
 
     def start(self, run: Run) -> "Gates":
         """A run's gates."""
@@ -50,9 +61,20 @@ class LazyDiT(Method):
 
     def lacks(self, artefacts: Artefacts) -> str | None:
         """The gates."""
-        if "gates" in artefacts.tables:
-            return None
-        return "gates, which nothing here trains: leave it out, or hand them over as Artefacts(tables={'gates': ...})"
+        return None if "gates" in artefacts.tables else "gates: a row of lazydit trains them"
+
+    def training(self, run: Run) -> tuple[Trainable, ...]:
+        """The gates."""
+        return (
+            TrainGates(
+                name="gates",
+                mix_cost_weight=self.cost_weight,
+                pointwise_cost_weight=self.cost_weight if self.mlp_cost_weight is None else self.mlp_cost_weight,
+                iterations=self.iterations,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+            ),
+        )
 
 
 @dataclass
@@ -69,9 +91,9 @@ class Gates:
     masks: dict[Site, tuple[bool, ...]] = field(default_factory=dict)
 
     @cached_property
-    def sites(self) -> list[Site]:
+    def sites(self) -> tuple[Site, ...]:
         """The parts that have gates."""
-        return [site for site in self.run.shape.sites if self.run.shape.kind(site) != "cross"]
+        return self.run.shape.sites_of("mix", "pointwise")
 
     @cached_property
     def weight_SPD(self) -> "Tensor":
@@ -110,7 +132,7 @@ class Gates:
             h_RND = modulated()
             weight_D1 = self.weight_SPD[self.run.nfe - 1 - look.step, number, :, None].to(h_RND)
             logits[site] = (h_RND.flatten(0, 1) @ weight_D1).view(h_RND.shape[:2]).sum(dim=1)
-            masks[site] = look.read_rows(logits[site].float().sigmoid() > threshold)
+            masks[site] = look.read_rows(logits[site].float().sigmoid() >= threshold)
             return Rows(masks[site])
 
         gate = shape.num_tokens * shape.width

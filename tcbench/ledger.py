@@ -9,7 +9,7 @@ additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accountin
 from collections import defaultdict
 from fractions import Fraction
 
-from tcbench.plan import ALL, All, Decision, Deferred, Keys, Nothing, Plan, Rows, Site, Tokens
+from tcbench.plan import ALL, All, Decision, Deferred, Keys, Merged, Nothing, Plan, Rows, Settled, Site, Tokens
 from tcbench.shapes import Macs, ModelShape, PartShape
 
 
@@ -60,7 +60,9 @@ def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     for unit, decision in shape.walk(plan):
         count, keys = _tokens(decision)
         if isinstance(unit, Site):
-            total += part_macs(shape, shape.part(unit), count, keys) * _rows(decision)
+            total += part_macs(shape, part := shape.part(unit), count, keys) * _rows(decision)
+            if decision and isinstance(_who(decision), Merged):  # all tokens are normalised before some are merged
+                total += Macs(0, part.per_token.norm_elements * (shape.num_tokens - (count or 0)))
             gated.add(unit.block)
         else:
             total += sum((block_macs(shape, block, count, keys) for block in unit.blocks), Macs())
@@ -103,7 +105,7 @@ def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
             return None, "fresh"
         case Nothing():
             return 0, "fresh"
-        case Tokens():
+        case Tokens() | Merged():
             return who.count, decision.keys
         case Rows():
             return None, "fresh"
@@ -115,7 +117,7 @@ def _rows(decision: Decision | None) -> int | Fraction:
     return Fraction(len(who.index), len(who.mask)) if isinstance(who, Rows) else 1
 
 
-def _who(decision: Decision) -> All | Nothing | Tokens | Rows:
+def _who(decision: Decision) -> Settled:
     """Who is recomputed, as far as it is known without a model."""
     return decision.who.like if isinstance(decision.who, Deferred) else decision.who
 

@@ -1,9 +1,9 @@
 """What a caching method is: a frozen set of options, a plan for every step, and what it wants trained.
 
 A method lives in one file of `methods/`. It imports only the vocabulary (this module, `tcbench.plan`, `choose`,
-`schedule`, `extrapolate`, `selector`, `partial`, `routed`, `trainable`, `errors`, `tensors.unseen`), numpy and, inside
-the functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before sampling
-starts) and, at each step, a `Look` (what may be observed).
+`schedule`, `extrapolate`, `bipartite`, `selector`, `partial`, `routed`, `trainable`, `errors`, `tensors.unseen`), numpy
+and, inside the functions that compute with it, torch. It never touches a model: it sees a `Run` (what is known before
+sampling starts) and, at each step, a `Look` (what may be observed).
 """
 
 from abc import ABC, abstractmethod

@@ -157,6 +157,10 @@ class ModelShape:
         """Every part of every block, in the order they run."""
         return tuple(Site(block, part.name) for block, part in self._walk())
 
+    def sites_of(self, *kinds: Kind) -> tuple[Site, ...]:
+        """The parts of these kinds, in the order they run."""
+        return tuple(site for site in self.sites if self.kind(site) in kinds)
+
     def part(self, site: Site) -> PartShape:
         """The part at a site.
 

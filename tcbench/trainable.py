@@ -140,6 +140,28 @@ class TrainChainRouter:
 
 
 @dataclass(frozen=True)
+class TrainGates:
+    """Declare linear gates on what parts are given, trained with soft decisions on pairs of steps (LazyDiT, arXiv
+    2412.12444).
+
+    The table has a line of weights for every step, counted from the last one, and in it for every part that mixes
+    tokens or is pointwise, in the order they run. Only every second step's are trained, as `TrainRouter`'s rows are;
+    the others stay 0.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        mix_cost_weight, pointwise_cost_weight: the price of an open gate of an attention, and of an MLP.
+    """
+
+    name: str
+    mix_cost_weight: float
+    pointwise_cost_weight: float
+    iterations: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class ImportRouter:
     """Declare a table of `TrainRouter`'s form that is read from a file in the reference's format instead.
 
@@ -186,6 +208,24 @@ class CalibrateMagnitudes:
 
 
 @dataclass(frozen=True)
+class CalibrateChanges:
+    """Declare how far input and output of the blocks move from step to step, from uncached runs (TeaCache, arXiv
+    2411.19108).
+
+    The table has a row for every sample, and then as many more: the relative L1 change of the first block's modulated
+    input since the step before, and that of the last block's output; NaN at the first step. Under guidance in two
+    passes each pass has rows of its own.
+
+    Attributes:
+        name: the table's name in `Artefacts.tables`.
+        samples: how many are run.
+    """
+
+    name: str
+    samples: int
+
+
+@dataclass(frozen=True)
 class ImportSchedule:
     """Declare a table of zeros and ones, a row for each step and a column for each branch, read from a file.
 
@@ -207,8 +247,10 @@ Trainable = (
     | TrainRefiners
     | TrainRouter
     | TrainChainRouter
+    | TrainGates
     | CalibrateReuse
     | CalibrateMagnitudes
+    | CalibrateChanges
     | ImportRouter
     | ImportSchedule
 )

@@ -33,6 +33,7 @@ from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
 from tcbench.attach import call, served
 from tcbench.attach.call import noise_levels
 from tcbench.attach.pipelines import PIPELINES, Habits
+from tcbench.data import Dataset
 from tcbench.engine.fused import FusedBlocks
 from tcbench.engine.plain import PlainBlocks
 from tcbench.errors import UserError
@@ -45,8 +46,9 @@ from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import MODELS
 from tcbench.plan import ALL, NONE, Plan, every_unit
 from tcbench.registry import make_method
-from tcbench.samplers import Chain, ReferenceDDIM, ReferenceDPMSolver
+from tcbench.samplers import Chain, ReferenceDDIM, ReferenceDPMSolver, SamplerSettings
 from tcbench.sampling import Passes, denoise
+from tcbench.training.caching import train
 from tests.families.wan import TINY_WAN
 from tests.floors import TRAJECTORY, assert_close
 
@@ -233,7 +235,8 @@ METHODS = {
     "fora": FORA,
     "toca": {"fresh_ratio": 0.5},
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
-    "teacache": {},
+    "teacache": {"coefficients": (1.0, 0.0)},
+    "tome_merge": {"parts": "attention-mlp"},
 }
 
 
@@ -408,6 +411,40 @@ def test_trained_methods_take_a_folder(trained: Path) -> None:
     assert moved.dtype == torch.float64 and torch.equal(latents(pipe), moved)
     with pytest.raises(UserError, match="made for 6 steps and the pipeline takes 4; give num_inference_steps=6"):
         run(pipe, steps=4)
+
+
+CALIBRATED: dict[str, dict[str, Any]] = {
+    "teacache": {"calibration_samples": 3, "degree": 2, "threshold": 2.0},
+    "lazydit": {"iterations": 3, "batch_size": 2, "learning_rate": 0.1, "cost_weight": 1.0},
+}
+"""Methods whose artefacts are tables, with options by which training changes what is held."""
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_methods_with_tables_take_a_folder(name: str, tmp_path: Path) -> None:
+    pipe, method = ours(dit), make_method(name, CALIBRATED[name])
+    adapter = served.adapter_of(pipe.transformer)
+    data = Dataset(torch.randn(4, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), torch.arange(4))
+    artefacts, refiners, log = train(adapter, method, NFE, SamplerSettings(SCALE), data, 0)
+    save_artefacts(tmp_path, artefacts, refiners, log)
+    cached = tcbench.enable_cache(pipe, method, artefacts=tmp_path)
+    run(pipe)
+    expected, passes = own(pipe, method, artefacts=artefacts)
+    assert cached.summary().plans == passes.plans and cached.summary().macs == passes.macs
+    assert cached.summary().held_steps
+    assert_close(latents(pipe), expected, TRAJECTORY)
+    with pytest.raises(UserError, match="made for 6 steps and the pipeline takes 4; give num_inference_steps=6"):
+        run(pipe, steps=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("teacache", {"coefficients": (1.0, 0.0)}), ("magcache", {"ratios": (1.0,)})]
+)
+def test_what_needs_no_training_needs_no_folder(name: str, options: dict[str, Any]) -> None:
+    with tcbench.enable_cache(dit(), name, **options):
+        pass
+    with pytest.raises(UserError, match=f"{name}: is trained; give artefacts="):
+        tcbench.enable_cache(dit(), name)
 
 
 # --- what does not fit

@@ -190,7 +190,8 @@ def test_the_first_step_is_the_plain_model(model: str, name: str, options: dict[
     with torch.inference_mode():
         engine = Engine(adapter, run, method.start(run))
         output = engine(0, latent, engine.prepare(prompt))
-        assert torch.equal(output, plain(adapter, run.timesteps[0], latent, prompt)), broken("full first step", name)
+        is_plain = torch.equal(output, plain(adapter, run.timesteps[0], latent, prompt))
+        assert is_plain or engine.cache.num_bytes() == 0, broken("what is held comes from a full first step", name)
 
 
 # --- the ledger
@@ -273,7 +274,7 @@ def test_i_steps_are_the_full_plans(model: str, name: str, options: dict[str, An
     samples = sample_once(model, small_method(name, options), 0, 1)
     plans = samples.plans.to_json()
     full = tuple(step for step, plan in enumerate(plans) if all(value == "all" for value in plan.values()))
-    assert full and full[0] == 0, broken("the first step is full", name)
+    assert full[:1] == (0,) or samples.cache_bytes == 0, broken("what is held was computed in a full first step", name)
     assert samples.plans.i_steps == full, broken("i_steps are the steps whose plans compute everything", name)
 
 

@@ -36,6 +36,7 @@ FEW = {
     "random_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "no_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "tome": {"num_full_steps": 2, "refiner_blocks": 1},
+    "tome_merge": {"parts": "all"},
     "toca_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "oracle_tokens": {"num_full_steps": 2, "refiner_blocks": 1},
     "fewer_steps": {"steps": 4},

@@ -12,7 +12,9 @@ from tcbench.registry import method_names
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tcbench"
 
-FOR_METHODS = ("plan", "choose", "schedule", "extrapolate", "selector", "partial", "routed", "method", "trainable")
+FOR_METHODS = (
+    *("plan", "choose", "schedule", "extrapolate", "bipartite", "selector", "partial", "routed", "method", "trainable"),
+)
 """The vocabulary: what a method's file is written in."""
 CORE = {f"tcbench.{name}" for name in (*FOR_METHODS, "shapes", "guidance", "ledger", "engine", "tensors", "watch")}
 VOCABULARY = {f"tcbench.{name}" for name in (*FOR_METHODS, "tensors.unseen", "errors")}
@@ -96,6 +98,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("method", {"errors", "guidance", "plan", "shapes", "tensors", "trainable", "watch"}),
         ("schedule", {"errors", "method", "plan"}),
         ("extrapolate", set()),
+        ("bipartite", {"errors", "method", "shapes", "tensors"}),
         ("selector", {"choose", "method", "plan", "schedule"}),
         ("partial", {"choose", "errors", "method", "plan", "tensors"}),
         ("routed", {"method", "plan", "schedule", "trainable"}),
@@ -116,6 +119,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/predictor", {"kernels", "ledger", "models"}),
         ("engine/cache", {"plan"}),
         ("engine/blocks", {"plan"}),
+        ("engine/merging", {"engine", "models", "plan"}),
         ("engine/plain", {"engine", "method", "models", "plan"}),
         ("engine/fused", {"engine", "kernels", "method", "models", "plan"}),
         ("engine/soft", {"models", "plan"}),
@@ -132,7 +136,10 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("attach/summary", {"ledger", "method", "plan", "record"}),
         ("attach/served", {"engine", "errors", "models"}),
         ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
-        ("attach/cached", {"artefacts", "attach", "errors", "method", "models", "record", "registry", "watch"}),
+        (
+            "attach/cached",
+            {"artefacts", "attach", "errors", "guidance", "method", "models", "record", "registry", "shapes", "watch"},
+        ),
         ("replay", {"engine", "method", "models", "record", "samplers", "sampling", "watch"}),
         (
             "batches",
@@ -196,18 +203,8 @@ LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow"),
     *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
-    *(
-        "choose",
-        "schedule",
-        "extrapolate",
-        "selector",
-        "partial",
-        "routed",
-        "shapes",
-        "guidance",
-        "method",
-        "trainable",
-    ),
+    *("choose", "schedule", "extrapolate", "bipartite", "selector", "partial", "routed", "shapes"),
+    *("guidance", "method", "trainable"),
     *("ledger", "observations"),
     *("watch/__init__", "watch/checking", "watch/guard", "watch/surroundings"),
     *("precision", "aside"),

@@ -10,6 +10,7 @@ from tcbench.budget.borrowing import check_borrowing
 from tcbench.budget.matching import solve
 from tcbench.errors import UserError
 from tcbench.method import Artefacts
+from tcbench.models.specs import MODELS
 from tcbench.registry import make_method
 from tcbench.stages.ready import prepared_row
 from tests.test_full_steps import suite_of
@@ -18,7 +19,7 @@ ROUTER = {"method": "learning_to_cache"}
 SCORER = {"method": "tokencache", "options": {"num_full_steps": 3, "refiner_blocks": 2, "beta": -50}}
 ON_ROUTER = {"base": "learning_to_cache"}
 LACKING: dict[str, tuple[dict[str, Any], str]] = {
-    "gates": ({"method": "lazydit"}, "lazydit lacks gates, which nothing here trains: leave it out, or hand them over"),
+    "gates": ({"method": "lazydit", "artefacts_from": "scorer"}, "lazydit lacks gates: a row of lazydit trains them"),
     "router": ({"method": "goc", "options": ON_ROUTER}, "goc lacks a router: a row of learning_to_cache lends its own"),
     "another's": (
         {"method": "goc", "options": ON_ROUTER, "artefacts_from": "scorer"}, "goc lacks a router: a row of",
@@ -50,13 +51,16 @@ def test_rows_that_have_it_pass(tmp_path: Path) -> None:
 
 
 def test_on_a_pipeline_too() -> None:
-    with pytest.raises(UserError, match="lazydit lacks gates"):
-        _log_of(None, make_method("lazydit", {}))
+    shape = MODELS["tiny-dit"].shape
+    with pytest.raises(UserError, match="goc lacks a router"):
+        _log_of(None, make_method("goc", ON_ROUTER), shape)
+    with pytest.raises(UserError, match="lazydit: is trained; give artefacts="):
+        _log_of(None, make_method("lazydit", {}), shape)
     assert make_method("lazydit", {}).lacks(Artefacts(tables={"gates": ()})) is None
 
 
 def test_costs_without_it_are_said_to_be_the_floors() -> None:
-    for name, options in (("lazydit", {}), ("goc", ON_ROUTER), ("harmonica", {}), ("magcache", {})):
+    for name, options in (("goc", ON_ROUTER), ("harmonica", {}), ("magcache", {})):
         said = make_method(name, options).macs_depend_on(Artefacts())
         assert said is not None and said.startswith("it lacks ") and said.endswith("this is the method's floor")
 

@@ -31,9 +31,12 @@ from tcbench.stages.profile import covered, kernel_class, profile_parts
 from tcbench.stages.timing import run_seconds, step_seconds
 from tests.floors import TRAJECTORY, assert_close
 
+from .conftest import make_adapter
+
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "speed_smoke.yaml"
 SETTINGS = SamplerSettings(1.5)
+BY_MODEL = {"tiny-dit": SETTINGS, "tiny-pixart": SamplerSettings(4.5, solver="dpm")}
 OPTIONS = {
     "uncached": {},
     "fewer_steps": {"steps": 3},
@@ -111,22 +114,42 @@ def test_timing_covers_what_is_timed(tiny):
     assert run_seconds(device, replay.run) > max(steps) / 6
 
 
-def test_diffusers_eager_makes_the_same_samples(tiny):
-    replay, *_ = replay_of(tiny, "uncached", path="plain")
-    run = DiffusersRun(tiny, 6, SETTINGS, torch.arange(2))
-    assert_close(run.run(), replay.run(), TRAJECTORY)
-    counted, ledger = run.macs(), replay.macs["per_sample"]
-    assert ledger <= counted < 1.01 * ledger  # it embeds timestep and label again in every block
+@pytest.mark.parametrize(("model", "again"), [("tiny-dit", 1.01), ("tiny-pixart", 1.3)])
+def test_diffusers_eager_makes_the_same_samples(model, again):
+    adapter, settings = make_adapter(model), BY_MODEL[model]
+    ours = PEERS["tcbench-plain"].prepare(adapter, 6, settings, torch.arange(2))
+    run = DiffusersRun(adapter, 6, settings, torch.arange(2))
+    assert_close(run.run(), ours.run(), TRAJECTORY)
+    assert_close(run.run(), ours.run(), TRAJECTORY)
+    counted, ledger = run.macs(), ours.macs["per_sample"]
+    assert ledger <= counted < again * ledger  # it makes embeddings, and the text's keys and values, anew every time
 
 
-@pytest.mark.parametrize("name", ["diffusers-pab", "diffusers-taylorseer", "cache-dit"])
-def test_a_caching_peer_saves_work_and_starts_every_run_afresh(tiny, name):
-    if name == "cache-dit" and importlib.util.find_spec("cache_dit") is None:
-        with pytest.raises(NotRun, match="needs cache-dit: pip install cache-dit"):
-            PEERS[name].prepare(tiny, 6, SETTINGS, torch.arange(2))
+def test_merging_peers_cost_the_same(tiny):
+    """What tomesd's functions execute is what the ledger charges; the diffusers model embeds in every block."""
+    if importlib.util.find_spec("tomesd"):
+        ours, theirs, plain, whole = (
+            macs_per_sample(PEERS[name].prepare(tiny, 6, SETTINGS, torch.arange(2)))
+            for name in ("tcbench-tome", "diffusers-tomesd", "tcbench-plain", "diffusers-eager")
+        )
+        assert plain - ours == whole - theirs
+
+
+OPTIONAL = {"cache-dit": "cache-dit", "diffusers-tomesd": "tomesd"}
+"""The packages that peers need, by peer."""
+
+
+@pytest.mark.parametrize("model", ["tiny-dit", "tiny-pixart"])
+@pytest.mark.parametrize("name", ["diffusers-pab", "diffusers-taylorseer", *OPTIONAL])
+def test_a_peer_saves_work_and_starts_every_run_afresh(model, name):
+    adapter, settings = make_adapter(model), BY_MODEL[model]
+    package = OPTIONAL.get(name)
+    if package and importlib.util.find_spec(package.replace("-", "_")) is None:
+        with pytest.raises(NotRun, match=f"needs {package}: pip install {package}"):
+            PEERS[name].prepare(adapter, 6, settings, torch.arange(2))
         return
-    run = PEERS[name].prepare(tiny, 6, SETTINGS, torch.arange(2))
-    plain = DiffusersRun(tiny, 6, SETTINGS, torch.arange(2))
+    run = PEERS[name].prepare(adapter, 6, settings, torch.arange(2))
+    plain = DiffusersRun(adapter, 6, settings, torch.arange(2))
     first = run.run().clone()
     assert not torch.equal(first, plain.run())
     assert torch.equal(run.run(), first)

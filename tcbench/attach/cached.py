@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from tcbench.artefacts import load_artefacts
@@ -21,10 +22,12 @@ from tcbench.attach.pipelines import PIPELINES, Arguments, Habits
 from tcbench.attach.served import adapter_of
 from tcbench.attach.summary import Summary
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Method, refuse_lacking
+from tcbench.guidance import Unguided
+from tcbench.method import Artefacts, Method, Run, refuse_lacking
 from tcbench.models.adapter import Adapter
 from tcbench.record.records import TRAINED, Trained
 from tcbench.registry import make_method
+from tcbench.shapes import ModelShape
 from tcbench.watch.checking import values_unchecked
 
 _ON = "_tcbench_cached"
@@ -88,12 +91,12 @@ class Cached:
     def __init__(self, pipe: Any, habits: Habits, method: Method, folder: Path | None) -> None:
         self.pipe, self.method = pipe, method
         self._habits, self._folder = habits, folder
-        self._log = _log_of(folder, method)
+        adapter = adapter_of(pipe.transformer)  # refused now rather than at the first call
+        self._log = _log_of(folder, method, adapter.shape)
         self._last: Call | None = None
         self._running = False
         self._loaded: tuple[Any, ...] = ()  # what for, and what was loaded
         self._checked = False  # whether a call was finished while values were checked
-        adapter_of(pipe.transformer)  # refused now rather than at the first call
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the pipeline takes along; it reads what was trained again."""
@@ -164,14 +167,14 @@ def _cached(pipe: Any) -> Cached:
     return vars(pipe)[_ON]
 
 
-def _log_of(folder: Path | None, method: Method) -> Trained | None:
-    """What training wrote of itself, if the method is trained.
+def _log_of(folder: Path | None, method: Method, shape: ModelShape) -> Trained | None:
+    """What training wrote of itself, if the method, with its options, is trained.
 
     Raises:
         UserError: artefacts are missing, not readable or of another method.
     """
     if folder is None:
-        if method.trains:
+        if _trains(method, shape):
             raise UserError(f"{method.name}: is trained; give artefacts=, the folder with its artefacts.json")
         refuse_lacking(method, Artefacts())
         return None
@@ -179,6 +182,14 @@ def _log_of(folder: Path | None, method: Method) -> Trained | None:
     if (trained := log.get("settings", {}).get("method", method.name)) != method.name:
         raise UserError(f"{folder}: was trained for {trained}, not for {method.name}; give that method, or its folder")
     return log
+
+
+def _trains(method: Method, shape: ModelShape) -> bool:
+    """Whether a method, with its options, declares training; one that must know the steps for it does."""
+    try:
+        return method.trains and bool(method.training(Run(shape, (0,), Unguided(), torch.arange(0))))
+    except UserError:
+        return True
 
 
 def _with_method(plain: type) -> type:

@@ -2,8 +2,9 @@
 
 Choices are still taken by the method, on the stand-ins' output: a predictor with a random head selects other tokens for
 every sample and step; a router opens a stated share of its branches, drawn at random; alpha-bar is flat, so that the
-schedule has the published number of I-steps; refiners need nothing, because LoRA is merged into the weights. What
-uncached runs calibrate (SmoothCache, MagCache) has no stand-in: without it these methods are timed at their floor.
+schedule has the published number of I-steps; random gates open for about half of the rows; refiners need nothing,
+because LoRA is merged into the weights. What uncached runs calibrate has no stand-in: without it SmoothCache and
+MagCache are timed at their floor, and TeaCache takes changes as they are.
 """
 
 import torch
@@ -18,7 +19,15 @@ from tcbench.models.specs import ModelSpec, TextSpec
 from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
-from tcbench.trainable import CollectScores, ImportRouter, ImportSchedule, TrainChainRouter, TrainRouter, TrainScorer
+from tcbench.trainable import (
+    CollectScores,
+    ImportRouter,
+    ImportSchedule,
+    TrainChainRouter,
+    TrainGates,
+    TrainRouter,
+    TrainScorer,
+)
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
 
@@ -53,6 +62,8 @@ def untrained_artefacts(
                     raise UserError(f"{method.name}: its router is not trained here; set open_branches, e.g. 0.17")
                 every = 2 if isinstance(stage, TrainRouter) else 1
                 tables[stage.name] = random_router(adapter.shape, len(timesteps), open_branches, seed, every)
+            case TrainGates():
+                tables[stage.name] = random_gates(adapter.shape, len(timesteps), seed)
     return Artefacts(scorers=scorers, alpha_bar=alpha_bar, tables=tables)
 
 
@@ -80,6 +91,13 @@ def random_router(shape: ModelShape, nfe: int, open_branches: float, seed: int, 
         share[torch.randperm(len(share), generator=generator)[: round(open_branches * len(share))]] = OPEN
         used[:, columns] = share.view(len(used), len(columns))
     return tuple(map(tuple, logits.tolist()))
+
+
+def random_gates(shape: ModelShape, nfe: int, seed: int) -> Table:
+    """Gates of `TrainGates`' form that tell rows apart."""
+    gates = nfe * len(shape.sites_of("mix", "pointwise"))
+    weights = torch.randn(gates, shape.width, generator=torch.Generator().manual_seed(seed))
+    return tuple(map(tuple, weights.tolist()))
 
 
 def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:

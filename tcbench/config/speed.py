@@ -35,12 +35,14 @@ from tcbench.registry import make_method
 PeerName = Literal[
     "tcbench",
     "tcbench-plain",
+    "tcbench-tome",
     "matrix-products",
     "diffusers-eager",
     "diffusers-compiled",
     "diffusers-graphs",
     "diffusers-pab",
     "diffusers-taylorseer",
+    "diffusers-tomesd",
     "cache-dit",
 ]
 

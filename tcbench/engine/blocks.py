@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tcbench.plan import All, Decision, Nothing, Rows, Site, Tokens
+from tcbench.plan import All, Decision, Nothing, Settled, Site, Tokens
 
 
 class Blocks(Protocol):
@@ -42,7 +42,7 @@ class Blocks(Protocol):
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
         """A block whose update is one unit."""
 
-    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
+    def part(self, site: Site, who: Settled, decision: Decision | None) -> None:
         """One part of a block, which is a unit or is left to be computed."""
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:

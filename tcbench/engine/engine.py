@@ -31,6 +31,7 @@ from tcbench.plan import (
     Block,
     Decision,
     Deferred,
+    Merged,
     Nothing,
     Output,
     Plan,
@@ -245,7 +246,7 @@ class Engine:
                 self._span(unit, decision, step)
             case Block():
                 who = self._resolve(unit, decision, step)
-                assert not isinstance(who, Rows), "a plan refuses them here"
+                assert not isinstance(who, Rows | Merged), "a plan refuses them here"
                 self.blocks.whole(unit.block, who, decision)
             case Site():
                 self.blocks.part(unit, self._resolve(unit, decision, step), decision)
@@ -279,7 +280,11 @@ class Engine:
         if isinstance(who, Rows):
             who = who.settled()
         # which tokens they were need not be kept; how many, if the device knows it, is asked for later
-        kept = Tokens(who.index_RK.to("meta"), who.used) if isinstance(who, Tokens) else who
+        kept = who
+        if isinstance(who, Tokens):
+            kept = Tokens(who.index_RK.to("meta"), who.used)
+        elif isinstance(who, Merged):
+            kept = Merged(who.index_RK.to("meta"), who.group_RN.to("meta"))
         self._executed[unit] = replace(decision, who=kept)
         return who
 

@@ -11,8 +11,9 @@ differs from `PlainBlocks`, and why, each measured in docs/speed.md:
 - Recomputed tokens go through kernels that gather, multiply and scatter at once (`tcbench.kernels`), and whose number
   of rows is read on the device.
 
-One thing falls back to the model's own layers: the parts of which some *rows* are recomputed (`plain.part_of_rows`),
-because the kernels gather as many tokens of every row. What stands before and behind them is fused as ever.
+Two things fall back to the model's own layers: the parts of which some *rows* are recomputed (`plain.part_of_rows`),
+because the kernels gather as many tokens of every row, and self-attention of *merged* tokens where it knows positions
+or groups (`merging.part_of_groups`). What stands before and behind them is fused as ever.
 
 The stream, the caches and the gates are the model's dtype; sums inside a kernel are float32, so results differ from
 `PlainBlocks` by rounding (tests/test_fused.py).
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tcbench.engine.cache import Cache
+from tcbench.engine.merging import merge, part_of_groups, unmerge
 from tcbench.engine.plain import part_of_rows, value_norms
 from tcbench.kernels import Chosen, available, rows
 from tcbench.kernels.attention import SelfAttention
@@ -35,7 +37,7 @@ from tcbench.kernels.stream import MAX_TERMS, Modulate, Term, advance, gather, n
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
 from tcbench.models.text_adapter import Cross
-from tcbench.plan import All, Block, Decision, Nothing, PlanError, Rows, Site, Tokens
+from tcbench.plan import All, Block, Decision, Merged, Nothing, PlanError, Rows, Settled, Site, Tokens
 
 
 def can_fuse(adapter: Adapter) -> bool:
@@ -171,7 +173,7 @@ class FusedBlocks:
                         rows.linear_update(h, *last, chosen, gate, base, tokens, stored, backend=self.backend)
                         self.add(self.cache.read(unit, decision.fill, self._step))
 
-    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
+    def part(self, site: Site, who: Settled, decision: Decision | None) -> None:
         """One part of a block."""
         block, part = site.block, site.part
         gated = self._parts(block)[part]
@@ -183,6 +185,8 @@ class FusedBlocks:
                 value = self._everyone(block, part, gated, decision)
                 if decision:
                     self.cache.store(site, value, self._step, decision.fill)
+            case Merged():
+                value = self._merged(site, who, gated)
             case Rows():
                 assert decision is not None
                 rows_K = on_device(tuple(who.index), self.stream.device).long()
@@ -275,6 +279,14 @@ class FusedBlocks:
         stacked = self._attention.project(h_RND, layers.first[part])
         mixed, received_RN = self._attention.everyone(stacked, layers.groups, observed)
         return mixed, stacked, received_RN
+
+    def _merged(self, site: Site, who: Merged, gated: Gated) -> Tensor:
+        """A part of merged tokens for all of them before its gate, [R, N, D]."""
+        layers, h = self._layers(site.block), self.part_input(site)
+        if site.part == "attn" and (layers.groups is not None or self._attention.rotary is not None):
+            return part_of_groups(self.adapter, site, who, h, gated)
+        few, _, _ = self._all(layers, site.part, merge(h, who), gated)
+        return unmerge(F.linear(few, *layers.last[site.part]), who)
 
     def _few(self, block: int, part: str, h_MD: Tensor, chosen: Chosen, gated: Gated, decision: Decision) -> Tensor:
         """A part of the chosen tokens from its input up to its last layer, compact [M, C]."""

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tcbench.engine.cache import Cache, take_tokens
+from tcbench.engine.merging import part_of_groups
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, rows_of
-from tcbench.plan import All, Block, Decision, Nothing, Rows, Site, Tokens
+from tcbench.plan import All, Block, Decision, Merged, Nothing, Rows, Settled, Site, Tokens
 
 
 class PlainBlocks:
@@ -71,7 +72,7 @@ class PlainBlocks:
             self.cache.refresh(unit, index, after - before)
             self.add(self.cache.read(unit, decision.fill, self.step))
 
-    def part(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None) -> None:
+    def part(self, site: Site, who: Settled, decision: Decision | None) -> None:
         """One part of a block."""
         gated = self._modulation(site.block)[site.part]
         self.stream = self.stream + self.adapter.gate(gated, self._value(site, who, decision, gated))
@@ -98,7 +99,7 @@ class PlainBlocks:
         places = torch.arange(text, device=who.index_RK.device).expand(len(who.index_RK), -1)
         return torch.cat([places, who.index_RK + text], dim=1)
 
-    def _value(self, site: Site, who: All | Nothing | Tokens | Rows, decision: Decision | None, gated: Gated) -> Tensor:
+    def _value(self, site: Site, who: Settled, decision: Decision | None, gated: Gated) -> Tensor:
         """A part's output for all tokens, before its gate."""
         if decision is None:
             return self._compute(site, self.stream, gated, None, None)
@@ -107,6 +108,8 @@ class PlainBlocks:
                 value = self._compute(site, self.stream, gated, decision, None)
                 self.cache.store(site, value, self.step, decision.fill)
                 return value
+            case Merged() as merged:
+                return part_of_groups(self.adapter, site, merged, self.part_input(site), gated)
             case Rows() as rows:
                 rows_K = torch.tensor(rows.index, device=self.stream.device)
                 self.cache.refresh_rows(site, rows_K, part_of_rows(self.adapter, site, rows_K, self.stream, gated))

@@ -1,6 +1,6 @@
 """The training path: gates between fresh and cached values, differentiably."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,15 @@ from torch.utils.checkpoint import checkpoint
 from tcbench.models.adapter import Adapter, TransformerBlock
 from tcbench.plan import Block, Site, Unit
 
+Gate = Tensor | Callable[[Tensor], Tensor]
+"""How much of a unit is fresh: broadcastable to [R, N, D]; of a part also made from its modulated input [R, N, D]."""
+
 
 def soft_hidden(
     adapter: Adapter,
     x_RND: Tensor,
     condition: Any,
-    gates: Mapping[Unit, Tensor],
+    gates: Mapping[Unit, Gate],
     cached: Mapping[Unit, Tensor],
     inputs: Sequence[Tensor] | None = None,
     checkpointed: bool = False,
@@ -31,7 +34,7 @@ def soft_hidden(
     Args:
         x_RND: embedded tokens.
         condition: of timestep and prompt; timesteps may differ between rows.
-        gates: by `Block` or `Site`, broadcastable to [R, N, D]; a joint text's tokens are always computed.
+        gates: by `Block` or `Site`; where they tell tokens apart, a joint text's are always computed.
         cached: the stored value of every unit in `gates`, [R, N, D].
         inputs: the uncached input of every block; if given, each block starts from it instead of from the cached path,
             which is Alg. 1's literal line 13.
@@ -44,8 +47,7 @@ def soft_hidden(
     """
     x, text = x_RND, adapter.shape.joint_text
 
-    def blend(unit: Unit, fresh: Tensor) -> Tensor:
-        gate = gates[unit]
+    def blend(unit: Unit, gate: Tensor, fresh: Tensor) -> Tensor:
         if text and gate.ndim > 1 and gate.shape[1] > 1:
             gate = F.pad(gate, (0, 0, text, 0), value=1.0)
         return torch.lerp(cached[unit].to(gate.dtype), fresh.to(gate.dtype), gate)
@@ -53,13 +55,16 @@ def soft_hidden(
     def through(index: int, module: TransformerBlock, before: Tensor) -> Tensor:
         x = before
         for name, gated in adapter.modulation(module, condition).items():
-            out = adapter.part(module, name, x, gated)
-            value = blend(site, out) if (site := Site(index, name)) in gates else out
+            out, gate = adapter.part(module, name, x, gated), gates.get(site := Site(index, name))
+            if gate is not None and not isinstance(gate, Tensor):
+                gate = gate(adapter.part_input(module, name, x, gated)[:, text:])
+            value = out if gate is None else blend(site, gate, out)
             if used is not None:
                 used[site] = value
             x = x + adapter.gate(gated, value)
-        if (unit := Block(index)) in gates:
-            x = before + blend(unit, x - before)
+        if (whole := gates.get(unit := Block(index))) is not None:
+            assert isinstance(whole, Tensor), "only a part has a modulated input"
+            x = before + blend(unit, whole, x - before)
         return x
 
     for index, module in enumerate(adapter.blocks):

@@ -4,6 +4,7 @@
 |-----------|--------------------------------------------------------------------|--------------------------------|
 | **where** | `Site(block, part)`, `Block(block)`, `Span(start, stop)`, `Output()` | the quantity that is cached  |
 | **who**   | `ALL`, `NONE`, `Tokens(index)`, `Rows(mask)`, `Deferred(choose, like)` | what is recomputed of it   |
+|           | `Merged(index, group)`                                             | what is computed of groups     |
 | **how**   | `Hold()`, `Forecast(order)`, `Mix(weights)`, and a `Spread(group)` | what stands in for what is not |
 
 A `Plan` maps units to decisions. A block that no unit covers is computed in full and nothing of it is stored, so the
@@ -19,7 +20,7 @@ from tcbench.plan.decisions import Decision, Keys, Observe, Plan, every_unit
 from tcbench.plan.fill import HOLD, Fill, Forecast, Hold, Mix, Of, Spread
 from tcbench.plan.refusal import PlanError, described
 from tcbench.plan.where import Block, Output, Site, Span, Unit
-from tcbench.plan.who import ALL, NONE, All, Deferred, Nothing, Rows, Settled, Tokens, Who
+from tcbench.plan.who import ALL, NONE, All, Deferred, Merged, Nothing, Rows, Settled, Tokens, Who
 
 __all__ = [
     "ALL",
@@ -33,6 +34,7 @@ __all__ = [
     "Forecast",
     "Hold",
     "Keys",
+    "Merged",
     "Mix",
     "Nothing",
     "Observe",

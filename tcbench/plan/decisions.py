@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tcbench.plan.fill import HOLD, Fill, Hold, Mix, Spread
 from tcbench.plan.refusal import PlanError, is_count, wrong
 from tcbench.plan.where import Output, Site, Span, Unit
-from tcbench.plan.who import All, Deferred, Nothing, Rows, Tokens, Who
+from tcbench.plan.who import All, Deferred, Merged, Nothing, Rows, Tokens, Who
 from tcbench.record.executed import Executed
 
 Keys = Literal["cached", "fresh", "recomputed"]
@@ -46,7 +46,7 @@ class Decision:
 
     def __post_init__(self) -> None:
         if not isinstance(self.who, Who):
-            raise wrong("Decision.who", "ALL, NONE, Tokens, Rows or Deferred", self.who)
+            raise wrong("Decision.who", "ALL, NONE, Tokens, Rows, Merged or Deferred", self.who)
         if not isinstance(self.fill, Fill):
             raise wrong("Decision.fill", "Hold(), Forecast(order) or Mix(weights)", self.fill)
         if self.keys not in _KEYS:
@@ -133,6 +133,8 @@ def _refuse(unit: Unit, decision: Decision) -> None:
         raise PlanError(f"a plan spreads values at {unit}; spread the values of its parts")
     if isinstance(who, Rows) and (not isinstance(unit, Site) or fill != Hold() or decision.observe):
         raise PlanError(f"a plan recomputes some rows of {unit}; decide parts of blocks, hold them and observe nothing")
+    if isinstance(who, Merged) and (not isinstance(unit, Site) or decision != Decision(who)):
+        raise PlanError(f"a plan merges tokens at {unit}; merge those of parts, which hold, keep and show nothing")
     if isinstance(unit, Output) and not isinstance(who, All | Nothing):
         raise PlanError("a plan decides the output for some tokens, or when it is reached; say ALL or NONE")
     if isinstance(who, Deferred) and who.sees == "modulated" and not isinstance(unit, Site):
@@ -143,7 +145,7 @@ def _refuse(unit: Unit, decision: Decision) -> None:
 
 def _executed(decision: Decision) -> Executed:
     match decision.who:
-        case Tokens() as tokens:
+        case Tokens() | Merged() as tokens:
             return Executed("some", tokens.count)
         case Rows() as rows:
             return Executed("rows", len(rows.index), of=len(rows.mask))

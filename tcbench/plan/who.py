@@ -87,6 +87,33 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """All tokens, in groups: a group's mean input is computed once, in the place of one of its tokens, and what comes
+    of it is the output of every token of the group (ToMe). Merged tokens attend among themselves; nothing is stored.
+
+    Attributes:
+        index_RK: the token in whose place each group is computed, int64 [R, K], distinct within a row.
+        group_RN: the number of every token's group, 0 to K - 1, int64 [R, N]; `index_RK` names a token of the group.
+    """
+
+    index_RK: "Tensor"
+    group_RN: "Tensor"
+
+    def __post_init__(self) -> None:
+        for name, value in (("index_RK", self.index_RK), ("group_RN", self.group_RN)):
+            if dtype_of(value) != "int64" or len(value.shape) != 2:
+                raise wrong(f"Merged.{name}", f"an int64 tensor [R, {name[-1]}]", value)
+
+    @property
+    def count(self) -> int:
+        """How many groups of a row."""
+        return self.index_RK.shape[1]
+
+    def __str__(self) -> str:
+        return f"{self.count} merged"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Deferred:
     """A decision taken when the unit is reached (ToMe, first-block cache).
 
@@ -97,24 +124,24 @@ class Deferred:
     what taking the decision costs per row (matrix products, as the ledger counts them), charged under `tag`.
     """
 
-    choose: Callable[[Callable[[], "Tensor"]], "All | Nothing | Tokens | Rows"]
-    like: "All | Nothing | Tokens | Rows"
+    choose: Callable[[Callable[[], "Tensor"]], "Settled"]
+    like: "Settled"
     macs: int = 0
     tag: str = "score"
-    least: "All | Nothing | Tokens | Rows | None" = None
+    least: "Settled | None" = None
     sees: Literal["hidden", "modulated"] = "hidden"
 
     def __post_init__(self) -> None:
         if not callable(self.choose):
             raise wrong("Deferred.choose", "a function", self.choose)
         if not isinstance(self.like, Settled):
-            raise wrong("Deferred.like", "ALL, NONE, Tokens or Rows", self.like)
+            raise wrong("Deferred.like", "ALL, NONE, Tokens, Rows or Merged", self.like)
         if not is_count(self.macs):
             raise wrong("Deferred.macs", "a whole number of MACs, 0 or more", self.macs)
         if not isinstance(self.tag, str):
             raise wrong("Deferred.tag", "a name", self.tag)
         if not isinstance(self.least, Settled | None):
-            raise wrong("Deferred.least", "ALL, NONE, Tokens, Rows or None", self.least)
+            raise wrong("Deferred.least", "ALL, NONE, Tokens, Rows, Merged or None", self.least)
         if self.sees not in ("hidden", "modulated"):
             raise wrong("Deferred.sees", "hidden or modulated", self.sees)
 
@@ -122,5 +149,5 @@ class Deferred:
         return f"decided at the block (like {self.like})"
 
 
-Settled = All | Nothing | Tokens | Rows
+Settled = All | Nothing | Tokens | Rows | Merged
 Who = Settled | Deferred

@@ -107,8 +107,8 @@ def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
 def peers_fingerprint(suite: SpeedSuite, part: Part) -> str:
     """The same for the peers at a part's setting."""
     settings = suite.model_dump(include={"seed", "protocol", "device", "peers"}, mode="json")
-    installed = find_spec("cache_dit") is not None
-    code = source_digest("bench", "uncached")
+    installed = [find_spec(name) is not None for name in ("cache_dit", "tomesd")]
+    code = source_digest("bench", "uncached", "tome_merge")
     shared = asdict(sampler_settings(suite, part))
     return digest([settings, shared, part.setting, code, installed, machine(device_of(suite)), torch.__version__])
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,35 +13,49 @@ from diffusers.hooks import PyramidAttentionBroadcastConfig, TaylorSeerCacheConf
 from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 from diffusers.hooks.pyramid_attention_broadcast import apply_pyramid_attention_broadcast
 from diffusers.hooks.taylorseer_cache import apply_taylorseer_cache
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tcbench.budget.untrained import random_captions
 from tcbench.config.speed import PeerName
 from tcbench.errors import NotRun
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter
+from tcbench.models.pixart import PixArtAdapter
 from tcbench.registry import make_method
 from tcbench.replay import ExecutionPath, Replay
-from tcbench.samplers import ReferenceDDIM, SamplerSettings
-from tcbench.sampling import initial_noise, sample_labels
+from tcbench.samplers import SamplerSettings, make_sampler
+from tcbench.sampling import default_prompts, initial_noise, latents_dtype
 from tcbench.stages.timing import Prepared
 
-BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|ff)$",)
+BRANCHES = (r"^.*transformer_blocks\.\d+\.(attn1|attn2|ff)$",)
 """The modules whose outputs TaylorSeer's hooks forecast; their default matches none of DiT's."""
 
+MERGED = 0.5
+"""The share of tokens that ToMe merges: tomesd's default."""
 
-def _dit(adapter: Adapter) -> DiTAdapter:
-    if not isinstance(adapter, DiTAdapter):
-        raise NotRun("needs a class-conditional DiT")
-    return adapter
+
+def _of_diffusers(adapter: Adapter) -> None:
+    """Refuse models whose classes and pipelines are not diffusers' own."""
+    if not isinstance(adapter, DiTAdapter | PixArtAdapter):
+        raise NotRun("needs a class-conditional DiT or PixArt-alpha")
+
+
+def _rows(adapter: Adapter, settings: SamplerSettings, sample_index: Tensor) -> Prompt:
+    """What the rows of a guided batch show: classes in turn, or captions of random states as the rows of tables do."""
+    prompts = random_captions(adapter.spec, settings.seed) or partial(default_prompts, adapter)
+    guidance, prompt = adapter.spec.guidance(settings.guidance_scale), prompts(sample_index).to(adapter.device)
+    (rows,) = guidance.prompts(adapter, prompt)
+    return rows.to(adapter.device, adapter.dtype) if isinstance(rows, Text) else rows
 
 
 class DiffusersRun:
     """A run of diffusers' own forward pass.
 
     Args:
-        adapter: the model; its weights are shared unless `cache` is given, which works on a copy.
+        adapter: the model, which calls it; its weights are shared unless `cache` is given, which works on a copy.
         compile: options of `torch.compile`, or None for eager.
         cache: installs caching on a model for this run and returns what empties it.
     """
@@ -54,20 +69,21 @@ class DiffusersRun:
         compile: dict[str, Any] | None = None,
         cache: "Install | None" = None,
     ) -> None:
-        self._spec = _dit(adapter).spec
-        self.nfe, self._guidance = nfe, self._spec.guidance(settings.guidance_scale)
-        self._sampler = ReferenceDDIM(nfe, settings.spacing)
-        device, dtype = adapter.device, adapter.dtype
-        self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, dtype)
-        label = sample_labels(sample_index, self._spec.num_classes).to(device)
-        self._rows = torch.cat([label, torch.full_like(label, self._spec.num_classes)])
-        self._timesteps = [torch.full_like(self._rows, timestep) for timestep in self._sampler.timesteps]
+        _of_diffusers(adapter)
+        self.nfe, self._guidance = nfe, adapter.spec.guidance(settings.guidance_scale)
+        self._fresh = partial(make_sampler, adapter, nfe, settings, sample_index)  # multistep samplers remember
+        self._sampler = self._fresh()
+        device, self._dtype, self.grid, self.seed = adapter.device, adapter.dtype, adapter.shape.grid, settings.seed
+        self._noise = initial_noise(adapter, settings.seed, sample_index).to(device, latents_dtype(adapter))
+        self._prompt = _rows(adapter, settings, sample_index)
+        self._timesteps = [torch.full((len(self._prompt),), t, device=device) for t in self._sampler.timesteps]
         self._index = 0
         self.model, self._forget = adapter.model, _nothing
         if cache:
             self.model = copy.deepcopy(adapter.model)
             self._forget = cache(self.model, self)
-        self._forward = torch.compile(self.model, **compile) if compile is not None else self.model
+        self._adapter = copy.copy(adapter)
+        self._adapter.model = torch.compile(self.model, **compile) if compile is not None else self.model
 
     @property
     def timestep(self) -> int:
@@ -78,13 +94,14 @@ class DiffusersRun:
     def step(self, index: int) -> None:
         """Enqueue a sampling step; 0 starts again from the noise, with nothing cached."""
         if index == 0:
-            self._latents = self._noise
+            self._latents, self._sampler = self._noise, self._fresh()
             self._forget()
         self._index = index
-        x = self._latents
-        output = self._forward(torch.cat([x, x]), self._timesteps[index], class_labels=self._rows).sample
-        eps = self._guidance.combine([output[:, : self._spec.in_channels]])
-        self._latents, _ = self._sampler.step(eps, index, x)
+        x, channels = self._latents, self._adapter.spec.in_channels
+        latents = self._guidance.latents(x).to(self._dtype)
+        output = self._adapter.plain(latents, self._timesteps[index], self._prompt).to(x.dtype)
+        prediction = self._guidance.combine([output[:, :channels]])
+        self._latents, _ = self._sampler.step(prediction, index, x, output[: len(x), channels:])
 
     def run(self) -> Tensor:
         """All steps; the final latents."""
@@ -94,10 +111,10 @@ class DiffusersRun:
 
     def macs(self) -> int:
         """MACs per sample of one run, as torch's FLOP counter sees it; the fused attention of a CPU escapes it."""
-        forward, self._forward = self._forward, self.model
+        called, self._adapter.model = self._adapter.model, self.model
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             self.run()
-        self._forward = forward
+        self._adapter.model = called
         return counter.get_total_flops() // 2 // len(self._noise)
 
 
@@ -105,24 +122,28 @@ class MatrixProducts:
     """The linear layers and attention of every block, back to back and nothing else: a floor under a full step."""
 
     def __init__(self, adapter: Adapter, nfe: int, settings: SamplerSettings, sample_index: Tensor) -> None:
-        _dit(adapter)
-        self.nfe, shape = nfe, adapter.shape
-        self._qkv = [torch.cat([b.attn1.to_q.weight, b.attn1.to_k.weight, b.attn1.to_v.weight]) for b in adapter.blocks]
-        self._blocks, self._heads = adapter.blocks, adapter.spec.num_heads
-        rows = 2 * len(sample_index)
+        _of_diffusers(adapter)
+        self.nfe, self._adapter = nfe, adapter
+        self._context = adapter.prepare(prompt := _rows(adapter, settings, sample_index))
         like = {"device": adapter.device, "dtype": adapter.dtype}
-        self._x = torch.randn(rows, shape.num_tokens, shape.width, **like)  # type: ignore[call-overload]
+        size = len(prompt), adapter.shape.num_tokens, adapter.shape.width
+        self._x = torch.randn(*size, **like)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def step(self, index: int) -> None:
         """Enqueue the products of one full step."""
-        x = self._x
-        for block, qkv in zip(self._blocks, self._qkv, strict=True):
-            F.linear(x[:, 0], block.norm1.linear.weight)
-            parts = F.linear(x, qkv).unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
-            F.linear(mixed, block.attn1.to_out[0].weight)
-            F.linear(F.linear(x, block.ff.net[0].proj.weight), block.ff.net[2].weight)
+        x, heads = self._x, self._adapter.spec.num_heads
+        for block in self._adapter.blocks:
+            layers = self._adapter.linear_layers(block)
+            if isinstance(self._adapter, DiTAdapter):  # others modulate all blocks by one layer
+                F.linear(x[:, 0], block.norm1.linear.weight)
+            for part, (weight, _) in layers.first.items():
+                h = F.linear(x, weight)
+                if (kind := self._adapter.kind(part)) != "pointwise":
+                    queries, *own = h.unflatten(2, (-1, heads, x.shape[2] // heads)).permute(2, 0, 3, 1, 4)
+                    keys, values = own if kind == "mix" else self._context.keys_values[block]
+                    h = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+                F.linear(h, layers.last[part][0])
 
     def run(self) -> Tensor:
         """All steps; their input."""
@@ -152,6 +173,8 @@ def _pyramid(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         spatial_attention_block_identifiers=("transformer_blocks",),
+        cross_attention_block_skip_range=2,
+        cross_attention_block_identifiers=("transformer_blocks",),
         current_timestep_callback=lambda: run.timestep,
     )
     apply_pyramid_attention_broadcast(model, config)
@@ -187,11 +210,43 @@ def _dbcache(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
         transformer=model,
         blocks=model.transformer_blocks,
         forward_pattern=cache_dit.ForwardPattern.Pattern_3,
-        patch_functor=DiTPatchFunctor(),
+        patch_functor=DiTPatchFunctor() if isinstance(model, DiTTransformer2DModel) else None,
         check_forward_pattern=True,
     )
     cache_dit.enable_cache(adapter, cache_config=config)
     return lambda: cache_dit.refresh_context(model, cache_config=config)
+
+
+def _tomesd(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
+    """tomesd's own matching around every self-attention. Its `apply_patch` knows no block with adaLN."""
+    try:
+        from tomesd.merge import bipartite_soft_matching_random2d as matching
+    except ImportError as error:
+        raise NotRun(f"needs tomesd: pip install tomesd ({error})") from error
+    generator = torch.Generator(next(model.parameters()).device)
+
+    def around(block: Any) -> None:
+        attend, pair = block.attn1.forward, list[Callable[[Tensor], Tensor]]()
+
+        def match(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = args[0] if args else kwargs["hidden_states"]
+            height, width = run.grid
+            pair[:] = matching(x, width, height, 2, 2, int(x.shape[1] * MERGED), generator=generator)
+
+        def merged(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            merge, unmerge = pair
+            return unmerge(attend(merge(hidden_states), *args, **kwargs))
+
+        block.register_forward_pre_hook(match, with_kwargs=True)
+        block.attn1.forward = merged
+
+    for block in model.transformer_blocks:  # type: ignore[union-attr]
+        around(block)
+
+    def forget() -> None:
+        generator.manual_seed(run.seed)
+
+    return forget
 
 
 @contextmanager
@@ -217,9 +272,10 @@ def _prepare_cached(cache: Install) -> Callable[..., DiffusersRun]:
     return lambda adapter, nfe, settings, index: DiffusersRun(adapter, nfe, settings, index, cache=cache)
 
 
-def _prepare_ours(path: ExecutionPath) -> Callable[..., Replay]:
+def _prepare_ours(path: ExecutionPath, method: str = "uncached", **options: Any) -> Callable[..., Replay]:
     def prepare(adapter: Adapter, nfe: int, settings: SamplerSettings, index: Tensor) -> Replay:
-        return Replay(adapter, make_method("uncached", {}), nfe, settings, index, path=path)
+        prompts = random_captions(adapter.spec, settings.seed)
+        return Replay(adapter, make_method(method, options), nfe, settings, index, prompts=prompts, path=path)
 
     return prepare
 
@@ -235,12 +291,14 @@ class Peer:
 PEERS: dict[PeerName, Peer] = {
     "tcbench": Peer("tcbench, uncached", _prepare_ours("fused")),
     "tcbench-plain": Peer("tcbench, uncached, plain path", _prepare_ours("plain")),
+    "tcbench-tome": Peer(f"tcbench, ToMe merging, ratio {MERGED}", _prepare_ours("fused", "tome_merge", ratio=MERGED)),
     "matrix-products": Peer("floor: linear layers and attention alone", MatrixProducts),
     "diffusers-eager": Peer("diffusers, eager", DiffusersRun),
     "diffusers-compiled": Peer("diffusers, compiled", _prepare_compiled(None)),
     "diffusers-graphs": Peer("diffusers, compiled, CUDA graphs", _prepare_compiled("reduce-overhead")),
     "diffusers-pab": Peer("diffusers, pyramid attention broadcast, range 2", _prepare_cached(_pyramid)),
     "diffusers-taylorseer": Peer("diffusers, TaylorSeer, interval 3, order 1", _prepare_cached(_taylorseer)),
+    "diffusers-tomesd": Peer(f"diffusers, ToMe by tomesd, ratio {MERGED}", _prepare_cached(_tomesd)),
     "cache-dit": Peer("cache-dit, all but the first block reused at 2 of 3 steps", _prepare_cached(_dbcache)),
 }
 

@@ -1,5 +1,5 @@
 """Training what a method declares, stage by stage: scorers and what they say of steps (tcbench/training/scorers.py),
-refiners (refiners.py), routers (routers.py, chains.py); and what uncached runs tell (calibration.py).
+refiners (refiners.py), routers (routers.py, chains.py), gates (gates.py); and what uncached runs tell (calibration.py).
 
 What learns neither along chains nor from uncached runs learns from pairs of neighbouring steps of the inference grid
 (tcbench/training/pairs.py). The cache the later step sees is filled by the uncached forward at the earlier one
@@ -21,6 +21,7 @@ from tcbench.precision import Dtype, mixed
 from tcbench.samplers import SamplerSettings, make_sampler
 from tcbench.sampling import Prompts, default_prompts
 from tcbench.trainable import (
+    CalibrateChanges,
     CalibrateMagnitudes,
     CalibrateReuse,
     CollectScores,
@@ -28,6 +29,7 @@ from tcbench.trainable import (
     ImportSchedule,
     PairStep,
     TrainChainRouter,
+    TrainGates,
     TrainRefiners,
     TrainRouter,
     TrainScorer,
@@ -35,6 +37,7 @@ from tcbench.trainable import (
 )
 from tcbench.training.calibration import calibrate
 from tcbench.training.chains import train_on_chains
+from tcbench.training.gates import train_gates
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
 from tcbench.training.routers import train_router
@@ -118,7 +121,10 @@ def train(
                     of = adapter, method, stage, nfe, settings, shown, seed + number
                     table, losses = train_on_chains(*of, unfinished, checkpointed)
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
-                case CalibrateReuse() | CalibrateMagnitudes():
+                case TrainGates():
+                    table, losses = train_gates(pairs, stage, unfinished)
+                    artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})
+                case CalibrateReuse() | CalibrateMagnitudes() | CalibrateChanges():
                     shown = prompts or partial(default_prompts, adapter)
                     table, losses = calibrate(adapter, method, stage, nfe, settings, shown), {}
                     artefacts = replace(artefacts, tables={**artefacts.tables, stage.name: table})

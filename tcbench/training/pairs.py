@@ -54,6 +54,22 @@ class Pair:
     updates: dict[Unit, Tensor]
 
 
+@dataclass(frozen=True)
+class OutputPair:
+    """A batch of pairs of steps for what is judged by the model's output.
+
+    Attributes:
+        cached: what the earlier steps leave of every unit, [R, N, D].
+        tokens, condition: what enters the first block at the later steps.
+        target: the model's output there, all channels, [R, C, ...].
+    """
+
+    cached: dict[Unit, Tensor]
+    tokens: Tensor
+    condition: Any
+    target: Tensor
+
+
 class Pairs:
     """Draws pairs of steps, all from one seeded CPU generator.
 
@@ -140,6 +156,15 @@ class Pairs:
             tokens, condition = self.embed(x, step_R, label)
             target, updates = uncached_updates(self.adapter, tokens, condition)
         return Pair(step_R, cached, tokens, condition, target, updates)
+
+    @torch.no_grad()
+    def outputs(self, step_R: Tensor, x: Tensor, label: Prompt, units: Sequence[Unit]) -> "OutputPair":
+        """The pair of `step_R` and what follows, from the latents x [R, C, ...], with the model's output there."""
+        tokens, condition = self.embed(x, step_R, label)
+        hidden, cached = uncached_values(self.adapter, tokens, condition, units)
+        tokens, condition = self.embed(self.next(x, hidden, condition, step_R), step_R + 1, label)
+        hidden, _ = uncached_values(self.adapter, tokens, condition, [])
+        return OutputPair(cached, tokens, condition, self.adapter.unembed(hidden, condition))
 
     def next(self, x: Tensor, hidden: Tensor, condition: Any, step_R: Tensor) -> Tensor:
         """x at the following steps, from the last block's output at `step_R`."""

@@ -20,8 +20,8 @@ from tcbench.method import ModelShape, Table
 from tcbench.models.adapter import Prompt
 from tcbench.plan import Site, Unit
 from tcbench.trainable import TrainRouter
-from tcbench.training.pairs import uncached_values
 from tcbench.training.running import check_finite
+from tcbench.training.sizes import row_errors
 from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
 if TYPE_CHECKING:
@@ -71,23 +71,15 @@ class RouterTrainer:
         """
         pairs, adapter = self.pairs, self.pairs.adapter
         sites = router_sites(adapter.shape)
-        step = torch.full((len(x),), len(self.rows) - 1 - odd)
-        with torch.no_grad():
-            tokens, condition = pairs.embed(x, step, label)
-            hidden, cached = uncached_values(adapter, tokens, condition, sites)
-            later = pairs.next(x, hidden, condition, step)
-            tokens, condition = pairs.embed(later, step + 1, label)
-            target = adapter.unembed(uncached_values(adapter, tokens, condition, [])[0], condition)
+        pair = pairs.outputs(torch.full((len(x),), len(self.rows) - 1 - odd), x, label, sites)
         soft_G = self.rows[odd - 1].sigmoid()
         gate_G = soft_G
         if self.stage.straight_through is not None:
             # in this order the gates are 0 and 1 to the bit
             gate_G = (soft_G > self.stage.straight_through).float() + (soft_G - soft_G.detach())
         gates: dict[Unit, Tensor] = dict(zip(sites, gate_G, strict=True))
-        output = adapter.unembed(
-            soft_hidden(adapter, tokens, condition, gates, cached, None, pairs.checkpointed), condition
-        )
-        mse_R = (output.float() - target.float()).square().flatten(1).mean(1)
+        hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, None, pairs.checkpointed)
+        mse_R = row_errors(adapter.unembed(hidden, pair.condition), pair.target)
         total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
         self.optimiser.zero_grad()
         total.backward()

@@ -87,5 +87,5 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
 
 
 def row_errors(hidden: Tensor, target: Tensor) -> Tensor:
-    """Mean square of every row's error of x^L: [R]."""
+    """Mean square of every row's error of x^L, or of the model's output: [R]."""
     return (hidden.float() - target.float()).square().flatten(1).mean(1)

@@ -145,7 +145,7 @@ class Guarded:
         with _calling(self.method, f"step {step}: {unit}"):
             who = choose(stream)
             if not isinstance(who, Settled):
-                raise UserError(f"Deferred.choose returned {described(who)}; return ALL, NONE, Tokens or Rows")
+                raise UserError(f"Deferred.choose returned {described(who)}; return ALL, NONE, Tokens, Rows or Merged")
             return who
 
     @contextmanager
