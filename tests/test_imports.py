@@ -78,6 +78,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("record/records", {"errors", "record"}),
         ("record/shards", {"errors", "record"}),
         ("record/sources", {"outside", "record"}),
+        ("record/videos", set()),
         ("plan/__init__", {"plan"}),
         ("plan/refusal", {"tensors"}),
         ("plan/where", {"plan"}),
@@ -200,7 +201,7 @@ LIGHT = [
     *(f"config/{path.stem}" for path in files("config")),
     *(
         f"record/{name}"
-        for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources")
+        for name in ("__init__", "executed", "files", "imports", "records", "score", "shards", "sources", "videos")
     ),
     *("models/specs", "models/inferred", "budget/__init__", "budget/borrowing", "budget/costing", "budget/matching"),
     "budget/searching",

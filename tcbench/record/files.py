@@ -35,7 +35,9 @@ _DIGEST = "digest"
 _ZEROS = "0" * 64
 _PLACE = re.compile(rb"digest\W{1,8}([0-9a-f]{64})")
 _WINDOW = 256  # bytes; the digest is within so many of the file's start or end
-_BEHIND = {suffix: f"{_DIGEST}: {_ZEROS}\n" for suffix in (".png", ".pt")} | {".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"}
+_BEHIND = {suffix: f"{_DIGEST}: {_ZEROS}\n" for suffix in (".png", ".pt", ".webp")} | {
+    ".svg": f"<!-- {_DIGEST}: {_ZEROS} -->\n"
+}
 PROVENANCE = "provenance.json"
 """The file of a published folder that lists the digests of the others under `files`."""
 
@@ -174,6 +176,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TE
 from tcbench.report.names import PICTURES, figure_names
 from tcbench.report.results import Results, read_results
 from tcbench.report.rows import label_of, uncached_first, was_run
-from tcbench.report.strips import read_strip
+from tcbench.report.strips import animated, read_strip
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import template
 
@@ -50,6 +50,10 @@ def report_page(suite: Suite, folder: Path) -> str:
     )
 
 
+STRIP_RATE = 4
+"""Frames a second of a strip that plays."""
+
+
 def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -71,7 +75,7 @@ def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
 
 
 def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
-    """By NFE, the strip of every row and its difference to the uncached one."""
+    """By NFE, the strip of every row, its difference to the uncached one, and of videos what plays."""
     groups = []
     for nfe in dict.fromkeys(row["nfe"] for row in results.rows):
         rows = uncached_first([row for row in results.rows if row["nfe"] == nfe and was_run(row)])
@@ -79,17 +83,36 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
         if not rows or not all(path.exists() for path in paths):
             continue
         tiles = [read_strip(path)[0][0] for path in paths]
+        wide = tiles[0].shape[2] / tiles[0].shape[1]  # a video's frames lie side by side
+        frames = round(wide / results.suite.proportions)
         strips = [
             {
                 "label": label_of(row),
                 "image": _png(np.concatenate(list(own), axis=1)),
                 "difference": _png(255 - np.concatenate(list(_difference(own, tiles[0])), axis=1)),
+                **({"plays": _uri(_playing(path, own, frames), "webp")} if frames > 1 else {}),
             }
-            for row, own in zip(rows, tiles, strict=True)
+            for row, path, own in zip(rows, paths, tiles, strict=True)
         ]
-        wide = tiles[0].shape[2] / tiles[0].shape[1]  # a video's frames lie side by side
-        groups.append({"nfe": nfe, "count": len(tiles[0]), "wide": wide, "rows": strips, "data": json.dumps(strips)})
+        groups.append(
+            {
+                "nfe": nfe,
+                "count": len(tiles[0]),
+                "wide": wide,
+                "narrow": wide / frames,
+                "rows": strips,
+                "data": json.dumps(strips),
+            }
+        )
     return groups
+
+
+def _playing(path: Path, tiles: np.ndarray, frames: int) -> bytes:
+    """The clips beside a strip, or where there are none its own frames one after the other, as a WebP."""
+    if is_whole(clips := path.with_suffix(".webp")):
+        return clips.read_bytes()
+    wide = np.concatenate(list(tiles), axis=1).reshape(tiles.shape[1], len(tiles), frames, -1, *tiles.shape[3:])
+    return animated(np.moveaxis(wide, 2, 0).reshape(frames, tiles.shape[1], -1, *tiles.shape[3:]), STRIP_RATE, True)
 
 
 def _difference(tiles: np.ndarray, reference: np.ndarray) -> np.ndarray:

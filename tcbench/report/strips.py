@@ -2,9 +2,12 @@
 
 They are written once from the samples; grids, figures and the report are made from them, on a machine that never had
 the samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
+A tile of a video is some of its frames side by side; where these are not all, an animated WebP beside the strip plays
+it.
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tcbench.errors import UserError
 from tcbench.record.files import check_seal, sealed
+
+QUALITY = 30  # of WebP: eight clips of 93 frames of 128x128 in half a megabyte
 
 
 def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] = ()) -> None:
@@ -23,6 +28,22 @@ def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] =
     header.add_text("labels", "\n".join(labels))
     with sealed(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header, optimize=True)
+
+
+def animated(frames: np.ndarray, rate: float, lossless: bool = False) -> bytes:
+    """Frames uint8 [T, H, W] or [T, H, W, 3] as a WebP that plays without end."""
+    pictures = [Image.fromarray(frame).convert("RGB") for frame in frames]
+    file, quality = BytesIO(), {"lossless": True} if lossless else {"quality": QUALITY}
+    pictures[0].save(
+        file, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / rate), loop=0, **quality
+    )
+    return file.getvalue()
+
+
+def write_clips(path: Path, clips: Sequence[np.ndarray], rate: float) -> None:
+    """Write videos uint8 [T, H, W, 3] of one shape as they play side by side."""
+    with sealed(path) as temporary:
+        temporary.write_bytes(animated(np.concatenate(list(clips), axis=2), rate))
 
 
 def read_strip(path: Path) -> tuple[list[np.ndarray], list[str]]:
