@@ -24,7 +24,7 @@ from tcbench.report.strips import write_strip
 from tcbench.stages.render import render_strips
 from tcbench.stages.sample import row_fingerprint, sample_rows
 from tcbench.stages.vbench import score_videos
-from tests import official
+from tests import full_size_clip, official
 from tests.suites import altered
 
 LOSSY = 6.0
@@ -212,6 +212,17 @@ def test_another_rate_is_another_video(videos: Suite) -> None:
 def test_metrics_that_look_at_all_frames_are_refused(paper_folder: Path) -> None:
     with pytest.raises(UserError, match=r"scoring\.metrics\.1: temporal_flickering looks at all frames"):
         official.small_suite("paper-osp", {"scoring.metrics": ["vbench", "temporal_flickering"]})
+
+
+def test_the_measurement_at_full_size_runs_at_toy_size(tmp_path: Path) -> None:
+    """`python -m tests.full_size_clip`, which needs a GPU for the full one."""
+    measured = full_size_clip.main(["--size", "toy", "--steps", "4", "--out", str(tmp_path / "clip.json")])
+    assert read_json(tmp_path / "clip.json") == measured
+    assert not [part for part in measured.values() if "not_run" in part]
+    for row in ("fp32 uncached", "fp32 tokencache"):
+        assert measured[row]["shape"] == [2, 3, 5, 128, 64] and len(measured[row]["batches_s"]) == 3
+    assert measured["fp32 tokencache"]["tmacs"] < measured["fp32 uncached"]["tmacs"]
+    assert measured["mp4"]["kept"] == [1, 3, 5, 128, 64] and not measured["decode to bytes"]["broken"]
 
 
 # --- in the report
