@@ -90,7 +90,7 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
                 "label": label_of(row),
                 "image": _png(np.concatenate(list(own), axis=1)),
                 "difference": _png(255 - np.concatenate(list(_difference(own, tiles[0])), axis=1)),
-                **({"plays": _uri(_playing(path, own, frames), "webp")} if frames > 1 else {}),
+                "plays": _uri(_playing(path, own, frames), "webp") if frames > 1 else "",
             }
             for row, path, own in zip(rows, paths, tiles, strict=True)
         ]

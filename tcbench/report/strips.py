@@ -9,6 +9,7 @@ it.
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,11 +33,10 @@ def write_strip(path: Path, lines: Sequence[np.ndarray], labels: Sequence[str] =
 
 def animated(frames: np.ndarray, rate: float, lossless: bool = False) -> bytes:
     """Frames uint8 [T, H, W] or [T, H, W, 3] as a WebP that plays without end."""
-    pictures = [Image.fromarray(frame).convert("RGB") for frame in frames]
-    file, quality = BytesIO(), {"lossless": True} if lossless else {"quality": QUALITY}
-    pictures[0].save(
-        file, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / rate), loop=0, **quality
-    )
+    first, *others = [Image.fromarray(frame).convert("RGB") for frame in frames]
+    quality: dict[str, Any] = {"lossless": True} if lossless else {"quality": QUALITY}
+    file = BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=round(1000 / rate), loop=0, **quality)
     return file.getvalue()
 
 

@@ -117,13 +117,11 @@ def _first_clips(folder: Path, count: int, rate: int) -> list[np.ndarray]:
 
 
 def _reduced(images: np.ndarray, side: int) -> np.ndarray:
-    """Bytes [..., H, W, 3], averaged over squares of pixels until no side is longer, as far as squares fit."""
-    *_, height, width, _ = images.shape
-    factor = -(-max(height, width) // side)
-    *lead, height, width, colours = (
-        cut := images[..., : height // factor * factor, : width // factor * factor, :]
-    ).shape
-    squares = cut.reshape(*lead, height // factor, factor, width // factor, factor, colours)
+    """Bytes [..., H, W, 3], averaged over squares of pixels so that no side is longer; what fills no square goes."""
+    *lead, height, width, colours = images.shape
+    square = -(-max(height, width) // side)
+    high, wide = height // square, width // square
+    squares = images[..., : high * square, : wide * square, :].reshape(*lead, high, square, wide, square, colours)
     return squares.mean((-4, -2)).round().astype(np.uint8)
 
 
