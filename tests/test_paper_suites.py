@@ -353,9 +353,9 @@ def test_prompts_become_videos(videos: Suite) -> None:
     assert tensors["xt"].shape == (3, 2, *spec.latent_shape) and tensors["xt"].isfinite().all()
     assert torch.equal(tensors["image"], load_decoder(videos)(tensors["xt"][-1])[0])
     shown = _first_images(folder, 3)
-    assert shown.shape == (3, 128, 5 * 64, 3) and np.array_equal(
-        shown[0, :, 64:128], tensors["image"][0, :, 1].permute(1, 2, 0).numpy()
-    )
+    reduced = tensors["image"][0, :, 1].float().unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4)).round()
+    assert shown.shape == (3, 64, 5 * 32, 3)
+    assert np.array_equal(shown[0, :, 32:64], reduced.permute(1, 2, 0).numpy())
     assert autoencoder_digests(videos).keys() == {"config.json", "merged.ckpt"}
     before = row_fingerprint(videos["plain"])
     official.write_wf_vae(Path("vae"), scale=(0.2,) * 4)

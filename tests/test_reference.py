@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
+from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.score import Score
@@ -200,6 +203,10 @@ def test_the_report_needs_nothing_but_itself(remade):
     assert page.count('class="finding"') == len(verdicts.strip().splitlines()) - 1
     for row in suite.rows:
         assert f"<code>{row}</code>" in page
+    played = [Image.open(BytesIO(b64decode(clip))) for clip in re.findall(r"data:image/webp;base64,([^&]+)", page)]
+    *_, frames = MODELS[suite.model.name].latent_shape[:-2]
+    videos = len(MODELS[suite.model.name].latent_shape) == 4
+    assert [clip.n_frames for clip in played] == ([frames] * len(suite.rows) if videos else [])
 
 
 def test_rendering_imports_no_torch():

@@ -1,10 +1,8 @@
 """CLIP score, ImageReward and VBench: against their packages where recorded, and what is said where they cannot run."""
 
 import json
-import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub.constants
 import numpy as np
@@ -28,9 +26,8 @@ from tcbench.metrics.readings import temporal_flickering
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.vbench import DIMENSIONS, table, total
-from tcbench.record.files import write_tensors
 from tcbench.record.records import VBENCH
-from tcbench.stages import vbench, vbench_process
+from tcbench.stages import vbench
 from tcbench.stages.readings import captions_of, load_scorers, read_samples
 from tcbench.stats import batches
 from tests import official
@@ -213,34 +210,11 @@ def test_each_dimension_says_what_it_needs(tmp_path, monkeypatch):
     (tmp_path / "env/requirements.txt").touch()
     reasons = {dimension.name: vbench.why_not(suite, dimension) for dimension in DIMENSIONS}
     assert [name for name, reason in reasons.items() if reason is None] == ["temporal_flickering"]
-    assert reasons["motion_smoothness"] == f"needs {tmp_path}/cache/amt_model/amt-s.pth"
+    assert reasons["motion_smoothness"] == f"needs {tmp_path}/cache/amt_model/amt-s.pth (12 MB)"
     (tmp_path / "cache/grit_model").mkdir(parents=True)
     (tmp_path / "cache/grit_model/grit_b_densecap_objectdet.pth").touch()
     color = next(dimension for dimension in DIMENSIONS if dimension.name == "color")
     assert "needs detectron2" in vbench.why_not(suite, color)
-
-
-def test_vbench_reads_videos_of_bytes_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And such as are numbers in [-1, 1], of one channel, in 255 steps; the writer itself is VBench's environment's."""
-    written: dict[str, list] = {}
-
-    def write(path: Path, frames: list, **_: object) -> None:
-        path.touch()
-        written[path.name] = frames
-
-    imageio = SimpleNamespace(mimwrite=write)
-    monkeypatch.setitem(sys.modules, "imageio", SimpleNamespace(v2=imageio))
-    monkeypatch.setitem(sys.modules, "imageio.v2", imageio)
-    colours = torch.randint(0, 256, (1, 3, 2, 4, 6), dtype=torch.uint8)
-    for name, video in (("bytes", colours), ("numbers", torch.tensor([-1.0, 1.0]).expand(1, 1, 3, 4, 2).contiguous())):
-        write_tensors(tmp_path / name, {"image": video})
-    shards = [str(tmp_path / name) for name in ("bytes", "numbers")]
-    task = {"videos": str(tmp_path / "videos"), "names": ["a.mp4", "b.mp4"], "shards": shards, "fps": 18}
-    vbench_process._write_videos(task)
-    assert np.array_equal(np.stack(written[".a.mp4"]), colours[0].permute(1, 2, 3, 0).numpy())
-    numbers = np.stack(written[".b.mp4"])
-    assert numbers.shape == (3, 4, 2, 3) and numbers[0, 0].tolist() == [[0] * 3, [255] * 3]
-    assert (tmp_path / "videos" / "a.mp4").exists()
 
 
 def test_vbench_results_by_sample_give_the_packages_score():

@@ -13,6 +13,7 @@ from tcbench.config.suite import Suite
 from tcbench.data.videos import VideoListing, centred, frame_numbers, list_videos
 from tcbench.errors import UserError
 from tcbench.record.files import read_json, read_tensors, write_json
+from tcbench.record.videos import from_mp4
 from tcbench.stages import encode
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.encode import encode_images
@@ -210,6 +211,7 @@ def test_videos_are_encoded_once_and_trained_on(mixkit: Suite, capsys: pytest.Ca
     sample_rows(mixkit.entries)
     tensors, _ = read_tensors(mixkit.folder / "samples" / "ours" / "shard-00000.safetensors")
     assert tensors["image"].shape == (1, 3, 5, 128, 64)
+    assert from_mp4(tensors["mp4"].numpy().tobytes()).shape == (5, 128, 64, 3)
 
 
 def test_captions_are_cleaned_for_training_only(mixkit: Suite) -> None:

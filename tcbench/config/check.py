@@ -361,6 +361,15 @@ def _samples(it: _Suite) -> Problems:
             yield Problem(("samples", "count"), says)
 
 
+@_looks_at("scoring", "model")
+def _neighbours(it: _Suite) -> Problems:
+    """Of decoded videos shards keep a few frames to the bit, and an mp4, which VBench reads."""
+    for number, metric in enumerate(it.suite.scoring.metrics if it.suite.decodes_videos else ()):
+        if METRICS[metric].neighbours:
+            says = f"{metric} looks at all frames, and few are kept of decoded videos; take vbench"
+            yield Problem(("scoring", "metrics", str(number)), says)
+
+
 @_looks_at("scoring", "data")
 def _compared(it: _Suite) -> Problems:
     """Where features and the images of both sides come from."""

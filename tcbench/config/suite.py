@@ -312,11 +312,24 @@ class Suite(Strict):
         return data_source(self.data.name, self.data.folder)
 
     def settings(self, stage: str) -> dict[str, Any]:
-        """Everything in the config besides rows that a stage's results depend on: whole groups, and what identifies
-        files of yours among the data."""
+        """Everything in the config besides rows that a stage's results depend on: whole groups, what identifies files
+        of yours among the data, and the rate of videos that are kept as mp4."""
         groups = STAGES[stage].groups
         settings = self.model_dump(include=set(groups), mode="json")
+        if "samples" in groups and self.decodes_videos:
+            settings["frames_per_second"] = self.vbench.fps
         return settings | ({"files_of_data": self._files_of_data} if "data" in groups else {})
+
+    @property
+    def decodes_videos(self) -> bool:
+        """Whether samples are videos of bytes; shards keep some frames and an mp4 of each (`tcbench.record.videos`)."""
+        return self.model.latents is not None and self.model.latents.kind == "wf"
+
+    @property
+    def proportions(self) -> float:
+        """Width of an image, or of a video's frame, by its height."""
+        *_, height, width = MODELS[self.model.name].latent_shape
+        return width / height
 
     @cached_property
     def _files_of_data(self) -> str | None:

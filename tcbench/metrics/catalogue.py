@@ -43,6 +43,7 @@ class Metric:
         printed: whether tables of ablations have a column of it; not where another column shows the same.
         bounds: the range of its values.
         share: whether it is the share of samples that are right, so that pairs of samples can be counted.
+        neighbours: whether it looks at all frames of a video one after the other.
         moments: of a Frechet distance, the features whose moments it compares, "pooled" or "spatial": it is biased at
             finite n (`tcbench.metrics.inference`).
         margin: differences below it do not matter, for a metric whose unit says so by itself; for others it comes from
@@ -64,6 +65,7 @@ class Metric:
     printed: bool = True
     bounds: tuple[float, float] = (-inf, inf)
     share: bool = False
+    neighbours: bool = False
     moments: Literal["pooled", "spatial"] | None = None
     margin: float | None = None
 
@@ -206,6 +208,7 @@ METRICS: dict[str, Metric] = {
             reads_captions=True,
             bounds=SHARE,
             share=True,
+            neighbours=True,
             margin=0.05,
         ),
         Metric(
@@ -215,6 +218,7 @@ METRICS: dict[str, Metric] = {
             "tcbench.metrics.readings:load_temporal_flickering",
             _READING,
             per_sample=True,
+            neighbours=True,
         ),
         Metric("mae", "MAE to uncached", "lower", f"{_SET}:mae", _PAIRED, usual=True, bounds=_POSITIVE),
         Metric("psnr", "PSNR to uncached", "higher", f"{_SET}:psnr", _PAIRED, unit="dB", usual=True, printed=False),

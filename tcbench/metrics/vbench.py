@@ -41,6 +41,23 @@ _UMT = "umt_model/l16_ptk710_ftk710_ftk400_f16_res224.pth"
 _GRIT = ("grit_model/grit_b_densecap_objectdet.pth",)
 _VICLIP = ("ViCLIP/ViClip-InternVid-10M-FLT.pth", "ViCLIP/bpe_simple_vocab_16e6.txt.gz")
 
+MEGABYTES = {
+    _DINO[0]: 343,
+    _DINO[1]: 25,
+    _CLIP_B: 354,
+    _CLIP_L: 933,
+    _AESTHETIC: 0.004,
+    _UMT: 607,
+    _GRIT[0]: 417,
+    _VICLIP[0]: 1710,
+    _VICLIP[1]: 1.4,
+    "amt_model/amt-s.pth": 12,
+    "raft_model/models/raft-things.pth": 21,
+    "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth": 109,
+    "caption_model/tag2text_swin_14m.pth": 4480,
+}
+"""About how large each of these files is: as published, or from the number of parameters."""
+
 DIMENSIONS = (
     Dimension("subject_consistency", "quality", 0.1462, needs=_DINO),
     Dimension("background_consistency", "quality", 0.2615, needs=(_CLIP_B,)),

@@ -39,7 +39,7 @@ _DIGEST = "digest"
 _ZEROS = "0" * 64
 _PLACE = re.compile(rb"digest\W{1,8}([0-9a-f]{64})")
 _WINDOW = 256  # bytes; the digest is within so many of the file's start or end
-_BEHIND = {".png": "{}\n", ".pt": "{}\n", ".svg": "<!-- {} -->\n"}
+_BEHIND = {".png": "{}\n", ".pt": "{}\n", ".webp": "{}\n", ".svg": "<!-- {} -->\n"}
 _OF = re.compile(rb"of: (\{.*\})\s+digest: [0-9a-f]{64}")
 _DASHES = r"-\u002d"
 _OF_WINDOW = 4096  # bytes before a picture's end, within which it says what it is of
@@ -202,6 +202,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -74,7 +74,7 @@ def read_shards(samples: Path, framework: Literal["pt", "np"] = "pt") -> Iterato
 
 def misshapen(tensors: Mapping[str, Any]) -> str:
     """How a shard's tensors differ from what samples have: image [n, ...], label [n, ...], index [n], and of the first
-    k samples at S steps x0 and xt [S, k, ...]. Empty if they do not."""
+    k samples at S steps x0 and xt [S, k, ...]; of decoded videos mp4 and mp4_bytes [n]. Empty if they do not."""
     if lacking := _TENSORS - tensors.keys():
         return f"holds no tensor {min(lacking)!r}"
     kinds = {name: str(tensors[name].dtype).removeprefix("torch.") for name in _TENSORS}
@@ -88,4 +88,8 @@ def misshapen(tensors: Mapping[str, Any]) -> str:
         return f"index, label and image do not fit: {shapes['index']}, {shapes['label']}, {shapes['image']}"
     if shapes["x0"] != shapes["xt"] or len(shapes["x0"]) < 2 or shapes["x0"][1] > n[0]:
         return f"x0 and xt do not fit {n[0]} samples: {shapes['x0']}, {shapes['xt']}"
+    if "mp4" in tensors:
+        sizes = tensors.get("mp4_bytes")
+        if sizes is None or tuple(sizes.shape) != n or int(sizes.sum()) != len(tensors["mp4"]):
+            return "mp4 and mp4_bytes do not fit"
     return ""

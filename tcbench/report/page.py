@@ -19,8 +19,8 @@ from tcbench.report.evidence import evidence
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names, picture_of
 from tcbench.report.results import Results, read_results
-from tcbench.report.rows import label_of, uncached_first, was_run
-from tcbench.report.strips import read_strip, strip_path
+from tcbench.report.rows import Row, label_of, uncached_first, was_run
+from tcbench.report.strips import animated, read_strip, strip_path
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import template
 
@@ -50,6 +50,10 @@ def report_page(suite: Suite, folder: Path) -> str:
     )
 
 
+STRIP_RATE = 4
+"""Frames a second of a strip that plays."""
+
+
 def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -71,24 +75,43 @@ def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
 
 
 def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
-    """By NFE, the strip of every row and its difference to the uncached one."""
+    """By NFE, the strip of every row, its difference to the uncached one, and of videos what plays."""
     groups = []
     for nfe in dict.fromkeys(row["nfe"] for row in results.rows):
         rows = uncached_first([row for row in results.rows if row["nfe"] == nfe and was_run(row)])
         if not rows or not all(strip_path(folder, row["row"]).exists() for row in rows):
             continue
         tiles = [read_strip(folder, row)[0][0] for row in rows]
+        wide = tiles[0].shape[2] / tiles[0].shape[1]  # a video's frames lie side by side
+        frames = round(wide / results.suite.proportions)
         strips = [
             {
                 "label": label_of(row),
                 "image": _png(np.concatenate(list(own), axis=1)),
                 "difference": _png(255 - np.concatenate(list(_difference(own, tiles[0])), axis=1)),
+                "plays": _uri(_playing(folder, row, own, frames), "webp") if frames > 1 else "",
             }
             for row, own in zip(rows, tiles, strict=True)
         ]
-        wide = tiles[0].shape[2] / tiles[0].shape[1]  # a video's frames lie side by side
-        groups.append({"nfe": nfe, "count": len(tiles[0]), "wide": wide, "rows": strips, "data": json.dumps(strips)})
+        groups.append(
+            {
+                "nfe": nfe,
+                "count": len(tiles[0]),
+                "wide": wide,
+                "narrow": wide / frames,
+                "rows": strips,
+                "data": json.dumps(strips),
+            }
+        )
     return groups
+
+
+def _playing(folder: Path, row: Row, tiles: np.ndarray, frames: int) -> bytes:
+    """A row's clips, or where there are none the frames of its strip one after the other, as a WebP."""
+    if is_whole(clips := strip_path(folder, row["row"], "clips"), {"suite": row["suite"], "row": row["row"]}):
+        return clips.read_bytes()
+    wide = np.concatenate(list(tiles), axis=1).reshape(tiles.shape[1], len(tiles), frames, -1, *tiles.shape[3:])
+    return animated(np.moveaxis(wide, 2, 0).reshape(frames, tiles.shape[1], -1, *tiles.shape[3:]), STRIP_RATE, True)
 
 
 def _difference(tiles: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 They are written once from the samples; grids, figures and the report are made from them, on a machine that never had
 the samples. `samples` strips have one line, `steps` strips two: predicted x0 and x_t at some steps of the first sample.
+A tile of a video is some of its frames side by side; where these are not all, an animated WebP beside the strip plays
+it.
 
 A strip says of which suite, row and samples it is and what it shows, and readers compare that with the row's score, so
 that one that lies in another's place, or is older than the score, is not shown. A published folder's list of digests
@@ -9,6 +11,7 @@ goes by path and says the same of strips that are older than this.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +22,18 @@ from PIL.PngImagePlugin import PngInfo
 from tcbench.errors import UserError
 from tcbench.record.files import check_seal, sealed
 
-Shows = Literal["samples", "steps"]
+Shows = Literal["samples", "steps", "clips"]
+QUALITY = 30  # of WebP: eight clips of 93 frames of 128x128 in half a megabyte
 
 
 def strip_path(folder: Path, row: str, shows: Shows = "samples") -> Path:
     """Where a row's strip is below a suite's folder."""
-    return folder / "grids" / "strips" / (f"{row}.png" if shows == "samples" else f"{row}-{shows}.png")
+    return (
+        folder
+        / "grids"
+        / "strips"
+        / {"samples": f"{row}.png", "steps": f"{row}-steps.png", "clips": f"{row}.webp"}[shows]
+    )
 
 
 def write_strip(
@@ -50,6 +59,22 @@ def write_strip(
     of = {"suite": suite, "row": row, "samples": samples, "shows": shows}
     with sealed(strip_path(folder, row, shows), of) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=header, optimize=True)
+
+
+def animated(frames: np.ndarray, rate: float, lossless: bool = False) -> bytes:
+    """Frames uint8 [T, H, W] or [T, H, W, 3] as a WebP that plays without end."""
+    first, *others = [Image.fromarray(frame).convert("RGB") for frame in frames]
+    quality: dict[str, Any] = {"lossless": True} if lossless else {"quality": QUALITY}
+    file = BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=others, duration=round(1000 / rate), loop=0, **quality)
+    return file.getvalue()
+
+
+def write_clips(folder: Path, suite: str, row: str, samples: str, clips: Sequence[np.ndarray], rate: float) -> None:
+    """Write videos uint8 [T, H, W, 3] of one shape as they play side by side; arguments as of `write_strip`."""
+    of = {"suite": suite, "row": row, "samples": samples, "shows": "clips"}
+    with sealed(strip_path(folder, row, "clips"), of) as temporary:
+        temporary.write_bytes(animated(np.concatenate(list(clips), axis=2), rate))
 
 
 def read_strip(folder: Path, row: Mapping[str, Any], shows: Shows = "samples") -> tuple[list[np.ndarray], list[str]]:

@@ -26,6 +26,7 @@ rule render_tables:
         table_files(TABLES),
         expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
         expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
+        expand(f"{RESULTS}/grids/strips/{{row}}.webp", row=SUITE.rows if SUITE.decodes_videos else []),
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),

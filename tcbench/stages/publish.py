@@ -30,6 +30,7 @@ MEASURED = (
     "trained/*/artefacts.json",
     "searched/*.json",
     "grids/strips/*.png",
+    "grids/strips/*.webp",
     "latency.json",
     *SPEED_RECORDS,
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.record.files import is_whole, write_text
 from tcbench.record.shards import read_manifest, read_shards, samples_digest
+from tcbench.record.videos import from_mp4, kept_frames, unpacked
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names, picture_of
 from tcbench.report.page import report_page
@@ -18,13 +20,13 @@ from tcbench.report.published_table import published_table
 from tcbench.report.results import read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row
-from tcbench.report.strips import read_strip, write_strip
+from tcbench.report.strips import read_strip, write_clips, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
 from tcbench.report.table import Table
 from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8
-FRAMES = 5  # of a video in a picture
+TILE, CLIP = 64, 128  # pixels that a decoded video's frames are reduced to in a strip, and where they play
 
 
 def _write(suite: Suite, tables: dict[str, Table], folder: Path) -> None:
@@ -69,12 +71,16 @@ def render_verdicts(suite: Suite, folder: Path) -> None:
 
 
 def render_strips(suite: Suite, folder: Path) -> None:
-    """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
+    """Write grids/strips/ below `folder` from the samples: first samples of every row, as they play where only some of
+    their frames are kept, and of some rows their steps."""
     for entry in suite.entries:
         samples = folder / "samples" / entry.name
         manifest = read_manifest(samples, entry.sample_settings)
         of = folder, suite.suite, entry.name, samples_digest(manifest)
         write_strip(*of, [_first_images(samples, suite.show.figure.columns)])
+        if suite.decodes_videos:
+            clips = _first_clips(samples, suite.show.figure.columns, suite.vbench.fps)
+            write_clips(*of, clips, suite.vbench.fps)
         if suite.samples.traced and entry.shows_steps:
             shard = next(read_shards(samples, "np"))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
@@ -116,14 +122,29 @@ def _first_images(folder: Path, count: int) -> np.ndarray:
 
 def _tiles(images: np.ndarray) -> np.ndarray:
     """Bytes of grey pixels [n, H, W] in [-1, 1], beyond which they are clipped, or of uint8 colours [n, H, W, 3], which
-    stay; of a video [n, T, H, W] or [n, T, H, W, 3] up to `FRAMES`, evenly spaced and side by side."""
+    stay; of a video [n, T, H, W] or [n, T, H, W, 3] up to `KEPT` frames side by side, colours reduced to `TILE`."""
     colours = images.dtype == np.uint8
     if images.ndim == (5 if colours else 4):
-        shown = np.linspace(0, images.shape[1] - 1, min(FRAMES, images.shape[1])).round().astype(int)
-        images = np.concatenate([images[:, frame] for frame in shown], axis=2)
+        images = _reduced(images, TILE) if colours else images
+        images = np.concatenate([images[:, frame] for frame in kept_frames(images.shape[1])], axis=2)
     if colours:
         return images
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
+def _first_clips(folder: Path, count: int, rate: int) -> list[np.ndarray]:
+    """The first `count` samples of a row of decoded videos, or all if there are fewer, with all frames [T, H, W, 3]."""
+    files = (file for tensors in read_shards(folder, "np") for file in unpacked(tensors, rate))
+    return [_reduced(from_mp4(file), CLIP) for file in islice(files, count)]
+
+
+def _reduced(images: np.ndarray, side: int) -> np.ndarray:
+    """Bytes [..., H, W, 3], averaged over squares of pixels so that no side is longer; what fills no square goes."""
+    *lead, height, width, colours = images.shape
+    square = -(-max(height, width) // side)
+    high, wide = height // square, width // square
+    squares = images[..., : high * square, : wide * square, :].reshape(*lead, high, square, wide, square, colours)
+    return squares.mean((-4, -2)).round().astype(np.uint8)
 
 
 def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:

@@ -22,6 +22,7 @@ from tcbench.record.records import MANIFEST
 from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
 from tcbench.record.spent import Spent
+from tcbench.record.videos import packed
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
@@ -207,7 +208,7 @@ def _write_shard(
     write_tensors(
         entry.shard(number),
         {
-            "image": torch.cat([batch.image for batch in batches]),
+            **_images(suite, torch.cat([batch.image for batch in batches])),
             "label": shown.words(torch.tensor(indices)) if shown else torch.cat([b.label for b in batches]),
             "index": torch.tensor(indices),
             "x0": torch.cat([batch.x0 for batch in batches], dim=1),
@@ -216,6 +217,13 @@ def _write_shard(
         {"fingerprint": fingerprint, "record": json.dumps(record)},
     )
     spent.keep()
+
+
+def _images(suite: Suite, images: Tensor) -> dict[str, Tensor]:
+    """What a shard keeps of images: all of them, and of decoded videos what `packed` does."""
+    if not suite.decodes_videos:
+        return {"image": images}
+    return {name: torch.from_numpy(array) for name, array in packed(images.numpy(), suite.vbench.fps).items()}
 
 
 def _write_manifest(entry: Entry, started: float, resumed: bool, earlier: float) -> None:

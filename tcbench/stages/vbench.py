@@ -8,17 +8,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
-from tcbench.metrics.vbench import DIMENSIONS, Dimension
+from tcbench.metrics.vbench import DIMENSIONS, MEGABYTES, Dimension
+from tcbench.models.specs import MODELS
 from tcbench.outside.places import ASSETS, vbench_environment
-from tcbench.record.files import atomic, read_json, write_text
+from tcbench.record.files import atomic, read_json, write_bytes, write_text
 from tcbench.record.provenance import collect
 from tcbench.record.records import VBENCH
-from tcbench.record.shards import read_manifest, shard_files
+from tcbench.record.shards import read_manifest, read_shards
+from tcbench.record.videos import CODEC, CRF, unpacked
 
 REQUIREMENTS = ASSETS / "vbench" / "requirements.txt"
 DOWNLOADS = "about 110 packages with a torch of their own, 6 GB on disk, 3 minutes on a fast line"
@@ -46,25 +51,26 @@ def build_environment() -> None:
 
 
 def score_videos(entry: Entry) -> None:
-    """Write results/<suite>/vbench/<row>.json: every dimension's score and that of each sample, or why it was not run.
+    """Write results/<suite>/videos/<row>/, and vbench/<row>.json: every dimension's score and that of each sample, or
+    why it was not run.
 
     Samples of one prompt are its videos 0, 1, ... in the protocol's naming, `{prompt}-{i}.mp4`.
 
     Raises:
-        UserError: the row has no prompts, or the process breaks down.
+        UserError: the model makes images, the row has no prompts, a shard is damaged, or the process breaks down.
     """
     suite, started = entry.suite, time.time()
+    if len(MODELS[suite.model.name].latent_shape) < 4:
+        raise UserError(f"suite {suite.suite}: {suite.model.name} makes images; VBench looks at videos")
     manifest = read_manifest(entry.samples, entry.sample_settings)
     names = video_names(manifest.get("captions") or [], f"{entry.manifest}")
+    write_videos(entry, names)
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
     if runnable := [name for name, reason in reasons.items() if not reason]:
         with tempfile.TemporaryDirectory() as scratch:
             task = {
-                "shards": [str(path) for path in shard_files(entry.samples)],
-                "names": names,
                 "videos": str(entry.videos),
-                "fps": suite.vbench.fps,
                 "dimensions": runnable,
                 "device": suite.model.device,
                 "scratch": scratch,
@@ -77,7 +83,7 @@ def score_videos(entry: Entry) -> None:
             "row": entry.name,
             "suite": suite.suite,
             "dimensions": {dimension.name: dimensions[dimension.name] for dimension in DIMENSIONS},
-            "video": {"fps": suite.vbench.fps, "codec": "libx264, crf 10"},
+            "video": {"fps": suite.vbench.fps, "codec": f"{CODEC}, crf {CRF}"},
             "shards": manifest["shards"],
             "provenance": collect(suite.model_dump(mode="json"), [suite.samples.seed], started),
         },
@@ -101,6 +107,20 @@ def video_names(captions: list[str], where: str) -> list[str]:
     return names
 
 
+def write_videos(entry: Entry, names: Sequence[str]) -> None:
+    """A row's videos under these names, those of its decoded samples as they are in its shards, and no others.
+
+    Raises:
+        UserError: as `read_shards`.
+    """
+    for stale in {path.name for path in entry.videos.glob("*.mp4")} - set(names):
+        (entry.videos / stale).unlink()
+    shards = read_shards(entry.samples, "np")
+    files = (file for tensors in shards for file in unpacked(tensors, entry.suite.vbench.fps))
+    for name, content in zip(names, tqdm(files, desc=f"videos {entry.name}", total=len(names), delay=2), strict=True):
+        write_bytes(entry.videos / name, content)
+
+
 def why_not(suite: Suite, dimension: Dimension) -> str | None:
     """What a dimension needs that is not here, or None: nothing is downloaded without being asked for."""
     environment = vbench_environment()
@@ -108,7 +128,7 @@ def why_not(suite: Suite, dimension: Dimension) -> str | None:
         return f"needs VBench's environment: tcbench vbench CONFIG --build-env ({DOWNLOADS})"
     cache = suite.vbench.weights
     if absent := [name for name in dimension.needs if not (cache.expanduser() / name).exists()]:
-        return f"needs {cache / absent[0]}"
+        return "needs " + " and ".join(f"{cache / name} ({MEGABYTES[name]} MB)" for name in absent)
     if dimension.detectron2 and not any(environment.glob("lib/python*/site-packages/detectron2")):
         return f"needs detectron2 in {environment}, which has to be built for its torch"
     return None

@@ -1,10 +1,10 @@
-"""Runs in VBench's own environment, so it imports nothing of tcbench: writes a row's videos and scores them.
+"""Runs in VBench's own environment, so it imports nothing of tcbench: scores a row's videos.
 
     python vbench_process.py TASK.json
 
-The task names shards (safetensors with "image", [n, C, T, H, W], float in [-1, 1] or uint8), a file name for every
-sample, the dimensions that can run, and where to write the answer: {dimension: {"score": ..., "videos": {file name:
-score}}}, or {"not_run": why} where the package fails.
+The task names the folder of the videos, the dimensions that can run, a device, a folder for what the package writes,
+and where to write the answer: {dimension: {"score": ..., "videos": {file name: score}}}, or {"not_run": why} where the
+package fails.
 """
 
 import json
@@ -15,8 +15,7 @@ from typing import Any
 
 
 def main(task: dict[str, Any]) -> None:
-    """Write the videos that are not there yet, then score them one dimension at a time."""
-    _write_videos(task)
+    """Score the videos one dimension at a time."""
     import torch
     import vbench
 
@@ -36,28 +35,6 @@ def main(task: dict[str, Any]) -> None:
         by_name = {os.path.basename(video["video_path"]): float(video["video_results"]) for video in videos}
         answer[dimension] = {"score": float(score), "videos": by_name}
     Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-
-
-def _write_videos(task: dict[str, Any]) -> None:
-    import imageio.v2 as imageio
-    from safetensors.numpy import load_file
-    from tqdm import tqdm
-
-    folder = Path(task["videos"])
-    folder.mkdir(parents=True, exist_ok=True)
-    names = iter(task["names"])
-    for shard in tqdm(task["shards"], desc="write videos", unit="shard"):
-        for video in load_file(shard)["image"]:
-            frames = video.transpose(1, 2, 3, 0)
-            if frames.dtype != "uint8":
-                frames = (frames * 127.5 + 128).clip(0, 255).astype("uint8")  # as data.to_uint8
-            path = folder / next(names)
-            partial = path.with_name(f".{path.name}")
-            imageio.mimwrite(
-                partial, list(frames.repeat(3 // frames.shape[3], axis=3)), format="FFMPEG", fps=task["fps"],
-                codec="libx264", macro_block_size=2, output_params=["-crf", "10"],
-            )  # fmt: skip
-            partial.replace(path)
 
 
 if __name__ == "__main__":
