@@ -27,14 +27,11 @@ PRETEND = "TCBENCH_PRETEND_GPUS"
 """The environment variable of a number of GPUs that are not there: suites of the CPU are then run in the parts and with
 the leases of a machine that has so many, and compute on the CPU. For tests of all that needs no GPU."""
 
-HELD = "TCBENCH_LEASE_HELD"
-"""Set for the processes of a job that has leased their GPUs for them."""
-
 WAIT_S = 0.2
 """Between two looks for a free GPU, on average."""
 
 _leases: dict[str, int] = {}
-"""File descriptors of the locks that this process holds, by GPU."""
+"""File descriptors of the locks that this process holds, by GPU; processes forked from it hold them too."""
 
 
 def uses_gpus(device: str) -> bool:
@@ -91,7 +88,7 @@ def lease(count: int = 1) -> None:
     Raises:
         UserError: there are fewer, or the folder of locks cannot be used.
     """
-    if len(_leases) >= count or os.environ.get(HELD):
+    if len(_leases) >= count:
         return
     visible = visible_gpus()
     if len(visible) < count:
@@ -112,11 +109,6 @@ def release() -> None:
     """Give the GPUs back. CUDA goes on seeing them alone, so that a process that leases again gets the same."""
     while _leases:
         os.close(_leases.popitem()[1])
-
-
-def held_leases() -> tuple[int, ...]:
-    """File descriptors of the leases, for processes that shall keep them if this one dies before them."""
-    return tuple(_leases.values())
 
 
 def _take(names: tuple[str, ...], count: int) -> dict[str, int]:

@@ -59,6 +59,7 @@ class Manifest(TypedDict):
 
     Keys:
         shards: the digest that each carries, in the samples' order.
+        shards_in: their folder, relative to the record's, where that is another one (a preview's).
         captions: the prompt of every sample, where there are prompts.
     """
 
@@ -77,6 +78,7 @@ class Manifest(TypedDict):
     tokens: PositiveInt
     cache_bytes: NonNegativeInt
     shards: Annotated[dict[ShardName, Digest], Field(min_length=1)]
+    shards_in: NotRequired[str]
     captions: NotRequired[list[str]]
     provenance: Provenance
 

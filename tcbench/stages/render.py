@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
-from tcbench.record.files import is_whole, write_text
+from tcbench.record.files import copy_file, is_whole, write_text
 from tcbench.record.records import SCORE
 from tcbench.record.shards import read_manifest, read_shards
 from tcbench.report.grids import grid, save_grid
@@ -16,12 +16,32 @@ from tcbench.report.names import figure_names
 from tcbench.report.page import report_page
 from tcbench.report.results import read_results
 from tcbench.report.strips import read_strip, write_strip
-from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
+from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables, verdict_tables
 from tcbench.report.table import Table
-from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8
 FRAMES = 5  # of a video in a picture
+
+
+def gathered(suite: Suite) -> Path:
+    """The folder that a suite is rendered in, with the records that it is rendered from: of a preview some lie
+    elsewhere and are copied, those of its rows alone."""
+    folder = suite.shown_in
+    if suite.preview:
+        beside = {suite.root: [f"trained/{name}/artefacts.json" for name in suite.trained_rows]}
+        if suite.preview.partial:
+            beside[suite.folder] = [
+                *(f"scores/{name}.json" for name in (*suite.rows, "floor")),
+                *(f"diagnostics/{name}.json" for name in suite.predictor_rows),
+                "latency.json",
+            ]
+        for source, names in beside.items():
+            for name in names:
+                if (source / name).exists():
+                    copy_file(source / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:
@@ -46,14 +66,15 @@ def render_ablations(suite: Suite, folder: Path) -> None:
 
 def render_verdicts(suite: Suite, folder: Path) -> None:
     """Write tables/verdicts.* below `folder`, from everything there."""
-    _write({"verdicts": verdict_table(read_results(suite, folder))}, folder)
+    _write(verdict_tables(read_results(suite, folder)), folder)
 
 
-def render_strips(suite: Suite, folder: Path) -> None:
-    """Write grids/strips/ below `folder` from the samples: first samples of every row, and of some their steps."""
+def render_strips(suite: Suite, folder: Path, results: Path) -> None:
+    """Write grids/strips/ below `folder` from the samples below `results`: first samples of every row, and of some
+    their steps."""
     for entry in suite.entries:
         strip = folder / "grids" / "strips" / f"{entry.name}.png"
-        samples = folder / "samples" / entry.name
+        samples = results / "samples" / entry.name
         write_strip(strip, [_first_images(samples, suite.show.figure.columns)])
         if suite.samples.traced and entry.shows_steps:
             manifest, shard = read_manifest(samples), next(read_shards(samples, "np"))
@@ -112,7 +133,10 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
     results = read_results(suite, folder)
     for name in names or figure_names(suite):
         try:
-            save(draw(results, folder, name), folder / "figures", name)
+            figure = draw(results, folder, name)
+            if suite.preview:
+                figure.text(0, 1, suite.preview.says, va="bottom", weight="bold")
+            save(figure, folder / "figures", name)
         except Missing as missing:
             tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
 

@@ -14,6 +14,7 @@ from typing import Any
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.vbench import DIMENSIONS, Dimension
+from tcbench.outside.devices import lease, uses_gpus
 from tcbench.outside.places import ASSETS, vbench_environment
 from tcbench.record.files import atomic, read_json, write_text
 from tcbench.record.provenance import collect
@@ -59,6 +60,8 @@ def score_videos(entry: Entry) -> None:
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
     if runnable := [name for name, reason in reasons.items() if not reason]:
+        if uses_gpus(suite.model.device):
+            lease()
         with tempfile.TemporaryDirectory() as scratch:
             task = {
                 "shards": [str(path) for path in shard_files(entry.samples)],
