@@ -457,6 +457,8 @@ def _tables(parsed: argparse.Namespace) -> None:
 
     if is_speed_config(parsed.config):
         timed = load_speed_suite(parsed.config)
+        if Asked(parsed.samples, tuple(parsed.rows), parsed.partial) != WHOLE:
+            raise UserError(f"{parsed.config}: a speed suite has no samples or rows to look at early")
         _speed_tables(_published(parsed, timed), parsed.results or timed.folder)
         return
     suite, folder = _results(parsed)

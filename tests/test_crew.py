@@ -16,6 +16,9 @@ from tests.conftest import make_adapter
 from tests.test_unfinished import Killed, killed_after, made, same
 
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
+
+
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ equal size, so that the mean is the whole batch's, to rounding.
 """
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -85,7 +86,7 @@ class Member(Crew):
         """As `Crew.mean`."""
         from accelerate.utils import reduce
 
-        return reduce(value.detach().clone(), "mean")
+        return reduce(value.detach(), "mean")
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """As `Crew.average_gradients`."""
@@ -110,10 +111,10 @@ def train_together(count: int, cpu: bool, work: Callable[[Crew], None]) -> None:
     try:
         start_processes(partial(_member, cpu=cpu, work=work), (count, port), count, start_method="fork")
     except ProcessRaisedException as error:
-        name = f"{UserError.__module__}.{UserError.__qualname__}: "
-        if name in (text := str(error)):
-            raise UserError(text.rpartition(name)[2].strip()) from None
-        raise
+        _, *said = re.split(r"^tcbench\.[\w.]+: ", str(error), flags=re.MULTILINE)  # the name of one of our exceptions
+        if not said:
+            raise
+        raise UserError(said[-1].strip()) from None
 
 
 def _member(rank: int, count: int, port: int, cpu: bool, work: Callable[[Crew], Any]) -> None:
