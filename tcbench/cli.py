@@ -98,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def samples(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "--samples", type=int, metavar="N", help="look early at the first N samples of a row; more later repeat none"
+            "--samples",
+            type=int,
+            metavar="N",
+            help="look early at a row's first N samples; more later repeat none",
         )
 
     sub = command("run", _run, "run the workflow from any folder, with results below it; what is finished is kept")
@@ -258,7 +261,7 @@ def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
-    """The suite and the folder of its results, or the part of it that is asked for and the folder that it is shown in."""
+    """The suite and the folder of its results; or the part of it that is asked for, and where that is shown."""
     asked = Asked(parsed.samples, tuple(parsed.rows), parsed.partial)
     if parsed.results is None:
         from tcbench.stages.render import gathered
@@ -341,7 +344,9 @@ def _say_added(suite: Suite) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     asked = Asked(parsed.samples, tuple(parsed.rows))
-    return run_workflow(parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus)
+    return run_workflow(
+        parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus
+    )
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:

@@ -56,7 +56,16 @@ def sampling_parts(work: int, longest: int, shards: int, gpus: int) -> int:
     return max(1, min(math.ceil(gpus * work / longest), shards))
 
 
-MEMORY_GB = {"encode": 32, "train": 64, "search": 32, "sample": 32, "latency": 32, "score": 64, "floor": 64, "vbench": 32}
+MEMORY_GB = {
+    "encode": 32,
+    "train": 64,
+    "search": 32,
+    "sample": 32,
+    "latency": 32,
+    "score": 64,
+    "floor": 64,
+    "vbench": 32,
+}
 """Of the host, by stage, that a cluster is asked for on behalf of suites that run on GPUs."""
 LIGHT_GB = 4
 """The same of everything else."""
@@ -113,7 +122,9 @@ def run_workflow(
             load_speed_suite(path)
             targets = targets or ["speed"]
             if targets != ["speed"] or asked != WHOLE:
-                raise UserError(f"{path}: a speed suite has one target, `speed`, and no samples or rows to look at early")
+                raise UserError(
+                    f"{path}: a speed suite has one target, `speed`, and no part to look at early"
+                )
             config["speed_file"] = suite
         else:
             load_suite(path, asked)

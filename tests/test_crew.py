@@ -101,7 +101,7 @@ def test_what_one_process_refuses_is_said_in_its_words() -> None:
     def work(crew: Crew) -> None:
         raise UserError("no: give another")
 
-    with pytest.raises(UserError, match="^no: give another$"):
+    with pytest.raises(UserError, match=r"^no: give another$"):
         train_together(2, True, work)
 
 

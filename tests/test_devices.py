@@ -186,7 +186,7 @@ def test_a_process_that_was_forked_from_a_job_keeps_its_lease(machine: Path) -> 
 def test_of_any_takes_and_returns_no_gpu_is_had_twice(
     tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[str, int]]
 ) -> None:
-    """Against a plain count: `_take` gives as many as are asked for if they are free, else none, and never one twice."""
+    """Against a plain count: `_take` gives as many as are asked for if so many are free, else none; none twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(devices.FOLDER, str(tmp_path_factory.mktemp("leases")))
         names, had = tuple("abcd"), []

@@ -68,6 +68,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("tensors/groups", set()),
         ("outside/foreign", {"errors"}),
         ("guidance", set()),
+        ("outside/devices", {"errors"}),
         ("outside/places", {"errors"}),
         ("timesteps", {"errors"}),
         ("stats", {"errors"}),
@@ -141,6 +142,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("config/document", {"errors"}),
         ("config/depends", {"config"}),
         ("config/page", {"config"}),
+        ("config/preview", {"config", "errors"}),
         ("config/suite", {"config", "data", "method", "models", "precision", "record", "registry"}),
         ("config/check", {"config", "data", "errors", "method", "metrics", "models", "precision", "registry"}),
         ("config/load", {"config", "errors", "outside"}),
@@ -191,7 +193,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow"),
-    *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
+    *("outside/__init__", "outside/devices", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
     *("choose", "schedule", "extrapolate", "selector", "partial", "shapes", "guidance", "method", "trainable"),
     *("ledger", "observations"),

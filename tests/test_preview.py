@@ -76,7 +76,9 @@ def test_nothing_scored_is_nothing_to_show(config: Path, monkeypatch: pytest.Mon
         load_suite(config, Asked(scored=True))
 
 
-def test_looking_early_and_going_on(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_looking_early_and_going_on(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """Samples of a preview are there for the whole; its tables and those of some rows say what they are of."""
     monkeypatch.chdir(config.parent)
     suite, early = str(config), ("--samples", "16")

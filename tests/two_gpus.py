@@ -4,8 +4,8 @@
 
 DiT-XL/2 with random weights samples two rows of 2400, once on one GPU and once in two parts, by the commands that the
 workflow runs. Printed, and written to FOLDER/two-gpus.json: how many shards are equal, and samples a second of each
-job, from the shards after its first three, in which kernels are compiled and steps captured. With TCBENCH_PRETEND_GPUS=2
-the smoke suite's model takes its place, to try this script.
+job, from the shards after its first three, in which kernels are compiled and steps captured. With
+TCBENCH_PRETEND_GPUS=2 the digits suite's model takes its place, to try this script.
 """
 
 import json

@@ -28,19 +28,16 @@ def gathered(suite: Suite) -> Path:
     elsewhere and are copied, those of its rows alone."""
     folder = suite.shown_in
     if suite.preview:
-        beside = {suite.root: [f"trained/{name}/artefacts.json" for name in suite.trained_rows]}
+        read = [(suite.root, f"trained/{name}/artefacts.json") for name in suite.trained_rows]
         if suite.preview.partial:
-            beside[suite.folder] = [
-                *(f"scores/{name}.json" for name in (*suite.rows, "floor")),
-                *(f"diagnostics/{name}.json" for name in suite.predictor_rows),
-                "latency.json",
-            ]
-        for source, names in beside.items():
-            for name in names:
-                if (source / name).exists():
-                    copy_file(source / name, folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
+            read += [(suite.folder, f"scores/{name}.json") for name in (*suite.rows, "floor")]
+            read += [(suite.folder, f"diagnostics/{name}.json") for name in suite.predictor_rows]
+            read += [(suite.folder, "latency.json")]
+        for source, name in read:
+            if (source / name).exists():
+                copy_file(source / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
     return folder
 
 
