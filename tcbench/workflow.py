@@ -122,9 +122,7 @@ def run_workflow(
             load_speed_suite(path)
             targets = targets or ["speed"]
             if targets != ["speed"] or asked != WHOLE:
-                raise UserError(
-                    f"{path}: a speed suite has one target, `speed`, and no part to look at early"
-                )
+                raise UserError(f"{path}: a speed suite has one target, `speed`, and no part to look at early")
             config["speed_file"] = suite
         else:
             load_suite(path, asked)

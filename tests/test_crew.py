@@ -15,7 +15,6 @@ from tcbench.training.unfinished import Unfinished
 from tests.conftest import make_adapter
 from tests.test_unfinished import Killed, killed_after, made, same
 
-
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
 
 

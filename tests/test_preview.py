@@ -11,7 +11,8 @@ from tcbench.errors import UserError
 from tcbench.stages.sample import row_fingerprint
 
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
-CONFIG = SMOKE.replace("count: 8", "count: 40").replace("batch_size: 4\n  traced", "batch_size: 4\n  shard_batches: 2\n  traced")
+BATCH = "batch_size: 4\n  traced"
+CONFIG = SMOKE.replace("count: 8", "count: 40").replace(BATCH, BATCH.replace("\n", "\n  shard_batches: 2\n"))
 ROWS = ("nfe4-uncached", "nfe4-fora")
 
 

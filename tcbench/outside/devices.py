@@ -152,5 +152,5 @@ def _lock_file(name: str) -> int:
             return descriptor
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be opened ({error.strerror}); make it writable for all, or name another folder in ${FOLDER}"
+            f"{path}: cannot be opened ({error.strerror}); make it writable for all or name another in ${FOLDER}"
         ) from error
