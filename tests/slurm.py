@@ -42,14 +42,20 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+CONFIGURED = Path("/etc/slurm")
+"""Where jobs look: Snakemake's plugin takes Slurm's variables out of their environment, that of the file among them."""
+
+
 def can_run() -> bool:
-    """Whether this is root, with the packages installed."""
+    """Whether this is root, with the packages installed, and no Slurm is set up here."""
+    if (CONFIGURED / "slurm.conf").exists():
+        return False
     return os.getuid() == 0 and all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged", "sbatch"))
 
 
 @contextmanager
 def cluster(folder: Path, gpus: int) -> Iterator[dict[str, str]]:
-    """Bring it up, with all its files in `folder`; gives the environment in which Slurm's commands find it."""
+    """Bring it up, with all its files but its configuration in `folder`; gives the environment of its commands."""
     folder.mkdir(parents=True)
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir()
@@ -57,13 +63,13 @@ def cluster(folder: Path, gpus: int) -> Iterator[dict[str, str]]:
         for free in (one, two):
             free.bind(("127.0.0.1", 0))
         ports = one.getsockname()[1], two.getsockname()[1]
-    conf = folder / "slurm.conf"
+    conf, resources = CONFIGURED / "slurm.conf", CONFIGURED / "gres.conf"
     conf.write_text(CONF.format(host=socket.gethostname(), folder=folder, gpus=gpus, ports=ports))
     for number in range(gpus):
         os.mknod(folder / f"nvidia{number}", 0o020666, os.makedev(1, 3))
     files = f"{folder}/nvidia[0-{gpus - 1}]" if gpus > 1 else f"{folder}/nvidia0"
-    (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={files}\n")
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
+    resources.write_text(f"AutoDetect=off\nName=gpu File={files}\n")
+    environment = dict(os.environ)
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         if not Path("/run/munge/munge.socket.2").exists():
@@ -82,6 +88,8 @@ def cluster(folder: Path, gpus: int) -> Iterator[dict[str, str]]:
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)
+        conf.unlink()
+        resources.unlink()
 
 
 def _nodes(environment: dict[str, str]) -> str:
