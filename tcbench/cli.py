@@ -17,10 +17,12 @@ from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
 from tcbench.config.document import Document, parse
 from tcbench.config.load import load_suite, validated
+from tcbench.config.preview import WHOLE, Asked
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
+from tcbench.outside.devices import lease, release, uses_gpus
 from tcbench.outside.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:
             add_methods(parsed.methods)
-        status = parsed.handler(parsed) or 0
+        try:
+            status = parsed.handler(parsed) or 0
+        finally:
+            release()
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -91,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("config", metavar="SUITE", type=suite_file, help="a suite's name, e.g. digits, or its config")
         return sub
 
+    def samples(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--samples",
+            type=int,
+            metavar="N",
+            help="look early at a row's first N samples; more later repeat none",
+        )
+
     sub = command("run", _run, "run the workflow from any folder, with results below it; what is finished is kept")
     sub.add_argument(
         "suite", nargs="?", metavar="SUITE", help="a name, e.g. digits, or a config (default: the embedded ones)"
@@ -98,7 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}, or a file (default: {TARGETS[0]})"
     )
+    samples(sub)
+    sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="look early at these rows alone")
     sub.add_argument("--cores", default="all", help="a number (default: all)")
+    sub.add_argument("--gpus", type=int, metavar="N", help="GPUs that rows are sampled on at once (default: all here)")
+    sub.add_argument("--profile", default="default", help="slurm, or a folder with a profile of yours (%(default)s)")
     sub.add_argument("--dry-run", "-n", action="store_true", help="print what would be done")
     sub.add_argument(
         "--snakemake", action="append", default=[], metavar="OPTION", help="hand on, e.g. --snakemake=--keep-going"
@@ -127,18 +144,30 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+        samples(sub)
+        if name == "sample":
+            sub.add_argument(
+                *("--part", "-p"),
+                type=_part,
+                default=(1, 1),
+                metavar="I/N",
+                help="of N jobs that sample these rows at once, on as many GPUs or machines, this is the I-th",
+            )
     sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
     what.add_argument("--rows", nargs="+", metavar="ROW")
     sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
-    stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
-    stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart")
-    stage("latency", _latency, "measure the latency of every row")
+    samples(sub)
+    samples(stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID"))
+    samples(stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart"))
+    samples(stage("latency", _latency, "measure the latency of every row"))
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
+    samples(sub)
     sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
     sub.add_argument("--name", required=True, metavar="ABLATION")
+    samples(sub)
     sub = stage("rival", _rival, "solve, sample and score one method of the table of rivals at its budgets")
     sub.add_argument("--method", required=True)
     for name, handler, help in (
@@ -156,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
             type=Path,
             help="folder to read and write (default: results/<suite>); published results bring their own config",
         )
+        samples(sub)
+        sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="of these rows alone, and say so")
+        sub.add_argument("--partial", action="store_true", help="of the rows that are scored so far, and say so")
         if name == "figures":
             sub.add_argument(
                 "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
@@ -229,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
     """Rows of the config, or of its ablations."""
-    suite = load_suite(parsed.config)
+    suite = load_suite(parsed.config, Asked(parsed.samples if "samples" in parsed else None))
     try:
         entries = [suite.find(name) for name in names]
     except KeyError as error:
@@ -240,9 +272,16 @@ def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
 
 
 def _results(parsed: argparse.Namespace) -> tuple[Suite, Path]:
-    """The suite and the folder of its results."""
-    suite = _published(parsed, load_suite(parsed.config))
-    return suite, parsed.results or suite.folder
+    """The suite and the folder of its results; or the part of it that is asked for, and where that is shown."""
+    asked = Asked(parsed.samples, tuple(parsed.rows), parsed.partial)
+    if parsed.results is None:
+        from tcbench.stages.render import gathered
+
+        suite = load_suite(parsed.config, asked)
+        return suite, gathered(suite)
+    if asked != WHOLE:
+        raise UserError("--results: a folder is shown as it is; leave out --samples, --rows and --partial")
+    return _published(parsed, load_suite(parsed.config)), parsed.results
 
 
 _AnySuite = TypeVar("_AnySuite", Suite, SpeedSuite)
@@ -315,7 +354,10 @@ def _say_added(suite: Suite) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    return run_workflow(parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake)
+    asked = Asked(parsed.samples, tuple(parsed.rows))
+    return run_workflow(
+        parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus
+    )
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -366,10 +408,17 @@ def _encode(parsed: argparse.Namespace) -> None:
 
 def _sample(parsed: argparse.Namespace) -> None:
     entries = _entries(parsed, parsed.rows)
-    from tcbench.stages.sample import sample_rows
+    from tcbench.stages.sample import Part, sample_rows
 
     _set_threads()
-    sample_rows(entries)
+    sample_rows(entries, Part(*parsed.part))
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N, e.g. 2/8, the second of eight")
+    return int(number), int(of)
 
 
 def _score(parsed: argparse.Namespace) -> None:
@@ -393,7 +442,7 @@ def _vbench(parsed: argparse.Namespace) -> None:
 
 
 def _floor(parsed: argparse.Namespace) -> None:
-    suite = load_suite(parsed.config)
+    suite = load_suite(parsed.config, Asked(parsed.samples))
     from tcbench.stages.score import measure_floor
 
     _set_threads()
@@ -401,7 +450,7 @@ def _floor(parsed: argparse.Namespace) -> None:
 
 
 def _seed_noise(parsed: argparse.Namespace) -> None:
-    suite = load_suite(parsed.config)
+    suite = load_suite(parsed.config, Asked(parsed.samples))
     from tcbench.stages.score import measure_seed_noise
 
     _set_threads()
@@ -409,7 +458,7 @@ def _seed_noise(parsed: argparse.Namespace) -> None:
 
 
 def _latency(parsed: argparse.Namespace) -> None:
-    suite = load_suite(parsed.config)
+    suite = load_suite(parsed.config, Asked(parsed.samples))
     from tcbench.stages.latency import measure_latency
 
     _set_threads()
@@ -432,12 +481,15 @@ def _tables(parsed: argparse.Namespace) -> None:
 
     if is_speed_config(parsed.config):
         timed = load_speed_suite(parsed.config)
+        if Asked(parsed.samples, tuple(parsed.rows), parsed.partial) != WHOLE:
+            raise UserError(f"{parsed.config}: a speed suite has no samples or rows to look at early")
         _speed_tables(_published(parsed, timed), parsed.results or timed.folder)
         return
     suite, folder = _results(parsed)
     render_tables(suite, folder)
-    if (folder / "samples").exists():  # published results carry the strips themselves
-        render_strips(suite, folder)
+    results = parsed.results or suite.folder
+    if (results / "samples").exists():  # published results carry the strips themselves
+        render_strips(suite, folder, results)
     render_grids(suite, folder)
     for name in suite.tables:
         print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
@@ -464,7 +516,7 @@ def _figures(parsed: argparse.Namespace) -> None:
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
-    suite = load_suite(parsed.config)
+    suite = load_suite(parsed.config, Asked(parsed.samples))
     if parsed.name not in suite.ablation_suites:
         raise UserError(
             f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}"
@@ -552,6 +604,8 @@ def _bench(parsed: argparse.Namespace) -> None:
     folder = parsed.results or suite.folder
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
     _set_threads()
+    if uses_gpus(suite.device):
+        lease()
     if parsed.profile is None:
         from tcbench.stages.bench import bench
 

@@ -1,11 +1,14 @@
 """`tcbench run`: the workflow from any folder, as `snakemake` runs it in a checkout."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tcbench.config.load import load_suite
+from tcbench.config.preview import WHOLE, Asked
 from tcbench.config.speed import is_speed_config, load_speed_suite
-from tcbench.errors import UserError
-from tcbench.outside.places import PROFILE, WORKFLOW, suite_file
+from tcbench.errors import UserError, did_you_mean
+from tcbench.outside.places import WORKFLOW, profile_folder, suite_file
 
 SUITES = ("digits", "scenes", "moving")
 """The embedded suites, which run when none is named."""
@@ -18,7 +21,80 @@ ALL_CORES = 4096
 `workflow.cores`, breaks commands that do without it, such as `snakemake --unlock`."""
 
 
-def run_workflow(suite: str | None, targets: Sequence[str], cores: str, dry_run: bool, options: Sequence[str]) -> int:
+CONFIG_KEYS = {
+    "suite": "a suite by name",
+    "suite_file": "a suite's config",
+    "speed_file": "a speed suite by name, or its config",
+    "samples": "look early at so many samples of a row",
+    "rows": "look early at these rows, with commas between them",
+    "gpus": "GPUs that rows are sampled on at once, if they are not this machine's",
+}
+"""What `snakemake --config` may say."""
+
+
+def asked_of(config: Mapping[str, Any]) -> Asked:
+    """What part of the suites Snakemake's config asks for.
+
+    Raises:
+        UserError: it has a key that means nothing here, or a value that cannot be meant.
+    """
+    for key, value in config.items():
+        if key not in CONFIG_KEYS:
+            raise UserError(f"--config {key}={value}: unknown; {did_you_mean(key, CONFIG_KEYS)}")
+        if key in ("samples", "gpus") and (type(value) is not int or value < 1):
+            raise UserError(f"--config {key}={value}: give a number, 1 or more")
+    return Asked(config.get("samples"), tuple(filter(None, str(config.get("rows", "")).split(","))))
+
+
+def sampling_parts(work: int, longest: int, shards: int, gpus: int) -> int:
+    """In how many parts, each a job on a GPU, something is sampled: the longest in as many as there are GPUs, what is
+    shorter in as many fewer, because every job has to load the model first.
+
+    Args:
+        work, longest: sampled steps times samples.
+    """
+    return max(1, min(math.ceil(gpus * work / longest), shards))
+
+
+MEMORY_GB = {
+    "encode": 32,
+    "train": 64,
+    "search": 32,
+    "sample": 32,
+    "latency": 32,
+    "score": 64,
+    "floor": 64,
+    "vbench": 32,
+}
+"""Of the host, by stage, that a cluster is asked for on behalf of suites that run on GPUs."""
+LIGHT_GB = 4
+"""The same of everything else."""
+
+LIMIT_MINUTES = 24 * 60
+"""What a cluster is asked for where nothing better is known. A job that needs more is ended there, and goes on where it
+was when it is started again."""
+
+
+def cluster_resources(stage: str, on_gpus: bool, minutes: int = LIMIT_MINUTES) -> dict[str, int]:
+    """What a rule asks a cluster for besides GPUs, by Snakemake's names; without a cluster nothing comes of it.
+
+    Args:
+        minutes: how long the job may take.
+    """
+    memory = MEMORY_GB.get(stage, LIGHT_GB) if on_gpus else LIGHT_GB
+    return {"mem_mb": 1000 * memory, "runtime": minutes}
+
+
+def run_workflow(
+    suite: str | None,
+    targets: Sequence[str],
+    cores: str,
+    dry_run: bool,
+    options: Sequence[str],
+    asked: Asked = WHOLE,
+    profile: str = "default",
+    gpus: int | None = None,
+) -> int:
     """Run Snakemake on a suite, with results below the working directory.
 
     Args:
@@ -27,31 +103,38 @@ def run_workflow(suite: str | None, targets: Sequence[str], cores: str, dry_run:
         cores: a number, or "all".
         dry_run: whether to print what would be done and do nothing.
         options: options of Snakemake's own.
+        asked: the part of the suite that is wanted.
+        profile: name of a profile that ships, or the path of one.
+        gpus: how many a row is sampled on at once, if not as many as this machine has.
 
     Returns:
         Snakemake's exit status.
 
     Raises:
-        UserError: the suite's config is missing or wrong, or a speed suite is asked for tables.
+        UserError: the suite's config is missing or wrong, has no such part, or a speed suite is asked for tables; or
+            there is no such profile.
     """
     targets = [*([suite] if suite in TARGETS else []), *targets]
-    config = []
+    config: dict[str, Any] = {}
     if suite and suite not in TARGETS:
         path = suite_file(suite)
         if is_speed_config(path):
             load_speed_suite(path)
             targets = targets or ["speed"]
-            if targets != ["speed"]:
-                raise UserError(f"{path}: a speed suite has one target, `speed`")
-            config = ["--config", f"speed_file={suite}"]
+            if targets != ["speed"] or asked != WHOLE:
+                raise UserError(f"{path}: a speed suite has one target, `speed`, and no part to look at early")
+            config["speed_file"] = suite
         else:
-            load_suite(path)
-            config = ["--config", f"suite_file={suite}"]
+            load_suite(path, asked)
+            config["suite_file"] = suite
+    config |= {"samples": asked.samples, "rows": ",".join(asked.rows), "gpus": gpus}
+    said = [f"{key}={value}" for key, value in config.items() if value]
     from snakemake.cli import main
 
-    arguments = [*targets, "--snakefile", str(WORKFLOW), "--workflow-profile", str(PROFILE), "--cores", cores]
+    arguments = [*targets, "--snakefile", str(WORKFLOW), "--workflow-profile", str(profile_folder(profile))]
+    arguments += ["--cores", cores]
     try:
-        main([*arguments, *(["--dry-run"] if dry_run else []), *options, *config])
+        main([*arguments, *(["--dry-run"] if dry_run else []), *options, *(["--config", *said] if said else [])])
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -391,19 +391,19 @@ def test_seconds_of_a_resumed_row_count_all_processes(results: Path) -> None:
     def seconds_after(damage: Path) -> float:
         damage.unlink()
         assert main(["sample", "tiny.yaml", "--rows", "nfe4-fora"]) == 0
-        assert shard.read_bytes() == whole and not (samples / "spent.json").exists()
+        assert shard.read_bytes() == whole and not (samples / "spent-1-of-1.json").exists()
         return float(read_json(manifest)["provenance"]["wall_s"])
 
     manifest.unlink()
-    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})  # as a killed process leaves it
+    write_record(samples / "spent-1-of-1.json", {"key": fingerprint, "wall_s": 1000.0})  # as a killed process leaves it
     assert 1000 <= seconds_after(shard) < 2000
     assert 1000 <= seconds_after(shard) < 2000, "of a row that was whole once"
     manifest.unlink()
-    write_record(samples / "spent.json", {"key": "of other settings", "wall_s": 1000.0})
+    write_record(samples / "spent-1-of-1.json", {"key": "of other settings", "wall_s": 1000.0})
     assert seconds_after(shard) < 1000
     manifest.unlink()
     (samples / "shard-00000.safetensors").unlink()
-    write_record(samples / "spent.json", {"key": fingerprint, "wall_s": 1000.0})
+    write_record(samples / "spent-1-of-1.json", {"key": fingerprint, "wall_s": 1000.0})
     assert seconds_after(shard) < 1000, "nothing of it was kept"
 
 

@@ -70,6 +70,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("tensors/groups", set()),
         ("outside/foreign", {"errors"}),
         ("guidance", set()),
+        ("outside/devices", {"errors"}),
         ("outside/places", {"errors"}),
         ("timesteps", {"errors"}),
         ("stats", {"errors"}),
@@ -152,6 +153,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("config/document", {"errors"}),
         ("config/depends", {"config"}),
         ("config/page", {"config"}),
+        ("config/preview", {"config", "errors"}),
         ("config/suite", {"config", "data", "method", "models", "precision", "record", "registry"}),
         ("config/check", {"config", "data", "errors", "method", "metrics", "models", "precision", "registry"}),
         ("config/load", {"config", "errors", "outside"}),
@@ -202,7 +204,7 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow"),
-    *("outside/__init__", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
+    *("outside/__init__", "outside/devices", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
     *("choose", "schedule", "extrapolate", "bipartite", "selector", "partial", "routed", "shapes"),
     *("guidance", "method", "trainable"),

@@ -14,6 +14,7 @@ from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 from tcbench.training import unfinished
 from tcbench.training.caching import train
+from tcbench.training.crew import ALONE, Crew
 from tcbench.training.unfinished import Unfinished
 from tests.conftest import make_adapter
 
@@ -50,9 +51,10 @@ def made(
     kept: Unfinished | None = None,
     dtype: Dtype = "fp32",
     checkpointed: bool = False,
+    crew: Crew = ALONE,
 ) -> Any:
     method, settings = make_method(name, METHODS[name]), SamplerSettings(1.5)
-    artefacts, refiners, log = train(model, method, 4, settings, data, 0, None, dtype, checkpointed, kept)
+    artefacts, refiners, log = train(model, method, 4, settings, data, 0, None, dtype, checkpointed, kept, crew)
     for stage in log["stages"]:
         del stage["wall_s"]
     scorers = {name: scorer.state_dict() for name, scorer in artefacts.scorers.items()}

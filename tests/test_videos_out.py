@@ -228,7 +228,7 @@ def test_the_measurement_at_full_size_runs_at_toy_size(tmp_path: Path) -> None:
 
 
 def test_clips_play_where_only_some_frames_are_kept(videos: Suite) -> None:
-    render_strips(videos, videos.folder)
+    render_strips(videos, videos.folder, videos.folder)
     row = {"suite": videos.suite, "row": "plain"}
     with Image.open(BytesIO(_playing(videos.folder, row, np.zeros((3, 4, 8)), 2))) as clips:
         assert clips.n_frames == 5 and clips.size == (3 * 64, 128)  # columns of the figure

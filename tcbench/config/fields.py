@@ -232,6 +232,11 @@ class Samples(Strict):
         other."""
         return self.batch_size * self.shard_batches
 
+    @property
+    def shards(self) -> int:
+        """How many shards there are, the last one perhaps short."""
+        return -(-self.count // self.group_size)
+
 
 class Images(Strict):
     """Images or videos in files (`tcbench.data.images`, `tcbench.data.videos`), and what they show."""

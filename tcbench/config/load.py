@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tcbench.config.check import problems_of
 from tcbench.config.document import Document, Field, Problem, read_document
+from tcbench.config.preview import WHOLE, Asked, narrowed
 from tcbench.config.suite import Suite, with_trainings
 from tcbench.errors import UserError, did_you_mean
 from tcbench.outside.places import suite_files
@@ -19,11 +20,15 @@ NAMED = frozenset({"rows", "ablations", "files"})
 """Fields of a suite whose members are looked at one by one: one that is broken hides no problem of the others."""
 
 
-def load_suite(path: Path | str) -> Suite:
+def load_suite(path: Path | str, asked: Asked = WHOLE) -> Suite:
     """Read and check a suite config.
 
+    Args:
+        asked: the part of it that is wanted.
+
     Raises:
-        UserError: a line for everything that is wrong with it, naming the file, the field and the fix.
+        UserError: a line for everything that is wrong with it, naming the file, the field and the fix; or it has no
+            such part.
     """
     document = read_config(Path(path))
     found = [*document.problems, *_schema_problems(document.value, Suite)]
@@ -31,7 +36,7 @@ def load_suite(path: Path | str) -> Suite:
     suite = _what_is_whole(document.value, broken) if found else Suite.model_validate(document.value)
     if problems := [*found, *problems_of(suite, broken)]:
         raise document.error(problems)
-    return with_trainings(suite)
+    return with_trainings(narrowed(suite, asked))
 
 
 def read_config(path: Path) -> Document:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, PrivateAttr
 
 from tcbench.config.depends import STAGES
 from tcbench.config.fields import (
@@ -192,7 +192,7 @@ class Entry:
 
     @property
     def samples(self) -> Path:
-        """The folder of its samples."""
+        """The folder of what is said of its samples, in which they are too unless the suite is a preview."""
         return self.suite.folder / "samples" / self.name
 
     @property
@@ -202,13 +202,12 @@ class Entry:
 
     def shard(self, number: int) -> Path:
         """A file of its samples."""
-        return self.samples / f"shard-{number:05d}.safetensors"
+        return self.suite.store / "samples" / self.name / f"shard-{number:05d}.safetensors"
 
     @property
-    def twin(self) -> Path | None:
-        """The folder of another row's samples that begin with this row's, because their settings are the same."""
-        name = self.suite.twins.get(digest(self.sample_settings)) if self.suite.twins else None
-        return self.suite.root / "samples" / name if name else None
+    def twin(self) -> str | None:
+        """The row of the suite whose samples begin with this ablation's row's, because their settings are the same."""
+        return self.suite.twins.get(digest(self.sample_settings)) if self.suite.twins else None
 
     @property
     def features(self) -> Path:
@@ -239,6 +238,23 @@ class Entry:
     def diagnostics(self) -> Path:
         """The local errors of its predictor."""
         return self.suite.folder / "diagnostics" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What of a suite is looked at before the rest is there (`tcbench.config.preview`).
+
+    Attributes:
+        says: which part, for titles.
+        folder: where everything but samples and what is trained goes.
+        group_size: samples of a group that the jackknife leaves out, whole batches.
+        partial: whether rows lack, and what is rendered therefore has a folder of its own.
+    """
+
+    says: str
+    folder: Path
+    group_size: int
+    partial: bool
 
 
 class Suite(Strict):
@@ -273,6 +289,9 @@ class Suite(Strict):
     trainings: PositiveInt = 1
     """How often everything that is trained is trained, with seeds from `training.seed` on. Rows that sample with it are
     sampled as often, in the ablation `trainings`; tables give their means, and intervals that cover other trainings."""
+    training_gpus: PositiveInt = 1
+    """GPUs that train a row together, each with its share of every batch; the result is that of one to rounding. The
+    batch must be a multiple of it."""
     jobs: Literal["two", "nfe", "method", "row"] = "method"
     """Workflow jobs that sample: `two` (rows with and without something trained), `nfe` (the same two for every NFE),
     one per `method` or one per `row`."""
@@ -286,6 +305,7 @@ class Suite(Strict):
     """Methods side by side at a few MAC budgets (target `rivals`)."""
     files: dict[str, File] = Field(default={})
     """What does not ship with the project (`tcbench validate --files`), by a name that you choose."""
+    _preview: "Preview | None" = PrivateAttr(None)
 
     @property
     def sampling_dtypes(self) -> dict[str, Dtype]:
@@ -414,13 +434,33 @@ class Suite(Strict):
 
     @property
     def root(self) -> Path:
-        """Where this suite's results go, and what ablations share, relative to the working directory."""
+        """Where this suite's results go, and what ablations and previews share, relative to the working directory."""
         return Path("results") / self.suite
 
     @property
-    def folder(self) -> Path:
-        """Where samples and scores go: `root`, or below it for an ablation."""
+    def store(self) -> Path:
+        """Where samples go, those of previews too: `root`, or below it for an ablation."""
         return self.root
+
+    @property
+    def folder(self) -> Path:
+        """Where all goes that is said of samples, scores and tables: `root`, or below it for a preview."""
+        return self.preview.folder if self.preview else self.root
+
+    @property
+    def shown_in(self) -> Path:
+        """Where all goes that is rendered of scores: `folder`, or below it if rows lack."""
+        return self.folder / "partial" if self.preview and self.preview.partial else self.folder
+
+    @property
+    def preview(self) -> "Preview | None":
+        """What of a suite this is, if it is not the whole one."""
+        return self._preview
+
+    @property
+    def jackknife_size(self) -> int:
+        """Samples of a group that the jackknife leaves out: a shard; of a preview of few shards, fewer batches."""
+        return self.preview.group_size if self.preview else self.samples.group_size
 
     @property
     def latents_index(self) -> Path:
@@ -443,7 +483,7 @@ class Suite(Strict):
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """Rows of another suite with samples to copy, by the digest of their settings."""
+        """Rows of the suite with samples to copy for an ablation, by the digest of their settings."""
         return {}
 
     def find(self, name: str) -> Entry:
@@ -485,9 +525,14 @@ class AblationSuite(Suite):
     own: tuple[str, ...]
 
     @property
+    def store(self) -> Path:
+        """Below the suite's."""
+        return super().store / "ablations" / self.ablation
+
+    @property
     def folder(self) -> Path:
-        """Below the suite's folder."""
-        return self.root / "ablations" / self.ablation
+        """Below the suite's."""
+        return super().folder / "ablations" / self.ablation
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -609,4 +654,6 @@ def expand(suite: Suite, name: str, ablation: Ablation) -> AblationSuite:
     shared = {field: getattr(suite, field) for field in Suite.model_fields}
     samples = suite.samples.model_copy(update={"count": ablation.samples or suite.samples.count, "traced": 0})
     changed = {"rows": own | suite.rows, "samples": samples, "ablations": {}}
-    return AblationSuite(**shared | changed, ablation=name, own=tuple(own))
+    expanded = AblationSuite(**shared | changed, ablation=name, own=tuple(own))
+    expanded._preview = suite.preview
+    return expanded

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 _IN_A_WHEEL = PACKAGE / "shipped"
 SHIPPED = _IN_A_WHEEL if _IN_A_WHEEL.exists() else PACKAGE.parent
 WORKFLOW = PACKAGE / "rules" / "workflow.smk"
-PROFILE = SHIPPED / "profiles" / "default"
+PROFILES = SHIPPED / "profiles"
 ADDED_METHODS = "TCBENCH_METHODS"
 """The environment variable of added folders of methods, separated as in $PATH. The workflow's jobs inherit it."""
 
@@ -100,6 +100,19 @@ def suite_file(suite: str) -> Path:
         known = [*files, *(path.name for path in sorted(Path().glob("*.yaml")))]  # a config here needs its ending
         raise UserError(f"suite {suite!r}: no file {suite}.yaml in config/; {did_you_mean(suite, known)}")
     return _the_one("suite", suite, files[suite])
+
+
+def profile_folder(profile: str) -> Path:
+    """A profile of Snakemake's, that ships or is given by its path.
+
+    Raises:
+        UserError: it is neither.
+    """
+    for folder in (PROFILES / profile, Path(profile)):
+        if (folder / "config.yaml").exists():
+            return folder
+    known = sorted(folder.name for folder in PROFILES.iterdir())
+    raise UserError(f"profile {profile!r}: no config.yaml in such a folder; those that ship: {', '.join(known)}")
 
 
 def suite_word(suite: str) -> str:

@@ -1,14 +1,17 @@
 """The decisions of a step: who and how, by unit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 from tcbench.plan.fill import HOLD, Fill, Hold, Mix, Spread
 from tcbench.plan.refusal import PlanError, is_count, wrong
 from tcbench.plan.where import Output, Site, Span, Unit
 from tcbench.plan.who import All, Deferred, Merged, Nothing, Rows, Tokens, Who
 from tcbench.record.executed import Executed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Keys = Literal["cached", "fresh", "recomputed"]
 """What the recomputed tokens of a block attend to on a P-step (docs/reproduction-notes.md, reading 6).
@@ -105,6 +108,22 @@ class Plan:
     def at(self, unit: Unit) -> Decision | None:
         """The decision for a unit, or None if the plan leaves it to be computed in full."""
         return self.decisions.get(unit)
+
+    def of_rows(self, index: "Tensor") -> "Plan":
+        """The same decisions for some rows of the batch.
+
+        Raises:
+            PlanError: one is not taken yet, or is of rows itself.
+        """
+        decisions = {}
+        for unit, decision in self.decisions.items():
+            if isinstance(decision.who, Rows | Deferred) or decision.spread is not None:
+                raise PlanError(f"{unit}: what is decided where it is reached cannot be shared out over GPUs")
+            who = decision.who
+            if isinstance(who, Tokens):
+                who = Tokens(who.index_RK[index.to(who.index_RK.device)], who.used)
+            decisions[unit] = replace(decision, who=who)
+        return Plan(decisions, self.checks)
 
     @property
     def full(self) -> bool:

@@ -65,6 +65,7 @@ class Manifest(OfSuite):
 
     Keys:
         shards: the digest that each carries, in the samples' order.
+        shards_in: their folder, relative to the record's, where that is another one (a preview's).
         captions: the prompt of every sample, where there are prompts.
     """
 
@@ -83,6 +84,7 @@ class Manifest(OfSuite):
     tokens: PositiveInt
     cache_bytes: NonNegativeInt
     shards: Annotated[dict[ShardName, Digest], Field(min_length=1)]
+    shards_in: NotRequired[str]
     captions: NotRequired[list[str]]
     provenance: Provenance
 

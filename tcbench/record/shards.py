@@ -40,8 +40,9 @@ def shard_files(samples: Path) -> Iterator[Path]:
     Raises:
         UserError: a shard is missing, damaged or not the one that row.json lists; says how it is made again.
     """
-    for name, expected in read_manifest(samples)["shards"].items():
-        path = samples / name
+    manifest = read_manifest(samples)
+    for name, expected in manifest["shards"].items():
+        path = samples / manifest.get("shards_in", "") / name
         if not is_whole(path) or seal(path) != expected:
             raise UserError(
                 f"{path}: is not the shard that row.json lists; run `tcbench sample` for {samples.name} again"

@@ -38,7 +38,7 @@ CANNOT_CHANGE_NUMBERS = frozenset(
         ),
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
         *(f"tcbench.watch.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
-        *("tcbench.outside.places", "tcbench.registry"),  # these find
+        *("tcbench.outside.devices", "tcbench.outside.places", "tcbench.registry"),  # these find
         *(f"tcbench.record.{name}" for name in ("files", "identity", "imports", "provenance", "sources", "spent")),
     }
 )

@@ -7,6 +7,13 @@ from pathlib import Path
 from tcbench.record.files import is_whole, read_record, write_record
 
 
+def seconds_kept(path: Path, key: str) -> float:
+    """What is written down there of the work that `key` identifies; nothing is 0."""
+    if is_whole(path) and (kept := read_record(path, "remove it")).get("key") == key:
+        return float(kept["wall_s"])
+    return 0.0
+
+
 class Spent:
     """The seconds of a piece of work that leaves finished parts on disk.
 
@@ -16,11 +23,9 @@ class Spent:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key, self._began = path, key, time.monotonic()
-        self.earlier = 0.0
+        self.path, self._key, self._began = path, key, time.monotonic()
+        self.earlier = seconds_kept(path, key)
         """Of processes before this one."""
-        if is_whole(path) and (kept := read_record(path, "remove it")).get("key") == key:
-            self.earlier = float(kept["wall_s"])
 
     def keep(self) -> None:
         """Write them down, after a part is finished.
@@ -28,8 +33,8 @@ class Spent:
         Raises:
             UserError: the file cannot be written.
         """
-        write_record(self._path, {"key": self._key, "wall_s": self.earlier + time.monotonic() - self._began})
+        write_record(self.path, {"key": self._key, "wall_s": self.earlier + time.monotonic() - self._began})
 
     def remove(self) -> None:
         """The work is over, and its record says how long it took."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)

@@ -1,5 +1,8 @@
 """All tables of a suite by name, from its results: what the files in tables/ and the report hold."""
 
+from dataclasses import replace
+
+from tcbench.config.suite import Suite
 from tcbench.report.ablation_table import table_ablation
 from tcbench.report.compare import margins
 from tcbench.report.local_error_table import table_local_error
@@ -8,6 +11,17 @@ from tcbench.report.results import Results
 from tcbench.report.schedule_table import table1
 from tcbench.report.table import Table
 from tcbench.report.verdicts import verdict_table
+
+
+def stamped(tables: dict[str, Table], suite: Suite) -> dict[str, Table]:
+    """The tables; of a preview they say so in their titles, and in their captions of which rows."""
+    if suite.preview is None:
+        return tables
+    says = f"{suite.preview.says}: {', '.join(suite.rows)}."
+    return {
+        name: replace(table, title=f"{table.title} [{suite.preview.says}]", caption=f"{says} {table.caption}")
+        for name, table in tables.items()
+    }
 
 
 def main_tables(results: Results) -> dict[str, Table]:
@@ -32,13 +46,13 @@ def main_tables(results: Results) -> dict[str, Table]:
             (suite.about.stands_for.name, suite.about.stands_for.resolution) if suite.about.stands_for else None
         )
         tables["table1"] = table1(results.rows, differs=suite.about.differs, stands_for=stands_for)
-    return tables
+    return stamped(tables, suite)
 
 
 def ablation_tables(results: Results) -> dict[str, Table]:
     """One table per ablation that was run."""
     suite = results.suite
-    return {
+    tables = {
         f"ablation-{name}": table_ablation(
             suite.ablations[name],
             rows,
@@ -50,6 +64,7 @@ def ablation_tables(results: Results) -> dict[str, Table]:
         )
         for name, rows in results.ablations.items()
     }
+    return stamped(tables, suite)
 
 
 def diagnostic_tables(results: Results) -> dict[str, Table]:
@@ -59,13 +74,19 @@ def diagnostic_tables(results: Results) -> dict[str, Table]:
     nfe = {row: results.suite.rows[row].nfe for row in results.diagnostics}
     suite = results.suite
     diagnostics = list(results.diagnostics.values())
-    return {"local_error": table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.about.differs)}
+    table = table_local_error(diagnostics, nfe, suite=suite.suite, differs=suite.about.differs)
+    return stamped({"local_error": table}, suite)
+
+
+def verdict_tables(results: Results) -> dict[str, Table]:
+    """The verdicts on the paper's claims."""
+    return stamped({"verdicts": verdict_table(results)}, results.suite)
 
 
 def all_tables(results: Results) -> dict[str, Table]:
     """Everything, the verdicts first."""
     return {
-        "verdicts": verdict_table(results),
+        **verdict_tables(results),
         **main_tables(results),
         **ablation_tables(results),
         **diagnostic_tables(results),

@@ -1,10 +1,9 @@
 ABLATION_SCORES = [
-    f"{RESULTS}/ablations/{name}/scores/{row}.json"
-    for name, ablation in SUITE.ablation_suites.items()
-    for row in ablation.own
+    str(ablation[row].scores) for ablation in SUITE.ablation_suites.values() for row in ablation.own
 ]
 
-# One job per ablation: it samples its variants and scores them, so that torch is imported once.
+# One job per ablation: it samples its variants and scores them, so that torch is imported once. On GPUs the variants are
+# sampled like the suite's rows (sample.smk), by as many jobs as there is work for.
 for name, ablation in SUITE.ablation_suites.items():
 
     rule:
@@ -12,10 +11,10 @@ for name, ablation in SUITE.ablation_suites.items():
             f"ablate_{name}"
         input:
             made=made_before(ablation.entries),
-            # what a variant shares with a row of the suite is copied; the shards themselves say whether they still fit
-            twins=[ancient(f"{twin}/row.json") for twin in sorted({entry.twin for entry in ablation.entries} - {None})],
+            twins=twins_of(ablation.entries),
+            samples=[entry.manifest for entry in ablation.entries] if ON_GPUS else [],
         output:
-            expand(f"{RESULTS}/ablations/{name}/scores/{{row}}.json", row=ablation.own),
+            [entry.scores for entry in ablation.entries],
         params:
             code=source_digest("ablate", *sorted({entry.row.method for entry in ablation.entries}), data=SUITE.data.name),
             name=name,
@@ -26,8 +25,13 @@ for name, ablation in SUITE.ablation_suites.items():
             f"{RESULTS}/benchmarks/ablate-{name}.tsv"
         threads: 1
         resources:
-            gpu=int(SUITE.model.device == "cuda"),
+            gpu=int(ON_GPUS),
+            **cluster_resources("score", ON_GPUS),
         # as in sample.smk
         priority: sum(entry.nfe for entry in ablation.entries) * ablation.samples.count // SUITE.samples.count
         shell:
-            f"tcbench ablate {CONFIG} --name {{params.name}} 2> {{log}}"
+            (
+                f"tcbench score {OF_SAMPLES} --rows {' '.join(ablation.own)} 2> {{log}}"
+                if ON_GPUS
+                else f"tcbench ablate {OF_SAMPLES} --name {{params.name}} 2> {{log}}"
+            )

@@ -4,17 +4,17 @@
 
 rule pretrain_one:
     output:
-        f"{RESULTS}/pretrained/{{what}}.safetensors",
-        f"{RESULTS}/pretrained/{{what}}-log.json",
+        f"{ROOT}/pretrained/{{what}}.safetensors",
+        f"{ROOT}/pretrained/{{what}}-log.json",
     wildcard_constraints:
         what="denoiser|classifier|reader|clip",
     log:
-        f"{RESULTS}/logs/pretrain-{{what}}.log",
+        f"{ROOT}/logs/pretrain-{{what}}.log",
     threads: ALL_CORES
     shell:
-        f"tcbench pretrain {CONFIG} {{wildcards.what}} --out {RESULTS}/pretrained 2> {{log}}"
+        f"tcbench pretrain {CONFIG} {{wildcards.what}} --out {ROOT}/pretrained 2> {{log}}"
 
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/pretrained/{{what}}.safetensors", what=SUITE.source.recipes),
+        expand(f"{ROOT}/pretrained/{{what}}.safetensors", what=SUITE.source.recipes),

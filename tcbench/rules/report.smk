@@ -2,17 +2,19 @@ TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
 FIGURES = figure_names(SUITE)
 # A row's numbers are means over its trainings.
 SCORES = expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows) + [
-    f"{RESULTS}/ablations/{TRAININGS}/scores/{row}.json" for rows in SUITE.repeats.values() for row in rows
+    str(SUITE.ablation_suites[TRAININGS][row].scores) for rows in SUITE.repeats.values() for row in rows
 ]
+# All rows are timed in one job, so of a part of them nothing is timed.
+LATENCY = rules.latency.output if RESULTS == SHOWN else []
 NFES = list(dict.fromkeys(row.nfe for row in SUITE.rows.values()))
 CAPTIONS = os.path.join(PACKAGE, "assets", "report")
 
 
 def table_files(names):
     """Every face of some tables; `snakemake --report` shows the HTML one."""
-    files = expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex", "json"])
+    files = expand(f"{SHOWN}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex", "json"])
     shown = dict(caption=os.path.join(CAPTIONS, "table.rst"), category="Tables")
-    return files + [report(f"{RESULTS}/tables/{name}.html", **shown, labels={"table": name}) for name in names]
+    return files + [report(f"{SHOWN}/tables/{name}.html", **shown, labels={"table": name}) for name in names]
 
 
 
@@ -21,20 +23,20 @@ rule render_tables:
         scores=SCORES,
         floor=rules.floor.output,
         seed_noise=rules.seed_noise.output,
-        latency=rules.latency.output,
+        latency=LATENCY,
     output:
         table_files(TABLES),
-        expand(f"{RESULTS}/grids/nfe{{nfe}}.png", nfe=NFES),
-        expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
-        expand(f"{RESULTS}/grids/strips/{{row}}.webp", row=SUITE.rows if SUITE.decodes_videos else []),
+        expand(f"{SHOWN}/grids/nfe{{nfe}}.png", nfe=NFES),
+        expand(f"{SHOWN}/grids/strips/{{row}}.png", row=SUITE.rows),
+        expand(f"{SHOWN}/grids/strips/{{row}}.webp", row=SUITE.rows if SUITE.decodes_videos else []),
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/tables.log",
+        f"{SHOWN}/logs/tables.log",
     threads: 1
     shell:
-        f"tcbench tables {CONFIG} 2> {{log}}"
+        f"tcbench tables {OF_ROWS} 2> {{log}}"
 
 
 rule render_ablations:
@@ -48,10 +50,10 @@ rule render_ablations:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/ablations.log",
+        f"{SHOWN}/logs/ablations.log",
     threads: 1
     shell:
-        f"tcbench ablations {CONFIG} 2> {{log}}"
+        f"tcbench ablations {OF_ROWS} 2> {{log}}"
 
 
 rule diagnostics:
@@ -64,28 +66,28 @@ rule diagnostics:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/diagnostics.log",
+        f"{SHOWN}/logs/diagnostics.log",
     threads: 1
     shell:
-        f"tcbench diagnostics {CONFIG} 2> {{log}}"
+        f"tcbench diagnostics {OF_ROWS} 2> {{log}}"
 
 
 def figure_files():
     shown = dict(caption=os.path.join(CAPTIONS, "figure.rst"), category="Figures")
     labels = {name: {"figure": PICTURES[name].place or name, "shows": PICTURES[name].caption} for name in FIGURES}
-    return [report(f"{RESULTS}/figures/{name}.png", **shown, labels=labels[name]) for name in FIGURES]
+    return [report(f"{SHOWN}/figures/{name}.png", **shown, labels=labels[name]) for name in FIGURES]
 
 
 # Figures read everything but latency: ablations and diagnostics too.
 EVERYTHING = {
     "scores": SCORES,
     "ablations": ABLATION_SCORES,
-    "trained": expand(f"{RESULTS}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
+    "trained": expand(f"{ROOT}/trained/{{row}}/artefacts.json", row=SUITE.trained_rows),
     "diagnostics": expand(f"{RESULTS}/diagnostics/{{row}}.json", row=SUITE.predictor_rows),
-    "strips": expand(f"{RESULTS}/grids/strips/{{row}}.png", row=SUITE.rows),
+    "strips": expand(f"{SHOWN}/grids/strips/{{row}}.png", row=SUITE.rows),
     "floor": rules.floor.output,
     "seed_noise": rules.seed_noise.output,
-    "latency": rules.latency.output,
+    "latency": LATENCY,
 }
 
 
@@ -93,16 +95,16 @@ rule render_figures:
     input:
         **EVERYTHING,
     output:
-        expand(f"{RESULTS}/figures/{{name}}.svg", name=FIGURES),
+        expand(f"{SHOWN}/figures/{{name}}.svg", name=FIGURES),
         figure_files(),
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/figures.log",
+        f"{SHOWN}/logs/figures.log",
     threads: 1
     shell:
-        f"tcbench figures {CONFIG} 2> {{log}}"
+        f"tcbench figures {OF_ROWS} 2> {{log}}"
 
 
 rule render_verdicts:
@@ -114,10 +116,10 @@ rule render_verdicts:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/verdicts.log",
+        f"{SHOWN}/logs/verdicts.log",
     threads: 1
     shell:
-        f"tcbench verdicts {CONFIG} 2> {{log}}"
+        f"tcbench verdicts {OF_ROWS} 2> {{log}}"
 
 
 rule render_report:
@@ -126,7 +128,7 @@ rule render_report:
         figures=rules.render_figures.output,
     output:
         report(
-            f"{RESULTS}/report.html",
+            f"{SHOWN}/report.html",
             caption=os.path.join(CAPTIONS, "report.rst"),
             category="Report",
             labels={"suite": SUITE.suite},
@@ -135,7 +137,13 @@ rule render_report:
         code=source_digest("report"),
         settings=SUITE.digest(),
     log:
-        f"{RESULTS}/logs/report.log",
+        f"{SHOWN}/logs/report.log",
     threads: 1
     shell:
-        f"tcbench report {CONFIG} 2> {{log}}"
+        f"tcbench report {OF_ROWS} 2> {{log}}"
+
+
+# What is scored so far, beside the run that goes on; it says which rows these are.
+rule partial:
+    shell:
+        f"tcbench tables {OF_ROWS} --partial && tcbench report {OF_ROWS} --partial"

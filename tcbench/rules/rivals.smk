@@ -35,7 +35,8 @@ for method in RIVALS:
             f"{RESULTS}/benchmarks/rival-{method}.tsv"
         threads: 1
         resources:
-            gpu=int(SUITE.model.device == "cuda"),
+            gpu=int(ON_GPUS),
+            **cluster_resources("sample", ON_GPUS),
         shell:
             f"tcbench rival {CONFIG} --method {{params.method}} 2> {{log}}"
 

@@ -23,9 +23,10 @@ rule vbench:
         f"{RESULTS}/logs/vbench-{{row}}.log",
     threads: 1
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("vbench", ON_GPUS),
     shell:
-        f"tcbench vbench {CONFIG} --rows {{wildcards.row}} 2> {{log}}"
+        f"tcbench vbench {OF_SAMPLES} --rows {{wildcards.row}} 2> {{log}}"
 
 
 def videos_of(rows):
@@ -54,9 +55,10 @@ for group, rows in SUITE.scored_together.items():
             f"{RESULTS}/logs/score-{group}.log",
         threads: 1
         resources:
-            gpu=int(SUITE.model.device == "cuda"),
+            gpu=int(ON_GPUS),
+            **cluster_resources("score", ON_GPUS),
         shell:
-            f"tcbench score {CONFIG} --rows {{params.rows}} 2> {{log}}"
+            f"tcbench score {OF_SAMPLES} --rows {{params.rows}} 2> {{log}}"
 
 
 rule floor:
@@ -69,9 +71,10 @@ rule floor:
         f"{RESULTS}/logs/floor.log",
     threads: 1
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("floor", ON_GPUS),
     shell:
-        f"tcbench floor {CONFIG} 2> {{log}}"
+        f"tcbench floor {OF_SAMPLES} 2> {{log}}"
 
 
 rule seed_noise:
@@ -86,6 +89,7 @@ rule seed_noise:
         f"{RESULTS}/logs/seed-noise.log",
     threads: 1
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("score", ON_GPUS),
     shell:
-        f"tcbench seed-noise {CONFIG} 2> {{log}}"
+        f"tcbench seed-noise {OF_SAMPLES} 2> {{log}}"

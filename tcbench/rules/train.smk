@@ -7,10 +7,11 @@ rule encode:
         code=source_digest("encode"),
         settings=SUITE.settings("encode"),
     log:
-        f"{RESULTS}/logs/encode.log",
+        f"{ROOT}/logs/encode.log",
     threads: ALL_CORES
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("encode", ON_GPUS),
     shell:
         f"tcbench encode {CONFIG} 2> {{log}}"
 
@@ -20,17 +21,18 @@ rule train:
         latents=[SUITE.latents_index] if SUITE.training.images else [],
         files=lambda w: SUITE.find(w.row).method.files(),
     output:
-        f"{RESULTS}/trained/{{row}}/artefacts.json",
+        f"{ROOT}/trained/{{row}}/artefacts.json",
     params:
         code=lambda w: source_digest("train", SUITE.find(w.row).row.method, data=SUITE.data.name),
         settings=lambda w: SUITE.find(w.row).training_settings,
     log:
-        f"{RESULTS}/logs/train-{{row}}.log",
+        f"{ROOT}/logs/train-{{row}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train-{{row}}.tsv"
-    threads: 1
+        f"{ROOT}/benchmarks/train-{{row}}.tsv"
+    threads: SUITE.training_gpus
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=SUITE.training_gpus if ON_GPUS else 0,
+        **cluster_resources("train", ON_GPUS),
     priority: 10000  # before any sampling, because sampling waits for it
     shell:
         f"tcbench train {CONFIG} --row {{wildcards.row}} 2> {{log}}"
@@ -40,17 +42,18 @@ rule search:
     input:
         lambda w: SUITE.find(w.row).before_search,
     output:
-        f"{RESULTS}/searched/{{row}}.json",
+        f"{ROOT}/searched/{{row}}.json",
     params:
         code=lambda w: source_digest("search", SUITE.find(w.row).row.method, data=SUITE.data.name),
         settings=lambda w: SUITE.find(w.row).settings("search"),
     log:
-        f"{RESULTS}/logs/search-{{row}}.log",
+        f"{ROOT}/logs/search-{{row}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/search-{{row}}.tsv"
+        f"{ROOT}/benchmarks/search-{{row}}.tsv"
     threads: 1
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("search", ON_GPUS),
     priority: 9000  # as for training
     shell:
         f"tcbench search {CONFIG} --row {{wildcards.row}} 2> {{log}}"
@@ -69,6 +72,7 @@ rule diagnose:
         f"{RESULTS}/logs/diagnose-{{row}}.log",
     threads: 1
     resources:
-        gpu=int(SUITE.model.device == "cuda"),
+        gpu=int(ON_GPUS),
+        **cluster_resources("diagnose", ON_GPUS),
     shell:
-        f"tcbench diagnose {CONFIG} --row {{wildcards.row}} 2> {{log}}"
+        f"tcbench diagnose {OF_SAMPLES} --row {{wildcards.row}} 2> {{log}}"

@@ -12,10 +12,15 @@ from tcbench.errors import UserError
 from tcbench.outside.places import suite_file, suite_word
 from tcbench.record.sources import source_digest
 from tcbench.config.speed import load_speed_suite
-from tcbench.workflow import ALL_CORES, SUITES, TARGETS
+from tcbench.workflow import ALL_CORES, SUITES, TARGETS, asked_of
 
 # The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
 shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(os.path.dirname(sys.executable))}:\"$PATH\"; ")
+
+try:
+    asked_of(config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 
 include: "speed.smk"

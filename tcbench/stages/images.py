@@ -11,6 +11,7 @@ from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
+from tcbench.outside.devices import lease, uses_gpus
 from tcbench.outside.foreign import read_json_as
 from tcbench.record.identity import content_digests
 
@@ -20,9 +21,18 @@ if TYPE_CHECKING:
 
 
 def device_of(suite: Suite) -> torch.device:
-    """The suite's device; raises UserError if it is not there."""
+    """The suite's device; a GPU is leased for this process, which waits until one is free.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if uses_gpus(suite.model.device):
+        try:
+            lease()
+        except UserError as error:
+            raise UserError(f"suite {suite.suite}: device {suite.model.device}: {error}") from error
     if suite.model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"suite {suite.suite}: device cuda, but this machine has no usable GPU; set device: cpu")
+        raise UserError(f"suite {suite.suite}: device cuda, but torch finds no usable GPU; set device: cpu")
     return torch.device(suite.model.device)
 
 

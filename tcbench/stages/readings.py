@@ -20,6 +20,7 @@ from tcbench.record.identity import content_digests
 from tcbench.record.records import Manifest
 from tcbench.record.sources import source_digest
 from tcbench.stages import vbench
+from tcbench.stages.images import device_of
 
 Scorers = dict[str, Scorer | PairScorer | NotRun]
 _BATCH = 64
@@ -35,7 +36,7 @@ def load_scorers(suite: Suite) -> Scorers:
     for metric in [METRICS[name] for name in suite.scoring.metrics if METRICS[name].per_sample]:
         settings = dict(getattr(suite.scoring, metric.settings)) if metric.settings else {}
         try:
-            scorers[metric.name] = metric.function()(**settings, device=suite.model.device)
+            scorers[metric.name] = metric.function()(**settings, device=device_of(suite).type)
         except NotRun as reason:
             scorers[metric.name] = reason
     return scorers

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError
-from tcbench.record.files import is_whole, write_text
+from tcbench.record.files import copy_file, is_whole, write_text
 from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.videos import from_mp4, kept_frames, unpacked
 from tcbench.report.grids import grid, save_grid
@@ -21,12 +21,29 @@ from tcbench.report.results import read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row
 from tcbench.report.strips import read_strip, write_clips, write_strip
-from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
+from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables, verdict_tables
 from tcbench.report.table import Table
-from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8
 TILE, CLIP = 64, 128  # pixels that a decoded video's frames are reduced to in a strip, and where they play
+
+
+def gathered(suite: Suite) -> Path:
+    """The folder that a suite is rendered in, with the records that it is rendered from: of a preview some lie
+    elsewhere and are copied, those of its rows alone."""
+    folder = suite.shown_in
+    if suite.preview:
+        read = [(suite.root, f"trained/{name}/artefacts.json") for name in suite.trained_rows]
+        if suite.preview.partial:
+            read += [(suite.folder, f"scores/{name}.json") for name in (*suite.rows, "floor", "seed-noise")]
+            read += [(suite.folder, f"diagnostics/{name}.json") for name in suite.predictor_rows]
+            read += [(suite.folder, "latency.json")]
+        for source, name in read:
+            if (source / name).exists():
+                copy_file(source / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def _write(suite: Suite, tables: dict[str, Table], folder: Path) -> None:
@@ -67,14 +84,14 @@ def render_rivals(suite: Suite, folder: Path) -> list[Table]:
 
 def render_verdicts(suite: Suite, folder: Path) -> None:
     """Write tables/verdicts.* below `folder`, from everything there."""
-    _write(suite, {"verdicts": verdict_table(read_results(suite, folder))}, folder)
+    _write(suite, verdict_tables(read_results(suite, folder)), folder)
 
 
-def render_strips(suite: Suite, folder: Path) -> None:
-    """Write grids/strips/ below `folder` from the samples: first samples of every row, as they play where only some of
-    their frames are kept, and of some rows their steps."""
+def render_strips(suite: Suite, folder: Path, results: Path) -> None:
+    """Write grids/strips/ below `folder` from the samples below `results`: first samples of every row, as they play
+    where only some of their frames are kept, and of some rows their steps."""
     for entry in suite.entries:
-        samples = folder / "samples" / entry.name
+        samples = results / "samples" / entry.name
         manifest = read_manifest(samples, entry.sample_settings)
         of = folder, suite.suite, entry.name, samples_digest(manifest)
         write_strip(*of, [_first_images(samples, suite.show.figure.columns)])
@@ -155,7 +172,10 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> Non
     results = read_results(suite, folder)
     for name in names or figure_names(suite):
         try:
-            save(draw(results, folder, name), folder / "figures", name, picture_of(suite.suite, name))
+            figure = draw(results, folder, name)
+            if suite.preview:
+                figure.text(0, 1, suite.preview.says, va="bottom", weight="bold")
+            save(figure, folder / "figures", name, picture_of(suite.suite, name))
         except Missing as missing:
             tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
 

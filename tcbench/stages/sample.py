@@ -1,8 +1,14 @@
-"""Generate a row's samples, shard by shard; finished shards of the same settings and code are kept."""
+"""Generate a row's samples, shard by shard; finished shards of the same settings and code are kept.
+
+A row may be sampled in parts, ranges of its shards, by jobs that know nothing of each other: a sample is the same
+whoever makes it. The row is done, and has its row.json, when all of its shards are there.
+"""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +27,7 @@ from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
 from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
-from tcbench.record.spent import Spent
+from tcbench.record.spent import Spent, seconds_kept
 from tcbench.record.videos import packed
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
@@ -71,21 +77,38 @@ def shards(suite: Suite) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def sample_rows(entries: Iterable[Entry]) -> None:
-    """Write every shard that is not there whole, and each row's row.json, which lists them.
+@dataclass(frozen=True)
+class Part:
+    """One of several jobs that sample a row: `Part(2, 8)` is the second of eight."""
+
+    number: int = 1
+    of: int = 1
+
+    def shards(self, suite: Suite) -> range:
+        """Its shards by number: a range of them all, as long as the other parts' or one shorter."""
+        total = len(shards(suite))
+        return range((self.number - 1) * total // self.of, self.number * total // self.of)
+
+
+WHOLE = Part()
+
+
+def sample_rows(entries: Iterable[Entry], part: Part = WHOLE) -> None:
+    """Write every shard that is not there whole, and the row.json, which lists them, of each row that has all.
 
     Args:
         entries: rows of one suite or its ablations, which share a model.
+        part: of each row; its other shards are other jobs'.
     """
     adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
-        spent = Spent(entry.samples / "spent.json", fingerprint)
+        spent = Spent(entry.samples / f"spent-{part.number}-of-{part.of}.json", fingerprint)
         # who asks for a whole row again may do so because a shard was found to be damaged
         again = entry.manifest.exists()
         missing = [
             number
-            for number in range(len(shards(suite)))
+            for number in part.shards(suite)
             if not (_is_done(entry, number, fingerprint, again) or _take_over(entry, number, fingerprint))
         ]
         if len(missing) == len(shards(suite)):
@@ -97,8 +120,12 @@ def sample_rows(entries: Iterable[Entry]) -> None:
             decode = decode or load_decoder(suite)
             adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
             _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode, spent)
-        _write_manifest(entry, started, len(missing) < len(shards(suite)), spent.earlier)
-        spent.remove()
+        if all(_is_done(entry, number, fingerprint, compare=False) for number in _of_others(suite, part)):
+            others = set(entry.samples.glob("spent-*.json")) - {spent.path}
+            earlier = spent.earlier + sum(seconds_kept(path, fingerprint) for path in others)
+            _write_manifest(entry, started, len(missing) < len(shards(suite)), earlier)
+            for path in (spent.path, *others):
+                path.unlink(missing_ok=True)
 
 
 def _seconds_of(manifest: Path) -> float:
@@ -107,6 +134,12 @@ def _seconds_of(manifest: Path) -> float:
         return MANIFEST.read(manifest)["provenance"].get("wall_s", 0.0)
     except UserError:
         return 0.0
+
+
+def _of_others(suite: Suite, part: Part) -> list[int]:
+    """The shards of other parts."""
+    own = part.shards(suite)
+    return [number for number in range(len(shards(suite))) if number not in own]
 
 
 def _sample_shards(
@@ -150,7 +183,7 @@ def _is_done(entry: Entry, number: int, fingerprint: str, compare: bool) -> bool
 def _take_over(entry: Entry, number: int, fingerprint: str) -> bool:
     """Copy a shard of the row that this one begins like (`Entry.twin`), if it is there, with the traces wanted here."""
     twin, path, traced = entry.twin, entry.shard(number), _traced(entry.suite, number)
-    held = twin and _held(entry.suite, number, twin / path.name, fingerprint)
+    held = twin and _held(entry.suite, number, entry.suite.root / "samples" / twin / path.name, fingerprint)
     if not held or held[0]["x0"].shape[1] < traced:
         return False
     tensors, metadata = held
@@ -252,6 +285,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool, earlier: float)
             "tokens": records[0]["tokens"],
             "cache_bytes": max(record["cache_bytes"] for record in records),
             "shards": {path.name: seal(path) for path in paths},
+            **({"shards_in": os.path.relpath(paths[0].parent, entry.samples)} if suite.preview else {}),
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
             "provenance": collect(config, seeds, started, suite.sampling_dtypes, earlier),

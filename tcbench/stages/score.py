@@ -31,7 +31,7 @@ from tcbench.record.score import Score, ScoreProvenance
 from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.sources import source_digest
 from tcbench.record.yardstick import SEED_NOISE, Yardstick
-from tcbench.stages.images import image_side
+from tcbench.stages.images import device_of, image_side
 from tcbench.stages.readings import Scorers, load_scorers, pair_scorers, read_samples
 
 _DECODED = 256  # images decoded at a time
@@ -100,7 +100,7 @@ def load_extractor(suite: Suite) -> Extractor | None:
     """What turns images into features; nothing, where no metric looks at features."""
     if suite.scoring.extractor is None:
         return None
-    return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=suite.model.device)
+    return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=device_of(suite).type)
 
 
 def extractor_identity(suite: Suite) -> list[str | None]:
@@ -179,7 +179,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         marks += odd_images(samples.images, uncached.images if uncached is not None and less else None)
     for mark in marks:
         print(f"{entry.name}: {mark}", file=sys.stderr)
-    groups = stats.batches(manifest["samples"], suite.samples.group_size)
+    groups = stats.batches(manifest["samples"], suite.jackknife_size)
     return {
         "row": entry.name,
         "suite": suite.suite,

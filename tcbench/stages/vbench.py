@@ -18,6 +18,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.vbench import DIMENSIONS, MEGABYTES, Dimension
 from tcbench.models.specs import MODELS
+from tcbench.outside.devices import lease, uses_gpus
 from tcbench.outside.places import ASSETS, vbench_environment
 from tcbench.record.files import atomic, read_json, write_bytes, write_text
 from tcbench.record.provenance import collect
@@ -68,6 +69,8 @@ def score_videos(entry: Entry) -> None:
     reasons = {dimension.name: why_not(suite, dimension) for dimension in DIMENSIONS}
     dimensions: dict[str, Any] = {name: {"not_run": reason} for name, reason in reasons.items() if reason}
     if runnable := [name for name, reason in reasons.items() if not reason]:
+        if uses_gpus(suite.model.device):
+            lease()
         with tempfile.TemporaryDirectory() as scratch:
             task = {
                 "videos": str(entry.videos),

@@ -37,6 +37,7 @@ from tcbench.trainable import (
 )
 from tcbench.training.calibration import calibrate
 from tcbench.training.chains import train_on_chains
+from tcbench.training.crew import ALONE, Crew
 from tcbench.training.gates import train_gates
 from tcbench.training.pairs import CALIBRATION_SEED, Pairs
 from tcbench.training.refiners import train_refiners
@@ -63,6 +64,7 @@ def train(
     dtype: Dtype = "fp32",
     checkpointed: bool = False,
     unfinished: Unfinished | None = None,
+    crew: Crew = ALONE,
 ) -> tuple[Artefacts, dict[str, Tensor], dict]:
     """Run a method's training stages in order on a frozen model.
 
@@ -71,6 +73,8 @@ def train(
         dtype: of products (`precision.mixed`); weights are float32.
         checkpointed: compute blocks again for the gradient, in less memory and to the same bits.
         unfinished: where the state is kept that a killed training goes on from.
+        crew: who trains together. Scorers, refiners and routers of pairs share their batches; all else every process
+            does for itself, with the same result.
 
     Returns:
         The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
@@ -94,7 +98,7 @@ def train(
     relative: dict[str, ReuseErrors | None] = {}  # by scorer, if its loss was relative
     for number, stage in enumerate(method.training(run)):
         step = stage.pair_step if isinstance(stage, TrainScorer | TrainRefiners) else "solver"
-        pairs = Pairs(adapter, data, sampler, seed + number, step=step, checkpointed=checkpointed)
+        pairs = Pairs(adapter, data, sampler, seed + number, step=step, checkpointed=checkpointed, crew=crew)
         unfinished.begin(number)
         with kept_weights(method, adapter.model, *artefacts.scorers.values()), mixed(adapter.device, dtype):
             match stage:

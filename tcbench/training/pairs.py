@@ -20,6 +20,7 @@ from tcbench.models.adapter import Adapter, Prompt
 from tcbench.plan import ALL, Block, Hold, Unit, every_unit
 from tcbench.samplers import Chain
 from tcbench.trainable import PairStep
+from tcbench.training.crew import ALONE, Crew
 
 if TYPE_CHECKING:  # sampling loads artefacts here, and must not pay for importing scikit-learn
     from tcbench.data import Dataset
@@ -77,6 +78,7 @@ class Pairs:
         held_out: draw from the examples that are kept from training.
         step: how the later x of a pair follows from the earlier one.
         checkpointed: what learns from them computes blocks again for the gradient (`soft_hidden`).
+        crew: who learns from them together; what is drawn is then this process's share.
 
     Raises:
         UserError: there are too few examples to hold one out.
@@ -92,9 +94,10 @@ class Pairs:
         held_out: bool = False,
         step: PairStep = "solver",
         checkpointed: bool = False,
+        crew: Crew = ALONE,
     ) -> None:
         self.adapter, self.data, self.sampler, self.held_out = adapter, data, sampler, held_out
-        self.step, self.checkpointed = step, checkpointed
+        self.step, self.checkpointed, self.crew = step, checkpointed, crew
         self.generator = torch.Generator().manual_seed(seed)
         self.timesteps = torch.tensor([*sampler.timesteps, 0])
         if len(data) < 2:
@@ -103,7 +106,8 @@ class Pairs:
     def again(self, seed: int, *, held_out: bool = False) -> "Pairs":
         """Other draws from the same examples and chain."""
         of = self.adapter, self.data, self.sampler
-        return Pairs(*of, seed, held_out=held_out, step=self.step, checkpointed=self.checkpointed)
+        how: dict[str, Any] = {"step": self.step, "checkpointed": self.checkpointed, "crew": self.crew}
+        return Pairs(*of, seed, held_out=held_out, **how)
 
     def steps(self, batch_size: int, gap: int = 1) -> Tensor:
         """Earlier steps of pairs that are `gap` steps apart, uniform over the grid: [R]."""
@@ -114,14 +118,18 @@ class Pairs:
         return steps[int(torch.randint(len(steps), (), generator=self.generator))]
 
     def start(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
-        """(x at the earlier steps [R, C, ...], labels or captions with some dropped)."""
-        device = self.adapter.device
+        """(x at the earlier steps [R, C, ...], labels or captions with some dropped), of the share of `step_R`."""
+        x, label = self.start_of_all(step_R)
+        return self.crew.share(x).to(self.adapter.device), self.crew.share(label).to(self.adapter.device)
+
+    def start_of_all(self, step_R: Tensor) -> tuple[Tensor, Prompt]:
+        """The same of the whole batch, on the CPU."""
         chosen = self._examples(len(step_R))
         x0, label = self.data.images[chosen], self.data.labels[chosen]
         dropped = torch.rand(len(step_R), generator=self.generator) < LABEL_DROPOUT
         label = self.adapter.drop(label, dropped)
         noise = torch.randn(x0.shape, generator=self.generator)
-        return self.sampler.noised(x0, step_R, noise).to(device), label.to(device)
+        return self.sampler.noised(x0, step_R, noise), label
 
     def _examples(self, count: int) -> Tensor:
         """Indices of examples, [count]: of those that are held out, or of the others."""
@@ -147,6 +155,7 @@ class Pairs:
     def at(self, step_R: Tensor, gap: int = 1) -> Pair:
         """Pairs whose earlier steps are `step_R`; the chain walks `gap` steps, uncached, to the later ones."""
         x, label = self.start(step_R)
+        step_R = self.crew.share(step_R)
         tokens, condition = self.embed(x, step_R, label)
         target, updates = uncached_updates(self.adapter, tokens, condition)
         cached = updates
@@ -170,7 +179,9 @@ class Pairs:
         """x at the following steps, from the last block's output at `step_R`."""
         output = self.adapter.unembed(hidden, condition)[:, : self.adapter.spec.in_channels]
         step_rows = self.sampler.step_rows if self.step == "solver" else self.sampler.posterior_rows
-        return step_rows(output, step_R.to(x.device), x, self.generator)
+        # the step may draw, and then for the whole batch
+        output, step_R, x = (self.crew.joined(rows) for rows in (output, step_R.to(x.device), x))
+        return self.crew.share(step_rows(output, step_R, x, self.generator))
 
 
 def uncached_updates(adapter: Adapter, tokens: Tensor, condition: Any) -> tuple[Tensor, dict[Unit, Tensor]]:

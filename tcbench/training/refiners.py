@@ -97,7 +97,7 @@ def _fit(
         for kind in (p_steps, [step for step in steps if step in full]):
             for batch in range(BATCHES if kind else 0):
                 later = kind[(2 * batch + 1) * len(kind) // (2 * BATCHES)]
-                total += chain_loss(held_out, later).item() * len(kind) / (len(steps) * BATCHES)
+                total += pairs.crew.mean(chain_loss(held_out, later)).item() * len(kind) / (len(steps) * BATCHES)
         return total
 
     without = held_out_loss() if start else None
@@ -115,10 +115,11 @@ def _fit(
         check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
+        pairs.crew.average_gradients(weights.values())
         optimiser.step()
         if iteration % max(1, stage.iterations // 20) == 0 or iteration == stage.iterations - 1:
-            history.append(loss.item())
-            progress.set_postfix(loss=f"{loss.item():.3g}")
+            history.append(pairs.crew.mean(loss).item())
+            progress.set_postfix(loss=f"{history[-1]:.3g}")
     told |= {"training_loss": history, **watch.finish()}
     return told | {"held_out_loss_without": watch.losses[0] if without is None else without}
 
@@ -127,20 +128,30 @@ def _fit(
 def walk(method: Method, run: Run, drawing: Pairs, start: int, later: int) -> tuple[Engine, Plan, Tensor, Any]:
     """Walk a batch from a full step to a P-step on the method's own plans, as sampling does, or not at all.
 
+    A method may choose tokens by the whole batch, so a crew plans for all of it and each executes its share.
+
     Returns:
         The engine with the caches that the later step sees, and the plan, tokens and condition of that step.
     """
-    engine = Engine(drawing.adapter, run, method.start(run))
-    step = torch.full((len(run.sample_index),), start)
-    x, label = drawing.start(step)
+    engine, crew = Engine(drawing.adapter, run, method.start(run)), drawing.crew
+    all_steps = torch.full((len(run.sample_index),), start)
+    x_of_all, label_of_all = (part.to(drawing.adapter.device) for part in drawing.start_of_all(all_steps))
+    x, label, step = (crew.share(part) for part in (x_of_all, label_of_all, all_steps))
+
+    def planned(number: int) -> Plan:
+        if crew.size == 1:
+            return engine.plan(number, tokens, condition)
+        whole = drawing.embed(crew.joined(x), all_steps, label_of_all)
+        return engine.plan(number, *whole).of_rows(crew.share(torch.arange(len(all_steps))))
+
     tokens, condition = drawing.embed(x, step, label)
-    plan = engine.plan(0, tokens, condition)  # the first step is always an I-step
+    plan = planned(0)  # the first step is always an I-step
     for number in range(start, later):
         hidden = engine.hidden(plan, number, tokens, condition)
         x = drawing.next(x, hidden, condition, step)
-        step = step + 1
+        step, all_steps = step + 1, all_steps + 1
         tokens, condition = drawing.embed(x, step, label)
-        plan = engine.plan(number + 1, tokens, condition)
+        plan = planned(number + 1)
     return engine, plan, tokens, condition
 
 

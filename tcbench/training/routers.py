@@ -35,7 +35,7 @@ class RouterLoss:
     """One training step.
 
     Attributes:
-        total: what was minimised, mean(mse_R) + lambda * gates.
+        total: what was minimised, mean(mse_R) + lambda * gates, of this process's share of the batch.
         mse_R: mean squared error of every sample's model output, over channels and pixels.
         gates: sum of the soft gates.
     """
@@ -83,10 +83,11 @@ class RouterTrainer:
         total = mse_R.mean() + self.stage.cost_weight * soft_G.sum()
         self.optimiser.zero_grad()
         total.backward()
+        pairs.crew.average_gradients(self.rows)
         self.optimiser.step()
         with torch.no_grad():
             self.rows[odd - 1].clamp_(-LOGIT_BOUND, LOGIT_BOUND)
-        return RouterLoss(total.detach(), mse_R.detach(), soft_G.detach().sum())
+        return RouterLoss(total.detach(), pairs.crew.joined(mse_R.detach()), soft_G.detach().sum())
 
     def logits(self) -> Tensor:
         """The router as it is now: [S, G], on the CPU."""

@@ -114,7 +114,7 @@ def _fit(
         held_out, total = pairs.again(SEED, held_out=True), 0.0
         for _ in range(BATCHES):
             cache_loss, cost_loss, _ = losses(draw(held_out))
-            total += (cache_loss + cost_weight * cost_loss).item()
+            total += pairs.crew.mean(cache_loss + cost_weight * cost_loss).item()
         return total / BATCHES
 
     watch = HeldOut(stage, {**scorer.state_dict(), **lora}, held_out_loss)
@@ -130,12 +130,13 @@ def _fit(
         check_finite(loss, stage, iteration)
         optimiser.zero_grad()
         loss.backward()
+        pairs.crew.average_gradients(parameter for group in optimiser.param_groups for parameter in group["params"])
         optimiser.step()
         if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
-            history["cache_loss"].append(cache_loss.item())
-            history["cost_loss"].append(cost_loss.item())
-            history["mean_alpha"].append(alpha_RLN.mean().item())
-            progress.set_postfix(cache=f"{cache_loss.item():.3g}", alpha=f"{alpha_RLN.mean().item():.3f}")
+            history["cache_loss"].append(pairs.crew.mean(cache_loss).item())
+            history["cost_loss"].append(pairs.crew.mean(cost_loss).item())
+            history["mean_alpha"].append(pairs.crew.mean(alpha_RLN.mean()).item())
+            progress.set_postfix(cache=f"{history['cache_loss'][-1]:.3g}", alpha=f"{history['mean_alpha'][-1]:.3f}")
     return {**history, **watch.finish()}
 
 
@@ -154,7 +155,7 @@ def half_closing_cost(stage: TrainScorer, pairs: Pairs, weight_S: Tensor, batche
         for unit in list(pair.updates)[: stage.free_blocks]:
             changes.append(weight_R1 * (pair.updates[unit] - pair.cached[unit]).square().mean(-1))
     shape = pairs.adapter.shape
-    weight = 2 * torch.cat(changes).median().item() / shape.num_tokens
+    weight = 2 * pairs.crew.joined(torch.cat(changes)).median().item() / shape.num_tokens
     return weight if stage.cost_reduction == "sum" else weight * stage.free_blocks * shape.num_tokens
 
 

@@ -85,6 +85,7 @@ class Stage:
         history: lists that the loop appends to.
         parts: what else changes from iteration to iteration.
         clock: is told what processes before this one took.
+        writes: whether it keeps the state, which every process of a crew reads and one writes.
     """
 
     def __init__(
@@ -95,8 +96,9 @@ class Stage:
         history: dict[str, list[float]],
         parts: Mapping[str, Stateful],
         clock: Clock,
+        writes: bool = True,
     ) -> None:
-        self._path, self._key, self._parts, self._clock = path, key, parts, clock
+        self._path, self._key, self._parts, self._clock, self._writes = path, key, parts, clock, writes
         self._generator, self._history = generator, history
 
     def iterations(self, total: int) -> Iterator[int]:
@@ -109,7 +111,7 @@ class Stage:
                 written = time.monotonic()
 
     def _save(self, done: int) -> None:
-        if self._path is None:
+        if self._path is None or not self._writes:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         said = {"key": self._key, "done": done, "history": self._history, "generator": self._generator.get_state()}
@@ -137,10 +139,11 @@ class Unfinished:
     Args:
         folder: where; None keeps none.
         key: identifies everything that the training depends on.
+        writes: as `Stage` takes it.
     """
 
-    def __init__(self, folder: Path | None = None, key: str = "") -> None:
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path | None = None, key: str = "", writes: bool = True) -> None:
+        self._folder, self._key, self._writes = folder, key, writes
         self._number, self._clocks = 0, [Clock()]
 
     def begin(self, number: int) -> None:
@@ -163,7 +166,7 @@ class Unfinished:
     ) -> Stage:
         """The iterations of the stage at hand, as `Stage`."""
         path = None if self._folder is None else self._folder / f"stage-{self._number}.pt"
-        return Stage(path, f"{self._key}-{self._number}", generator, history, parts, self._clocks[-1])
+        return Stage(path, f"{self._key}-{self._number}", generator, history, parts, self._clocks[-1], self._writes)
 
     def remove(self) -> None:
         """The training is over and its results are written."""

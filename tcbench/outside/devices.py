@@ -1,0 +1,156 @@
+"""The GPUs of this machine, and leases on them: a job works on one that no other job has. Imports no torch.
+
+A lease is a lock (`flock`) on a file that stands for the GPU, in a folder that all users of the machine share. The
+kernel frees it when the last process that holds it ends, however it ends. It is advice: programs of others do not ask.
+"""
+
+import fcntl
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tcbench.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""CUDA's own environment variable: which GPUs a process may use. Slurm sets it, and so does a lease."""
+
+FOLDER = "TCBENCH_LEASES"
+"""The environment variable of the folder of the locks, for containers that share GPUs but not /tmp."""
+
+PRETEND = "TCBENCH_PRETEND_GPUS"
+"""The environment variable of a number of GPUs that are not there: suites of the CPU are then run in the parts and with
+the leases of a machine that has so many, and compute on the CPU. For tests of all that needs no GPU."""
+
+WAIT_S = 0.2
+"""Between two looks for a free GPU, on average."""
+
+_leases: dict[str, int] = {}
+"""File descriptors of the locks that this process holds, by GPU; processes forked from it hold them too."""
+
+
+def uses_gpus(device: str) -> bool:
+    """Whether suites of this `model.device` run on GPUs, or pretend to."""
+    return device == "cuda" or bool(os.environ.get(PRETEND))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, by the driver's unique names: all, or those of $CUDA_VISIBLE_DEVICES.
+
+    That variable may count GPUs, in the driver's order; where a machine has different ones, set
+    CUDA_DEVICE_ORDER=PCI_BUS_ID, as CUDA otherwise counts the fastest first.
+    """
+    present, asked = _present(), os.environ.get(VISIBLE)
+    if asked is None:
+        return present
+    found: list[str] = []
+    for word in filter(None, (part.strip() for part in asked.split(","))):
+        matching = [present[int(word)]] if word.isdecimal() and int(word) < len(present) else []
+        matching = matching or [name for name in present if name.startswith(word)]
+        if len(matching) != 1 or matching[0] in found:
+            break  # as CUDA, which sees none behind one that it does not know
+        found += matching
+    return tuple(found)
+
+
+def _present() -> tuple[str, ...]:
+    """Unique names of the machine's GPUs; of those that are split (MIG), of their parts."""
+    if pretended := os.environ.get(PRETEND):
+        if not pretended.isdecimal():
+            raise UserError(f"{PRETEND}={pretended}: give a number of GPUs")
+        return tuple(f"pretended-{number}" for number in range(int(pretended)))
+    if not (program := shutil.which("nvidia-smi")):
+        return ()
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True)
+    return listed_gpus(listed.stdout) if listed.returncode == 0 else ()
+
+
+def listed_gpus(listing: str) -> tuple[str, ...]:
+    """The unique names in what `nvidia-smi -L` prints."""
+    found: list[str] = []
+    for name in re.findall(r"\(UUID: ((?:GPU|MIG)-[^)\s]+)\)", listing):
+        if name.startswith("MIG-") and found and found[-1].startswith("GPU-"):
+            found.pop()  # the GPU that this is the first part of
+        found.append(name)
+    return tuple(found)
+
+
+def lease(count: int = 1) -> None:
+    """Have so many GPUs for this process, until it ends or `release`s them; wait until as many are free.
+
+    CUDA then sees these alone, so nothing may have used it before. A process that has them already keeps them.
+
+    Raises:
+        UserError: there are fewer, or the folder of locks cannot be used.
+    """
+    if len(_leases) >= count:
+        return
+    visible = visible_gpus()
+    if len(visible) < count:
+        needed = f"needs {count} GPUs, and this process sees {len(visible)}" if count > 1 else "no usable GPU"
+        raise UserError(f"{needed}; see nvidia-smi and ${VISIBLE}, or set device: cpu")
+    said = False
+    while not (taken := _take(visible, count)):
+        if not said:
+            print(f"waiting for {count} of {len(visible)} GPUs: leased by other jobs ({_folder()})", file=sys.stderr)
+            said = True
+        time.sleep(WAIT_S * random.uniform(0.5, 1.5))  # so that two that take each other's do not go on so
+    release()
+    _leases.update(taken)
+    os.environ[VISIBLE] = ",".join(taken)
+
+
+def release() -> None:
+    """Give the GPUs back. CUDA goes on seeing them alone, so that a process that leases again gets the same."""
+    while _leases:
+        os.close(_leases.popitem()[1])
+
+
+def _take(names: tuple[str, ...], count: int) -> dict[str, int]:
+    """Locks on the first `count` GPUs that are free; on none, if they are fewer."""
+    taken: dict[str, int] = {}
+    for name in names:
+        descriptor = _lock_file(name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        taken[name] = descriptor
+        if len(taken) == count:
+            return taken
+    for descriptor in taken.values():
+        os.close(descriptor)
+    return {}
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(FOLDER) or "/tmp/tcbench-leases")  # not $TMPDIR, which differs between jobs
+
+
+def _lock_file(name: str) -> int:
+    """A descriptor of a GPU's lock file, which whoever comes first makes and everybody may read, so that nobody can
+    write to another's; the sticky bit keeps cleaners of /tmp away from it."""
+    folder = _folder()
+    path = folder / f"{name}.lock"
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(PermissionError):  # of one who came a moment earlier
+                folder.chmod(0o1777)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            with suppress(PermissionError):
+                os.fchmod(descriptor, 0o1644)
+            return descriptor
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be opened ({error.strerror}); make it writable for all or name another in ${FOLDER}"
+        ) from error
