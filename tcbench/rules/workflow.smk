@@ -48,3 +48,20 @@ for target in TARGETS if SEVERAL else ():
             target == TARGETS[0]
         input:
             [getattr(rules, f"{suite}_{target}").input for suite in SUITES],
+
+
+onstart:
+    from snakemake.logging import logger
+
+    from tcbench.config.load import load_suite
+    from tcbench.forecast.progress import Listener, announce
+
+    left = announce(
+        [load_suite(suite_file(name)) for name in (SUITES if SEVERAL else [config.get("suite_file") or config["suite"]])],
+        {job.jobid: job.output for job in workflow.dag.needrun_jobs()},
+        workflow.cores or 1,
+        int(getattr(limit := workflow.global_resources.get("gpu", 1), "value", limit)),
+        logger.info,
+    )
+    if left:
+        logger.addHandler(Listener(left))
