@@ -331,7 +331,7 @@ def _forecast(parsed: argparse.Namespace) -> None:
     count = parsed.gpus if parsed.gpus is not None else 2 if on_cpu else 1
     if count < 1:
         raise UserError(f"--gpus {count}: give 1 or more")
-    card, calibrated = parsed.gpu or ("cpu" if on_cpu else "h100"), ()
+    card, calibrated = parsed.gpu or ("cpu" if on_cpu else "h100"), list[Any]()
     if parsed.calibrate:
         from tcbench.forecast.calibrate import calibrate
 

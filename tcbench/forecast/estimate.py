@@ -13,7 +13,7 @@ STAGES = ("encode", "train", "search", "sample", "decode", "score", "latency", "
 
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
+class Estimate:
     """A suite on some cards.
 
     Attributes:
@@ -82,7 +82,7 @@ class Forecast:
         return measured / self.seconds if self.seconds else 1.0
 
 
-def forecast(suite: Suite, card: str, count: int, calibrated: Sequence[Rate] = ()) -> Forecast:
+def forecast(suite: Suite, card: str, count: int, calibrated: Sequence[Rate] = ()) -> Estimate:
     """A suite on `count` cards.
 
     Args:
@@ -92,7 +92,7 @@ def forecast(suite: Suite, card: str, count: int, calibrated: Sequence[Rate] = (
         UserError: the card is unknown, or the images to train on cannot be counted.
     """
     rates = Rates(card, calibrated)
-    return Forecast(suite.suite, card, count, tuple(jobs_of(suite, rates)), rates)
+    return Estimate(suite.suite, card, count, tuple(jobs_of(suite, rates)), rates)
 
 
 def wall_seconds(jobs: Sequence[Job], slots: int) -> float:

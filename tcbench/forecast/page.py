@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
-from tcbench.forecast.estimate import Forecast, forecast
-from tcbench.forecast.rates import HAND, RECORDED, Rate, known_cards
+from tcbench.forecast.estimate import Estimate, forecast
+from tcbench.forecast.rates import HAND, RECORDED, known_cards
 from tcbench.forecast.text import size
 from tcbench.outside.places import SHIPPED
 from tcbench.record.files import digest, sha256
@@ -17,7 +17,7 @@ SUITES = tuple(
 )
 CARDS, COUNTS = ("h100", "a100"), (1, 8)
 
-_Told = dict[tuple[str, str, int], Forecast]
+_Told = dict[tuple[str, str, int], Estimate]
 """By suite, card and count."""
 
 TARGETS = {"paper-dit-256": 6.0, "paper-pixart-1024": 3.0}
@@ -26,29 +26,29 @@ TARGETS = {"paper-dit-256": 6.0, "paper-pixart-1024": 3.0}
 HEAD = """\
 # The paper's suites at full scale
 
-Made by `python -m tcbench.forecast.page` of the configs, the ledger's MACs and the rates of `tcbench/assets/forecast/`.
-Nothing on this page was run as a whole: it is a forecast, and what it rests on is below.
+Made by `python -m tcbench.forecast.page` of the configs, the ledger's MACs and the rates of
+`tcbench/assets/forecast/`. Nothing on this page was run as a whole: it is a forecast, and what it rests on is below.
 """
 
 COSTS = """
-Hours. Rows are those of tables and ablations. Every training takes all of its iterations; with `patience` it may end after
-30 % of them. The clock is that of list scheduling: jobs begin when what they need is there, a row's samples are made in as
-many parts as there are cards, a training is one job on one card, and nothing runs beside `encode` and `latency`.
-*Measured*: the share of an H100's hours that is at rates measured on one; an A100's are all derived.
+Hours. Rows are those of tables and ablations. Every training takes all of its iterations; with `patience` it may end
+after 30 % of them. The clock is that of list scheduling: jobs begin when what they need is there, a row's samples are
+made in as many parts as there are cards, a training is one job on one card, and nothing runs beside `encode` and
+`latency`. *Measured*: the share of an H100's hours at measured rates; of an A100's, only what the host does is.
 
 GPU hours of an H100 by stage; `ablate` samples and scores the rows of ablations:
 """
 
 LIMITS = """
-What would bring them down, in this order: training that is faster or uses several cards, because one training is one job;
-other jobs beside `encode`; scoring's Frechet distances and neighbours, which take one core of the host.
+What would bring them down, in this order: training that is faster or uses several cards, because one training is one
+job; other jobs beside `encode`; scoring's Frechet distances and neighbours, which take one core of the host.
 """
 
 RATES = """\
 ## What is measured, and what is derived
 
-Of an H100. A rate of another card or dtype is converted by the ratio of both peaks of dense products in the makers' data
-sheets. So are all of an A100's: 312 of 989 TFLOP/s in 16 bits, 156 of 494 in TF32.
+Of an H100. A rate of another card or dtype is converted by the ratio of both peaks of dense products in the makers'
+data sheets. So are all of an A100's: 312 of 989 TFLOP/s in 16 bits, 156 of 494 in TF32.
 
 | | rate | | from |
 |---|---|---|---|"""
@@ -57,14 +57,16 @@ STEPS = """
 ## Step by step
 
 1. `tcbench validate config/paper-dit-256.yaml --files` names the files that are missing, and where each comes from.
-2. `tcbench forecast paper-dit-256 --gpu a100 --gpus 8` is this page for your cards, with every row and every rate. With
-   `--calibrate` a full step and some iterations of training are timed on the card at hand first, for about a minute.
-3. `tcbench rehearse paper-dit-256 --into /scratch/rehearsal` writes stand-ins of every file, networks at their full size
-   with random weights, runs every stage on a few samples, and says what each took of time and memory beside its forecast.
-   It needs none of the real files. `--minutes 9` begins no other stage after nine minutes, and the same command goes on;
-   `--only train` runs a stage again; `--size tiny` runs on a CPU.
-4. `tcbench run config/paper-dit-256.yaml`. Before its first job the workflow says the forecast of what is left to do, and
-   every minute how long the rest takes at the pace so far. It may be stopped at any time and goes on where it was.
+2. `tcbench forecast paper-dit-256 --gpu a100 --gpus 8` is this page for your cards, with every row and every rate.
+   With `--calibrate` a full step and some iterations of training are timed on the card at hand first, for about a
+   minute.
+3. `tcbench rehearse paper-dit-256 --into /scratch/rehearsal` writes stand-ins of every file, networks at their full
+   size with random weights, runs every stage on a few samples, and says what each took of time and memory beside its
+   forecast. It needs none of the real files. `--minutes 9` begins no other stage after nine minutes, and the same
+   command goes on; `--only train` runs a stage again; `--size tiny` runs on a CPU.
+4. `tcbench run config/paper-dit-256.yaml`. Before its first job the workflow says the forecast of what is left to do,
+   and every minute how long the rest takes at the pace so far. It may be stopped at any time and goes on where it
+   was.
 
 `results/rehearsals/` has what rehearsals took, stage by stage, with peaks of memory and the forecast's error.
 """
@@ -90,7 +92,7 @@ def made_of() -> str:
     return digest([sha256(path) for path in (*configs, HAND, RECORDED, *sorted(Path(__file__).parent.glob("*.py")))])
 
 
-def cost_line(suite: Suite, told: list[Forecast]) -> str:
+def cost_line(suite: Suite, told: list[Estimate]) -> str:
     """A suite's line in the table of costs, from its forecasts in the order of the columns."""
     cells = []
     for one in told:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.forecast.estimate import Forecast, forecast, minutes, wall_seconds
+from tcbench.forecast.estimate import Estimate, forecast, minutes, wall_seconds
 from tcbench.forecast.rates import known_cards
 from tcbench.forecast.text import duration, summary
 from tcbench.forecast.work import Job
@@ -49,7 +49,7 @@ class Left:
 
     def __init__(
         self,
-        left: Iterable[Forecast],
+        left: Iterable[Estimate],
         outputs: Mapping[int, Iterable[str]],
         say: Callable[[str], object],
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +87,7 @@ def announce(
         outputs: of the jobs that will run, by Snakemake's number.
     """
     wanted = {path for files in outputs.values() for path in map(str, files)}
-    told: list[Forecast] = []
+    told: list[Estimate] = []
     for suite in suites:
         card = card_of(suite)
         count = cores if card == "cpu" else max(1, gpus)
@@ -121,7 +121,7 @@ class Listener(logging.Handler):
             self._left.finished(record.job_id)  # type: ignore[attr-defined]
 
 
-_FORECASTS: dict[str, Forecast] = {}
+_FORECASTS: dict[str, Estimate] = {}
 
 
 def minutes_of(suite: Suite, output: str, card: str | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tcbench.forecast.estimate import Forecast
+from tcbench.forecast.estimate import Estimate
 from tcbench.forecast.rates import Rate, known_cards
 
 
@@ -24,13 +24,13 @@ def size(amount: float) -> str:
     )
 
 
-def slots(told: Forecast) -> str:
+def slots(told: Estimate) -> str:
     """What it runs on, e.g. "8 x H100 SXM"."""
     name = known_cards()[told.card].name
     return f"{told.count} {name}{'s' if told.count > 1 else ''}" if told.card == "cpu" else f"{told.count} x {name}"
 
 
-def summary(told: Forecast) -> str:
+def summary(told: Estimate) -> str:
     """Three lines, which the workflow says before its first job."""
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in told.by_stage().items())
     of = "cores" if told.card == "cpu" else "GPUs"
@@ -43,7 +43,7 @@ def summary(told: Forecast) -> str:
     )
 
 
-def whole(told: Forecast) -> str:
+def whole(told: Estimate) -> str:
     """Every stage, what it is made of, and every rate."""
     unit = "core hours" if told.card == "cpu" else "GPU hours"
     lines = [f"forecast of {told.suite} on {slots(told)}", f"  {'':34}{unit:>10}"]
@@ -67,7 +67,7 @@ def _rate(rate: Rate) -> str:
     return f"{rate.kind:9}{rate.what}{f' of {of}' if of else ''}: {rate.value:.4g} {rate.unit} ({rate.source})"
 
 
-def as_json(told: Forecast) -> dict[str, Any]:
+def as_json(told: Estimate) -> dict[str, Any]:
     """All of it, in seconds and bytes."""
     return {
         "suite": told.suite,

@@ -37,8 +37,8 @@ NOT_HERE = {"vbench"}
 """What paper-osp names and no writer imitates: VBench's environment."""
 
 WORDS = (
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "the", "of", "left", "right", "small", "large", "red", "blue",
-    "cat", "dog", "three", "seven", "two", "##s", "##ing", "on", "under", ",", ".",
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "the", "of", "left", "right", "small", "large", "red",
+    "blue", "cat", "dog", "three", "seven", "two", "##s", "##ing", "on", "under", ",", ".",
 )  # fmt: skip
 """A vocabulary for ImageReward, of the embedded network's size or less."""
 
