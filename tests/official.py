@@ -21,7 +21,7 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.metrics import image_reward
 from tcbench.models.networks import build_transformer
-from tcbench.models.specs import MODELS, ModelSpec
+from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import WFVAE
 from tcbench.rehearse import layouts
 from tcbench.rehearse.layouts import (
@@ -29,6 +29,7 @@ from tcbench.rehearse.layouts import (
     draw_image,
     grey,
     pixart_layout,
+    random_denoiser,
     write_adm,
     write_coco_captions,
     write_coco_images,
@@ -48,9 +49,9 @@ from tests.references import image_reward as reference
 from tests.suites import with_fields
 
 __all__ = [
-    "NOT_HERE", "SPECS", "build_transformer", "dit_layout", "draw_image", "grey", "pixart_layout", "write_adm",
-    "write_dit", "write_dit_training", "write_imagenet", "write_inception", "write_open_sora_plan", "write_pixart",
-    "write_video",
+    "NOT_HERE", "SPECS", "build_transformer", "dit_layout", "draw_image", "grey", "pixart_layout", "random_denoiser",
+    "write_adm", "write_dit", "write_dit_training", "write_imagenet", "write_inception", "write_open_sora_plan",
+    "write_pixart", "write_video",
 ]  # fmt: skip
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
@@ -90,11 +91,6 @@ def write_files(suite: Suite, without: Collection[str] = ()) -> None:
     for name, path in [(name, path) for name, path in paths.items() if not path.exists()]:  # one may lie in another
         path.parent.mkdir(parents=True, exist_ok=True)
         _WRITERS[name](path, suite)
-
-
-def random_denoiser(spec: ModelSpec) -> nn.Module:
-    """What every checkpoint of a model here holds."""
-    return build_transformer(spec, seed=1, zero_init=False)
 
 
 def write_t5(folder: Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import time
 from statistics import median
+from typing import Any, cast
 
 import torch
 
@@ -40,7 +41,12 @@ def calibrate(suite: Suite) -> tuple[str, list[Rate]]:
     """
     device, spec, card = device_of(suite), MODELS[suite.model.name], card_of(suite)
     here = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads of this CPU"
-    of = {"card": card, "model": suite.model.name, "kind": "measured", "source": f"here, {here}, {time.strftime('%F')}"}
+    of: dict[str, Any] = {
+        "card": card,
+        "model": suite.model.name,
+        "kind": "measured",
+        "source": f"here, {here}, {time.strftime('%F')}",
+    }
 
     def network(dtype: torch.dtype) -> Adapter:
         return make_adapter(build_transformer(spec, device=device, dtype=dtype, seed=0, zero_init=False), spec)
@@ -55,7 +61,7 @@ def calibrate(suite: Suite) -> tuple[str, list[Rate]]:
     )  # fmt: skip
     run.run()
     macs = 2 * batch * forward_macs(spec.name)
-    step = {"what": "step", "dtype": precision_of(dtype), "batch": batch, "unit": "MACs/s"}
+    step: dict[str, Any] = {"what": "step", "dtype": precision_of(dtype), "batch": batch, "unit": "MACs/s"}
     rates = [Rate(**of, **step, value=macs / median(step_seconds(device, run)))]
     del run, adapter
 
@@ -67,9 +73,8 @@ def calibrate(suite: Suite) -> tuple[str, list[Rate]]:
     adapter = network(torch.float32)
     for parameter in adapter.model.parameters():
         parameter.requires_grad_(False)
-    labels = (
-        torch.arange(EXAMPLES) % spec.num_classes if isinstance(spec, DiTSpec) else captions(torch.arange(EXAMPLES))
-    )
+    labels: Any = torch.arange(EXAMPLES)
+    labels = captions(labels) if captions else labels % cast(DiTSpec, spec).num_classes
     data = Dataset(torch.randn(EXAMPLES, *spec.latent_shape), labels)
     pairs = Pairs(
         adapter,
@@ -84,7 +89,7 @@ def calibrate(suite: Suite) -> tuple[str, list[Rate]]:
         seconds = run_seconds(device, lambda: train_scorer(stage, pairs, errors, Unfinished()))
     passes = PASSES["TrainScorer"]
     looked = 2 * BATCHES * (passes - 1) / passes  # held-out losses, before and after, without a gradient
-    iterations = {
+    iterations: dict[str, Any] = {
         "what": "TrainScorer",
         "dtype": precision_of(dtype),
         "batch": stage.batch_size,

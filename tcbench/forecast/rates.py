@@ -104,7 +104,7 @@ def known_cards() -> dict[str, Card]:
     return dict(_files().cards)
 
 
-def precision_of(dtype: Dtype) -> str:
+def precision_of(dtype: str) -> str:
     """16 bits are 16 bits to a card."""
     return "16 bit" if dtype in ("bf16", "fp16") else dtype
 

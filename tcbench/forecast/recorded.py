@@ -61,7 +61,8 @@ def _embedded(folder: Path) -> Iterator[Rate]:
     """Of a suite that runs on a CPU: by row for a method, by stage for training."""
     scores = [SCORE.read(path) for path in sorted(folder.glob("scores/*.json")) if path.stem != "floor"]
     model = scores[0]["model"]
-    if scores[0]["provenance"]["gpu"]:
+    provenance: dict[str, Any] = {**scores[0]["provenance"]}
+    if provenance["gpu"]:
         return
     of: dict[str, Any] = {"card": "cpu", "model": model, "dtype": "fp32", "kind": "measured"}
     of["source"] = folder.as_posix()

@@ -15,6 +15,7 @@ from tcbench.forecast.rates import Rate, Rates
 from tcbench.forecast.training import forward_macs, training_work
 from tcbench.metrics.catalogue import METRICS
 from tcbench.models.specs import MODELS, VideoSpec
+from tcbench.precision import Dtype
 from tcbench.registry import make_method
 
 ALONE = {"encode", "latency"}
@@ -118,7 +119,7 @@ class _Jobs:
     def __init__(self, suite: Suite, rates: Rates) -> None:
         self.suite, self.rates, self.spec = suite, rates, MODELS[suite.model.name]
         self.model, self.shape = suite.model.name, MODELS[suite.model.name].shape
-        self.dtypes = suite.dtypes if rates.on_gpu else dict.fromkeys(suite.dtypes, "fp32")
+        self.dtypes: dict[str, Dtype] = suite.dtypes if rates.on_gpu else {name: "fp32" for name in suite.dtypes}
         frames = (self.spec.sample_frames - 1) * 4 + 1 if isinstance(self.spec, VideoSpec) else 1
         latent = self.spec.latent_shape
         scale = _SIDE if suite.model.latents else 1
@@ -152,10 +153,10 @@ class _Jobs:
         for name, ablation in suite.ablation_suites.items():
             yield self._ablate(name, ablation)
         scores = [entry.scores for entry in suite.entries]
-        for command in ("tables", "figures", "report"):
+        for page in ("tables", "figures", "report"):
             where = {"tables": suite.folder / "tables", "figures": suite.folder / "figures"}
-            outputs = [where.get(command, suite.folder / "report.html")]
-            yield self._job("render", command, (command,), outputs, scores, lambda: [self._one("render", "", "render")])
+            outputs = [where.get(page, suite.folder / "report.html")]
+            yield self._job("render", page, (page,), outputs, scores, lambda: [self._one("render", "", "render")])
 
     def _encode(self) -> Job:
         count, numel = self._training_images(), prod(self.spec.latent_shape)

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import av
@@ -36,6 +36,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tcbench.data.source import PromptSet
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import ModelSpec
 from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
@@ -79,7 +80,7 @@ def write_dit_training(path: Path, model: nn.Module, plain: nn.Module) -> None:
     torch.save({"model": dit_layout(plain), "ema": dit_layout(model), "opt": optimiser, "args": flags}, path)
 
 
-def dit_layout(model: nn.Module) -> dict[str, Tensor]:
+def dit_layout(model: Any) -> dict[str, Tensor]:
     """The state dict that facebookresearch/DiT's class would have."""
     state, emb = dict(model.named_parameters()), "transformer_blocks.0.norm1.emb."
     renamed = _renamed(state, {
@@ -104,7 +105,7 @@ def write_pixart(path: Path, model: nn.Module) -> None:
     torch.save({"state_dict": pixart_layout(model), "epoch": 3}, path)
 
 
-def pixart_layout(model: nn.Module) -> dict[str, Tensor]:
+def pixart_layout(model: Any) -> dict[str, Tensor]:
     """The state dict that PixArt-alpha's class would have, learned null caption included."""
     state, embedders = dict(model.named_parameters()), {"timestep": "t", "resolution": "csize", "aspect_ratio": "ar"}
     renamed = _renamed(state, {
@@ -128,7 +129,7 @@ def pixart_layout(model: nn.Module) -> dict[str, Tensor]:
     return renamed | {"pos_embed": torch.zeros(1, 64, 96)}
 
 
-def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
     return {
         f"{new}.{kind}": state[f"{old}.{kind}"].detach()
         for old, new in names.items()
@@ -137,13 +138,13 @@ def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tenso
     }
 
 
-def _stacked(state: dict[str, Tensor], new: str, parts: list[str]) -> dict[str, Tensor]:
+def _stacked(state: Mapping[str, Tensor], new: str, parts: list[str]) -> dict[str, Tensor]:
     return {
         f"{new}.{kind}": torch.cat([state[f"{part}.{kind}"].detach() for part in parts]) for kind in ("weight", "bias")
     }
 
 
-def write_open_sora_plan(folder: Path, model: nn.Module, shard: str = "1MB") -> None:
+def write_open_sora_plan(folder: Path, model: Any, shard: str = "1MB") -> None:
     """Open-Sora-Plan-v1.3.0/any93x640x640: a folder as diffusers saves it, with the class that its own code has."""
     model.save_pretrained(folder, max_shard_size=shard)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -156,9 +157,9 @@ def write_open_sora_plan(folder: Path, model: nn.Module, shard: str = "1MB") -> 
 @cache
 def sentencepiece_model(bytes_too: bool) -> bytes:
     """A spiece.model: padding 0, end 1, unknown 2, no beginning; mT5's falls back to bytes, T5's does not."""
-    model = io.BytesIO()
+    model, source = io.BytesIO(), cast(PromptSet, data_source("partiprompts"))
     SentencePieceTrainer.train(
-        sentence_iterator=iter(data_source("partiprompts").prompts()[:300]), model_writer=model, vocab_size=500,
+        sentence_iterator=iter(source.prompts()[:300]), model_writer=model, vocab_size=500,
         byte_fallback=bytes_too, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
     )  # fmt: skip
     return model.getvalue()
@@ -323,7 +324,8 @@ def write_clip(path: Path, config: Mapping[str, Any]) -> None:
 def image_reward_shapes(vision: BlipVisionConfig, text: BlipTextConfig) -> dict[str, list[int]]:
     """The tensors of ImageReward.pt, by their official names."""
     wide, width, inner = vision.hidden_size, text.hidden_size, text.intermediate_size
-    patches = (vision.image_size // vision.patch_size) ** 2
+    side, patch_side = cast(int, vision.image_size), cast(int, vision.patch_size)
+    patches = (side // patch_side) ** 2
     shapes: dict[str, list[int]] = {}
 
     def linear(name: str, out: int, into: int) -> None:
@@ -334,7 +336,7 @@ def image_reward_shapes(vision: BlipVisionConfig, text: BlipTextConfig) -> dict[
 
     shapes["blip.visual_encoder.cls_token"] = [1, 1, wide]
     shapes["blip.visual_encoder.pos_embed"] = [1, 1 + patches, wide]
-    shapes["blip.visual_encoder.patch_embed.proj.weight"] = [wide, 3, vision.patch_size, vision.patch_size]
+    shapes["blip.visual_encoder.patch_embed.proj.weight"] = [wide, 3, patch_side, patch_side]
     shapes["blip.visual_encoder.patch_embed.proj.bias"] = [wide]
     for number in range(vision.num_hidden_layers):
         block = f"blip.visual_encoder.blocks.{number}"

@@ -13,7 +13,6 @@ from transformers import BlipTextConfig, BlipVisionConfig
 
 from tcbench.config.suite import Suite
 from tcbench.metrics import extractors, image_reward
-from tcbench.models.networks import build_transformer
 from tcbench.models.specs import MODELS, DiTSpec, ModelSpec, VideoSpec
 from tcbench.outside.places import locate
 from tcbench.record.files import sha256
@@ -169,7 +168,7 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
     images, videos = sizes.classes * sizes.images, suite.data.name == "vbench"
 
     def denoiser(path: Path) -> None:
-        model = build_transformer(spec, seed=1, zero_init=False)
+        model = layouts.random_denoiser(spec)
         if isinstance(spec, VideoSpec):
             layouts.write_open_sora_plan(path, model, "1MB" if size == "tiny" else "5GB")
         else:
