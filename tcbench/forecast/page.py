@@ -140,7 +140,7 @@ def _targets(told: _Told) -> Iterator[str]:
         yield f"  {one.wall / 3600:.1f} hours, so the target {met}."
         yield f"  {one.seconds / 3600:.0f} GPU hours are {one.seconds / 8 / 3600:.1f} hours of 8 cards at best."
         yield f"  The longest job is `{longest.stage} {longest.of}`, {longest.seconds / 3600:.1f} hours on one card;"
-        yield f"  of all training, the {most} takes most ({trained[most] / 3600:.0f} hours)."
+        yield f"  most of all training is that of the {most} ({trained[most] / 3600:.0f} hours)."
 
 
 def _rates(told: _Told) -> Iterator[str]:
