@@ -127,6 +127,24 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also look for every file that a run would need and that does not ship; 1 if any lacks",
     )
+    sub = stage("forecast", _forecast, "how long all of it takes on some cards: hours by stage, disk, memory, and why")
+    sub.add_argument(
+        "--gpu",
+        metavar="CARD",
+        help="as tcbench/assets/forecast/rates.yaml calls it (default: h100, of CPU suites cpu)",
+    )
+    sub.add_argument("--gpus", "--cores", type=int, metavar="N", help="how many (default: 1, of CPU suites 2)")
+    sub.add_argument("--calibrate", action="store_true", help="measure rates on this machine first, for a minute")
+    sub.add_argument("--json", action="store_true", help="print JSON, in seconds and bytes, instead of text")
+    sub = stage(
+        "rehearse", _rehearse, "run every stage on stand-ins for the suite's files and compare with the forecast"
+    )
+    sub.add_argument("--into", type=Path, required=True, metavar="DIR", help="where stand-ins and results go")
+    sub.add_argument(
+        "--size", choices=("full", "tiny"), default="full", help="of networks; tiny ones run on a CPU (default: full)"
+    )
+    sub.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and `files`, again")
+    sub.add_argument("--minutes", type=float, metavar="N", help="begin no other stage after so many")
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -358,6 +376,31 @@ def _run(parsed: argparse.Namespace) -> int:
     return run_workflow(
         parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus
     )
+
+
+def _forecast(parsed: argparse.Namespace) -> None:
+    suite = load_suite(parsed.config)
+    on_cpu = suite.model.device == "cpu"
+    count = parsed.gpus if parsed.gpus is not None else 2 if on_cpu else 1
+    if count < 1:
+        raise UserError(f"--gpus {count}: give 1 or more")
+    card, calibrated = parsed.gpu or ("cpu" if on_cpu else "h100"), list[Any]()
+    if parsed.calibrate:
+        from tcbench.forecast.calibrate import calibrate
+
+        _set_threads()
+        card, calibrated = calibrate(suite)
+    from tcbench.forecast.estimate import forecast
+    from tcbench.forecast.text import as_json, whole
+
+    told = forecast(suite, card, count, calibrated)
+    print(json.dumps(as_json(told), indent=1) if parsed.json else whole(told))
+
+
+def _rehearse(parsed: argparse.Namespace) -> None:
+    from tcbench.rehearse.run import rehearse
+
+    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes))
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:

@@ -227,6 +227,7 @@ LIGHT = [
     *("metrics/__init__", "metrics/catalogue", "metrics/inference", "stats"),
     *("audit/__init__", "audit/cells", "audit/checks", "audit/columns", "audit/paper", "audit/sections", "audit/text"),
     *("report/audit", "report/table"),
+    *(f"forecast/{path.stem}" for path in files("forecast") if path.stem != "calibrate"),
 ]
 
 

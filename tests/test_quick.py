@@ -39,6 +39,7 @@ COMMANDS = {
     "validate config/digits.yaml": PLAN,
     "validate config/digits.yaml --macs": PLAN,
     "validate config/paper-pixart-256.yaml --files": FILES,
+    "forecast config/paper-osp.yaml --gpus 8": FILES,
     "audit --out audit.md": PAGE,
     "claims published": RESULTS,
     f"verdicts {ON_DIGITS}": RESULTS,

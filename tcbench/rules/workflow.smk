@@ -53,3 +53,23 @@ for target in TARGETS if SEVERAL else ():
             target == TARGETS[0]
         input:
             [getattr(rules, f"{suite}_{target}").input for suite in SUITES],
+
+
+# Before the first job, what all of it takes, and while it runs, how much is left.
+onstart:
+    from snakemake.logging import logger
+
+    from tcbench.config.load import load_suite
+    from tcbench.forecast.progress import Listener, announce
+
+    named = SUITES if SEVERAL else [config.get("suite_file") or config["suite"]]
+    gpus = workflow.global_resources.get("gpu")
+    left = announce(
+        [load_suite(suite_file(name)) for name in named],
+        {job.jobid: job.output for job in workflow.dag.needrun_jobs()},
+        cores=workflow.resource_settings.cores or workflow.resource_settings.nodes or 1,
+        gpus=int(gpus.value) if gpus else 1,
+        say=logger.info,
+    )
+    if left:
+        logger.addHandler(Listener(left))

@@ -1,0 +1,155 @@
+"""docs/paper-scale.md, what the paper's suites cost at full scale; `python -m tcbench.forecast.page` makes it again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tcbench.config.load import load_suite
+from tcbench.config.suite import Suite
+from tcbench.forecast.estimate import Estimate, forecast
+from tcbench.forecast.rates import HAND, RECORDED, known_cards
+from tcbench.forecast.text import size
+from tcbench.outside.places import SHIPPED
+from tcbench.record.files import digest, sha256
+
+PAGE = Path(__file__).parents[2] / "docs" / "paper-scale.md"
+SUITES = tuple(
+    f"paper-{name}" for name in ("dit-256", "dit-512", "pixart-256", "pixart-256-parti", "pixart-1024", "osp")
+)
+CARDS, COUNTS = ("h100", "a100"), (1, 8)
+
+_Told = dict[tuple[str, str, int], Estimate]
+"""By suite, card and count."""
+
+TARGETS = {"paper-dit-256": 6.0, "paper-pixart-1024": 3.0}
+"""Hours of the clock that a suite is to take on 8 H100s, training included."""
+
+HEAD = """\
+# The paper's suites at full scale
+
+Made by `python -m tcbench.forecast.page` of the configs, the ledger's MACs and the rates of
+`tcbench/assets/forecast/`. Nothing on this page was run as a whole: it is a forecast, and what it rests on is below.
+"""
+
+COSTS = """
+Hours. Rows are those of tables and ablations. Every training takes all of its iterations; with `patience` it may end
+after 30 % of them. The clock is that of list scheduling: jobs begin when what they need is there, a row's samples are
+made in as many parts as there are cards, a training is one job on one card, and nothing runs beside `encode` and
+`latency`. *Measured*: the share of an H100's hours at measured rates; of an A100's, only what the host does is.
+
+GPU hours of an H100 by stage; `ablate` samples and scores the rows of ablations:
+"""
+
+LIMITS = """
+What would bring them down, in this order: training that is faster or uses several cards, because one training is one
+job; other jobs beside `encode`; scoring's Frechet distances and neighbours, which take one core of the host.
+"""
+
+RATES = """\
+## What is measured, and what is derived
+
+Of an H100. A rate of another card or dtype is converted by the ratio of both peaks of dense products in the makers'
+data sheets. So are all of an A100's: 312 of 989 TFLOP/s in 16 bits, 156 of 494 in TF32.
+
+| | rate | | from |
+|---|---|---|---|"""
+
+STEPS = """
+## Step by step
+
+1. `tcbench validate config/paper-dit-256.yaml --files` names the files that are missing, and where each comes from.
+2. `tcbench forecast paper-dit-256 --gpu a100 --gpus 8` is this page for your cards, with every row and every rate.
+   With `--calibrate` a full step and some iterations of training are timed on the card at hand first, for about a
+   minute.
+3. `tcbench rehearse paper-dit-256 --into /scratch/rehearsal` writes stand-ins of every file, networks at their full
+   size with random weights, runs every stage on a few samples, and says what each took of time and memory beside its
+   forecast. It needs none of the real files. `--minutes 9` begins no other stage after nine minutes, and the same
+   command goes on; `--only train` runs a stage again; `--size tiny` runs on a CPU.
+4. `tcbench run config/paper-dit-256.yaml`. Before its first job the workflow says the forecast of what is left to do,
+   and every minute how long the rest takes at the pace so far. It may be stopped at any time and goes on where it
+   was.
+
+`results/rehearsals/` has what rehearsals took, stage by stage, with peaks of memory and the forecast's error.
+"""
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    suites = {name: load_suite(SHIPPED / "config" / f"{name}.yaml") for name in SUITES}
+    told = {
+        (name, card, count): forecast(suite, card, count)
+        for name, suite in suites.items()
+        for card in CARDS
+        for count in COUNTS
+    }
+    made = f"<!-- made of {made_of()} -->\n"
+    parts = [HEAD, made, *_costs(suites, told), COSTS, *_stages(told), *_targets(told), LIMITS, *_rates(told), STEPS]
+    return "\n".join(parts)
+
+
+def made_of() -> str:
+    """Identifies what the page was made of: the configs, the rates, and the code of forecasts."""
+    configs = [SHIPPED / "config" / f"{name}.yaml" for name in SUITES]
+    return digest([sha256(path) for path in (*configs, HAND, RECORDED, *sorted(Path(__file__).parent.glob("*.py")))])
+
+
+def cost_line(suite: Suite, told: list[Estimate]) -> str:
+    """A suite's line in the table of costs, from its forecasts in the order of the columns."""
+    cells = []
+    for one in told:
+        if one.count == 1:
+            cells.append(f"{one.seconds / 3600:.0f}")
+        cells.append(f"{one.wall / 3600:.1f}")
+    first = told[0]
+    sampled = len(suite.rows) + sum(len(ablation.own) for ablation in suite.ablation_suites.values())
+    return (
+        f"| `{suite.suite}` | {sampled} | {' | '.join(cells)} | {size(first.disk)} | {size(first.memory.memory)} "
+        f"({first.memory.stage}) | {first.measured_share():.0%} |"
+    )
+
+
+def _costs(suites: dict[str, Suite], told: _Told) -> Iterator[str]:
+    names = [known_cards()[card].name for card in CARDS]
+    heads = [head for name in names for head in (f"GPU hours, {name}", *(f"clock, {count} x" for count in COUNTS))]
+    yield "## Cost\n"
+    yield f"| suite | rows | {' | '.join(heads)} | disk | peak of a card | measured |"
+    yield "|---|---" + "|---" * (len(heads) + 3) + "|"
+    for name, suite in suites.items():
+        yield cost_line(suite, [told[name, card, count] for card in CARDS for count in COUNTS])
+
+
+def _stages(told: _Told) -> Iterator[str]:
+    spent = {name: told[name, "h100", 1].by_stage() for name in SUITES}
+    stages = list(dict.fromkeys(stage for by_stage in spent.values() for stage in by_stage))
+    yield f"| suite | {' | '.join(stages)} |"
+    yield "|---" * (len(stages) + 1) + "|"
+    for name, by_stage in spent.items():
+        cells = [f"{by_stage[stage] / 3600:.1f}" if stage in by_stage else "" for stage in stages]
+        yield f"| `{name}` | {' | '.join(cells)} |"
+    yield ""
+
+
+def _targets(told: _Told) -> Iterator[str]:
+    yield "## Targets\n"
+    for name, hours in TARGETS.items():
+        one = told[name, "h100", 8]
+        met = "**is met**" if one.wall <= 3600 * hours else "**is not met**"
+        longest = max(one.jobs, key=lambda job: job.seconds / min(job.parts, one.count))
+        trained = one.parts_of("train")
+        most = max(trained, key=lambda part: trained[part])
+        yield f"- `{name}` in at most {hours:g} hours on 8 H100s, training included: the forecast is"
+        yield f"  {one.wall / 3600:.1f} hours, so the target {met}."
+        yield f"  {one.seconds / 3600:.0f} GPU hours are {one.seconds / 8 / 3600:.1f} hours of 8 cards at best."
+        yield f"  The longest job is `{longest.stage} {longest.of}`, {longest.seconds / 3600:.1f} hours on one card;"
+        yield f"  most of all training is that of the {most} ({trained[most] / 3600:.0f} hours)."
+
+
+def _rates(told: _Told) -> Iterator[str]:
+    used = dict.fromkeys(rate for name in SUITES for rate in told[name, "h100", 8].used())
+    yield RATES
+    for rate in sorted(used, key=lambda rate: (rate.kind == "derived", rate.what, rate.model)):
+        of = " ".join(filter(None, (rate.model, rate.dtype)))
+        yield f"| {rate.kind} | {rate.what}{f', {of}' if of else ''} | {rate.value:.3g} {rate.unit} | {rate.source} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

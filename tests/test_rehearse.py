@@ -1,0 +1,104 @@
+"""Rehearsals: reduced configs, stand-ins in official layouts, and every stage at toy size."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tcbench.cli import main
+from tcbench.config.load import load_suite
+from tcbench.errors import UserError
+from tcbench.record.files import read_json, write_json
+from tcbench.rehearse import layouts, run
+from tcbench.rehearse.child import run_stage
+from tcbench.rehearse.reduced import BATCHES, ITERATIONS, reduced
+from tcbench.rehearse.sizes import FULL, TINY, SizeName
+from tests import official
+from tests.references import image_reward as reference
+
+
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
+def test_a_reduced_suite_is_the_suite_with_little_to_do(path: Path, tmp_path: Path) -> None:
+    suite, small = load_suite(path), tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(reduced(suite, yaml.safe_load(path.read_text(encoding="utf-8")), "full")))
+    rehearsed = load_suite(small)
+    assert rehearsed.samples.batch_size == suite.samples.batch_size, "memory is the batch's"
+    assert rehearsed.samples.count == BATCHES * suite.samples.batch_size
+    assert {row.method for row in rehearsed.rows.values()} == {row.method for row in suite.rows.values()}
+    assert (rehearsed.model, rehearsed.training) == (suite.model, suite.training)
+    for name in rehearsed.trained_rows:
+        options = rehearsed[name].method.model_dump()
+        assert all(value == ITERATIONS for option, value in options.items() if option.endswith("iterations"))
+        assert options.get("training_batch_size") == suite[name].method.model_dump().get("training_batch_size")
+
+
+def test_image_rewards_tensors_are_named_as_recorded() -> None:
+    recorded = read_json(reference.HERE / "image_reward.json")["parameters"]
+    assert layouts.image_reward_shapes(TINY.vision, TINY.text) == recorded
+    parameters = sum(
+        torch.Size(shape).numel() for shape in layouts.image_reward_shapes(FULL.vision, FULL.text).values()
+    )
+    assert 4.4e8 < parameters < 4.9e8  # 1.8 GB
+
+
+def test_drawn_weights_keep_sizes() -> None:
+    state = layouts.drawn({"a.weight": [64, 1024], "norm.weight": [8], "norm.bias": [8]}, torch.bfloat16)
+    assert state["a.weight"].dtype == torch.bfloat16 and state["norm.weight"].eq(1).all()
+    assert state["a.weight"].float().std().item() == pytest.approx(1 / 32, rel=0.05)
+
+
+def here(size: SizeName, note: Path, command: Sequence[str]) -> int:
+    return run_stage(size, note, Path(run.CONFIG), command)
+
+
+def test_every_stage_is_rehearsed_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PixArt-alpha at toy size: encode, train, sample, score, tables, report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "there"))
+    config, said = official.CONFIGS[0].with_name("paper-pixart-256-parti.yaml"), list[str]()
+    path = run.rehearse(config, Path("there"), "tiny", run=here, say=said.append)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert path == tmp_path / "results" / "rehearsals" / "paper-pixart-256-parti.json"
+    done = record["done"]
+    stages = {name.split()[0] for name in done}
+    assert stages == {"files", "encode", "train", "sample", "score", "latency", "diagnose", "render"}
+    assert all(found["seconds"] > 0 and found["host_bytes"] > 0 for found in done.values())
+    assert all("forecast_s" in found for name, found in done.items() if name != "files")
+    assert (tmp_path / "there" / "results" / "paper-pixart-256-parti" / "report.html").stat().st_size > 1000
+    assert "% in all" in said[-1] or "in all, forecast" in said[-1]
+
+    before, said[:] = dict(done), []
+    run.rehearse(config, Path("there"), "tiny", run=here, say=said.append)  # nothing is left but to look for files
+    assert [line.split(":")[0] for line in said[:-1]] == ["files"]
+    run.rehearse(config, Path("there"), "tiny", only=["latency"], run=here, say=said.append)
+    after = json.loads(path.read_text(encoding="utf-8"))["done"]
+    changed = {name for name in after if name != "files" and after[name] != before[name]}
+    assert changed == {"latency rows"}
+
+
+def test_a_stage_that_fails_is_named_and_pieces_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, ran = official.CONFIGS[0].with_name("paper-dit-256.yaml"), list[str]()
+
+    def pretend(size: SizeName, note: Path, command: Sequence[str]) -> int:
+        ran.append(command[0])
+        if command[0] == "files":
+            official.write_imagenet(Path("data/imagenet/train"))
+        if command[0] == "sample":
+            return 2
+        write_json(note, {"gpu_bytes": 0, "host_bytes": 1, "device": "cpu"})
+        return 0
+
+    with pytest.raises(UserError, match=r"^sample nfe.*: failed, status 2; see .*/logs/sample"):
+        run.rehearse(config, Path("there"), "tiny", run=pretend, say=lambda line: None)
+    assert ran[:2] == ["files", "encode"] and ran[-1] == "sample"
+    ran.clear()
+    said: list[str] = []
+    run.rehearse(config, Path("there"), "tiny", minutes=-1, run=pretend, say=said.append)
+    assert not ran and "not begun after" in said[0]
+    with pytest.raises(UserError, match="--only trane: give some of files, encode"):
+        run.rehearse(config, Path("there"), "tiny", only=["trane"], run=pretend)
+    assert main(["rehearse", str(config), "--into", "there", "--size", "tiny", "--only", "trane"]) == 2
