@@ -17,36 +17,37 @@ from tcbench.report.page import report_page
 from tcbench.report.results import read_results
 from tcbench.report.strips import read_strip, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables
-from tcbench.report.table import Table
+from tcbench.report.table import Table, is_published
 from tcbench.report.verdicts import verdict_table
 
 STEPS_SHOWN = 8
 FRAMES = 5  # of a video in a picture
 
 
-def _write(tables: dict[str, Table], folder: Path) -> None:
+def _write(tables: dict[str, Table], folder: Path, overwrite: bool) -> dict[str, Table]:
     for name, table in tables.items():
-        table.write(folder / "tables", name)
+        table.write(folder / "tables", name, overwrite)
+    return tables
 
 
-def render_tables(suite: Suite, folder: Path) -> None:
+def render_tables(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/table<N>.* below `folder`, from the scores and latency there."""
-    _write(main_tables(read_results(suite, folder, ("latency", "floor"))), folder)
+    return _write(main_tables(read_results(suite, folder, ("latency", "floor"))), folder, overwrite)
 
 
-def render_diagnostics(suite: Suite, folder: Path) -> None:
+def render_diagnostics(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    _write(diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder)
+    return _write(diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder, overwrite)
 
 
-def render_ablations(suite: Suite, folder: Path) -> None:
+def render_ablations(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
-    _write(ablation_tables(read_results(suite, folder, ("ablations",))), folder)
+    return _write(ablation_tables(read_results(suite, folder, ("ablations",))), folder, overwrite)
 
 
-def render_verdicts(suite: Suite, folder: Path) -> None:
+def render_verdicts(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/verdicts.* below `folder`, from everything there."""
-    _write({"verdicts": verdict_table(read_results(suite, folder))}, folder)
+    return _write({"verdicts": verdict_table(read_results(suite, folder))}, folder, overwrite)
 
 
 def render_strips(suite: Suite, folder: Path) -> None:
@@ -63,9 +64,15 @@ def render_strips(suite: Suite, folder: Path) -> None:
             write_strip(strip.with_stem(f"{entry.name}-steps"), lines, labels)
 
 
-def render_grids(suite: Suite, folder: Path) -> None:
-    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`."""
+def render_grids(suite: Suite, folder: Path, overwrite: bool = True) -> None:
+    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`.
+
+    Args:
+        overwrite: also those that are published.
+    """
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
+        if not overwrite and is_published(folder / "grids" / f"nfe{nfe}.png"):
+            continue
         entries = [entry for entry in suite.entries if entry.nfe == nfe]
         first = [read_strip(folder / "grids" / "strips" / f"{entry.name}.png")[0][0] for entry in entries]
         labels = [entry.label + _knob(entry, folder) for entry in entries]
@@ -104,17 +111,23 @@ def _tiles(images: np.ndarray) -> np.ndarray:
     return ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:
-    """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data."""
+def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data.
+
+    Returns:
+        the .png files.
+    """
     from tcbench.report.figures import save  # matplotlib, which tables and the report do without
     from tcbench.report.gallery import Missing, draw
 
-    results = read_results(suite, folder)
+    results, drawn = read_results(suite, folder), []
     for name in names or figure_names(suite):
         try:
             save(draw(results, folder, name), folder / "figures", name)
+            drawn.append(folder / "figures" / f"{name}.png")
         except Missing as missing:
             tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
+    return drawn
 
 
 def render_report(suite: Suite, folder: Path) -> None:
