@@ -247,13 +247,16 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = stage(name, handler, help)
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
+    missing = {"action": "store_true", "help": "keep what is there of the same samples, settings and code"}
+    sub.add_argument("--missing", **missing)
     sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
     what.add_argument("--rows", nargs="+", metavar="ROW")
     sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
     stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID")
-    stage("latency", _latency, "measure the latency of rows that were not timed yet, beside the uncached row")
+    sub = stage("latency", _latency, "measure the latency of every row")
+    sub.add_argument("--missing", **missing)
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
     sub = stage("ablate", _ablate, "sample and score the variants of one ablation")
@@ -497,7 +500,7 @@ def _score(parsed: argparse.Namespace) -> None:
     from tcbench.stages.score import score_rows
 
     _set_threads()
-    score_rows(entries)
+    score_rows(entries, parsed.missing)
 
 
 def _vbench(parsed: argparse.Namespace) -> None:
@@ -525,7 +528,7 @@ def _latency(parsed: argparse.Namespace) -> None:
     from tcbench.stages.latency import measure_latency
 
     _set_threads()
-    measure_latency(suite)
+    measure_latency(suite, parsed.missing)
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ for group, rows in SUITE.scored_together.items():
             ),
             videos=videos_of(rows),
         output:
-            expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
+            update(expand(f"{RESULTS}/scores/{{row}}.json", row=rows)),  # rows that were scored keep their scores
         params:
             code=source_digest("score", data=SUITE.data.name),
             rows=rows,
@@ -56,7 +56,7 @@ for group, rows in SUITE.scored_together.items():
         resources:
             gpu=int(SUITE.model.device == "cuda"),
         shell:
-            f"tcbench score {CONFIG} --rows {{params.rows}} 2> {{log}}"
+            f"tcbench score {CONFIG} --rows {{params.rows}} --missing 2> {{log}}"
 
 
 rule floor:

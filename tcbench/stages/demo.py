@@ -31,9 +31,9 @@ def run_here(suite: Suite) -> None:
         if not suite[name].searched.exists():
             search_row(suite[name])
     sample_rows(suite.entries)
-    score_rows(suite.entries)
+    score_rows(suite.entries, missing=True)
     measure_floor(suite)
-    measure_latency(suite)
+    measure_latency(suite, missing=True)
     tables = render_tables(suite, suite.folder)
     render_strips(suite, suite.folder)
     render_grids(suite, suite.folder)

@@ -50,7 +50,9 @@ def _records(suite: Suite) -> Records:
                 records[entry.name] = score["provenance"], part.digest()
                 records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
     latency = suite.folder / "latency.json"
-    records[str(latency)] = LATENCY.read(latency)["provenance"], suite.digest()
+    timed = LATENCY.read(latency)
+    for number, session in enumerate([timed, *timed.get("later", [])], 1):
+        records[str(latency) + (f", session {number}" if number > 1 else "")] = session["provenance"], suite.digest()
     for path in (suite.folder / "diagnostics").glob("*.json"):
         records[str(path)] = DIAGNOSTICS.read(path)["provenance"], suite.digest()
     return records
