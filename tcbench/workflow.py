@@ -26,7 +26,7 @@ def run_workflow(suite: str | None, targets: Sequence[str], cores: str, dry_run:
         targets: what is asked for, rules or files; none for the default.
         cores: a number, or "all".
         dry_run: whether to print what would be done and do nothing.
-        options: options of Snakemake's own.
+        options: options of Snakemake's own; with any, it prints in its own words, else as `tcbench.console` does.
 
     Returns:
         Snakemake's exit status.
@@ -48,10 +48,15 @@ def run_workflow(suite: str | None, targets: Sequence[str], cores: str, dry_run:
             load_suite(path)
             config = ["--config", f"suite_file={suite}"]
     from snakemake.cli import main
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
+    from tcbench import console
+
+    LoggerPluginRegistry().register_plugin("tcbench", console)
     arguments = [*targets, "--snakefile", str(WORKFLOW), "--workflow-profile", str(PROFILE), "--cores", cores]
+    printed = ["--dry-run"] if dry_run else [] if options else ["--logger", "tcbench"]
     try:
-        main([*arguments, *(["--dry-run"] if dry_run else []), *options, *config])
+        main([*arguments, *options, *config, *printed])
     except SystemExit as end:
         return int(end.code or 0)
     return 0
