@@ -1,7 +1,7 @@
 """What `tcbench run` prints: a line when a job starts, a line every while for what runs, and failures in full.
 
-A logger plugin of Snakemake's. Percent is of expected time, by kind of job; how far a job is, its own progress bar says,
-which is the end of its log.
+A logger plugin of Snakemake's. Percent is of expected time, by kind of job; how far a job is, its own progress bar
+says, which is the end of its log.
 """
 
 import re

@@ -5,8 +5,7 @@ of the page and draws the picture, and tests/test_readme.py compares both with t
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,63 +21,19 @@ from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, atomic, digest, write_text
 from tcbench.record.records import PUBLISHED
+from tcbench.report.beside import OURS, Beside, beside, distance_of, in_order
 from tcbench.report.claims import MECHANISM
 from tcbench.report.figures import LOOK, styles
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.results import read_results
-from tcbench.report.rows import Row, interval_of, mac_ratio, macs_off, matched, was_run
+from tcbench.report.rows import interval_of
 from tcbench.report.speed import read_lines
 from tcbench.report.verdicts import read_all_verdicts
 from tcbench.workflow import SUITES
 
 BEGIN, END = "<!-- tcbench summary: begin -->", "<!-- tcbench summary: end -->"
-OURS = "tokencache"
 SPEED_AT = {"model": "dit-xl-2-256", "dtype": "bf16", "batch_size": 8, "nfe": 50}
 """The paper's own setting: batches of 8, 50 steps."""
-
-
-@dataclass(frozen=True)
-class Beside:
-    """TokenCache in one suite, and what costs as much, at the NFE of the suite's figures.
-
-    Attributes:
-        ours: TokenCache's row.
-        ratio: its MAC ratio, predictor charged.
-        rivals: of each other method the row nearest in MACs, the nearest to the uncached samples first.
-        selectors: the same of the controls: other choices of tokens in TokenCache's place.
-        table: the suite's first table.
-    """
-
-    suite: Suite
-    ours: Row
-    ratio: float
-    rivals: tuple[Row, ...]
-    selectors: tuple[Row, ...]
-    table: str
-
-
-def beside(suite: Suite, folder: Path) -> Beside | None:
-    """What stands beside TokenCache in a suite; None if it has no TokenCache row that was run at the figures' NFE."""
-    rows = read_results(suite, folder, ()).own_rows
-    at = [row for row in rows if row["nfe"] == suite.show.figure.nfe and was_run(row) and row["refiners"] is True]
-    ours = next((row for row in at if row["method"] == OURS and not row["control"]), None)
-    ratio = mac_ratio(ours, rows) if ours else None
-    if ours is None or ratio is None:
-        return None
-
-    def nearest(control: bool) -> tuple[Row, ...]:
-        found: dict[str, Row] = {}
-        for row in sorted(matched(ours, at), key=lambda row: macs_off(row, ours)):
-            if row["control"] is control and row["method"] not in (OURS, "uncached") and _distance(row) is not None:
-                found.setdefault(row["method"], row)
-        return tuple(sorted(found.values(), key=_distance))  # type: ignore[arg-type]
-
-    return Beside(suite, ours, ratio, nearest(False), nearest(True), next(iter(suite.tables)))
-
-
-def _distance(row: Row) -> float | None:
-    interval = interval_of(row, "mae")
-    return interval and interval.value
 
 
 def summary(folder: Path, link: str | None = None) -> list[str]:
@@ -110,7 +65,8 @@ def read_beside(folder: Path) -> list[Beside]:
     """
     there = [name for name in SUITES if (folder / name / PROVENANCE).exists()]
     suites = {name: published(folder / name, Suite) for name in there}
-    found = [found for name, suite in suites.items() if (found := beside(suite, folder / name))]
+    results = (read_results(suite, folder / name, ()) for name, suite in suites.items())
+    found = [found for each in results if (found := beside(each))]
     if not found:
         raise UserError(f"{folder}: no published results of {', '.join(SUITES)}; give a folder like results/reference")
     return found
@@ -123,10 +79,9 @@ def published(folder: Path, kind: type) -> Any:
 
 
 def _distances(found: list[Beside], link: str) -> str:
-    nearest = sum(all(_distance(it.ours) <= _distance(row) for row in it.rivals) for it in found)  # type: ignore[operator]
+    nearest = sum(all(distance_of(it.ours) <= distance_of(row) for row in it.rivals) for it in found)  # type: ignore[operator]
     told = "; ".join(
-        f"[`{it.suite.suite}`]({link}/{it.suite.suite}/tables/{it.table}.md) ({_sizes(it)}): "
-        + _in_order([*it.rivals, it.ours])
+        f"[`{it.suite}`]({link}/{it.suite}/tables/{it.table}.md) ({_sizes(it)}): " + in_order([*it.rivals, it.ours])
         for it in found
     )
     return (
@@ -139,21 +94,10 @@ def _sizes(it: Beside) -> str:
     return f"{it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}, {it.ours['samples']} samples"
 
 
-def _in_order(rows: Iterable[Row]) -> str:
-    ordered = sorted(rows, key=_distance)  # type: ignore[arg-type]
-    return ", ".join(_named(row) for row in ordered)
-
-
-def _named(row: Row) -> str:
-    method = row["label"].partition(",")[0]  # "FORA, matched" is FORA here: all are
-    text = f"{method} {_distance(row):.3g}"
-    return f"**{text}**" if row["method"] == OURS else text
-
-
 def _selectors(found: list[Beside], link: str) -> str:
     having = [it for it in found if it.selectors]
-    better = sum(any(_distance(row) < _distance(it.ours) for row in it.selectors) for it in having)  # type: ignore[operator]
-    told = "; ".join(f"`{it.suite.suite}`: {_in_order([*it.selectors, it.ours])}" for it in having)
+    better = sum(any(distance_of(row) < distance_of(it.ours) for row in it.selectors) for it in having)  # type: ignore[operator]
+    told = "; ".join(f"`{it.suite}`: {in_order([*it.selectors, it.ours])}" for it in having)
     return (
         f"**In {better} of {len(having)} suites a choice of tokens that costs nothing does better with those MACs,** "
         f"because what the predictor costs buys full steps: {told} "
@@ -226,7 +170,7 @@ def figure_summary(found: Sequence[Beside]) -> Figure:
     sizes = [1 + len(it.rivals) + len(it.selectors) for it in found]
     figure = Figure(figsize=(8.6, 0.55 + 0.24 * max(sizes)), layout="constrained")
     for panel, it in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
-        rows = sorted([it.ours, *it.rivals, *it.selectors], key=_distance, reverse=True)  # type: ignore[arg-type]
+        rows = sorted([it.ours, *it.rivals, *it.selectors], key=distance_of, reverse=True)  # type: ignore[arg-type]
         looks = styles(rows)
         for height, row in enumerate(rows):
             interval = interval_of(row, "mae")
@@ -245,7 +189,7 @@ def figure_summary(found: Sequence[Beside]) -> Figure:
         for text, row in zip(panel.get_yticklabels(), rows, strict=True):
             text.set_fontweight("bold" if row["method"] == OURS else "normal")
         panel.set_xlim(left=0)
-        panel.set_title(f"{it.suite.suite}, {it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
+        panel.set_title(f"{it.suite}, {it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
         panel.set_xlabel("distance to uncached (MAE)", fontsize=8)
         panel.set_ylim(len(rows) - max(sizes) - 0.5, len(rows) - 0.5)
     return figure

@@ -1,5 +1,6 @@
 """A table and its four faces: CSV for programs, Markdown, LaTeX and HTML for people."""
 
+import base64
 import hashlib
 import json
 import re
@@ -104,8 +105,15 @@ class Table:
         return "".join("l" if column in self.text_columns else "r" for column in self.formatted.columns)
 
     def css_class(self, column: str) -> str:
-        """The HTML class of a column: words, the paper's numbers, or ours."""
-        return "text" if column in self.text_columns else "paper" if column.startswith("paper ") else "ours"
+        """The HTML classes of a column: words, the paper's numbers, or ours; and whether it is shown on demand."""
+        kind = "text" if column in self.text_columns else "paper" if column.startswith("paper ") else "ours"
+        return kind if not self.lead or column in self.lead else f"{kind} rest"
+
+    @property
+    def csv_uri(self) -> str:
+        """`tidy` as an address that a page can offer to save."""
+        text = self.tidy.to_csv(index=False, lineterminator="\n")
+        return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
 
     def row_groups(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
         """Yield (heading, rows of cell texts) for each run of equal headings; of some columns, or of all."""
