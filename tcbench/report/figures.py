@@ -150,10 +150,11 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
                 minor_formatter=NullFormatter(),
             )
         if floor and "fid" in floor:
-            line = top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
-            handles[f"floor: {floor['fid']['n']} real images"] = line
+            floor_line = top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
         top.set_title(f"{resolution}×{resolution}, NFE {nfe}", fontsize=10)
         bottom.set_xlabel("MAC ratio (uncached / this)")
+    if floor and "fid" in floor:
+        handles[f"floor: {floor['fid']['n']} real images"] = floor_line
     panels[0, 0].set_ylabel("FID (lower is better)")
     panels[1, 0].set_ylabel("MAE to uncached (data in [-1, 1])")
     _legend(figure, handles)
