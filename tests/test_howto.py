@@ -147,11 +147,8 @@ def test_what_init_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(UserError, match=r"config/scenes\.yaml: 'scenes' is there already"):
         write_starter("scenes", None)
     settings = yaml.safe_load(Path("config/shapes.yaml").read_text(encoding="utf-8"))
-    settings["rows"] = {
-        name: row | {"nfe": 3, "options": {}}
-        for name, row in settings["rows"].items()
-        if name in ("uncached", "shapes")
-    }
+    rows = {"uncached": {"method": "uncached"}, "shapes": {"method": "shapes", "options": {"num_full_steps": 3}}}
+    settings["rows"] = {name: row | {"nfe": 3} for name, row in rows.items()}
     settings = with_fields(settings, {"samples.count": 4, "samples.batch_size": 2, "show.figure.nfe": 3})
     Path("small.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     capsys.readouterr()
