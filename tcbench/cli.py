@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     group("look at results (seconds, no torch)")
     for name, handler, help in (
         ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
-        ("figures", _figures, "render the figures"),
+        ("figures", _figures, "render the figures; status 1 if one that is named cannot be drawn"),
         ("diagnostics", _diagnostics, "render the table of one-step local errors"),
         ("ablations", _ablations, "render the tables of the ablations"),
         ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
@@ -562,7 +562,7 @@ def _tables(parsed: argparse.Namespace) -> None:
         _say_added(suite)
 
 
-def _figures(parsed: argparse.Namespace) -> None:
+def _figures(parsed: argparse.Namespace) -> int:
     from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
@@ -570,8 +570,10 @@ def _figures(parsed: argparse.Namespace) -> None:
     for name in parsed.names:
         if name not in figure_names(suite):
             raise UserError(f"figure {name!r}: {parsed.config} has none; {did_you_mean(name, figure_names(suite))}")
-    for path in render_figures(suite, folder, parsed.names):
+    drawn = render_figures(suite, folder, parsed.names)
+    for path in drawn:
         print(path)
+    return int(len(drawn) < len(parsed.names))
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
