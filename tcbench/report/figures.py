@@ -61,9 +61,9 @@ FALLBACK: list[Style] = [
 """For methods of users, one by the method's name: it is the same in every figure, whatever else is drawn."""
 _VARIANTS: dict[str, Style] = {
     "": {},
-    "matched": {"fillstyle": "bottom"},
-    "published": {"fillstyle": "left"},
-    "other": {"fillstyle": "top"},
+    "matched": {"fillstyle": "bottom", "linestyle": (0, (8, 2))},
+    "published": {"fillstyle": "left", "linestyle": (0, (1, 1))},
+    "other": {"fillstyle": "top", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
 }
 """How variants of a method are told apart, by what their label says behind the method's name."""
 FRONTIERS = (("precision", "fid"), ("accuracy", "recall"), ("alignment", "fid"))
@@ -82,7 +82,7 @@ LOOK: dict[Any, Any] = {
 def styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
     """A style per row id, by method and label alone: another row changes none.
 
-    Colour, marker and dash are the method's. Its variants differ in which half of the marker is filled.
+    Colour and marker are the method's. Its variants differ in the dash and in which half of the marker is filled.
     """
     return {row["row"]: style_of(row["method"], row["label"]) for row in rows}
 
