@@ -9,7 +9,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -20,19 +22,21 @@ from tcbench.config.load import load_suite, validated
 from tcbench.config.preview import WHOLE, Asked
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
-from tcbench.errors import UserError
+from tcbench.errors import UserError, did_you_mean
+from tcbench.listing import LISTS, listed, methods_listed
 from tcbench.models.specs import MODELS
 from tcbench.outside.devices import lease, release, uses_gpus
-from tcbench.outside.places import ADDED_METHODS, SHIPPED, VBENCH, add_methods, method_file, suite_file
+from tcbench.outside.places import ADDED_METHODS, VBENCH, add_methods, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
-from tcbench.registry import documentation, make_method, method_class, method_names
+from tcbench.registry import make_method, method_names
 from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
     from tcbench.budget.matching import Basis, Match
     from tcbench.method import Method
+    from tcbench.report.table import Table
 
     ToMatch = tuple[str, int, tuple[Method, Basis], tuple[Method, Basis] | None]
 
@@ -75,12 +79,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tcbench", description=__doc__.splitlines()[0].replace("`", ""))
+    parser = argparse.ArgumentParser(
+        prog="tcbench",
+        usage="tcbench [-h] [--version] COMMAND ...",
+        description=__doc__.splitlines()[0].replace("`", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"tcbench {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, prog="tcbench", metavar="COMMAND", help=argparse.SUPPRESS)
+    groups: list[str] = []
+
+    def group(title: str) -> None:
+        groups.append(f"\n{title}:")
 
     def command(name: str, handler: Handler, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+        sub = commands.add_parser(name, description=help)
+        groups.append(textwrap.fill(f"  {name:<13}{help}", 100, subsequent_indent=" " * 15))
         sub.set_defaults(handler=handler)
         sub.add_argument(
             "--methods",
@@ -104,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
             help="look early at a row's first N samples; more later repeat none",
         )
 
+    def as_json(sub: argparse.ArgumentParser, what: str = "print JSON instead of text") -> None:
+        sub.add_argument("--json", action="store_true", help=what)
+
+    group("start here")
     sub = command("run", _run, "run the workflow from any folder, with results below it; what is finished is kept")
     sub.add_argument(
         "suite", nargs="?", metavar="SUITE", help="a name, e.g. digits, or a config (default: the embedded ones)"
@@ -120,13 +138,110 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--snakemake", action="append", default=[], metavar="OPTION", help="hand on, e.g. --snakemake=--keep-going"
     )
-    sub = stage("validate", _validate, "check a suite config and list its rows")
-    sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
+    sub = command("demo", _demo, "a small suite from start to table and picture, in this one process: about a minute")
     sub.add_argument(
-        *("--files", "--dry-run"),
-        action="store_true",
-        help="also look for every file that a run would need and that does not ship; 1 if any lacks",
+        *("config",), nargs="?", metavar="SUITE", type=suite_file, default="demo", help="another one (%(default)s)"
     )
+    sub = command("init", _init, "write a method and a suite with it in a row, to start from: methods/ and config/")
+    sub.add_argument("name", metavar="NAME", help="what both are called, e.g. mine")
+    sub.add_argument("--images", type=Path, metavar="DIR", help="a suite of images of yours, in a folder per class")
+    sub = command("list", _list, "what there is: suites, models, methods, metrics, or the tables of suites")
+    sub.add_argument("what", choices=LISTS)
+    as_json(sub)
+    sub = command("methods", _methods, "list the methods and their options")
+    sub.add_argument("name", nargs="?", help="one method, with what its options mean")
+    as_json(sub)
+
+    group("look at results (seconds, no torch)")
+    for name, handler, help in (
+        ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
+        ("figures", _figures, "render the figures; status 1 if one that is named cannot be drawn"),
+        ("diagnostics", _diagnostics, "render the table of one-step local errors"),
+        ("ablations", _ablations, "render the tables of the ablations"),
+        ("rivals", _rivals, "render the table of rivals, and what papers print of them"),
+        ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
+        ("report", _report, "write the report: one HTML page with everything"),
+    ):
+        sub = stage(name, handler, help)
+        sub.add_argument(
+            "--results",
+            type=Path,
+            help="folder to read and write (default: results/<suite>); published results bring their own config",
+        )
+        sub.add_argument(
+            "--overwrite", action="store_true", help="in published results, replace what is rendered differently now"
+        )
+        samples(sub)
+        sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="of these rows alone, and say so")
+        sub.add_argument("--partial", action="store_true", help="of the rows that are scored so far, and say so")
+        if name == "figures":
+            sub.add_argument(
+                "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
+            )
+        elif name != "report":
+            as_json(sub)
+    sub = command("claims", _claims, "the verdicts of all suites side by side, a column per suite")
+    sub.add_argument("results", type=Path, nargs="?", default=Path("results"), help="folder of suites (%(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace published verdicts that differ")
+    as_json(sub)
+    sub = command("index", _index, "write index.html over the reports of all suites below a folder")
+    sub.add_argument("results", type=Path, nargs="?", default=Path("results"), help="folder of suites (%(default)s)")
+    sub = command("summary", _summary, "what was found, in five lines, from published results")
+    sub.add_argument("results", type=Path, help="e.g. results/reference")
+    sub.add_argument("--write", type=Path, metavar="PAGE", help="put them, with their picture, into README.md's place")
+    sub = command("export", _export, "every number of some suites in one tidy file, a line each")
+    sub.add_argument("results", type=Path, nargs="+", help="folders of suites, e.g. results or results/reference")
+    sub.add_argument("--out", type=Path, help="a .csv, .json or .parquet (default: CSV on standard output)")
+
+    group("what things cost (seconds, no torch)")
+    sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
+    sub.add_argument("--model", required=True, type=_model, metavar="MODEL", help=", ".join(MODELS))
+    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
+    as_json(sub, "print JSON, in MACs, instead of text")
+    sub.add_argument(
+        "--memory",
+        nargs="?",
+        const="fp32",
+        choices=get_args(Dtype),
+        help="also what is held between steps for one sample, where the model computes in this (default: fp32)",
+    )
+    sub = command(
+        "match",
+        _match,
+        "the setting of a method's knob at which its MACs meet a budget: from shapes alone (--model, --method, --nfe), "
+        "or of a suite's row with what was trained for it (--suite, --row); status 1 if there is none",
+    )
+    sub.add_argument("--model", type=_model, metavar="MODEL", help=", ".join(MODELS))
+    sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
+    sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
+    sub.add_argument("--row", help="one of its rows, in place of --method")
+    sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
+    budget = sub.add_mutually_exclusive_group()
+    budget.add_argument("--macs", type=float, metavar="MACS", help="the budget for one sample, e.g. 4.94e12")
+    budget.add_argument("--like", help="the MACs of this method are the budget; of this row, with --suite")
+    sub.add_argument("--like-set", action="append", default=[], metavar="KEY=VALUE", help="an option of --like")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method or row")
+    sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
+    as_json(sub, "print JSON, in MACs, instead of text")
+    sub = command("audit", _audit, "check every number of the paper that needs no weights")
+    sub.add_argument("--out", type=Path, help="write the page (default: print its counts)")
+    as_json(sub)
+    sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
+    sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
+    sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
+    sub.add_argument("--dtype", action="append", default=[], choices=get_args(Dtype))
+    sub.add_argument("--batch-size", action="append", default=[], type=int)
+    sub.add_argument("--nfe", action="append", default=[], type=int)
+    sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
+    sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
+    sub.add_argument(
+        "--profile", nargs="*", metavar="ROW", help="instead, profile a step of each kind of these rows (TokenCache's)"
+    )
+    sub.add_argument("--results", type=Path, help="folder to write and read (default: results/<suite>)")
+
     sub = stage("forecast", _forecast, "how long all of it takes on some cards: hours by stage, disk, memory, and why")
     sub.add_argument(
         "--gpu",
@@ -135,7 +250,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--gpus", "--cores", type=int, metavar="N", help="how many (default: 1, of CPU suites 2)")
     sub.add_argument("--calibrate", action="store_true", help="measure rates on this machine first, for a minute")
-    sub.add_argument("--json", action="store_true", help="print JSON, in seconds and bytes, instead of text")
+    as_json(sub, "print JSON, in seconds and bytes, instead of text")
+
+    group("check")
+    sub = stage("validate", _validate, "check a suite config and list its rows")
+    sub.add_argument("--macs", action="store_true", help="also check that a row with a target is as near as it can be")
+    sub.add_argument(
+        *("--files", "--dry-run"),
+        action="store_true",
+        help="also look for every file that a run would need and that does not ship; 1 if any lacks",
+    )
+    as_json(sub)
     sub = stage(
         "rehearse", _rehearse, "run every stage on stand-ins for the suite's files and compare with the forecast"
     )
@@ -145,6 +270,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and `files`, again")
     sub.add_argument("--minutes", type=float, metavar="N", help="begin no other stage after so many")
+    sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
+    sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
+    sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
+    sub = command("vouch", _vouch, "let a record of results that was edited on purpose count again")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="e.g. results/digits/latency.json")
+
+    group("one part of a run, by hand")
     sub = stage("pretrain", _pretrain, "train an embedded suite's base model or a network of its metrics from scratch")
     sub.add_argument("what", choices=("denoiser", "classifier", "reader", "clip"))
     sub.add_argument("--out", type=Path, required=True, help="folder for the weights and the training log")
@@ -171,6 +303,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="I/N",
                 help="of N jobs that sample these rows at once, on as many GPUs or machines, this is the I-th",
             )
+    missing = {"action": "store_true", "help": "keep what is there of the same samples, settings and code"}
+    sub.add_argument("--missing", **missing)
     sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--build-env", action="store_true", help="install that environment (6 GB); nothing else does")
@@ -179,7 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     samples(sub)
     samples(stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID"))
     samples(stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart"))
-    samples(stage("latency", _latency, "measure the latency of every row"))
+    sub = stage("latency", _latency, "measure the latency of every row")
+    samples(sub)
+    sub.add_argument("--missing", **missing)
     sub = stage("diagnose", _diagnose, "one-step local error of predictor, random and oracle token selection")
     sub.add_argument("--row", required=True)
     samples(sub)
@@ -188,93 +324,35 @@ def _parser() -> argparse.ArgumentParser:
     samples(sub)
     sub = stage("rival", _rival, "solve, sample and score one method of the table of rivals at its budgets")
     sub.add_argument("--method", required=True)
-    for name, handler, help in (
-        ("tables", _tables, "render the tables and sample grids, of a speed suite tables and figure"),
-        ("figures", _figures, "render the figures"),
-        ("diagnostics", _diagnostics, "render the table of one-step local errors"),
-        ("ablations", _ablations, "render the tables of the ablations"),
-        ("rivals", _rivals, "render the table of rivals, and what papers print of them"),
-        ("verdicts", _verdicts, "test the paper's claims on the results and print what came out"),
-        ("report", _report, "write the report: one HTML page with everything"),
-    ):
-        sub = stage(name, handler, help)
-        sub.add_argument(
-            "--results",
-            type=Path,
-            help="folder to read and write (default: results/<suite>); published results bring their own config",
-        )
-        samples(sub)
-        sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="of these rows alone, and say so")
-        sub.add_argument("--partial", action="store_true", help="of the rows that are scored so far, and say so")
-        if name == "figures":
-            sub.add_argument(
-                "names", nargs="*", metavar="NAME", help="figures to draw, e.g. fig10_deviation (default: all)"
-            )
-    sub = command("claims", _claims, "the verdicts of all suites side by side, a column per suite")
-    sub.add_argument("results", type=Path, nargs="?", default=Path("results"), help="folder of suites (%(default)s)")
     sub = stage("publish", _publish, "promote a clean run's small artefacts to results/reference/")
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
-
-    sub = command("vouch", _vouch, "let a record of results that was edited on purpose count again")
-    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="e.g. results/digits/latency.json")
-
-    sub = command("bench", _bench, "time every method on full-size models with random weights and print the table")
-    sub.add_argument("--config", metavar="SUITE", type=suite_file, default="speed", help="a speed suite (%(default)s)")
-    sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
-    sub.add_argument("--dtype", action="append", default=[], choices=get_args(Dtype))
-    sub.add_argument("--batch-size", action="append", default=[], type=int)
-    sub.add_argument("--nfe", action="append", default=[], type=int)
-    sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
-    sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
-    sub.add_argument(
-        "--profile", nargs="*", metavar="ROW", help="instead, profile a step of each kind of these rows (TokenCache's)"
-    )
-    sub.add_argument("--results", type=Path, help="folder to write and read (default: results/<suite>)")
-
-    sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
-    sub.add_argument("--model", required=True, choices=MODELS)
-    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
-    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
-    sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
-    sub.add_argument(
-        "--memory",
-        nargs="?",
-        const="fp32",
-        choices=get_args(Dtype),
-        help="also what is held between steps for one sample, where the model computes in this (default: fp32)",
-    )
-    sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
-    sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
-    sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
-    sub = command(
-        "match",
-        _match,
-        "the setting of a method's knob at which its MACs meet a budget: from shapes alone (--model, --method, --nfe), "
-        "or of a suite's row with what was trained for it (--suite, --row)",
-    )
-    sub.add_argument("--model", choices=MODELS)
-    sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
-    sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
-    sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
-    sub.add_argument("--row", help="one of its rows, in place of --method")
-    sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
-    budget = sub.add_mutually_exclusive_group()
-    budget.add_argument("--macs", type=float, metavar="MACS", help="the budget for one sample, e.g. 4.94e12")
-    budget.add_argument("--like", help="the MACs of this method are the budget; of this row, with --suite")
-    sub.add_argument("--like-set", action="append", default=[], metavar="KEY=VALUE", help="an option of --like")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method or row")
-    sub.add_argument("--tolerance", type=float, default=0.01, help="share of the budget it may miss (default 0.01)")
-    sub.add_argument("--json", action="store_true", help="print JSON, in MACs, instead of text")
-    sub = command("audit", _audit, "check every number of the paper that needs no weights")
-    sub.add_argument(
-        "--out", type=Path, default=Path("results/reference/paper-audit.md"), help="the page (%(default)s)"
-    )
-    sub = command("methods", _methods, "list the methods and their options")
-    sub.add_argument("name", nargs="?", help="one method, with what its options mean")
+    sub = command("completion", _completion, 'completion for a shell: eval "$(tcbench completion bash)"')
+    sub.add_argument("shell", choices=("bash", "zsh"))
+    parser.epilog = "\n".join(groups).lstrip() + "\n\ntcbench COMMAND --help says more."
+    parser.set_defaults(commands=commands.choices)
     return parser
+
+
+def _model(name: str) -> str:
+    """The name of a known model."""
+    if name not in MODELS:
+        raise UserError(f"--model: {name!r} is unknown; {did_you_mean(name, MODELS)}")
+    return name
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _print_tables(parsed: argparse.Namespace, tables: Mapping[str, "Table"]) -> None:
+    """Tables by name, as Markdown or as their records."""
+    if parsed.json:
+        _print_json({name: table.records for name, table in tables.items()})
+    else:
+        for table in tables.values():
+            print(table.lead_text() if sys.stdout.isatty() else table.markdown())
 
 
 def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
@@ -283,7 +361,8 @@ def _entries(parsed: argparse.Namespace, names: Sequence[str]) -> list[Entry]:
     try:
         entries = [suite.find(name) for name in names]
     except KeyError as error:
-        raise UserError(f"{parsed.config}: no row {error}; rows: {', '.join(suite.rows)}") from None
+        known = [*suite.rows, *(row for ablation in suite.ablation_suites.values() for row in ablation.own)]
+        raise UserError(f"{parsed.config}: no row {error}; {did_you_mean(error.args[0], known)}") from None
     if len({entry.suite.folder for entry in entries}) > 1:
         raise UserError(f"--rows {' '.join(names)}: not all of the suite or all of one ablation; name these apart")
     return entries
@@ -332,37 +411,63 @@ def _validate(parsed: argparse.Namespace) -> int:
         check_borrowing(suite)
     except UserError as error:
         raise UserError("\n".join(f"{parsed.config}: {line}" for line in str(error).splitlines())) from error
+    matches = _matches(suite) if parsed.macs else {}
+    found = _needs(suite) if parsed.files else []
+    missing = sum(need["problem"] is not None for need in found)
+    if parsed.json:
+        rows = {
+            entry.name: {"method": entry.row.method, "nfe": entry.nfe, "label": entry.label}
+            | {"trained_as": entry.trained_as and entry.trained_as.name, "target": entry.row.target}
+            | ({"match": matches[entry.name]} if entry.name in matches else {})
+            for entry in suite.entries
+        }
+        in_no_table = [*suite.added_rows] if suite.tables else []
+        _print_json({"suite": suite.suite, "rows": rows, "in_no_table": in_no_table, "files": found})
+        return int(missing > 0)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for entry in suite.entries:
         trained = f", trained as {source.name}" if (source := entry.trained_as) else ""
         print(f"  {entry.name}: {entry.row.method}, NFE {entry.nfe}{trained}")
     _say_added(suite)
-    if parsed.macs:
-        from tcbench.budget.matching import TOLERANCE, targeted_rows
-        from tcbench.stages.match import Calibration
-
-        for targeted in targeted_rows(suite, Calibration(suite, prepare=_set_threads).basis):
-            match = targeted.match
-            near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
-            if targeted.estimates:
-                near += f"; an estimate, not trained yet: {'; '.join(targeted.estimates)}"
-            if len(targeted.target_batches) > 1:
-                near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
-            print(f"  {targeted.row}: {targeted.off_target:+.2%} off {targeted.target}{near}")
+    for row, says in matches.items():
+        print(f"  {row}: {says}")
     if not parsed.files:
         return 0
-    from tcbench.config.needs import needs
-
-    found = needs(suite)
     for need in found:
-        print(f"  {'missing' if need.problem else 'here':8}{need.name}: {need.path}, {need.used}")
-        if need.problem:
-            print(f"          {need.problem}; {need.get}")
-    missing = sum(need.problem is not None for need in found)
+        print(f"  {'missing' if need['problem'] else 'here':8}{need['name']}: {need['path']}, {need['used']}")
+        if need["problem"]:
+            print(f"          {need['problem']}; {need['get']}")
     print(f"{parsed.config}: {missing} of {len(found)} missing")
     if not missing:
         print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _matches(suite: Suite) -> dict[str, str]:
+    """How near to its target each row with one is, in words."""
+    from tcbench.budget.matching import TOLERANCE, targeted_rows
+    from tcbench.stages.match import Calibration
+
+    found = {}
+    for targeted in targeted_rows(suite, Calibration(suite, prepare=_set_threads).basis):
+        match = targeted.match
+        near = "" if match.reachable else f"; nothing is within {TOLERANCE:.0%}: {_nearest(match)}"
+        if targeted.estimates:
+            near += f"; an estimate, not trained yet: {'; '.join(targeted.estimates)}"
+        if len(targeted.target_batches) > 1:
+            near += f"; {targeted.target}: {_spread(targeted.target_batches)}"
+        found[targeted.row] = f"{targeted.off_target:+.2%} off {targeted.target}{near}"
+    return found
+
+
+def _needs(suite: Suite) -> list[dict[str, Any]]:
+    """The files that a run would need and that do not ship."""
+    from tcbench.config.needs import needs
+
+    return [
+        {"name": need.name, "path": str(need.path), "used": need.used, "problem": need.problem, "get": need.get}
+        for need in needs(suite)
+    ]
 
 
 def _say_added(suite: Suite) -> None:
@@ -401,6 +506,37 @@ def _rehearse(parsed: argparse.Namespace) -> None:
     from tcbench.rehearse.run import rehearse
 
     print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes))
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    suite = load_suite(parsed.config)
+    from tcbench.stages.demo import run_here
+
+    _set_threads()
+    run_here(suite)
+
+
+def _init(parsed: argparse.Namespace) -> None:
+    from tcbench.starter import write_starter
+
+    for line in write_starter(parsed.name, parsed.images):
+        print(line)
+
+
+def _list(parsed: argparse.Namespace) -> None:
+    entries = listed(parsed.what)
+    if parsed.json:
+        _print_json(entries)
+        return
+    width = max(map(len, entries), default=0)
+    for name, entry in entries.items():
+        print(f"{name:<{width}}  {entry['says']}")
+
+
+def _completion(parsed: argparse.Namespace) -> None:
+    from tcbench.completion import script
+
+    print(script(parsed.shell, parsed.commands))
 
 
 def _pretrain(parsed: argparse.Namespace) -> None:
@@ -469,7 +605,7 @@ def _score(parsed: argparse.Namespace) -> None:
     from tcbench.stages.score import score_rows
 
     _set_threads()
-    score_rows(entries)
+    score_rows(entries, parsed.missing)
 
 
 def _vbench(parsed: argparse.Namespace) -> None:
@@ -505,7 +641,7 @@ def _latency(parsed: argparse.Namespace) -> None:
     from tcbench.stages.latency import measure_latency
 
     _set_threads()
-    measure_latency(suite)
+    measure_latency(suite, parsed.missing)
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
@@ -523,47 +659,43 @@ def _tables(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_grids, render_strips, render_tables
 
     if is_speed_config(parsed.config):
+        from tcbench.report.speed import render_speed
+
         timed = load_speed_suite(parsed.config)
+        folder = parsed.results or timed.folder
         if Asked(parsed.samples, tuple(parsed.rows), parsed.partial) != WHOLE:
             raise UserError(f"{parsed.config}: a speed suite has no samples or rows to look at early")
-        _speed_tables(_published(parsed, timed), parsed.results or timed.folder)
+        _print_tables(parsed, render_speed(_published(parsed, timed), folder, parsed.overwrite))
         return
     suite, folder = _results(parsed)
-    render_tables(suite, folder)
+    tables = render_tables(suite, folder, parsed.overwrite)
     results = parsed.results or suite.folder
     if (results / "samples").exists():  # published results carry the strips themselves
         render_strips(suite, folder, results)
-    render_grids(suite, folder)
-    for name in suite.tables:
-        print((folder / "tables" / f"{name}.md").read_text(encoding="utf-8"))
-    _say_added(suite)
+    render_grids(suite, folder, parsed.overwrite)
+    _print_tables(parsed, {name: tables[name] for name in suite.tables})
+    if not parsed.json:
+        _say_added(suite)
 
 
-def _speed_tables(suite: SpeedSuite, folder: Path) -> None:
-    """Render what was timed, with its figure, and print it."""
-    from tcbench.report.speed import render_speed
-
-    for table in render_speed(suite, folder):
-        print(table.markdown())
-
-
-def _figures(parsed: argparse.Namespace) -> None:
+def _figures(parsed: argparse.Namespace) -> int:
     from tcbench.report.names import figure_names
     from tcbench.stages.render import render_figures
 
     suite, folder = _results(parsed)
     for name in parsed.names:
         if name not in figure_names(suite):
-            raise UserError(f"figure {name!r}: {parsed.config} has {', '.join(figure_names(suite))}")
-    render_figures(suite, folder, parsed.names)
+            raise UserError(f"figure {name!r}: {parsed.config} has none; {did_you_mean(name, figure_names(suite))}")
+    drawn = render_figures(suite, folder, parsed.names)
+    for path in drawn:
+        print(path)
+    return int(len(drawn) < len(parsed.names))
 
 
 def _ablate(parsed: argparse.Namespace) -> None:
     suite = load_suite(parsed.config, Asked(parsed.samples))
     if parsed.name not in suite.ablation_suites:
-        raise UserError(
-            f"{parsed.config}: no ablation {parsed.name!r}; there are: {', '.join(suite.ablations) or 'none'}"
-        )
+        raise UserError(f"{parsed.config}: no ablation {parsed.name!r}; {did_you_mean(parsed.name, suite.ablations)}")
     from tcbench.stages.sample import sample_rows
     from tcbench.stages.score import score_rows
 
@@ -584,30 +716,61 @@ def _rival(parsed: argparse.Namespace) -> None:
 def _rivals(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_rivals
 
-    for table in render_rivals(*_results(parsed)):
-        print(table.markdown())
+    _print_tables(parsed, render_rivals(*_results(parsed), parsed.overwrite))
 
 
 def _ablations(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_ablations
 
-    render_ablations(*_results(parsed))
+    suite, folder = _results(parsed)
+    tables = render_ablations(suite, folder, parsed.overwrite)
+    if parsed.json:
+        _print_tables(parsed, tables)
+        return
+    for name in tables:
+        print(folder / "tables" / f"{name}.md")
 
 
 def _verdicts(parsed: argparse.Namespace) -> None:
     from tcbench.stages.render import render_verdicts
 
-    suite, folder = _results(parsed)
-    render_verdicts(suite, folder)
-    print((folder / "tables" / "verdicts.md").read_text(encoding="utf-8"))
+    _print_tables(parsed, render_verdicts(*_results(parsed), parsed.overwrite))
 
 
 def _claims(parsed: argparse.Namespace) -> None:
     from tcbench.report.verdicts import across_suites
 
     table = across_suites(parsed.results)
-    table.write(parsed.results, "verdicts")
-    print(table.markdown())
+    table.write(parsed.results, "verdicts", overwrite=parsed.overwrite)
+    _print_tables(parsed, {"verdicts": table})
+
+
+def _index(parsed: argparse.Namespace) -> None:
+    from tcbench.report.index import index_page
+
+    path = parsed.results / "index.html"
+    write_text(path, index_page(parsed.results))
+    print(path)
+
+
+def _summary(parsed: argparse.Namespace) -> None:
+    from tcbench.report.summary import summary, write_summary
+
+    if parsed.write:
+        print(write_summary(parsed.results, parsed.write))
+    for line in summary(parsed.results):
+        print(f"- {line}")
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from tcbench.report.export import export, write_tidy
+
+    table = export(parsed.results)
+    if parsed.out:
+        write_tidy(table, parsed.out)
+        print(f"{parsed.out}: {len(table)} lines")
+    else:
+        print(table.to_csv(index=False, lineterminator="\n"), end="")
 
 
 def _report(parsed: argparse.Namespace) -> None:
@@ -624,8 +787,7 @@ def _diagnostics(parsed: argparse.Namespace) -> None:
     suite, folder = _results(parsed)
     if not suite.predictor_rows:
         raise UserError(f"{parsed.config}: no row trains a predictor, so there is nothing to diagnose")
-    render_diagnostics(suite, folder)
-    print((folder / "tables" / "local_error.md").read_text(encoding="utf-8"))
+    _print_tables(parsed, render_diagnostics(suite, folder, parsed.overwrite))
 
 
 def _publish(parsed: argparse.Namespace) -> None:
@@ -657,7 +819,10 @@ def _bench(parsed: argparse.Namespace) -> None:
         from tcbench.stages.profile import profile_parts
 
         profile_parts(suite, chosen, parsed.profile, folder, parsed.path)
-    _speed_tables(suite, folder)
+    from tcbench.report.speed import render_speed
+
+    for table in render_speed(suite, folder).values():
+        print(table.markdown())
 
 
 def _macs(parsed: argparse.Namespace) -> None:
@@ -670,10 +835,13 @@ def _macs(parsed: argparse.Namespace) -> None:
         from tcbench.stages.memory import cache_bytes
 
         totals["cache_bytes"] = cache_bytes(parsed.model, method, parsed.nfe, parsed.memory)
+    estimate = method.macs_depend_on(Artefacts())
     if parsed.json:
-        print(json.dumps(totals, indent=1))
+        _print_json({**totals, "estimate": estimate})
         return
-    print(f"{parsed.method} on {parsed.model}, NFE {parsed.nfe}: MACs of one sample, both halves of the guided pair")
+    print(f"{method.name} on {parsed.model}, NFE {parsed.nfe}: MACs of one sample, both halves of the guided pair")
+    if estimate:
+        print(f"  an estimate: {estimate}")
     bounds = {"at least": totals["least_per_sample"]} if "least_per_sample" in totals else {}
     lines = {
         **bounds,
@@ -687,8 +855,6 @@ def _macs(parsed: argparse.Namespace) -> None:
         print(f"  {what:<22}{macs / unit:12.4f} {letter}")
     if parsed.memory:
         print(f"  {'cache':<22}{totals['cache_bytes'] / 2**20:12.4f} MiB in {parsed.memory}")
-    if why := method.macs_depend_on(Artefacts()):
-        print(f"  an estimate: {why}")
 
 
 def _golden(parsed: argparse.Namespace) -> int:
@@ -700,7 +866,7 @@ def _golden(parsed: argparse.Namespace) -> int:
     return int(not report["passed"])
 
 
-def _match(parsed: argparse.Namespace) -> None:
+def _match(parsed: argparse.Namespace) -> int:
     if parsed.like_set and not parsed.like:
         raise UserError("--like-set: these are options of --like; give it too")
     model, nfe, (method, basis), like = _row_to_match(parsed) if parsed.suite else _shapes_to_match(parsed)
@@ -727,8 +893,8 @@ def _match(parsed: argparse.Namespace) -> None:
             "estimate": match.estimate,
             "options": match.method.model_dump(mode="json"),
         }
-        print(json.dumps(record, indent=1))
-        return
+        _print_json(record)
+        return int(not match.reachable)
     print(f"{parsed.row or method.name} on {model}, NFE {nfe}: target {match.target_macs:.4e} MACs of one sample")
     if len(target) > 1:
         print(f"  target: {_spread(target)}")
@@ -742,6 +908,7 @@ def _match(parsed: argparse.Namespace) -> None:
         print(f"  {_spread(match.batches)}")
     if match.estimate:
         print(f"  an estimate: {match.estimate}; `tcbench sample` records the MACs of every batch")
+    return int(not match.reachable)
 
 
 def _shapes_to_match(parsed: argparse.Namespace) -> "ToMatch":
@@ -784,7 +951,8 @@ def _row_to_match(parsed: argparse.Namespace) -> "ToMatch":
 
 def _entry(suite: Suite, option: str, row: str | None) -> Entry:
     if row not in suite.rows:
-        raise UserError(f"{option}: suite {suite.suite} has no row {row!r}; rows: {', '.join(suite.rows)}")
+        near = did_you_mean(row, suite.rows) if row else f"known: {', '.join(suite.rows)}"
+        raise UserError(f"{option}: suite {suite.suite} has no row {row!r}; {near}")
     return suite[str(row)]
 
 
@@ -808,26 +976,29 @@ def _audit(parsed: argparse.Namespace) -> None:
     from tcbench.report.audit import audit_page
 
     sections = audit()
-    write_text(parsed.out, audit_page(sections))
+    if parsed.out:
+        write_text(parsed.out, audit_page(sections))
+    if parsed.json:
+        _print_json([asdict(section) for section in sections])
+        return
     counts = (f"{sum(section.count(verdict) for section in sections)} {verdict}" for verdict in VERDICTS)
-    print(f"{parsed.out}: {', '.join(counts)}")
+    print(f"{parsed.out or 'the paper'}: {', '.join(counts)}")
 
 
 def _methods(parsed: argparse.Namespace) -> None:
-    for name in [parsed.name] if parsed.name else method_names():
-        try:
-            cls, file = method_class(name), method_file(name)
-        except UserError as error:
-            if parsed.name:
-                raise
-            print(f"{name}: broken: {error}")
+    found = methods_listed([parsed.name] if parsed.name else None)
+    if parsed.json:
+        _print_json(found)
+        return
+    for name, method in found.items():
+        if "broken" in method:
+            print(f"{name}: broken: {method['broken']}")
             continue
-        where = "" if file.is_relative_to(SHIPPED) else f" {file}"
-        print(f"{name} (knob: {cls.knob or 'none'}){where}")
+        print(f"{name} (knob: {method['knob'] or 'none'})" + ("" if method["ships"] else f" {method['file']}"))
         if parsed.name:
-            print(f"\n    {documentation(cls)}\n")
-        for option, info in cls.model_fields.items():
-            print(f"    {option}" + ("" if info.is_required() else f" = {info.default!r}"))
+            print(f"\n    {method['about']}\n")
+        for option, default in method["options"].items():
+            print(f"    {option}" + ("" if default is None and option in method["required"] else f" = {default!r}"))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def run_workflow(
         targets: what is asked for, rules or files; none for the default.
         cores: a number, or "all".
         dry_run: whether to print what would be done and do nothing.
-        options: options of Snakemake's own.
+        options: options of Snakemake's own; with any, it prints in its own words, else as `tcbench.console` does.
         asked: the part of the suite that is wanted.
         profile: name of a profile that ships, or the path of one.
         gpus: how many a row is sampled on at once, if not as many as this machine has.
@@ -130,11 +130,16 @@ def run_workflow(
     config |= {"samples": asked.samples, "rows": ",".join(asked.rows), "gpus": gpus}
     said = [f"{key}={value}" for key, value in config.items() if value]
     from snakemake.cli import main
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
+    from tcbench import console
+
+    LoggerPluginRegistry().register_plugin("tcbench", console)
     arguments = [*targets, "--snakefile", str(WORKFLOW), "--workflow-profile", str(profile_folder(profile))]
     arguments += ["--cores", cores]
+    printed = ["--dry-run"] if dry_run else [] if options else ["--logger", "tcbench"]
     try:
-        main([*arguments, *(["--dry-run"] if dry_run else []), *options, *(["--config", *said] if said else [])])
+        main([*arguments, *options, *printed, *(["--config", *said] if said else [])])
     except SystemExit as end:
         return int(end.code or 0)
     return 0

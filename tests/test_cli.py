@@ -1,14 +1,25 @@
 """The command line: help without torch, one-line errors, and what each light command prints."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
-from tcbench.cli import main
+from tcbench import listing
+from tcbench.cli import _parser, main
+from tcbench.errors import UserError
+from tcbench.metrics.catalogue import METRICS
+from tcbench.models.specs import MODELS
+from tcbench.outside.places import suite_files
+from tcbench.record.files import PROVENANCE
 from tcbench.registry import method_class, method_names
+from tcbench.report.table import Table
 
 DIGITS = str(Path(__file__).parent.parent / "config" / "digits.yaml")
 
@@ -48,9 +59,7 @@ def test_help_of_everything_imports_no_torch() -> None:
 
 
 def test_installed_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tcbench.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "tcbench", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("tcbench ")
 
 
@@ -83,7 +92,7 @@ def test_missing_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 )
 def test_unknown_rows(capsys: pytest.CaptureFixture[str], arguments: tuple[str, str]) -> None:
     error = fails(capsys, arguments[0], DIGITS, arguments[1], "nfe50-tokencash")
-    assert f"{DIGITS}: no row 'nfe50-tokencash'; rows: " in error and "nfe50-tokencache" in error
+    assert f"{DIGITS}: no row 'nfe50-tokencash'; did you mean 'nfe50-tokencache'?" in error
 
 
 @pytest.mark.parametrize(("command", "says"), [("train", "trains nothing"), ("diagnose", "has no predictor")])
@@ -96,6 +105,8 @@ def test_rows_without_a_predictor(capsys: pytest.CaptureFixture[str], command: s
     ("arguments", "says"),
     [
         ("--method forra --nfe 50", "method 'forra': no file forra.py in methods/; did you mean 'fora'?"),
+        ("--method FORA --nfe 50", "did you mean 'fora'?"),
+        ("--method Learning-to-Cache --nfe 50", "did you mean 'learning_to_cache'?"),
         ("--method fora --nfe 50 --set intervall=3", "methods/fora.py: unknown option 'intervall'"),
         ("--method fora --nfe 50 --set interval=0", "methods/fora.py: interval: "),
         ("--method fora --nfe 50 --set interval", "--set interval: give KEY=VALUE"),
@@ -121,6 +132,95 @@ def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
     out = capsys.readouterr().out
     assert method_class(name).__doc__.rstrip() in out
     assert all(f"{option} = {info.default!r}" in out for option, info in method_class(name).model_fields.items())
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("macs --model dit-xl-2-25 --method fora --nfe 50", "'dit-xl-2-25' is unknown; did you mean 'dit-xl-2-256'?"),
+        ("figures digits fig10_deviatoin", "did you mean 'fig10_deviation'?"),
+        ("ablate digits --name cache-ratio", "did you mean 'cache_ratio'?"),
+        ("match --suite digits --row nfe20-forra", "did you mean 'nfe20-fora'?"),
+        ("report digit", "did you mean 'digits'?"),
+    ],
+)  # fmt: skip
+def test_near_misses(capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
+    assert says in fails(capsys, *command.split())
+
+
+def printed_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("what", ["models", "methods", "metrics"])
+def test_lists(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    known = {"models": MODELS, "methods": method_names(), "metrics": METRICS}[what]
+    assert printed_json(capsys, "list", what).keys() == {*known}
+    assert main(["list", what]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*known]
+
+
+def test_suites_and_their_tables_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "suite_files", lambda: {name: suite_files()[name] for name in ("demo", "speed")})
+    suites = printed_json(capsys, "list", "suites")
+    assert suites["demo"]["kind"] == "samples" and "uncached" in suites["demo"]["rows"]
+    assert suites["speed"]["kind"] == "speed"
+    assert printed_json(capsys, "list", "tables").keys() == {"demo/table", "demo/verdicts"}
+
+
+def test_what_prints_facts_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed_json(capsys, "methods", "fora")["fora"]["options"]["placement"] == "end"
+    assert printed_json(capsys, "validate", "demo")["rows"]["fora"] == {
+        "method": "fora", "nfe": 20, "label": "FORA", "trained_as": None, "target": None,
+    }  # fmt: skip
+    estimate = printed_json(capsys, "macs", "--model", "tiny-dit", "--method", "learning_to_cache", "--nfe", "20")
+    assert "floor" in estimate["estimate"] and estimate["per_sample"] > 0
+
+
+def test_an_estimate_says_so_first_and_no_setting_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["macs", "--model", "tiny-dit", "--method", "learning_to_cache", "--nfe", "20"]) == 0
+    assert "an estimate: a trained router" in capsys.readouterr().out.splitlines()[1]
+    assert main(["match", "--model", "tiny-dit", "--method", "fora", "--nfe", "20", "--macs", "1e3"]) == 1
+    assert "no setting within 1.00%; nearest: num_full_steps" in capsys.readouterr().out
+
+
+def test_completion_knows_commands_options_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    ask = "COMP_WORDS=({}); COMP_CWORD={}; _tcbench; echo ${{COMPREPLY[@]}}"
+    for words, expected in (("tcbench val", "validate"), ("tcbench match --method tokenc", "tokencache"),
+                            ("tcbench report dig", "digits"), ("tcbench macs --js", "--json")):  # fmt: skip
+        line = script + "\n" + ask.format(words, len(words.split()) - 1)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert expected in done.stdout.split(), words
+
+
+def test_help_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert out.index("start here:") < out.index("\n  run ") < out.index("look at results") < out.index("\n  report ")
+    commands = next(action for action in _parser()._actions if action.choices).choices
+    assert all(f"\n  {command} " in out for command in commands)
+
+
+def test_published_results_are_not_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("T", "", tidy=pd.DataFrame({"a": [1]}), formatted=pd.DataFrame({"a": ["1"]}))
+    folder = tmp_path / "digits" / "tables"
+    folder.mkdir(parents=True)
+    table.write(folder, "table2")
+    (tmp_path / "digits" / PROVENANCE).write_text("{}", encoding="utf-8")
+    table.write(folder, "table2", overwrite=False)  # the same bytes
+    other = replace(table, title="U")
+    with pytest.raises(UserError, match=r"table2\..*: published, and rendered differently now"):
+        other.write(folder, "table2", overwrite=False)
+    assert "## T" in (folder / "table2.md").read_text(encoding="utf-8")
+    other.write(folder, "table2")
+    assert "## U" in (folder / "table2.md").read_text(encoding="utf-8")
 
 
 def test_a_terminal_that_lacks_letters_is_no_traceback(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""The examples of docs/add-a-metric.md and docs/add-data.md work as they are printed."""
+"""The examples of docs/add-*.md, and what `tcbench init` writes, work as they are printed."""
 
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from tcbench.budget.costing import macs_of
+from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.config.needs import needs
 from tcbench.config.suite import Suite
@@ -23,24 +26,29 @@ from tcbench.metrics.catalogue import METRICS, Metric
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
-from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json, sha256
-from tcbench.registry import data_source
+from tcbench.registry import data_source, make_method
 from tcbench.report.compare import compare
 from tcbench.stages.conditioning import load_examples
 from tcbench.stages.pretrain import pretrain
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import measure_floor, score_rows
+from tcbench.starter import write_starter
 from tcbench.stats import batches
 from tests.suites import with_fields
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS, CONFIG = (Path(__file__).parent.parent / folder for folder in ("docs", "config"))
 INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
 
 
-def example(page: str, first_line: str) -> str:
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def example(name: str, first_line: str) -> str:
     """The block of a page that begins with this comment."""
-    (block,) = re.findall(rf"```\w+\n# {re.escape(first_line)}\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    (block,) = re.findall(rf"```\w+\n# {re.escape(first_line)}\n(.*?)```", page(name), re.DOTALL)
     return block
 
 
@@ -85,6 +93,71 @@ def test_the_example_metric_is_scored_compared_and_accepted(feature_shift: Metri
     assert load_suite(tmp_path / "suite.yaml").scoring.metrics == tuple(metrics)
 
 
+# a method
+
+
+def test_the_example_method_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "methods").mkdir()
+    code = example("add-a-method.md", "methods/rear_blocks.py")
+    assert len(code.splitlines()) < 40
+    (tmp_path / "methods" / "rear_blocks.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    method = make_method("rear_blocks", {"held": 14})
+    # 10 full steps, and 40 with half of the blocks: 0.6 of 11.862 TMACs, but for embedding and final layer
+    assert macs_of("dit-xl-2-256", method, 50)["per_sample"] / 11.862e12 == pytest.approx(0.6, abs=1e-3)
+    row = yaml.safe_load(re.search(r"```yaml\n(rows:.*?)```", page("add-a-method.md"), re.DOTALL)[1])["rows"]
+    settings = yaml.safe_load((CONFIG / "digits.yaml").read_text(encoding="utf-8"))
+    settings["rows"] |= row
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert load_suite(tmp_path / "digits.yaml").added_rows == ("nfe20-rear",)
+    command = re.search(r"^tcbench (match .*?) +# its knob", page("add-a-method.md"), re.MULTILINE)[1]
+    assert main(command.split()) == 0
+
+
+# a model
+
+
+def test_a_config_describes_a_model(tmp_path: Path, working: Path) -> None:
+    model = yaml.safe_load(example("add-a-model.md", "the model of a config"))["model"]
+    suite = changed(working / "config/shapes.yaml", {"model": model})
+    assert MODELS["my-dit"].num_blocks == 4 and suite.model.shape == model["shape"]
+    with pytest.raises(UserError, match=r"model: shape.family: 'dot' is unknown; did you mean 'dit'"):
+        changed(working / "config/shapes.yaml", {"model": model | {"shape": model["shape"] | {"family": "dot"}}})
+    with pytest.raises(UserError, match="model: shape: num_heads: "):
+        changed(working / "config/shapes.yaml", {"model": model | {"shape": model["shape"] | {"num_heads": 0}}})
+    with pytest.raises(UserError, match="another model is called tiny-dit"):
+        changed(working / "config/shapes.yaml", {"model": model | {"name": "tiny-dit"}})
+
+
+def test_a_config_without_a_shape_has_the_digests_of_before(working: Path) -> None:
+    assert "shape" not in load_suite(CONFIG / "digits.yaml").settings("sample")["model"]
+
+
+# to start from
+
+
+def test_what_init_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """From nothing to a table with one's own method and images in it."""
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pictures")
+    assert main(["init", "mine"]) == main(["init", "shapes", "--images", "pictures"]) == 0
+    assert "mine" in load_suite(Path("config/mine.yaml")).rows
+    with pytest.raises(UserError, match="is there already"):
+        write_starter("mine", None)
+    with pytest.raises(UserError, match=r"config/scenes\.yaml: 'scenes' is there already"):
+        write_starter("scenes", None)
+    settings = yaml.safe_load(Path("config/shapes.yaml").read_text(encoding="utf-8"))
+    rows = {"uncached": {"method": "uncached"}, "shapes": {"method": "shapes", "options": {"num_full_steps": 3}}}
+    settings["rows"] = {name: row | {"nfe": 3} for name, row in rows.items()}
+    settings = with_fields(settings, {"samples.count": 4, "samples.batch_size": 2, "show.figure.nfe": 3})
+    Path("small.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["demo", "small.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert "MAC ratio" in printed and re.search(r"^shapes +1\.00", printed, re.MULTILINE)
+    assert (tmp_path / "results/shapes/grids/nfe3.png").stat().st_size > 500
+
+
 # data
 
 
@@ -123,9 +196,16 @@ def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / INCEPTION).write_bytes(b"any")
     monkeypatch.setattr(extractors, "InceptionADM", Colours)
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(tmp_path / INCEPTION))
-    spec = eval(example("add-data.md", "an entry of MODELS"), {"DiTSpec": DiTSpec})
-    monkeypatch.setitem(MODELS, spec.name, spec)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def known_models() -> Iterator[None]:
+    """Those that configs describe are gone afterwards."""
+    before = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(before)
 
 
 def changed(suite: Path, changes: dict[str, Any]) -> Suite:

@@ -284,7 +284,7 @@ def test_match_of_a_row(suite: Suite, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--row forra", "--row: suite mini has no row 'forra'; rows: plain, fora"),
+        ("--row forra", "--row: suite mini has no row 'forra'; did you mean 'fora'?"),
         ("--row fora", "--like: suite mini has no row None"),
         ("--row fora --like ours --method fora", "a row has its own model, method and NFE"),
         ("--row fora --like ours --batches 0", "--batches 0: give 1 or more"),

@@ -21,6 +21,7 @@ from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.score import Score
 from tcbench.report.names import figure_names
+from tcbench.report.page import PAPER
 from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
@@ -189,8 +190,9 @@ def test_verdicts_side_by_side_are_the_committed_ones():
 def test_the_report_needs_nothing_but_itself(remade):
     committed, copy = remade
     page = (copy / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert not re.search(r"https?://(?!www\.w3\.org)", page), "an address in the page"
+    assert not re.search(r"""src=["'](?!data:)""", page)
+    assert set(re.findall(r"""href=["'](?!data:|#)([^"']*)""", page)) == {PAPER}, "what it links to, it does not need"
+    assert not re.search(r"https?://(?!www\.w3\.org|arxiv\.org/abs/)", page), "an address in the page"
     assert "@import" not in page and "<link" not in page
     assert 'lang="en"' in page and 'name="viewport"' in page and "color-scheme: light dark" in page
     for image in re.findall(r"<img[^>]*>", page):
@@ -202,7 +204,10 @@ def test_the_report_needs_nothing_but_itself(remade):
     verdicts = (copy / "tables" / "verdicts.csv").read_text(encoding="utf-8")
     assert page.count('class="finding"') == len(verdicts.strip().splitlines()) - 1
     for row in suite.rows:
-        assert f"<code>{row}</code>" in page
+        assert f"<code>{row}</code>" in page and f'id="row-{row}"' in page
+    claims = re.findall(r'<article class="claim" id="claim-(\d+)">', page)
+    assert claims == [str(number) for number in range(1, len(claims) + 1)] and claims
+    assert page.count(' download="') == len({path.stem for path in (copy / "tables").glob("*.md")} - {"verdicts"})
     played = [Image.open(BytesIO(b64decode(clip))) for clip in re.findall(r"data:image/webp;base64,([^&]+)", page)]
     *_, frames = MODELS[suite.model.name].latent_shape[:-2]
     videos = len(MODELS[suite.model.name].latent_shape) == 4

@@ -16,6 +16,7 @@ from tcbench.config.fields import PaperTable
 from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.record.records import SCORE
+from tcbench.registry import method_names
 from tcbench.report import figures
 from tcbench.report.cells import interval_text
 from tcbench.report.grids import grid, save_grid
@@ -165,6 +166,29 @@ def make_latency(rows):
             name: {"median_s": s, "min_s": s * 0.98, "max_s": s * 1.04, "times_s": [s]} for name, s in seconds.items()
         },
     }
+
+
+def test_a_row_that_was_timed_later_is_compared_within_its_session():
+    rows, latency = make_rows(), make_latency(make_rows())
+    times = {"nfe50-uncached": 10.0, "nfe50-fora": 2.5}
+    later = {name: {"median_s": s, "min_s": s, "max_s": s, "times_s": [s]} for name, s in times.items()}
+    latency["later"] = [{"protocol": latency["protocol"], "rows": later}]
+    table = main_table(rows, latency, None, differs=DIFFERS, guidance_scale=1.5)
+    tidy = table.tidy.set_index("row")
+    assert tidy.latency_s["nfe50-fora"] == 2.5 and tidy.latency_ratio["nfe50-fora"] == 4
+    assert tidy.latency_s["nfe50-uncached"] == 5.0 and tidy.latency_ratio["nfe50-toca"] == 2.5
+    assert "Timed later, beside the uncached row again, to which their latency ratio is: nfe50-fora." in table.caption
+    assert "Not timed (`tcbench latency digits`): nfe20-fora." in table.caption
+
+
+def test_columns_that_decide_come_first_and_the_rest_on_demand():
+    table = main_table(make_rows(), make_latency(make_rows()), FLOOR, differs=DIFFERS, guidance_scale=1.5)
+    assert table.in_order[:5] == ("Method", "MAC ratio", "MAE to uncached", "FID", "Latency (s, batch 8)")
+    assert sorted(table.in_order) == sorted(table.formatted.columns)
+    assert table.css_class("FID") == "ours" and table.css_class("sFID") == "ours rest"
+    assert table.css_class("paper FID") == "paper rest"
+    text = table.lead_text()
+    assert "TokenCache " in text and "sFID" not in text and max(map(len, text.splitlines())) < 140
 
 
 @pytest.fixture
@@ -442,30 +466,43 @@ def test_mac_ratio(rows):
     assert mac_ratio(rows[2] | {"not_run": "no weights"}, rows) is None
 
 
-def test_styles_follow_the_method_in_every_setting(rows):
-    rows[9]["label"] = "FORA (9 full steps)"  # a label of its own at NFE 20, still the one FORA there
+def test_styles_follow_the_method_whatever_else_is_drawn(rows):
+    rows[9]["label"] = "FORA, 9 full steps"
     styles = figures.styles(rows)
     assert styles["nfe50-tokencache"] == styles["nfe20-tokencache"] == figures.STYLES["tokencache"]
-    assert styles["nfe50-fora"] == styles["nfe20-fora"] == figures.STYLES["fora"]
-    assert styles["nfe50-literal"] == styles["nfe20-literal"] == figures.FALLBACK[0]
+    assert styles["nfe50-fora"] == figures.STYLES["fora"]
+    for variant, method in (("nfe20-fora", "fora"), ("nfe50-literal", "tokencache")):
+        own, look = figures.STYLES[method], styles[variant]
+        assert (look["color"], look["marker"]) == (own["color"], own["marker"]) and look["linestyle"] != own[
+            "linestyle"
+        ]
+    assert styles["nfe50-literal"] == styles["nfe20-literal"]
+    assert figures.styles(rows[::-1]) == styles and figures.styles(rows[9:10]) == {"nfe20-fora": styles["nfe20-fora"]}
+    variants = [
+        figures.style_of("toca", label) for label in ("ToCa", "ToCa, matched", "ToCa, published", "ToCa, R 0.1")
+    ]
+    assert len({style.get("fillstyle") for style in variants}) == 4
+    assert figures.style_of("mine", "mine") in figures.FALLBACK
     looks = [(style["color"], style["marker"]) for style in [*figures.STYLES.values(), *figures.FALLBACK]]
     assert len(set(looks)) == len(looks)
     markers = [style["marker"] for style in figures.STYLES.values()]
     dashes = [str(style["linestyle"]) for style in figures.STYLES.values()]
     assert len(set(markers)) == len(markers) and len(set(dashes)) >= len(dashes) - 1
+    assert set(figures.STYLES) <= set(method_names())
 
 
 def test_figure_quality_draws_every_label_at_its_cost(rows):
     figure = figures.figure_quality(rows, FLOOR)
     assert len(figure.axes) == 4
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(
-        dict.fromkeys(row["label"] + " (control)" * row["control"] for row in rows)
-    )
+    labels = list(dict.fromkeys(row["label"] + " (control)" * row["control"] for row in rows))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*labels, "floor: 512 real images"]
     top = figure.axes[0]
     drawn = {container.lines[0].get_color(): container.lines[0].get_xydata().tolist() for container in top.containers}
-    assert drawn[figures.STYLES["uncached"]["color"]] == [[1.0, 3.234]]
-    assert drawn[figures.STYLES["fewer_steps"]["color"]] == [[2.0, 4.1]]
-    assert drawn[figures.STYLES["fora"]["color"]] == [[2.5, 3.4]]
+    for method, cost, fid in (("uncached", 1.0, 3.234), ("fewer_steps", 2.0, 4.1), ("fora", 2.5, 3.4)):
+        ((x, y),) = drawn[figures.STYLES[method]["color"]]
+        assert y == fid and x == pytest.approx(cost, rel=0.03)
+    places = sorted(container.lines[0].get_xdata()[0] for container in top.containers)
+    assert min(np.diff(places)) > 0.01, "what costs the same stands side by side"
     twin = rows[2] | {"row": "nfe50-fora-again"}
     assert len(figures.figure_quality([*rows, twin]).axes[0].containers[2].lines[0].get_xdata()) == 2
     without_reference = figures.figure_quality([rows[0] | {"not_run": "no weights"}, *rows[1:]])

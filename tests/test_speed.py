@@ -263,7 +263,7 @@ def test_a_table_says_what_was_timed_and_what_was_not(timed):
     assert uncached["efficiency"] == 1 and uncached["partial_step_s"] is None
     assert "tcbench bench --model tiny-dit --dtype fp32" in lines["tiny-dit", "fp32", "nfe4-fora"]["not_run"]
     assert lines["pixel-giant", "bf16", "nfe4-fora"]["not_run"] == "needs an adapter for giants"
-    speed, peers, profile = render_speed(suite, folder)
+    speed, peers, profile = render_speed(suite, folder).values()
     for table in ("speed", "peers", "profile"):
         for kind in ("csv", "md", "tex", "html"):
             assert (folder / "tables" / f"{table}.{kind}").stat().st_size > 100

@@ -230,6 +230,29 @@ def test_editing_a_method_reruns_what_depends_on_it_and_nothing_else(wheel, fini
         assert jobs == {job, "score_all", "latency", "render_tables", "tables"}
 
 
+def test_a_row_that_is_added_is_scored_and_timed_alone(scripts, finished, tmp_path):
+    """Beside the uncached row, which is timed once more; all other files are as they were."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    suite, results = copy / "smoke.yaml", copy / "results" / "smoke"
+    suite.write_text(
+        suite.read_text().replace("ablations:\n", "  nfe3-again: {method: halved, nfe: 3, label: again}\nablations:\n")
+    )
+    before = {path: path.read_bytes() for path in (results / "scores").glob("nfe*.json")}
+    times = json.loads((results / "latency.json").read_text())["rows"]
+    run(scripts, copy, "tcbench", "run", "smoke.yaml", "tables", "--cores", "2")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    timed = json.loads((results / "latency.json").read_text())
+    assert timed["rows"] == times and len(timed["later"]) == 1
+    assert set(timed["later"][0]["rows"]) == {"nfe3-uncached", "nfe3-again"}
+    rows = pd.read_csv(results / "tables" / "table2.csv").set_index("row")
+    seconds = {name: timing["median_s"] for name, timing in timed["later"][0]["rows"].items()}
+    assert rows.latency_ratio["nfe3-again"] == pytest.approx(seconds["nfe3-uncached"] / seconds["nfe3-again"])
+    assert rows.latency_s["nfe3-uncached"] == times["nfe3-uncached"]["median_s"]
+    again = run(scripts, copy, "tcbench", "run", "smoke.yaml", "tables")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
 def test_editing_a_stage_does_not_retrain(wheel, finished):
     with edited(wheel[1] / "tcbench" / "report" / "main_table.py"):
         assert plan(wheel[0], finished, "smoke.yaml", "tables") == {"render_tables", "tables"}
@@ -298,16 +321,16 @@ def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     assert shards(killed) == shards(whole)
 
 
-def test_unlocking_works_as_the_readme_writes_it(scripts, tmp_path):
+def test_unlocking_works_as_the_docs_write_it(scripts, tmp_path):
     """After `kill -9` of a workflow and its jobs; of any suite, because a lock is the folder's."""
     (tmp_path / "smoke.yaml").write_text(SMOKE)
-    readme, locks, held = (
-        (ROOT / "README.md").read_text(encoding="utf-8"),
+    page, locks, held = (
+        (ROOT / "docs" / "run.md").read_text(encoding="utf-8"),
         tmp_path / ".snakemake/locks",
         tmp_path / "held",
     )
     unlock, run_unlock = "snakemake --unlock", "--snakemake=--unlock"
-    assert f"`{unlock}`" in readme and f"`{run_unlock}`" in readme
+    assert f"`{unlock}`" in page and f"`{run_unlock}`" in page
     module = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile"]
     of_suite = ["--config", "suite_file=smoke.yaml"]
     here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE, "text": True}

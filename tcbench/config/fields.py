@@ -4,16 +4,25 @@ The text below a field is its description; docs/config.md is made of them.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
-from tcbench.models.specs import MODELS
+from tcbench.models.specs import MODELS, ModelSpec
 from tcbench.precision import Dtype
 from tcbench.registry import data_names
 
@@ -137,11 +146,39 @@ class Latents(Strict):
     """What the autoencoder computes in; if not given, on a GPU `tf32` of `sd` and `fp16` of `wf`, on a CPU `fp32`."""
 
 
+def _families() -> dict[str, type[ModelSpec]]:
+    """The specs of all families, by the family's name."""
+
+    def below(spec: type[ModelSpec]) -> Iterator[type[ModelSpec]]:
+        for each in spec.__subclasses__():
+            yield each
+            yield from below(each)
+
+    found = ((spec, spec.model_fields["family"].default) for spec in below(ModelSpec))
+    return {family: spec for spec, family in found if isinstance(family, str)}
+
+
+def _described(name: str, shape: dict[str, Any]) -> ModelSpec:
+    """The spec of an inline shape, with every field that is wrong with it in one line."""
+    families = _families()
+    if (family := shape.get("family")) not in families:
+        values = {"family": repr(family)[:60], "hint": did_you_mean(str(family)[:60], families)}
+        raise PydanticCustomError("unknown", "shape.family: {family} is unknown; {hint}", values)
+    try:
+        return families[family].model_validate({**shape, "name": name})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise PydanticCustomError("name", "shape: {wrong}", {"wrong": wrong[:300]}) from error
+
+
 class Model(Strict):
     """The denoiser, what stands before and behind it, and where it runs."""
 
     name: ModelName
-    """An entry of `MODELS` (`tcbench/models/specs.py`)."""
+    """An entry of `MODELS` (`tcbench/models/specs.py`), or the name of the one that `shape` describes."""
+    shape: dict[str, Any] | None = None
+    """Of a model that is none of them: its `family` (`dit`, `pixart`, `open_sora_plan`) and the fields of that
+    family's spec, e.g. `num_blocks`, `num_heads`, `head_dim`, `sample_size`, `in_channels` (docs/add-a-model.md)."""
     weights: str | None = None
     """Its checkpoint, if not the one that ships; "random" draws weights from `seed`."""
     seed: Seed = 0
@@ -166,6 +203,23 @@ class Model(Strict):
             return model
         newer = {key: value for key, value in model.items() if key != "tf32"}
         return {"dtype": "tf32", **newer} if model["tf32"] else newer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_by_its_shape(cls, model: Any) -> Any:
+        """A model that the config describes is one of `MODELS` from here on, in this process."""
+        if isinstance(model, dict) and isinstance(model.get("shape"), dict) and isinstance(model.get("name"), str):
+            spec = _described(model["name"], model["shape"])
+            if MODELS.setdefault(spec.name, spec) != spec:
+                raise PydanticCustomError(
+                    "name", "shape: another model is called {name}; rename yours", {"name": spec.name}
+                )
+        return model
+
+    @model_serializer(mode="wrap")
+    def _without_no_shape(self, plain: Callable[["Model"], dict[str, Any]]) -> dict[str, Any]:
+        """So that what was made of a known model is still what a config without the field would make."""
+        return {key: value for key, value in plain(self).items() if key != "shape" or value is not None}
 
 
 class Prompts(Strict):

@@ -116,14 +116,24 @@ class Timing(TypedDict):
     median_s: PositiveFloat
     min_s: PositiveFloat
     max_s: PositiveFloat
+    key: NotRequired[str]
 
 
-class Latency(OfSuite):
-    """latency.json: timings by row."""
+class Session(TypedDict):
+    """Timings by row that compare with each other: rows were timed in turn, in one process."""
 
     protocol: Protocol
     rows: dict[str, Timing]
     provenance: Provenance
+
+
+class Latency(OfSuite, Session):
+    """latency.json: the session in which most rows were timed, and those of rows that were added to it.
+
+    A row is looked for in the order of sessions; each holds the uncached rows of its own rows.
+    """
+
+    later: NotRequired[list[Session]]
 
 
 class Case(TypedDict):

@@ -105,6 +105,7 @@ class Score(Identity):
         trajectory: deviations from the reference per step (Fig. 10), if the steps have counterparts.
         trainings: how many trainings its numbers are means over, if several.
         marks: what is suspicious about its samples and about what it samples with, in words.
+        key: identifies samples, settings and code that it was made of, where all of them are the suite's own.
         not_run: why the row was not run; it then has no numbers.
     """
 
@@ -131,4 +132,5 @@ class Score(Identity):
     samples_digest: NotRequired[str]
     trainings: NotRequired[int]
     marks: NotRequired[list[str]]
+    key: NotRequired[str]
     not_run: NotRequired[str]

@@ -357,3 +357,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     ),
 }
 """By the heading that reports show them under."""
+
+MECHANISM = ("Which tokens", "Which blocks", "Which timesteps", "Cache ratio", "Refiners", "Deviation")
+"""Headings of the claims that say why or how the method works; the others say what comes out: quality and speed. Counts
+keep the two apart, because a mechanism may be borne out where the result is not."""

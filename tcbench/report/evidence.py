@@ -12,7 +12,17 @@ from tcbench.registry import documentation, method_class
 from tcbench.report.cells import difference_text
 from tcbench.report.compare import compare, decide_together
 from tcbench.report.results import Results
-from tcbench.report.rows import MATCHED, Row, fewer_steps_matched, kept_shares, label_of, mac_ratio, name_of, was_run
+from tcbench.report.rows import (
+    MATCHED,
+    Row,
+    fewer_steps_matched,
+    kept_shares,
+    label_of,
+    mac_ratio,
+    name_of,
+    timings_of,
+    was_run,
+)
 from tcbench.report.schedule_table import PAPER_TABLE_1
 
 UNCACHED = ("full_ddim20", "pixart_full_dpm20")
@@ -67,7 +77,7 @@ def evidence(results: Results) -> list[dict[str, Any]]:
 
 def _of_row(row: Row, results: Results) -> dict[str, Any]:
     macs, kept = row["macs"], kept_shares(row) if row["plan"] else None
-    timing = (results.latency or {"rows": {}})["rows"].get(row["row"], {})
+    timing, _ = timings_of(row["row"], row["reference"], results.latency)
     return {
         "row": row["row"],
         "label": label_of(row),

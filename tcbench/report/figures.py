@@ -1,6 +1,7 @@
 """Figures of a suite: quality against cost, deviation per step (Fig. 10), gate statistics (Fig. 8)."""
 
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,37 @@ STYLES: dict[str, Style] = {
     "random_tokens": {"color": "#7F7F7F", "marker": "X", "linestyle": (0, (2, 2))},
     "no_tokens": {"color": "#A6A6A6", "marker": "P", "linestyle": (0, (1, 2))},
 }
-# For a method without a style, and for further variants of one that has it. Colours and markers cycle at different
-# lengths, so that twenty in a row differ and neighbours differ in both.
-_COLORS = ("#882255", "#44AA99", "#999933", "#332288")
-_MARKERS = ((4, 1, 0), (3, 1, 0), "H", (4, 1, 45), (3, 1, 180))  # stars of 4 and 3 points
-_DASHES = ((0, (6, 1, 2, 1)), (0, (1, 3)), (0, (9, 3)), (0, (3, 3)), (0, (8, 1, 1, 1)))
+# Further methods that ship; colours repeat, but neither a marker nor a dash does.
+_COLORS = ("#882255", "#44AA99", "#999933", "#332288", "#AA4499", "#117733", "#661100", "#6699CC")
+_MARKERS = (*("H", "8", (5, 0, 180)), *((points, 1, turn) for points, turn in (
+    *((3, 0), (3, 180), (4, 0), (4, 45), (5, 0), (5, 180)), *((6, 0), (6, 30), (7, 0), (8, 0), (3, 90), (3, 270)),
+)))  # fmt: skip
+"""Polygons and stars of 3 to 8 points."""
+STYLES |= {
+    method: {"color": _COLORS[i % 8], "marker": _MARKERS[i], "linestyle": (0, (2 + i, 1 + i % 3, 1, 1 + i % 2))}
+    for i, method in enumerate(
+        (
+            *("toca_tokens", "oracle_tokens", "seacache", "easycache", "first_block", "dbcache", "magcache"),
+            *("harmonica", "goc", "hicache", "duca", "procache", "speca", "clusca", "lazydit"),
+        )
+    )
+}
 FALLBACK: list[Style] = [
-    {"color": _COLORS[i % 4], "marker": _MARKERS[i % 5], "linestyle": _DASHES[i % 5]} for i in range(20)
+    {"color": color, "marker": marker, "linestyle": (0, (1 + i, 2))}
+    for i, (color, marker) in enumerate(
+        (color, marker)
+        for color in ("#0B5563", "#B5651D", "#5D3FD3", "#7B8B00")
+        for marker in ("o", "s", "^", "D", "v")
+    )
 ]
+"""For methods of users, one by the method's name: it is the same in every figure, whatever else is drawn."""
+_VARIANTS: dict[str, Style] = {
+    "": {},
+    "matched": {"fillstyle": "bottom", "linestyle": (0, (8, 2))},
+    "published": {"fillstyle": "left", "linestyle": (0, (1, 1))},
+    "other": {"fillstyle": "top", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
+}
+"""How variants of a method are told apart, by what their label says behind the method's name."""
 FRONTIERS = (("precision", "fid"), ("accuracy", "recall"), ("alignment", "fid"))
 LOOK: dict[Any, Any] = {
     "font.size": 9,
@@ -56,21 +80,32 @@ LOOK: dict[Any, Any] = {
 
 
 def styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Style]:
-    """A style per row id, the same in every figure drawn from the same suite.
+    """A style per row id, by method and label alone: another row changes none.
 
-    At each resolution and NFE the first label of a method takes the method's style; other labels (variants, unknown
-    methods) take a fallback, one per label.
+    Colour and marker are the method's. Its variants differ in the dash and in which half of the marker is filled.
     """
-    chosen: dict[str, Style] = {}
-    first: dict[tuple[int, int, str], str] = {}
-    fallback: dict[str, Style] = {}
-    for row in rows:
-        method, label = row["method"], row["label"]
-        if method in STYLES and first.setdefault((row["resolution"], row["nfe"], method), label) == label:
-            chosen[row["row"]] = STYLES[method]
+    return {row["row"]: style_of(row["method"], row["label"]) for row in rows}
+
+
+def style_of(method: str, label: str) -> Style:
+    """The style of a method's label."""
+    _, _, says = label.partition(",")
+    words = says.replace("(", " ").split()
+    variant = "" if not says else next((word for word in words if word in _VARIANTS), "other")
+    own = STYLES.get(method) or FALLBACK[zlib.crc32(method.encode()) % len(FALLBACK)]
+    return own | _VARIANTS[variant]
+
+
+def _side_by_side(ratios: Mapping[str, float]) -> dict[str, float]:
+    """By what each of some costs is multiplied so that bars of nearly equal ones stand beside each other."""
+    groups: list[list[str]] = []
+    for name in sorted(ratios, key=lambda name: ratios[name]):
+        if groups and ratios[name] / ratios[groups[-1][0]] < 1.03:
+            groups[-1].append(name)
         else:
-            chosen[row["row"]] = fallback.setdefault(label, FALLBACK[len(fallback) % len(FALLBACK)])
-    return chosen
+            groups.append([name])
+    places = {name: (i - (len(group) - 1) / 2, len(group)) for group in groups for i, name in enumerate(group)}
+    return {name: 1 + 0.03 * place * 2 / max(size, 2) for name, (place, size) in places.items()}
 
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
@@ -82,8 +117,9 @@ def _legend(figure: Figure, handles: dict[str, Any]) -> None:
 def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> Figure:
     """FID and MAE to the uncached images, with 95 % intervals, against MAC ratio; a column of panels per NFE.
 
-    Points of one label at one NFE are joined in order of cost. Hollow markers are controls; the dotted line
-    is the floor, the FID of a subset of the real images.
+    Points of one label at one NFE are joined in order of cost; points of equal cost are set side by side, by up to 3 %
+    of it. Hollow markers are controls; the dotted line is the floor, the FID of a subset of the real images. A bar with
+    an arrow below reaches down to 0, which the logarithmic axis has not.
 
     Raises:
         UserError: no row has both a quality and a MAC count.
@@ -96,15 +132,16 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
     figure = Figure(figsize=(max(3.1 * len(settings), 4.5), 6.2), layout="constrained")
     panels = figure.subplots(2, len(settings), squeeze=False, sharex="col")
     handles: dict[str, Any] = {}
-    style_of = styles(rows)
+    look_of = styles(rows)
     for (resolution, nfe), (top, bottom) in zip(settings, panels.T, strict=True):
         here = [row for row in rows_run if (row["resolution"], row["nfe"]) == (resolution, nfe)]
+        beside_others = _side_by_side({row["row"]: ratios[row["row"]] for row in here})
         for panel, metric in ((top, "fid"), (bottom, "mae")):
             drawn = [row for row in here if metric in row["quality"] and not (metric == "mae" and is_reference(row))]
             for label in dict.fromkeys(row["label"] for row in drawn):
                 points = sorted((row for row in drawn if row["label"] == label), key=lambda row: ratios[row["row"]])
-                x = [ratios[row["row"]] for row in points]
-                style = style_of[points[0]["row"]] | ({"markerfacecolor": "none"} if points[0]["control"] else {})
+                x = [ratios[row["row"]] * beside_others[row["row"]] for row in points]
+                style = look_of[points[0]["row"]] | ({"markerfacecolor": "none"} if points[0]["control"] else {})
                 handles[name_of(points[0])] = _with_intervals(panel, x, points, metric, style)
             panel.set_yscale("log")  # a broken variant must not flatten the differences between the others
             panel.yaxis.set(
@@ -113,19 +150,11 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
                 minor_formatter=NullFormatter(),
             )
         if floor and "fid" in floor:
-            top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
-            top.annotate(
-                f"floor, {floor['fid']['n']} real images",
-                (0.98, floor["fid"]["mean"]),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="right",
-                fontsize=7,
-                color="0.3",
-            )
+            floor_line = top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
         top.set_title(f"{resolution}×{resolution}, NFE {nfe}", fontsize=10)
         bottom.set_xlabel("MAC ratio (uncached / this)")
+    if floor and "fid" in floor:
+        handles[f"floor: {floor['fid']['n']} real images"] = floor_line
     panels[0, 0].set_ylabel("FID (lower is better)")
     panels[1, 0].set_ylabel("MAE to uncached (data in [-1, 1])")
     _legend(figure, handles)
@@ -147,7 +176,7 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
         raise UserError(f"no row at resolution {resolution}, NFE {nfe} holds a trajectory; record one when sampling")
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     handles: dict[str, Any] = {}
-    style_of = styles(rows)
+    look_of = styles(rows)
     for panel, (key, title) in zip(
         figure.subplots(1, 2),
         (("x0", "visual space: predicted $x_0$"), ("xt", "trajectory space: $x_t$")),
@@ -156,7 +185,7 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
         for position, row in enumerate(drawn):
             path = row["trajectory"] or {}
             mean, std = np.array(path[f"{key}_mae_mean"]), np.array(path[f"{key}_mae_std"])
-            style = style_of[row["row"]]
+            style = look_of[row["row"]]
             (handles[name_of(row)],) = panel.plot(
                 path["timesteps"],
                 mean,
@@ -198,11 +227,11 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
     """Frontiers over CFG scales: FID against precision and recall against accuracy, a line per method.
 
     A method that only shifts the effective guidance moves along the uncached model's line; one that is better or worse
-    lies off it. Labels at the points are CFG scales.
+    lies off it. The first and the last point of a line say their CFG scale.
     """
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     handles: dict[str, Any] = {}
-    style_of = styles(rows)
+    look_of = styles(rows)
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["label"], []).append(row)
@@ -214,12 +243,19 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
             line = sorted(line, key=lambda row: row["guidance_scale"])
             points = [(row["quality"][x]["value"], row["quality"][y]["value"]) for row in line]
             (handles[label],) = panel.plot(
-                *zip(*points, strict=True), **style_of[line[0]["row"]], markersize=5, linewidth=1
+                *zip(*points, strict=True), **look_of[line[0]["row"]], markersize=5, linewidth=1
             )
-            for row, point in zip(line, points, strict=True):
-                panel.annotate(f"{row['guidance_scale']:g}", point, (3, 3), textcoords="offset points", fontsize=6)
+            for row, point in {line[0]["row"]: (line[0], points[0]), line[-1]["row"]: (line[-1], points[-1])}.values():
+                panel.annotate(
+                    f"{row['guidance_scale']:g}",
+                    point,
+                    (4, 4),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color=look_of[line[0]["row"]]["color"],
+                )
         panel.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
-    figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale", fontsize=10)
+    figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale of a line's ends", fontsize=10)
     _legend(figure, handles)
     return figure
 
@@ -228,7 +264,15 @@ def _with_intervals(panel: Any, x: Sequence[float], rows: Sequence[Row], metric:
     """A metric of rows at x, joined, every point with its interval."""
     intervals = [interval for row in rows if (interval := interval_of(row, metric))]
     y = np.array([[each.value, each.low, each.high] for each in intervals])
-    return panel.errorbar(x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, **style, markersize=6, linewidth=1, capsize=2)
+    for place, low in zip(x, y[:, 1], strict=True):
+        if low <= 0:
+            at_the_bottom = panel.get_xaxis_transform()
+            panel.plot(
+                place, 0.015, marker=7, markersize=4, color=style["color"], transform=at_the_bottom, clip_on=False
+            )
+    return panel.errorbar(
+        x, y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, **style, markersize=6, linewidth=1, elinewidth=0.8, capsize=2.5
+    )
 
 
 @rc_context(LOOK)

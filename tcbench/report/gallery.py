@@ -47,7 +47,7 @@ def _diagnosed(results: Results, key: str) -> tuple[str, dict[str, Any]]:
     for row, log in results.diagnostics.items():
         if results.row(row)["nfe"] == results.suite.show.figure.nfe and key in log:
             return row, log[key]
-    raise Missing(f"diagnostics with `{key}` (tcbench diagnose)")
+    raise Missing(f"diagnostics with `{key}` (tcbench diagnose {results.suite.suite} --row ROW)")
 
 
 def _updates(results: Results, folder: Path) -> Figure:
@@ -63,18 +63,18 @@ def _predictor(results: Results, folder: Path) -> Figure:
 
 
 def _cache_ratio(results: Results, folder: Path) -> Figure:
-    rows = _needed(results.ablations.get("cache_ratio"), "the ablation `cache_ratio`")
+    rows = _ablation(results, "cache_ratio")
     return figures.figure_cache_ratio([row for row in rows if row["method"] == "tokencache"])
 
 
 def _allocation(results: Results, folder: Path) -> Figure:
     return figures_predictor.figure_allocation(
-        _needed(results.variant("cache_ratio", "r0.7"), "the ablation `cache_ratio`")
+        _needed(results.variant("cache_ratio", "r0.7"), _told(results, "cache_ratio"))
     )
 
 
 def _guidance(results: Results, folder: Path) -> Figure:
-    return figures.figure_guidance(_needed(results.ablations.get("guidance"), "the ablation `guidance`"))
+    return figures.figure_guidance(_ablation(results, "guidance"))
 
 
 def at_figure_nfe(results: Results) -> list[Row]:
@@ -101,6 +101,14 @@ def _strips(
     if absent := [path.name for path in paths if not path.exists()]:
         raise Missing(f"strips of samples ({absent[0]})")
     return [(row, *read_strip(folder, row, shows)) for row in rows]
+
+
+def _ablation(results: Results, name: str) -> list[Row]:
+    return _needed(results.ablations.get(name), _told(results, name))  # type: ignore[no-any-return]
+
+
+def _told(results: Results, name: str) -> str:
+    return f"the ablation `{name}` (tcbench ablate {results.suite.suite} --name {name})"
 
 
 def _needed(value: Any, what: str) -> Any:

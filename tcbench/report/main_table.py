@@ -37,6 +37,7 @@ from tcbench.report.rows import (
     remarks,
     suite_of,
     target_macs,
+    timings_of,
     was_run,
 )
 from tcbench.report.table import Table
@@ -110,6 +111,11 @@ def main_table(
         formatted=pd.DataFrame(cells),
         groups=[*(f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in shown), "Real images"],
         text_columns=("Method",),
+        lead=tuple(
+            column
+            for column in ("Method", "MAC ratio", "MAE to uncached", "FID", columns.latency)
+            if column in cells[0]
+        ),
     )
 
 
@@ -202,8 +208,7 @@ def _macs_record(row: Row, rows: Sequence[Row]) -> Record:
 
 
 def _latency_record(row: Row, reference: Row, latency: dict[str, Any] | None) -> Record:
-    timings = latency["rows"] if latency else {}
-    timing, reference_timing = timings.get(row["row"], {}), timings.get(reference["row"], {})
+    timing, reference_timing = timings_of(row["row"], reference["row"], latency)
     paper, reference_paper = paper_of(row).get("latency_s"), paper_of(reference).get("latency_s")
     return {
         "latency_s": timing.get("median_s"),
@@ -353,7 +358,12 @@ def _caption(
     if latency:
         details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latency["protocol"].items())
         lines.append(f"Latency protocol: {details}.")
-    if untimed := [row["row"] for row in run if not latency or row["row"] not in latency["rows"]]:
+    in_later = {name for session in (latency or {}).get("later", ()) for name in session["rows"]}
+    if later := [row["row"] for row in run if row["row"] in in_later and row["row"] not in (latency or {})["rows"]]:
+        lines.append(
+            f"Timed later, beside the uncached row again, to which their latency ratio is: {', '.join(later)}."
+        )
+    if untimed := [row["row"] for row in run if not timings_of(row["row"], row["reference"], latency)[0]]:
         lines.append(f"Not timed (`tcbench latency {suite_of(rows)}`): {', '.join(untimed)}.")
     lines.append(f"{NO_CELL}: no such cell.")
     if differs:

@@ -18,11 +18,13 @@ class Picture:
         place: the paper's figure it stands beside, or empty.
         caption: what it shows and how to read it; also its alternative text.
         applies: whether a suite has it.
+        lines: whether it is lines on white, which a dark page may turn over; pictures and shades stay as they are.
     """
 
     place: str
     caption: str
     applies: Callable[[Suite], bool]
+    lines: bool = False
 
 
 def picture_of(suite: str, name: str) -> dict[str, str]:
@@ -42,8 +44,10 @@ PICTURES: dict[str, Picture] = {
     "fig1b_quality": Picture(
         "Fig. 1(b)",
         "Quality against acceleration, a column per NFE: FID (top) and mean absolute difference to the uncached images "
-        "(bottom) over the MAC ratio, every method with its 95 % interval. Hollow markers are controls.",
+        "(bottom) over the MAC ratio, every method with its 95 % interval; what costs the same stands side by side. "
+        "Hollow markers are controls, half-filled ones variants of a method.",
         lambda suite: True,
+        lines=True,
     ),
     "fig3_updates": Picture(
         "Fig. 3",
@@ -72,6 +76,7 @@ PICTURES: dict[str, Picture] = {
         "Fig. 9(a)",
         "FID, sFID and distance to the uncached samples against the global cache ratio, with 95 % intervals.",
         lambda suite: len(_ratios(suite)) > 1,
+        lines=True,
     ),
     "fig9b_allocation": Picture(
         "Fig. 9(b)",
@@ -83,6 +88,7 @@ PICTURES: dict[str, Picture] = {
         "Deviation from the uncached run at every step, mean and standard deviation over samples: predicted x0 (left) "
         "and x_t (right).",
         lambda suite: suite.samples.traced > 0,
+        lines=True,
     ),
     "fig11_steps": Picture(
         "Fig. 11",
@@ -94,6 +100,7 @@ PICTURES: dict[str, Picture] = {
         "Guidance control: every method over a sweep of CFG scales, FID against precision (left) and recall against "
         "accuracy (right). A method on the uncached line has only shifted the guidance.",
         lambda suite: "guidance" in suite.ablations,
+        lines=True,
     ),
 }
 

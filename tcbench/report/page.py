@@ -6,15 +6,19 @@ only sorts tables, filters verdicts and flips samples, so that without it the pa
 
 import base64
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from tcbench.config.suite import Suite
 from tcbench.record.files import is_whole
+from tcbench.report.beside import OURS, beside, in_order
+from tcbench.report.claims import MECHANISM
 from tcbench.report.evidence import evidence
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.names import PICTURES, figure_names, picture_of
@@ -24,6 +28,7 @@ from tcbench.report.strips import animated, read_strip, strip_path
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import template
 
+PAPER = "https://arxiv.org/abs/2409.18523"
 SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DECIDED: "?", NOT_TESTED: "–"}
 SYMBOLS |= {CONTROL[verdict]: symbol for verdict, symbol in SYMBOLS.items() if verdict != NOT_TESTED}
 
@@ -36,8 +41,11 @@ def report_page(suite: Suite, folder: Path) -> str:
     counts = {verdict: int((verdicts.tidy["verdict"] == verdict).sum()) for verdict in SYMBOLS}
     return template("report.html.j2").render(
         suite=suite,
+        paper=PAPER,
+        in_short=_in_short(results),
         verdicts=verdicts,
         counts=counts,
+        by_kind=counts_by_kind(verdicts.tidy),
         symbols=SYMBOLS,
         tables=tables,
         figures=_figures(suite, folder),
@@ -47,11 +55,39 @@ def report_page(suite: Suite, folder: Path) -> str:
         commands=_commands(suite),
         not_run=[ablation for ablation in suite.ablations if ablation not in results.ablations],
         zip=zip,
+        numbers=itertools.count(1),
+        next=next,
     )
 
 
 STRIP_RATE = 4
 """Frames a second of a strip that plays."""
+
+
+def counts_by_kind(verdicts: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How often each verdict came out, of main claims and of mechanism claims; controls are left out."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind, of_kind in (
+        ("main", ~verdicts["topic"].isin(MECHANISM)),
+        ("mechanism", verdicts["topic"].isin(MECHANISM)),
+    ):
+        said = verdicts["verdict"][of_kind]
+        counts[kind] = {
+            word: int((said == word).sum()) for word in (REPRODUCED, NOT_REPRODUCED, NOT_DECIDED, NOT_TESTED)
+        }
+    return counts
+
+
+def _in_short(results: Results) -> list[str]:
+    """What a reader should know first: who is nearest to the uncached samples at TokenCache's MACs."""
+    it = beside(results)
+    if it is None:
+        return []
+    at = f"At TokenCache's MACs ({it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}, {it.ours['samples']} samples)"
+    lines = [f"{at}, distance to the uncached samples, the nearest first: {in_order([*it.rivals, it.ours])}."]
+    if it.selectors:
+        lines.append(f"Other choices of tokens in its place, at the same MACs: {in_order([*it.selectors, it.ours])}.")
+    return [line.replace("**", "") for line in lines]
 
 
 def _uri(content: bytes, kind: str) -> str:
@@ -70,7 +106,9 @@ def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
     for name in figure_names(suite):
         path = folder / "figures" / f"{name}.svg"
         source = _uri(path.read_bytes(), "svg+xml") if is_whole(path, picture_of(suite.suite, name)) else ""
-        found.append({"name": name, "place": PICTURES[name].place, "caption": PICTURES[name].caption, "source": source})
+        picture = PICTURES[name]
+        shown = {"name": name, "place": picture.place, "caption": picture.caption, "source": source}
+        found.append(shown | {"kind": "lines" if picture.lines else "images"})
     return found
 
 
@@ -93,16 +131,10 @@ def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:
             }
             for row, own in zip(rows, tiles, strict=True)
         ]
-        groups.append(
-            {
-                "nfe": nfe,
-                "count": len(tiles[0]),
-                "wide": wide,
-                "narrow": wide / frames,
-                "rows": strips,
-                "data": json.dumps(strips),
-            }
-        )
+        methods = [row["method"] for row in rows]
+        first = methods.index(OURS) if OURS in methods else min(1, len(methods) - 1)
+        group = {"nfe": nfe, "count": len(tiles[0]), "wide": wide, "narrow": wide / frames, "first": first}
+        groups.append(group | {"rows": strips, "data": json.dumps(strips)})
     return groups
 
 

@@ -158,3 +158,13 @@ def fewer_steps_matched(ours: Row, rows: Sequence[Row]) -> Row | None:
     """The uncached model with as many steps as cost what `ours` does: of those that match, the nearest."""
     fewer = [row for row in matched(ours, rows) if row["method"] == "fewer_steps"]
     return min(fewer, key=lambda row: macs_off(row, ours), default=None)
+
+
+def timings_of(
+    row: str, reference: str, latency: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(timing of a row, timing of its uncached row in the same session) of latency.json; empty where there is none."""
+    for session in (latency, *latency.get("later", ())) if latency else ():
+        if row in session["rows"]:
+            return session["rows"][row], session["rows"].get(reference, {})
+    return {}, {}

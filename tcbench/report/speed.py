@@ -17,7 +17,7 @@ from tcbench.registry import method_class
 from tcbench.report.cells import NO_CELL, Record, ratio
 from tcbench.report.figures import LOOK, save, styles
 from tcbench.report.names import picture_of
-from tcbench.report.table import Table
+from tcbench.report.table import Table, is_published
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 HOST_READS = (
@@ -26,11 +26,14 @@ HOST_READS = (
 )
 
 
-def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
+def render_speed(suite: SpeedSuite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/{speed,peers,profile}.* and figures/speed.* below `folder` from the timings there.
 
+    Args:
+        overwrite: also what is published.
+
     Returns:
-        the tables; those of which nothing was timed are left out.
+        the tables by name; those of which nothing was timed are left out.
 
     Raises:
         UserError: nothing at all was timed.
@@ -44,9 +47,10 @@ def render_speed(suite: SpeedSuite, folder: Path) -> list[Table]:
     for name, table in tables.items():
         commits = read_commits(folder / ("runs" if name == "speed" else name))
         tables[name] = replace(table, caption=f"{table.caption} {commits}")
-        tables[name].write(folder / "tables", name, suite.suite)
-    save(figure_speed(lines), folder / "figures", "speed", picture_of(suite.suite, "speed"))
-    return list(tables.values())
+        tables[name].write(folder / "tables", name, suite.suite, overwrite)
+    if overwrite or not is_published(folder / "figures" / "speed.png"):
+        save(figure_speed(lines), folder / "figures", "speed", picture_of(suite.suite, "speed"))
+    return tables
 
 
 def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:

@@ -144,8 +144,8 @@ def _read_verdicts(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no table of verdicts ({error}); run `tcbench verdicts` again") from error
 
 
-def across_suites(folder: Path) -> Table:
-    """Every claim with the verdicts of every suite below `folder` whose verdicts were rendered, a column per suite.
+def read_all_verdicts(folder: Path) -> dict[str, pd.DataFrame]:
+    """The rendered verdicts of every suite below `folder`, columns as in `COLUMNS`, by suite.
 
     Raises:
         UserError: no suite has verdicts, or a file of them is damaged.
@@ -158,6 +158,16 @@ def across_suites(folder: Path) -> Table:
         table, name = _read_verdicts(path), path.parent.parent.name
         said = [suite for suite in dict.fromkeys(table["suite"]) if suite != name]
         found[f"{name} (of suite {', '.join(said)})" if said else name] = table  # in a folder of another name
+    return found
+
+
+def across_suites(folder: Path) -> Table:
+    """Every claim with the verdicts of every suite below `folder` whose verdicts were rendered, a column per suite.
+
+    Raises:
+        UserError: no suite has verdicts, or a file of them is damaged.
+    """
+    found = read_all_verdicts(folder)
     claims = pd.concat(found.values())[["topic", "claim", "place"]].drop_duplicates()
     lines = []
     for _, topic, claim, place in claims.itertuples():

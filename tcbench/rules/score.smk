@@ -46,7 +46,7 @@ for group, rows in SUITE.scored_together.items():
             ),
             videos=videos_of(rows),
         output:
-            expand(f"{RESULTS}/scores/{{row}}.json", row=rows),
+            update(expand(f"{RESULTS}/scores/{{row}}.json", row=rows)),  # rows that were scored keep their scores
         params:
             code=source_digest("score", data=SUITE.data.name),
             rows=rows,
@@ -58,7 +58,7 @@ for group, rows in SUITE.scored_together.items():
             gpu=int(ON_GPUS),
             **cluster_resources("score", ON_GPUS),
         shell:
-            f"tcbench score {OF_SAMPLES} --rows {{params.rows}} 2> {{log}}"
+            f"tcbench score {OF_SAMPLES} --rows {{params.rows}} --missing 2> {{log}}"
 
 
 rule floor:

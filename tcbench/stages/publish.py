@@ -60,7 +60,9 @@ def _records(suite: Suite) -> Records:
     for path in sorted((suite.folder / "rivals").glob("*.json")):
         records[str(path)] = RIVAL.read(path)["provenance"], suite.digest()
     latency = suite.folder / "latency.json"
-    records[str(latency)] = LATENCY.read(latency, suite=suite.suite)["provenance"], suite.digest()
+    timed = LATENCY.read(latency, suite=suite.suite)
+    for number, session in enumerate([timed, *timed.get("later", [])], 1):
+        records[str(latency) + (f", session {number}" if number > 1 else "")] = session["provenance"], suite.digest()
     for path in (suite.folder / "diagnostics").glob("*.json"):
         records[str(path)] = DIAGNOSTICS.read(path, path.stem, suite.suite)["provenance"], suite.digest()
     for path in (suite.folder / "trained").glob("*/artefacts.json"):

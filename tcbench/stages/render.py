@@ -22,7 +22,7 @@ from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row
 from tcbench.report.strips import read_strip, write_clips, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables, verdict_tables
-from tcbench.report.table import Table
+from tcbench.report.table import Table, is_published
 
 STEPS_SHOWN = 8
 TILE, CLIP = 64, 128  # pixels that a decoded video's frames are reduced to in a strip, and where they play
@@ -46,27 +46,30 @@ def gathered(suite: Suite) -> Path:
     return folder
 
 
-def _write(suite: Suite, tables: dict[str, Table], folder: Path) -> None:
+def _write(suite: Suite, tables: dict[str, Table], folder: Path, overwrite: bool) -> dict[str, Table]:
     for name, table in tables.items():
-        table.write(folder / "tables", name, suite.suite)
+        table.write(folder / "tables", name, suite.suite, overwrite)
+    return tables
 
 
-def render_tables(suite: Suite, folder: Path) -> None:
+def render_tables(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/table<N>.* below `folder`, from the scores and latency there."""
-    _write(suite, main_tables(read_results(suite, folder, ("latency", "floor", "seed_noise"))), folder)
+    return _write(
+        suite, main_tables(read_results(suite, folder, ("latency", "floor", "seed_noise"))), folder, overwrite
+    )
 
 
-def render_diagnostics(suite: Suite, folder: Path) -> None:
+def render_diagnostics(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/local_error.* below `folder`, from the diagnostics there."""
-    _write(suite, diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder)
+    return _write(suite, diagnostic_tables(read_results(suite, folder, ("diagnostics",))), folder, overwrite)
 
 
-def render_ablations(suite: Suite, folder: Path) -> None:
+def render_ablations(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/ablation-<name>.* below `folder`, from the ablations' scores there."""
-    _write(suite, ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder)
+    return _write(suite, ablation_tables(read_results(suite, folder, ("ablations", "seed_noise"))), folder, overwrite)
 
 
-def render_rivals(suite: Suite, folder: Path) -> list[Table]:
+def render_rivals(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/rivals.* and tables/rivals-papers.* below `folder`, from the rivals' records and scores there.
 
     Raises:
@@ -78,13 +81,12 @@ def render_rivals(suite: Suite, folder: Path) -> list[Table]:
             f"suite {suite.suite}: no rivals were run; `tcbench run {suite.suite} rivals` runs those it names"
         )
     tables = {"rivals": rivals_table(suite, rivals), "rivals-papers": published_table()}
-    _write(suite, tables, folder)
-    return [*tables.values()]
+    return _write(suite, tables, folder, overwrite)
 
 
-def render_verdicts(suite: Suite, folder: Path) -> None:
+def render_verdicts(suite: Suite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
     """Write tables/verdicts.* below `folder`, from everything there."""
-    _write(suite, verdict_tables(read_results(suite, folder)), folder)
+    return _write(suite, verdict_tables(read_results(suite, folder)), folder, overwrite)
 
 
 def render_strips(suite: Suite, folder: Path, results: Path) -> None:
@@ -106,9 +108,15 @@ def render_strips(suite: Suite, folder: Path, results: Path) -> None:
             write_strip(*of, lines, labels, shows="steps")
 
 
-def render_grids(suite: Suite, folder: Path) -> None:
-    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`."""
+def render_grids(suite: Suite, folder: Path, overwrite: bool = True) -> None:
+    """Write grids/nfe<N>.png for every NFE, all rows at equal noise, from the strips below `folder`.
+
+    Args:
+        overwrite: also those that are published.
+    """
     for nfe in dict.fromkeys(row.nfe for row in suite.rows.values()):
+        if not overwrite and is_published(folder / "grids" / f"nfe{nfe}.png"):
+            continue
         entries = [entry for entry in suite.entries if entry.nfe == nfe]
         rows = read_rows(folder, [entry.name for entry in entries], suite.suite)
         first = [read_strip(folder, row)[0][0] for row in rows]
@@ -164,20 +172,26 @@ def _reduced(images: np.ndarray, side: int) -> np.ndarray:
     return squares.mean((-4, -2)).round().astype(np.uint8)
 
 
-def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> None:
-    """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data."""
+def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Write figures/<name>.png and .svg below `folder`, all of the suite's or those named; says which lack data.
+
+    Returns:
+        the .png files.
+    """
     from tcbench.report.figures import save  # matplotlib, which tables and the report do without
     from tcbench.report.gallery import Missing, draw
 
-    results = read_results(suite, folder)
+    results, drawn = read_results(suite, folder), []
     for name in names or figure_names(suite):
         try:
             figure = draw(results, folder, name)
             if suite.preview:
                 figure.text(0, 1, suite.preview.says, va="bottom", weight="bold")
             save(figure, folder / "figures", name, picture_of(suite.suite, name))
+            drawn.append(folder / "figures" / f"{name}.png")
         except Missing as missing:
             tqdm.write(f"{name}: not drawn: needs {missing}", file=sys.stderr)
+    return drawn
 
 
 def render_report(suite: Suite, folder: Path) -> None:

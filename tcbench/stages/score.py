@@ -14,6 +14,7 @@ from tcbench import stats
 from tcbench.config.suite import Entry, Suite
 from tcbench.data import to_uint8
 from tcbench.data.images import list_images
+from tcbench.errors import UserError
 from tcbench.metrics.adm import read_moments, read_reference_images
 from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.deviation import trajectory_mae
@@ -28,7 +29,7 @@ from tcbench.record.identity import content_digest
 from tcbench.record.provenance import collect
 from tcbench.record.records import FLOOR, SCORE, TRAINED, Manifest
 from tcbench.record.score import Score, ScoreProvenance
-from tcbench.record.shards import read_manifest, read_shards, samples_digest
+from tcbench.record.shards import read_manifest, read_shards, samples_digest, shard_files
 from tcbench.record.sources import source_digest
 from tcbench.record.yardstick import SEED_NOISE, Yardstick
 from tcbench.stages.images import device_of, image_side
@@ -37,18 +38,59 @@ from tcbench.stages.readings import Scorers, load_scorers, pair_scorers, read_sa
 _DECODED = 256  # images decoded at a time
 
 
-def score_rows(entries: Sequence[Entry]) -> None:
+def score_rows(entries: Sequence[Entry], missing: bool = False) -> None:
     """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows.
 
     Args:
         entries: rows of one suite or its ablations, which share extractor, scorers and real images.
+        missing: keep scores that are there of the same samples, settings and code; their files count as new.
     """
+    for entry in (scored := [entry for entry in entries if missing and _is_scored(entry)]):
+        entry.scores.touch()  # or Snakemake would find it older than the samples of other rows
+    if not (entries := [entry for entry in entries if entry not in scored]):
+        return
     suite = entries[0].suite
     extractor = load_extractor(suite)
     real, scorers = load_real(suite, extractor), load_scorers(suite)
     for entry in entries:
         started = time.time()
         SCORE.write(entry.scores, _score(entry, extractor, scorers, real, started))
+
+
+def _is_scored(entry: Entry) -> bool:
+    """Whether a row's score is there, whole, and what scoring again would make.
+
+    Raises:
+        UserError: samples are missing or damaged.
+    """
+    key = _key(entry)
+    if key is None or not entry.scores.exists():
+        return False
+    try:
+        return SCORE.read(entry.scores, entry.name).get("key") == key
+    except UserError:
+        return False
+
+
+def _key(entry: Entry) -> str | None:
+    """Identifies what a score depends on; None where files outside of the suite's results are among it, which would
+    have to be read."""
+    suite = entry.suite
+    outside = suite.scoring.real or suite.scoring.extractor_weights or suite.data.folder
+    if outside or any("reading" in METRICS[metric].needs for metric in suite.scoring.metrics):
+        return None
+    for samples in dict.fromkeys((entry.samples, entry.reference.samples)):
+        list(shard_files(samples))
+    of_samples = [read_manifest(samples) for samples in (entry.samples, entry.reference.samples)]
+    return digest(
+        {
+            "settings": entry.settings("score"),
+            "label": entry.label,
+            "samples": [{name: manifest[name] for name in ("shards", "options", "samples")} for manifest in of_samples],  # type: ignore[literal-required]
+            "marks": marks_of_training(entry),
+            "code": source_digest("score", data=suite.data.name),
+        }
+    )
 
 
 def measure_floor(suite: Suite) -> None:
@@ -211,6 +253,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plan": plan.to_lines(),
         "trajectory": trajectory,
         "marks": marks,
+        **({"key": key} if (key := _key(entry)) else {}),
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": cast(
             ScoreProvenance,

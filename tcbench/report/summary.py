@@ -1,0 +1,229 @@
+"""What was found, in five lines and one picture, from the results of all suites: what README.md begins with.
+
+Nothing of it is written by hand: `tcbench summary results/reference --write README.md` puts the lines between two marks
+of the page and draws the picture, and tests/test_readme.py compares both with the results that are committed.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from tcbench.audit.checks import VERDICTS
+from tcbench.config.document import Document
+from tcbench.config.load import validated
+from tcbench.config.speed import SpeedSuite
+from tcbench.config.suite import Suite
+from tcbench.errors import UserError
+from tcbench.record.files import PROVENANCE, atomic, digest, write_text
+from tcbench.record.records import PUBLISHED
+from tcbench.report.beside import OURS, Beside, beside, distance_of, in_order
+from tcbench.report.claims import MECHANISM
+from tcbench.report.figures import LOOK, styles
+from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
+from tcbench.report.results import read_results
+from tcbench.report.rows import interval_of
+from tcbench.report.speed import read_lines
+from tcbench.report.verdicts import read_all_verdicts
+from tcbench.workflow import SUITES
+
+BEGIN, END = "<!-- tcbench summary: begin -->", "<!-- tcbench summary: end -->"
+SPEED_AT = {"model": "dit-xl-2-256", "dtype": "bf16", "batch_size": 8, "nfe": 50}
+"""The paper's own setting: batches of 8, 50 steps."""
+
+
+def summary(folder: Path, link: str | None = None) -> list[str]:
+    """The five lines, in Markdown.
+
+    Args:
+        folder: published results, one folder a suite.
+        link: what links to them begin with (default: the folder).
+
+    Raises:
+        UserError: nothing is published there, or a part of it is damaged.
+    """
+    link = link or folder.as_posix()
+    found = read_beside(folder)
+    return [
+        _distances(found, link),
+        _selectors(found, link),
+        _claims(folder, link),
+        _speeds(folder, link),
+        _audited(folder, link),
+    ]
+
+
+def read_beside(folder: Path) -> list[Beside]:
+    """What stands beside TokenCache in every embedded suite whose results are below a folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    there = [name for name in SUITES if (folder / name / PROVENANCE).exists()]
+    suites = {name: published(folder / name, Suite) for name in there}
+    results = (read_results(suite, folder / name, ()) for name, suite in suites.items())
+    found = [found for each in results if (found := beside(each))]
+    if not found:
+        raise UserError(f"{folder}: no published results of {', '.join(SUITES)}; give a folder like results/reference")
+    return found
+
+
+def published(folder: Path, kind: type) -> Any:
+    """The suite that published results were made with."""
+    path = folder / PROVENANCE
+    return validated(Document(path, PUBLISHED.read(path)["suite"]), kind)
+
+
+def _distances(found: list[Beside], link: str) -> str:
+    nearest = sum(all(distance_of(it.ours) <= distance_of(row) for row in it.rivals) for it in found)  # type: ignore[operator]
+    told = "; ".join(
+        f"[`{it.suite}`]({link}/{it.suite}/tables/{it.table}.md) ({_sizes(it)}): " + in_order([*it.rivals, it.ours])
+        for it in found
+    )
+    return (
+        f"**At equal MACs, TokenCache stays nearest to the uncached samples in {nearest} of {len(found)} suites.** "
+        f"Mean absolute pixel difference, nearest first: {told}."
+    )
+
+
+def _sizes(it: Beside) -> str:
+    return f"{it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}, {it.ours['samples']} samples"
+
+
+def _selectors(found: list[Beside], link: str) -> str:
+    having = [it for it in found if it.selectors]
+    better = sum(any(distance_of(row) < distance_of(it.ours) for row in it.selectors) for it in having)  # type: ignore[operator]
+    told = "; ".join(f"`{it.suite}`: {in_order([*it.selectors, it.ours])}" for it in having)
+    return (
+        f"**In {better} of {len(having)} suites a choice of tokens that costs nothing does better with those MACs,** "
+        f"because what the predictor costs buys full steps: {told} "
+        f"([controls](docs/read-the-results.md))."
+    )
+
+
+WORST_FIRST = (NOT_REPRODUCED, NOT_DECIDED, REPRODUCED)
+
+
+def claims_counted(folder: Path) -> dict[str, dict[str, int]]:
+    """How the paper's claims come out over all suites: counts by verdict, of main claims and of mechanism claims.
+
+    A claim is what the worst of its findings is, of those that were tested; controls do not count.
+    """
+    counts = {
+        kind: dict.fromkeys((REPRODUCED, NOT_REPRODUCED, NOT_DECIDED, NOT_TESTED), 0) for kind in ("main", "mechanism")
+    }
+    controls = {*CONTROL.values()} - {NOT_TESTED}
+    found = pd.concat(read_all_verdicts(folder).values())
+    for (topic, _, _), findings in found.groupby(["topic", "claim", "place"], sort=False):
+        said = {*findings["verdict"]} - controls
+        verdict = next((word for word in WORST_FIRST if word in said), NOT_TESTED)
+        counts["mechanism" if topic in MECHANISM else "main"][verdict] += 1
+    return counts
+
+
+def _claims(folder: Path, link: str) -> str:
+    told = []
+    for kind, counts in claims_counted(folder).items():
+        words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        told.append(f"of {sum(counts.values())} {kind} claims {words}")
+    return f"**[The paper's claims]({link}/verdicts.md), as these small suites see them:** {'; '.join(told)}."
+
+
+def _speeds(folder: Path, link: str) -> str:
+    lines = read_lines(published(folder / "speed", SpeedSuite), folder / "speed")
+    ours = next(
+        line for line in lines if line["method"] == OURS and all(line[key] == value for key, value in SPEED_AT.items())
+    )
+    reference = next(
+        line
+        for line in lines
+        if line["method"] == "uncached" and all(line[key] == value for key, value in SPEED_AT.items())
+    )
+    free = reference["macs_per_sample"] / ours["macs_without_overheads"]
+    return (
+        f"**The paper's speedup leaves the predictor out:** DiT-XL/2 at {SPEED_AT['nfe']} steps has a MAC ratio of "
+        f"{free:.2f} without it (the paper's {ours['paper_mac_ratio']:.2f}), {ours['mac_ratio']:.2f} with it, and "
+        f"{ours['latency_ratio']:.2f} in [time on a GPU]({link}/speed/tables/speed.md), "
+        f"{ours['efficiency']:.0%} of the MAC saving."
+    )
+
+
+def _audited(folder: Path, link: str) -> str:
+    page = folder / "paper-audit.md"
+    totals = re.search(r"^\| all\b[ |]*(\d+)[ |]+(\d+)[ |]+(\d+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    if not totals:
+        raise UserError(f"{page}: has no line of totals; run `tcbench audit` again")
+    counts = ", ".join(f"{count} {verdict}" for count, verdict in zip(totals.groups(), VERDICTS, strict=True))
+    return f"**[The paper's own numbers]({link}/paper-audit.md)**, derived again where that takes no weights: {counts}."
+
+
+# --- the picture, and the page that both are in
+
+
+@rc_context(LOOK)
+def figure_summary(found: Sequence[Beside]) -> Figure:
+    """Distance to the uncached samples, with intervals, of the rows that cost what TokenCache does, by suite."""
+    sizes = [1 + len(it.rivals) + len(it.selectors) for it in found]
+    figure = Figure(figsize=(8.6, 0.55 + 0.24 * max(sizes)), layout="constrained")
+    for panel, it in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        rows = sorted([it.ours, *it.rivals, *it.selectors], key=distance_of, reverse=True)  # type: ignore[arg-type]
+        looks = styles(rows)
+        for height, row in enumerate(rows):
+            interval = interval_of(row, "mae")
+            assert interval
+            look = {key: value for key, value in looks[row["row"]].items() if key != "linestyle"}
+            panel.errorbar(
+                interval.value,
+                height,
+                xerr=[[interval.value - interval.low], [interval.high - interval.value]],
+                **look,
+                markerfacecolor="none" if row["control"] else None,
+                markersize=6,
+                capsize=2,
+            )
+        panel.set_yticks(range(len(rows)), [row["label"].partition(",")[0] for row in rows], fontsize=8)
+        for text, row in zip(panel.get_yticklabels(), rows, strict=True):
+            text.set_fontweight("bold" if row["method"] == OURS else "normal")
+        panel.set_xlim(left=0)
+        panel.set_title(f"{it.suite}, {it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
+        panel.set_xlabel("distance to uncached (MAE)", fontsize=8)
+        panel.set_ylim(len(rows) - max(sizes) - 0.5, len(rows) - 0.5)
+    return figure
+
+
+def drawn_from(found: Sequence[Beside]) -> str:
+    """Identifies the numbers of the picture, which carries this: fonts differ from machine to machine."""
+    rows = [row for it in found for row in (it.ours, *it.rivals, *it.selectors)]
+    shown = [(row, interval) for row in rows if (interval := interval_of(row, "mae"))]
+    return digest([[row["row"], row["label"], *(f"{x:.4g}" for x in (i.value, i.low, i.high))] for row, i in shown])
+
+
+def write_summary(folder: Path, page: Path) -> Path:
+    """Put the lines between the two marks of a page, and draw the picture that it shows.
+
+    Args:
+        page: Markdown with `BEGIN` and `END`; between them an image, whose file is written, and the lines.
+
+    Returns:
+        the picture.
+
+    Raises:
+        UserError: the page lacks the marks or the image, or as `summary`.
+    """
+    text = page.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(BEGIN)
+    shown, end, tail = rest.partition(END)
+    image = re.search(r"!\[[^]]*\]\((\S+\.svg)\)", shown)
+    if not (begin and end and image):
+        raise UserError(f"{page}: needs an image (an .svg) between the lines {BEGIN} and {END}")
+    found, picture = read_beside(folder), page.parent / image[1]
+    with atomic(picture) as temporary, rc_context(LOOK):
+        metadata = {"Date": None, "Creator": "tcbench", "Description": drawn_from(found)}
+        figure_summary(found).savefig(temporary, format="svg", metadata=metadata)
+    lines = "\n".join(f"- {line}" for line in summary(folder))
+    write_text(page, f"{head}{begin}\n{image[0]}\n\n{lines}\n{end}{tail}")
+    return picture
