@@ -35,7 +35,7 @@ def run_here(suite: Suite) -> None:
     measure_floor(suite)
     measure_latency(suite, missing=True)
     tables = render_tables(suite, suite.folder)
-    render_strips(suite, suite.folder)
+    render_strips(suite, suite.folder, suite.folder)
     render_grids(suite, suite.folder)
     for table in tables.values():
         print(table.lead_text())
