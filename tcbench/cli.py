@@ -303,7 +303,10 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="I/N",
                 help="of N jobs that sample these rows at once, on as many GPUs or machines, this is the I-th",
             )
-    missing = {"action": "store_true", "help": "keep what is there of the same samples, settings and code"}
+    missing: dict[str, Any] = {
+        "action": "store_true",
+        "help": "keep what is there of the same samples, settings and code",
+    }
     sub.add_argument("--missing", **missing)
     sub = stage("vbench", _vbench, "score the videos of some rows with VBench, in its own environment")
     what = sub.add_mutually_exclusive_group(required=True)

@@ -154,7 +154,7 @@ def _families() -> dict[str, type[ModelSpec]]:
             yield each
             yield from below(each)
 
-    found = ((spec, spec.model_fields["family"].default) for spec in below(ModelSpec))
+    found = ((spec, spec.model_fields["family"].default) for spec in below(ModelSpec))  # type: ignore[type-abstract]
     return {family: spec for spec, family in found if isinstance(family, str)}
 
 

@@ -211,7 +211,7 @@ class _Jobs:
     def _ablate(self, name: str, ablation: Suite) -> Job:
         own = ablation.entries
         sampled = [entry for entry in own if entry.twin is None]
-        twins = [entry.twin / "row.json" for entry in own if entry.twin]
+        twins = [self.suite[entry.twin].manifest for entry in own if entry.twin]
         needs = [*twins, *(path for entry in own for path in entry.before_sampling)]
 
         def work() -> Iterator[Work]:

@@ -51,7 +51,7 @@ def from_mp4(content: bytes) -> np.ndarray:
     """All frames of an mp4, uint8 [T, H, W, 3]."""
     import av
 
-    with av.open(BytesIO(content)) as container:
+    with av.open(BytesIO(content), "r") as container:
         decoded: Any = container.decode(video=0)
         return np.stack([frame.to_ndarray(format="rgb24") for frame in decoded])
 

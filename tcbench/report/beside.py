@@ -52,7 +52,7 @@ def beside(results: Results) -> Beside | None:
 def distance_of(row: Row) -> float | None:
     """MAE to the uncached samples; None if it was not measured."""
     interval = interval_of(row, "mae")
-    return interval and interval.value
+    return None if interval is None else interval.value
 
 
 def in_order(rows: Iterable[Row]) -> str:

@@ -222,7 +222,7 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
     for mark in marks:
         print(f"{entry.name}: {mark}", file=sys.stderr)
     groups = stats.batches(manifest["samples"], suite.jackknife_size)
-    return {
+    score: Score = {
         "row": entry.name,
         "suite": suite.suite,
         "method": row.method,
@@ -253,13 +253,15 @@ def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Re
         "plan": plan.to_lines(),
         "trajectory": trajectory,
         "marks": marks,
-        **({"key": key} if (key := _key(entry)) else {}),
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": cast(
             ScoreProvenance,
             collect(suite.model_dump(mode="json"), [suite.samples.seed], started) | {"samples": manifest["provenance"]},
         ),
     }
+    if key := _key(entry):
+        score["key"] = key
+    return score
 
 
 def marks_of_training(entry: Entry) -> list[str]:

@@ -135,8 +135,9 @@ def walk(method: Method, run: Run, drawing: Pairs, start: int, later: int) -> tu
     """
     engine, crew = Engine(drawing.adapter, run, method.start(run)), drawing.crew
     all_steps = torch.full((len(run.sample_index),), start)
-    x_of_all, label_of_all = (part.to(drawing.adapter.device) for part in drawing.start_of_all(all_steps))
-    x, label, step = (crew.share(part) for part in (x_of_all, label_of_all, all_steps))
+    x_of_all, label_of_all = drawing.start_of_all(all_steps)
+    x_of_all, label_of_all = x_of_all.to(drawing.adapter.device), label_of_all.to(drawing.adapter.device)
+    x, label, step = crew.share(x_of_all), crew.share(label_of_all), crew.share(all_steps)
 
     def planned(number: int) -> Plan:
         if crew.size == 1:
