@@ -262,6 +262,11 @@ class Replay:
         return self._passes.account(counts)
 
     @property
+    def rows_per_sample(self) -> int:
+        """That the transformer computes at a step, in all passes."""
+        return self._run.rows_per_sample * self._run.guidance.passes
+
+    @property
     def cache_bytes(self) -> int:
         """Features held at the end of a run."""
         return self._passes.cache_bytes

@@ -108,6 +108,8 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("models/text_adapter", {"errors", "models"}),
         ("models/pixart", {"errors", "models"}),
         ("models/open_sora_plan", {"models", "tensors"}),
+        ("models/flux", {"models"}),
+        ("models/wan", {"errors", "models"}),
         ("models/weights", {"errors", "models", "outside"}),
         ("models/networks", {"errors", "models", "outside", "record"}),
         ("models/predictor", {"kernels", "ledger", "models"}),

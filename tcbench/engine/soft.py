@@ -51,13 +51,17 @@ def soft_hidden(
         return torch.lerp(cached[unit].to(gate.dtype), fresh.to(gate.dtype), gate)
 
     def through(index: int, module: TransformerBlock, before: Tensor) -> Tensor:
-        x = before
-        for name, gated in adapter.modulation(module, condition).items():
-            out = adapter.part(module, name, x, gated)
+        x, parts = before, adapter.modulation(module, condition)
+        apart = used is not None or any(Site(index, name) in gates for name in parts)
+        parallel = adapter.shape.blocks[index].parallel
+        if parallel and not apart:
+            x, parts = adapter.block(module, before, condition), {}
+        for name, gated in parts.items():
+            out = adapter.part(module, name, before if parallel else x, gated)
             value = blend(site, out) if (site := Site(index, name)) in gates else out
             if used is not None:
                 used[site] = value
-            x = x + adapter.gate(gated, value)
+            x = adapter.gated_sum(x, gated, value)
         if (unit := Block(index)) in gates:
             x = before + blend(unit, x - before)
         return x

@@ -209,8 +209,7 @@ def time_interleaved(
 
 def is_full(replay: Replay, shape: ModelShape) -> np.ndarray:
     """Whether each step computes at least all of the model, bool [S]."""
-    full = plan_macs(Plan(), shape).matmul * 2  # a guided pair
-    return np.array(replay.step_macs) >= full
+    return np.array(replay.step_macs) >= plan_macs(Plan(), shape).matmul * replay.rows_per_sample
 
 
 def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:

@@ -78,7 +78,7 @@ class PromptedCaptions:
     """
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
-        from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
+        from tcbench.models.pretrained import load_reader  # slow to import, and most suites do without
 
         spec, source, device = MODELS[suite.model.name], suite.source, device_of(suite)
         if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.model.text_encoder is None:
@@ -89,7 +89,7 @@ class PromptedCaptions:
         else:
             self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.encoder = TextEncoder(suite.model.text_encoder, spec.caption_tokens, device, dtype)
+        self.encoder = load_reader(spec, suite.model.text_encoder, device, dtype)
         negative = self.settings.negative
         self.negative = None if negative is None else self.encoder([negative])
 
