@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from open_clip.model import convert_weights_to_lp
 from PIL import Image
 from safetensors.torch import save_file
@@ -32,10 +33,14 @@ from torch_fidelity import feature_extractor_inceptionv3
 from transformers import (
     BlipTextConfig,
     BlipVisionConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tcbench.config.load import load_suite
@@ -57,13 +62,15 @@ SPECS: dict[str, ModelSpec] = {
         ("pixart-256", "tiny-pixart", {}),
         ("pixart-1024", "tiny-pixart", {"sized": True}),
         ("osp-93x256", "tiny-osp", {"null_caption": False}),
+        ("flux-dev", "tiny-flux", {"pooled_channels": 32}),
+        ("wan-1.3b", "tiny-wan", {}),
     )
 }
 """The paper's models at toy size, under their own names."""
 
 CONFIGS = sorted((Path(__file__).parent.parent / "config").glob("paper-*.yaml"))
 NOT_HERE = {"vbench"}
-"""What paper-osp names and no writer imitates: VBench's environment."""
+"""What suites of videos name and no writer imitates: VBench's environment."""
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +199,15 @@ def write_open_sora_plan(folder: Path, model: nn.Module) -> None:
     write_json(folder / "config.json", config | {"_class_name": "OpenSoraT2V_v1_3"})
 
 
+def write_as_diffusers(folder: Path, model: nn.Module) -> None:
+    """FLUX.1-dev/transformer and Wan2.1-T2V-1.3B-Diffusers/transformer: shards with their index."""
+    model.save_pretrained(folder, max_shard_size="100KB")
+
+
 def _write_denoiser(path: Path, suite: Suite) -> None:
     spec = SPECS[suite.model.name]
-    {"dit": write_dit, "pixart": write_pixart, "open_sora_plan": write_open_sora_plan}[spec.family](
-        path, random_denoiser(spec)
-    )
+    writers = {"dit": write_dit, "pixart": write_pixart, "open_sora_plan": write_open_sora_plan}
+    writers.get(spec.family, write_as_diffusers)(path, random_denoiser(spec))
 
 
 # --- text encoders
@@ -258,7 +269,36 @@ def _write_tokenizer(folder: Path, more: Any, special: Any, config: dict[str, An
     write_json(folder / "config.json", _CONFIG | config)
 
 
+def write_flux_encoders(folder: Path) -> None:
+    """FLUX.1-dev: CLIP's text model and T5 v1.1, each with its tokenizer in a folder beside it."""
+    torch.manual_seed(0)
+    T5EncoderModel(T5Config(**SIZES)).save_pretrained(folder / "text_encoder_2")
+    words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    CLIPTextModel(CLIPTextConfig(**words, vocab_size=260)).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer_2").mkdir()
+    (folder / "tokenizer_2" / "spiece.model").write_bytes(sentencepiece_model(False))
+    (folder / "tokenizer").mkdir()
+    letters = [chr(number) for number in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "tokenizer" / "vocab.json", {piece: number for number, piece in enumerate(pieces)})
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    named = special | {"unk_token": "<|endoftext|>", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    write_json(folder / "tokenizer" / "tokenizer_config.json", named)
+
+
+def write_wan_encoder(folder: Path) -> None:
+    """Wan2.1-T2V-1.3B-Diffusers: UMT5's encoder, its pieces in a folder beside it."""
+    torch.manual_seed(0)
+    UMT5EncoderModel(UMT5Config(**SIZES)).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(sentencepiece_model(True))
+
+
 def _write_text_encoder(path: Path, suite: Suite) -> None:
+    if own := {"flux-dev": write_flux_encoders, "wan-1.3b": write_wan_encoder}.get(suite.model.name):
+        own(path)
+        return
     (write_mt5 if path.name.startswith("mt5") else write_t5)(path)
 
 
@@ -312,8 +352,34 @@ def write_wf_vae(folder: Path, **changed: Any) -> WFVAE:
     return vae
 
 
+def write_flux_autoencoder(folder: Path) -> AutoencoderKL:
+    """FLUX.1-dev/vae: as Stable Diffusion's, with a shift and without layers around the latent."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4, scaling_factor=0.3611, shift_factor=0.1159,
+        use_quant_conv=False, use_post_quant_conv=False,
+    ).eval()  # fmt: skip
+    vae.save_pretrained(folder)
+    return vae
+
+
+def write_wan_autoencoder(folder: Path) -> AutoencoderKLWan:
+    """Wan2.1-T2V-1.3B-Diffusers/vae, with few channels."""
+    torch.manual_seed(0)
+    by_channel = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
+    vae = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **by_channel).eval()
+    vae.save_pretrained(folder)
+    return vae
+
+
 def _write_autoencoder(path: Path, suite: Suite) -> None:
-    (write_wf_vae if suite.model.latents and suite.model.latents.kind == "wf" else write_autoencoder)(path)
+    if suite.model.name == "flux-dev":
+        write_flux_autoencoder(path)
+        return
+    assert suite.model.latents
+    writers = {"sd": write_autoencoder, "wf": write_wf_vae, "wan": write_wan_autoencoder}
+    writers[suite.model.latents.kind](path)
 
 
 # --- metrics
@@ -485,6 +551,11 @@ def write_vbench(path: Path) -> None:
     ])  # fmt: skip
 
 
+def write_drawbench(path: Path) -> None:
+    """DrawBench200.txt: a prompt a line."""
+    path.write_text("A red colored car.\nA black colored car.\n", encoding="utf-8")
+
+
 _WRITERS: dict[str, Callable[[Path, Suite], object]] = {
     "denoiser": _write_denoiser,
     "text_encoder": _write_text_encoder,
@@ -501,5 +572,5 @@ _WRITERS: dict[str, Callable[[Path, Suite], object]] = {
         suite.data.name, write_coco_images
     )(path),
     "real": lambda path, suite: (write_adm if path.suffix == ".npz" else write_coco_images)(path),
-    "prompts": lambda path, _: write_vbench(path),
+    "prompts": lambda path, suite: (write_vbench if suite.data.name == "vbench" else write_drawbench)(path),
 }

@@ -92,6 +92,7 @@ class PromptedCaptions:
         self.encoder = load_reader(spec, suite.model.text_encoder, device, dtype)
         negative = self.settings.negative
         self.negative = None if negative is None else self.encoder([negative])
+        self.scale = suite.sampler.guidance_scale  # what a distilled model is trained with; sampling gives a row's own
 
     def words(self, index: Tensor) -> Tensor:
         """Numbers of the samples' prompts, int64 [n]."""
@@ -106,7 +107,8 @@ class PromptedCaptions:
         elif self.settings.lowercase:
             prompts = [prompt.lower() for prompt in prompts]
         template = self.settings.template if self.held_out else "{}"
-        return replace(self.encoder([template.format(x) for x in prompts]), negative=self.negative)
+        text = self.encoder([template.format(x) for x in prompts])
+        return replace(text, negative=self.negative, guidance_scale=self.scale)
 
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""

@@ -105,7 +105,8 @@ def _fit(
         gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(pair.tokens, pair.updates) if stage.recursion == "literal" else None
         hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs, pairs.checkpointed)
-        cache_loss = (row_errors(hidden, pair.target) * weight_S[pair.step_R].to(hidden)).mean()
+        error_R = row_errors(hidden, pair.target, adapter.shape.joint_text)
+        cache_loss = (error_R * weight_S[pair.step_R].to(hidden)).mean()
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         return cache_loss, cost_loss, alpha_RLN
 
