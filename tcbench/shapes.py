@@ -179,7 +179,8 @@ class ModelShape:
     def walk(self, plan: Plan) -> Iterator[tuple[Unit, Decision | None]]:
         """The units of a plan in the order they run, with every part of a block that the plan leaves to be computed.
 
-        A parallel block of which the plan decides nothing is one unit without a decision. Where the output is held, not those at the end that would be held too: nothing comes of them.
+        A parallel block of which the plan decides nothing is one unit without a decision. Where the output is held, not
+        those at the end that would be held too: nothing comes of them.
         """
         units = list(self._units(plan))
         if plan.holds_output:

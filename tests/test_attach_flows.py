@@ -1,4 +1,4 @@
-"""Methods on diffusers' FluxPipeline and WanPipeline: off is off, on is tcbench's own sampling, what does not fit is said."""
+"""Methods on diffusers' FluxPipeline and WanPipeline: off is off, on is own sampling, what does not fit is said."""
 
 from typing import Any
 

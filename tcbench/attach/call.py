@@ -131,8 +131,9 @@ class Call:
 def noise_levels(scheduler: Any) -> tuple[tuple[float, float], ...]:
     """(signal, sigma) at every step of a diffusers scheduler that has set its timesteps, of what the network sees.
 
-    A flow's are (1 - sigma, sigma), of whatever solver walks it. A chain that preserves variance has them in its sigmas (noise over signal), or else
-    in its table of cumulative alphas. Of any other scheduler there are none (`Run.noise_levels`).
+    A flow's are (1 - sigma, sigma), of whatever solver walks it. A chain that preserves variance has them in its sigmas
+    (noise over signal), or else in its table of cumulative alphas. Of any other scheduler there are none
+    (`Run.noise_levels`).
     """
     timesteps: Any = scheduler.timesteps
     sigmas: Any = getattr(scheduler, "sigmas", None)

@@ -149,8 +149,8 @@ class Model(Strict):
     dtype: Dtype | None = None
     """What it computes in: 16-bit weights and activations (`bf16`, `fp16`), or float32 with the factors of products
     rounded to TF32 by a GPU or not (`tf32`, `fp32`). If not given, on a GPU what the model's reference code takes
-    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan, `bf16` of FLUX.1 and Wan), on a CPU `fp32`. Latents, guidance and the sampler are
-    float32."""
+    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan, `bf16` of FLUX.1 and Wan), on a CPU `fp32`. Latents,
+    guidance and the sampler are float32."""
     text_encoder: Folder | None = None
     """The folder of the T5 or mT5 that reads the prompts of a published set; of FLUX.1 and Wan, that of the whole
     pipeline, with encoders and tokenizers in folders of their own."""

@@ -123,7 +123,7 @@ class FluxAdapter(Adapter):
     # --- a block
 
     def modulation(self, block: TransformerBlock, condition: Tensor) -> dict[str, Modulation | Joint]:
-        """Shift, scale and gate by part: in double blocks of text and image apart, in single ones of both parts alike."""
+        """Shift, scale, gate by part: in double blocks of text and image apart, in single ones alike in both parts."""
         if not _is_double(block):
             shared = Modulation(*_parts(block.norm, condition, 3))
             return {"attn": shared, "mlp": shared}
@@ -159,10 +159,10 @@ class FluxAdapter(Adapter):
         """Self-attention's queries of some tokens, turned to their positions."""
         attn = block.attn
         if not _is_double(block):
-            return self._turned(attn.norm_q(self._heads(attn.to_q(h_RKD))), index_RK)
-        text, image = self._split(h_RKD)
-        text, image = attn.norm_added_q(self._heads(attn.add_q_proj(text))), attn.norm_q(self._heads(attn.to_q(image)))
-        return self._turned(torch.cat([text, image], dim=2), index_RK)
+            return self._turned(self._normed(attn.norm_q, attn.to_q(h_RKD)), index_RK)
+        text, image = self._apart(h_RKD)
+        text = self._normed(attn.norm_added_q, attn.add_q_proj(text))
+        return self._turned(torch.cat([text, self._normed(attn.norm_q, attn.to_q(image))], dim=2), index_RK)
 
     def keys_values(
         self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None
@@ -170,10 +170,11 @@ class FluxAdapter(Adapter):
         """Self-attention's keys, turned to their positions, and values of some tokens."""
         attn = block.attn
         if not _is_double(block):
-            keys, values = attn.norm_k(self._heads(attn.to_k(h_RKD))), self._heads(attn.to_v(h_RKD))
+            keys, values = self._normed(attn.norm_k, attn.to_k(h_RKD)), self._heads(attn.to_v(h_RKD))
             return self._turned(keys, index_RK), values
-        text, image = self._split(h_RKD)
-        keys = [attn.norm_added_k(self._heads(attn.add_k_proj(text))), attn.norm_k(self._heads(attn.to_k(image)))]
+        text, image = self._apart(h_RKD)
+        of_text = self._normed(attn.norm_added_k, attn.add_k_proj(text))
+        keys = [of_text, self._normed(attn.norm_k, attn.to_k(image))]
         values = [self._heads(attn.add_v_proj(text)), self._heads(attn.to_v(image))]
         return self._turned(torch.cat(keys, dim=2), index_RK), torch.cat(values, dim=2)
 
@@ -191,16 +192,15 @@ class FluxAdapter(Adapter):
         mixed = _attend(queries, keys, values)
         if not _is_double(block):
             return F.linear(mixed, block.proj_out.weight[:, : self.spec.width])
-        text, image = self._split(mixed)
-        image = block.attn.to_out[0](image.contiguous())
-        return torch.cat([block.attn.to_add_out(text.contiguous()), image], dim=1)
+        text, image = self._apart(mixed)
+        return torch.cat([block.attn.to_add_out(text), block.attn.to_out[0](image)], dim=1)
 
     def pointwise(self, block: TransformerBlock, h_RKD: Tensor) -> Tensor:
         """The MLP, token by token; in a single block by its columns of the projection, and with all of its bias."""
         if not _is_double(block):
             hidden = block.act_mlp(block.proj_mlp(h_RKD))
             return F.linear(hidden, block.proj_out.weight[:, self.spec.width :], block.proj_out.bias)
-        text, image = self._split(h_RKD)
+        text, image = self._apart(h_RKD)
         return torch.cat([block.ff_context(text), block.ff(image)], dim=1)
 
     def joined(
@@ -221,6 +221,15 @@ class FluxAdapter(Adapter):
         """The text's tokens and the image's."""
         text = self.shape.joint_text
         return x_RKD[:, :text], x_RKD[:, text:]
+
+    def _apart(self, x_RKD: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for linear layers, which round once more where their input is a view and has 16 bit."""
+        text, image = self._split(x_RKD)
+        return text.contiguous(), image.contiguous()
+
+    def _normed(self, norm: nn.Module, x_RKD: Tensor) -> Tensor:
+        """Heads that are normed one by one, [R, heads, K, head_dim]."""
+        return norm(x_RKD.unflatten(2, (self.spec.num_heads, -1))).transpose(1, 2)
 
     def _turned(self, x: Tensor, index_RK: Tensor | None) -> Tensor:
         """Heads turned to the positions of their tokens, [R, heads, K, head_dim]."""

@@ -195,7 +195,7 @@ def load_autoencoder_of(kind: Any, folder: Path) -> Any:
 
 
 class Autoencoder:
-    """Stable Diffusion's autoencoder or one of its kind (FLUX.1's), from a folder as diffusers saves it: images to latents and back.
+    """Stable Diffusion's autoencoder or one of its kind (FLUX.1's), from a folder as diffusers saves it.
 
     Args:
         dtype: what it computes in.

@@ -19,7 +19,7 @@ FREQUENCIES = 256
 """Of the sinusoids that a timestep becomes, in every family."""
 
 Shift = float | Literal["by_tokens"]
-"""Of a flow's steps towards noise (`tcbench.samplers.FlowEuler`): a number, or one that grows with an image's tokens."""
+"""Of a flow's steps towards noise (`tcbench.samplers`): a number, or one that grows with an image's tokens."""
 
 LatentsKind = Literal["sd", "wf", "wan"]
 """Stable Diffusion's or one of its kind, Open-Sora-Plan's WF-VAE, Wan 2.1's."""
@@ -150,15 +150,19 @@ class DiTSpec(ImageSpec):
             output_shape=(self.out_channels, *self.latent_shape[1:]),
             outer=Macs(
                 # patch convolution, timestep MLP, final modulation, final linear
-                matmul=patch_in * width * tokens + FREQUENCIES * width + width**2 + 2 * width**2 + patch_out * width * tokens,
+                matmul=patch_in * width * tokens
+                + FREQUENCIES * width
+                + width**2
+                + 2 * width**2
+                + patch_out * width * tokens,
                 norm_elements=width * tokens,
             ),
         )
 
 
 Padding = Literal["masked", "encoded", "zeroed"]
-"""Of captions: nobody looks at it; text encoder and denoiser look at it as at any token; the encoder does not, its states
-are zeros, and the denoiser looks at them."""
+"""Of captions: nobody looks at it; text encoder and denoiser look at it as at any token; the encoder does not, its
+states are zeros, and the denoiser looks at them."""
 
 
 class TextSpec(ModelSpec):
@@ -192,7 +196,11 @@ class TextSpec(ModelSpec):
             once=Macs(once := projection + self.num_blocks * cross.text_macs, repeated=-once),
             outer=Macs(
                 # patch convolution, timestep MLP, adaLN-single, final linear
-                matmul=patch_in * width * tokens + FREQUENCIES * width + width**2 + 6 * width**2 + patch_out * width * tokens,
+                matmul=patch_in * width * tokens
+                + FREQUENCIES * width
+                + width**2
+                + 6 * width**2
+                + patch_out * width * tokens,
                 norm_elements=width * tokens,
                 repeated=projection,
             ),
@@ -239,7 +247,7 @@ class OpenSoraPlanSpec(VideoSpec, TextSpec):
 
 
 class FluxSpec(TextSpec):
-    """A FLUX.1, whose first `double_blocks` blocks have weights of their own for the text, and whose others are parallel.
+    """A FLUX.1: the first `double_blocks` blocks have weights of their own for the text, and the others are parallel.
 
     Attributes:
         axes: how many channels of a head are turned to each of a token's three positions; of images the first is 0.

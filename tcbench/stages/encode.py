@@ -90,9 +90,7 @@ def encode_images(suite: Suite) -> None:
     )
 
 
-def _images(
-    suite: Suite, listing: Listing, autoencoder: Encoder, start: int, stop: int
-) -> Tensor:
+def _images(suite: Suite, listing: Listing, autoencoder: Encoder, start: int, stop: int) -> Tensor:
     index, shape = torch.arange(start, stop), MODELS[suite.model.name].latent_shape
     batches = listing.decoded(image_side(suite), BATCH, start, stop)
     latents = [

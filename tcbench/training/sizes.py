@@ -87,5 +87,5 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
 
 
 def row_errors(hidden: Tensor, target: Tensor, text: int = 0) -> Tensor:
-    """Mean square of every row's error of x^L, but for the `text` tokens at its head, which no output is made of: [R]."""
+    """Mean square of every row's error of x^L, without the `text` tokens at its head: no output is made of them. [R]"""
     return (hidden[:, text:].float() - target[:, text:].float()).square().flatten(1).mean(1)
