@@ -127,7 +127,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             "sampling",
             {"engine", "errors", "ledger", "method", "models", "record", "samplers", "tensors", "watch"},
         ),
-        ("attach/pipelines", {"errors", "models"}),
+        ("attach/pipelines", {"errors", "guidance", "models"}),
         ("attach/summary", {"ledger", "method", "plan", "record"}),
         ("attach/served", {"engine", "errors", "models"}),
         ("attach/call", {"attach", "engine", "errors", "guidance", "method", "models", "sampling"}),
