@@ -257,9 +257,21 @@ class Replay:
             self.step(step)
         return self._latents
 
+    def release(self) -> None:
+        """Give back the memory of the last run, where no graph needs it: the next one begins with nothing anyway. Until
+        then there is nothing to account for."""
+        if not self._graphs:
+            self._steps = iter(())
+            del self._passes
+
     def account(self, counts: Sequence[int]) -> tuple[MacTotals, PlanRecord]:
         """What a run computed, per sample and by plans, if its `counts` were these."""
         return self._passes.account(counts)
+
+    @property
+    def rows_per_sample(self) -> int:
+        """That the transformer computes at a step, in all passes."""
+        return self._run.rows_per_sample * self._run.guidance.passes
 
     @property
     def cache_bytes(self) -> int:

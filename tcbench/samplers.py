@@ -16,15 +16,18 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
+from tcbench.models.specs import Shift
 from tcbench.tensors import draws
 from tcbench.timesteps import TRAIN_TIMESTEPS, respaced_timesteps
 
-Solver = Literal["ddim", "dpm", "euler_ancestral", "flow"]
-"""`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, `flow` FLUX's and Wan's."""
+Solver = Literal["ddim", "dpm", "euler_ancestral", "flow", "flow_unipc"]
+"""`ddim` is DiT's sampler, `dpm` PixArt-alpha's, `euler_ancestral` Open-Sora-Plan's, `flow` FLUX.1's, `flow_unipc`
+Wan's."""
 
 Prediction = Literal["eps", "v", "flow"]
 """What a network predicts: the noise, signal noise - sigma x0 (Salimans and Ho 2022), or noise - x0."""
@@ -228,26 +231,69 @@ class EulerAncestral(Chain):
         return self.posterior_rows(output, step_R, x, generator)
 
 
-class FlowEuler(Chain):
-    """Euler's method along a flow from noise to data, by diffusers' scheduler, as FLUX and Wan sample.
+def shift_exponent(tokens: int) -> float:
+    """FLUX.1-dev's mu, whose exponential is the shift: linear in an image's tokens, 0.5 at 256 and 1.15 at 4096."""
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return tokens * slope + (0.5 - slope * 256)
 
-    Args:
-        nfe: number of steps, evenly spaced before they are shifted.
-        shift: moves the steps towards noise, sigma -> shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024).
-    """
+
+class Flow(Chain):
+    """The straight path from noise to data: signal + sigma = 1."""
 
     prediction = "flow"
 
-    def __init__(self, nfe: int, shift: float = 1.0) -> None:
+    def __init__(self, timesteps: tuple[float, ...], sigma: Tensor) -> None:
+        super().__init__(timesteps, 1 - sigma, sigma)
+
+
+class FlowEuler(Flow):
+    """Euler's method along a flow, by diffusers' scheduler, as FLUX.1 samples.
+
+    Args:
+        nfe: number of steps, evenly spaced before they are shifted.
+        shift: moves the steps towards noise, sigma -> shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024);
+            `by_tokens` is the exponential of `shift_exponent`.
+        tokens: of the image.
+    """
+
+    def __init__(self, nfe: int, shift: Shift = 1.0, tokens: int = 0) -> None:
         respaced_timesteps(nfe)  # refuses an impossible number
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / nfe, nfe))
-        super().__init__(tuple(scheduler.timesteps.tolist()), 1 - scheduler.sigmas, scheduler.sigmas)
+        sigmas = np.linspace(1.0, 1 / nfe, nfe)
+        if shift == "by_tokens":
+            scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+            scheduler.set_timesteps(sigmas=sigmas, mu=shift_exponent(tokens))
+        else:
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+            scheduler.set_timesteps(sigmas=sigmas)
+        super().__init__(tuple(scheduler.timesteps.tolist()), scheduler.sigmas)
 
     def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the next latent, the predicted x0)."""
         here, there = self.sigma[step : step + 2].tolist()
         return x + (there - here) * output, x - here * output
+
+
+class FlowUniPC(Flow):
+    """UniPC of second order along a flow (Zhao et al. 2023), by diffusers' scheduler, as Wan 2.1 samples.
+
+    Args:
+        nfe: number of steps.
+        shift: as `FlowEuler`'s; 3 for 480 lines and 5 for 720 in diffusers' conversion of Wan 2.1.
+    """
+
+    def __init__(self, nfe: int, shift: float = 1.0) -> None:
+        respaced_timesteps(nfe)  # refuses an impossible number
+        self._scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        )
+        self._scheduler.set_timesteps(nfe)
+        self._scheduler.set_begin_index(0)
+        super().__init__(tuple(self._scheduler.timesteps.tolist()), self._scheduler.sigmas.clone())
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(the next latent, the predicted x0); steps are taken in order."""
+        x0, _ = self.x0_and_eps(output, self.signal[step], self.sigma[step], x)
+        return self._scheduler.step(output, self._scheduler.timesteps[step], x).prev_sample, x0
 
 
 def zero_snr_scheduler() -> EulerAncestralDiscreteScheduler:
@@ -307,14 +353,12 @@ class SamplerSettings:
         seed: keys noise together with the sample index.
         spacing: timestep respacing of DDIM, see `respaced_timesteps`.
         solver: whose steps.
-        shift: of a flow's steps towards noise (`FlowEuler`).
     """
 
     guidance_scale: float
     seed: int = 0
     spacing: str = "linspace"
     solver: Solver = "ddim"
-    shift: float = 1.0
 
 
 @lru_cache
@@ -357,7 +401,7 @@ def make_sampler(
     settings: SamplerSettings,
     sample_index: Tensor,
     draw: Callable[[int], Tensor] | None = None,
-) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral | FlowEuler:
+) -> ReferenceDDIM | ReferenceDPMSolver | EulerAncestral | FlowEuler | FlowUniPC:
     """A fresh sampler for the samples `sample_index`.
 
     Args:
@@ -374,5 +418,7 @@ def make_sampler(
         case "euler_ancestral":
             return EulerAncestral(steps, draw or partial(ancestral_noise, adapter, settings, sample_index, steps))
         case "flow":
-            return FlowEuler(steps, settings.shift)
+            return FlowEuler(steps, adapter.spec.shift, adapter.shape.num_tokens)
+        case "flow_unipc":
+            return FlowUniPC(steps, float(adapter.spec.shift))
     raise UserError(f"solver: {settings.solver!r} is not one of {', '.join(get_args(Solver))}")

@@ -93,10 +93,17 @@ def mlp(width: int, hidden: int) -> PartShape:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """A block: its parts in the order they run, and the work per row that does not depend on the tokens (adaLN)."""
+    """A block: its parts in the order they run, and the work per row that does not depend on the tokens (adaLN).
+
+    Attributes:
+        parallel: all parts take the block's input, and one projection joins what they give (FLUX's single blocks).
+            Where such a block is computed as a whole, it is by that projection; where its parts are decided one by one,
+            each goes through its share of it, to the same sum but for rounding.
+    """
 
     parts: tuple[PartShape, ...]
     modulation: Macs = Macs()
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,8 @@ class ModelShape:
     def walk(self, plan: Plan) -> Iterator[tuple[Unit, Decision | None]]:
         """The units of a plan in the order they run, with every part of a block that the plan leaves to be computed.
 
-        Where the output is held, not those at the end that would be held too: nothing comes of them.
+        A parallel block of which the plan decides nothing is one unit without a decision. Where the output is held, not
+        those at the end that would be held too: nothing comes of them.
         """
         units = list(self._units(plan))
         if plan.holds_output:
@@ -191,11 +199,13 @@ class ModelShape:
         block = 0
         while block < self.num_blocks:
             unit: Unit = spans.get(block) or Block(block)
+            sites = [Site(block, part.name) for part in self.blocks[block].parts]
             if decision := plan.at(unit):
                 yield unit, decision
+            elif self.blocks[block].parallel and not any(plan.at(site) for site in sites):
+                yield unit, None
             else:
-                for part in self.blocks[block].parts:
-                    yield (site := Site(block, part.name)), plan.at(site)
+                yield from ((site, plan.at(site)) for site in sites)
             block = unit.blocks.stop
 
     def check(self, plan: Plan) -> None:

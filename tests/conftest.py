@@ -19,20 +19,15 @@ from tcbench.golden.weights import read_weights
 from tcbench.method import Artefacts, Run
 from tcbench.models.adapter import Adapter, Prompt, Text
 from tcbench.models.dit import DiTAdapter
-from tcbench.models.networks import FAMILIES, build_transformer, fill_transformer
+from tcbench.models.networks import build_transformer, fill_transformer
 from tcbench.models.networks import make_adapter as adapt
-from tcbench.models.specs import MODELS, DiTSpec
+from tcbench.models.specs import MODELS, DiTSpec, FluxSpec
 from tcbench.samplers import ReferenceDDIM
 from tcbench.shapes import BlockShape, Macs, ModelShape, cross_attention, mlp, self_attention
 from tcbench.timesteps import respaced_timesteps
 from tests import floors
 
-from .families.flux import TINY_FLUX, FluxSpec
-from .families.wan import TINY_WAN
-
 NO_MACS = Macs()
-FAMILIES |= {"wan": "tests.families.wan", "flux": "tests.families.flux"}
-MODELS[TINY_WAN.name], MODELS[TINY_FLUX.name] = TINY_WAN, TINY_FLUX
 
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_workflow.py", "test_contract.py")

@@ -17,11 +17,9 @@ from diffusers import (
     DiTPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
-    WanPipeline,
 )
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
@@ -30,9 +28,8 @@ from torch import Tensor
 
 import tcbench
 from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
-from tcbench.attach import call, served
+from tcbench.attach import call
 from tcbench.attach.call import noise_levels
-from tcbench.attach.pipelines import PIPELINES, Habits
 from tcbench.data import Dataset
 from tcbench.engine.fused import FusedBlocks
 from tcbench.engine.plain import PlainBlocks
@@ -40,7 +37,6 @@ from tcbench.errors import UserError
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.models.adapter import Prompt, Text
-from tcbench.models.inferred import TRANSFORMERS
 from tcbench.models.networks import build_transformer
 from tcbench.models.predictor import CachePredictor
 from tcbench.models.specs import MODELS
@@ -49,7 +45,6 @@ from tcbench.registry import make_method
 from tcbench.samplers import Chain, ReferenceDDIM, ReferenceDPMSolver, SamplerSettings
 from tcbench.sampling import Passes, denoise
 from tcbench.training.caching import train
-from tests.families.wan import TINY_WAN
 from tests.floors import TRAJECTORY, assert_close
 
 NFE, SCALE, SIZE, CAPTION = 6, 3.0, 8, (5, 32)
@@ -585,29 +580,6 @@ def test_a_sized_model_is_told_its_own_size() -> None:
     pipe.vae_scale_factor = 4
     with pytest.raises(UserError, match="another image size than 1024 x 1024 pixels"):
         run(pipe, **called)
-
-
-def test_another_pipeline_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wan's, whose guided halves are passes of their own, along a flow."""
-    text = Habits(lambda inputs: Text(states := inputs["encoder_hidden_states"], torch.ones(states.shape[:2]).bool()))
-    monkeypatch.setitem(PIPELINES, "WanPipeline", text)
-    monkeypatch.setitem(TRANSFORMERS, "WanTransformer3DModel", lambda name, config: TINY_WAN)
-    monkeypatch.setattr(served, "PROCESSORS", {"WanAttnProcessor"})
-    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": FlowMatchEulerDiscreteScheduler()}
-    pipe = quiet(WanPipeline(**parts, transformer=build_transformer(TINY_WAN)))
-    generator = torch.Generator().manual_seed(5)
-    prompt, negative = torch.randn(2, 2, 12, 32, generator=generator)
-    called = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": NFE, "output_type": "latent"}
-    called |= {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
-    called |= {"latents": torch.randn(2, *TINY_WAN.latent_shape, generator=generator)}
-    plain, seen = pipe(**called).frames, Recorder()
-    with tcbench.enable_cache(pipe, seen):
-        assert torch.equal(pipe(**called).frames, plain)
-    assert len(seen.levels) == 2 * NFE and all(sum(level) == pytest.approx(1) for level in seen.levels)
-    with tcbench.enable_cache(pipe, "fora", **FORA) as cached:
-        assert not torch.equal(pipe(**called).frames, plain)
-    summary = cached.summary()
-    assert summary.full_steps == (0, 2, 5) and summary.samples == 2 and 1 < summary.mac_ratio < 2.1
 
 
 # --- what is said, and what is imported

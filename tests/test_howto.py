@@ -13,6 +13,8 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tcbench.budget.costing import macs_of
 from tcbench.cli import main
@@ -20,16 +22,23 @@ from tcbench.config.load import load_suite
 from tcbench.config.needs import needs
 from tcbench.config.suite import Suite
 from tcbench.data import to_uint8
+from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
+from tcbench.method import Run
 from tcbench.metrics import extractors
 from tcbench.metrics.catalogue import METRICS, Metric
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
+from tcbench.models.adapter import Adapter
+from tcbench.models.networks import FAMILIES, build_transformer, make_adapter
 from tcbench.models.specs import MODELS
+from tcbench.plan import ALL, Block, Plan, Span, every_unit
 from tcbench.record.files import read_json, sha256
 from tcbench.registry import data_source, make_method
 from tcbench.report.compare import compare
+from tcbench.samplers import SamplerSettings
+from tcbench.sampling import sample_batch
 from tcbench.stages.conditioning import load_examples
 from tcbench.stages.pretrain import pretrain
 from tcbench.stages.sample import sample_rows
@@ -52,6 +61,60 @@ def example(name: str, first_line: str) -> str:
     return block
 
 
+def load_module(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A file as a module that can be imported by this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+# a family
+
+
+@pytest.fixture
+def waves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Adapter:
+    """The example, as if its file and its two lines were where the page says."""
+    path, name = tmp_path / "waves.py", "tcbench.models.waves"
+    path.write_text(example("add-a-family.md", "tcbench/models/waves.py"), encoding="utf-8")
+    module = load_module(path, name, monkeypatch)
+    monkeypatch.setitem(FAMILIES, "waves", name)
+    spec = eval(example("add-a-family.md", "an entry of MODELS"), {"WavesSpec": module.WavesSpec})
+    monkeypatch.setitem(MODELS, spec.name, spec)
+    return make_adapter(build_transformer(spec, zero_init=False), spec)
+
+
+def test_a_family_computes_what_its_network_does(waves: Adapter) -> None:
+    latent = torch.randn(4, *waves.spec.latent_shape, generator=torch.Generator().manual_seed(0))
+    label, run = torch.arange(4), Run(waves.shape, (700.0,), waves.spec.guidance(), torch.arange(2))
+    units = [waves.shape.sites, [Block(block) for block in range(3)], [Span(0, 3)]]
+    with torch.inference_mode():
+        expected = waves.plain(latent, torch.full((4,), 700.0), label)
+        for plan in (Plan(), *(every_unit(of_kind, ALL) for of_kind in units)):
+            engine = Engine(waves, run)
+            x, condition = engine.embed(0, latent, engine.prepare(label))
+            assert torch.equal(waves.unembed(engine.hidden(plan, 0, x, condition), condition), expected)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fora", {"interval": 2}),
+        ("toca", {"interval": 2, "fresh_ratio": 0.5, "schedule": "constant"}),
+        ("random_tokens", {"num_full_steps": 2, "refiner_blocks": 1}),
+    ],
+)
+def test_methods_run_on_a_family_of_ones_own(waves: Adapter, name: str, options: dict[str, Any]) -> None:
+    method = make_method(name, options)
+    labels = {"prompts": lambda index: index % 5}
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        samples = sample_batch(waves, method, 4, SamplerSettings(1.5), torch.arange(2), **labels)
+    assert samples.plans.i_steps != (0, 1, 2, 3) and samples.macs["per_sample"] == counter.get_total_flops() / 4
+    assert macs_of("tiny-waves", method, 4)["per_sample"] == samples.macs["per_sample"]
+
+
 # a metric
 
 
@@ -60,10 +123,7 @@ def feature_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metric:
     """The example, as if its file and its entry were where the page says."""
     path, name = tmp_path / "feature_shift.py", "tcbench.metrics.feature_shift"
     path.write_text(example("add-a-metric.md", "tcbench/metrics/feature_shift.py"), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, name, module)
+    load_module(path, name, monkeypatch)
     entry = eval(example("add-a-metric.md", "an entry of METRICS"), {"Metric": Metric})
     monkeypatch.setitem(METRICS, entry.name, entry)
     return entry

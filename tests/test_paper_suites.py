@@ -133,7 +133,7 @@ def test_every_official_file_is_read(path: Path, paper_folder: Path) -> None:
         captions = load_captions(suite, held_out=held_out)
         assert captions is None or captions(torch.tensor([0])).states_RTC.isfinite().all()
     assert not any(isinstance(scorer, NotRun) for scorer in load_scorers(suite).values())
-    size = (5, 128, 64) if suite.model.latents.kind == "wf" else (32, 32)
+    size = {"sd": (32, 32), "wf": (5, 128, 64), "wan": (5, 64, 64)}[suite.model.latents.kind]
     latents = torch.zeros(1, *MODELS[suite.model.name].latent_shape)
     assert load_decoder(suite)(latents)[0].shape == (1, 3, *size)
 
@@ -218,7 +218,7 @@ def test_captions_are_cut_padded_and_masked(tmp_path: Path, write: Callable[[Pat
 
 def test_other_encoders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    with pytest.raises(UserError, match="a bert, not a T5 or mT5"):
+    with pytest.raises(UserError, match="a bert, not a T5, mT5 or UMT5"):
         TextEncoder(tmp_path, 4, "cpu", torch.float32)
     with pytest.raises(UserError, match="nowhere: no text encoder there"):
         TextEncoder(tmp_path / "nowhere", 4, "cpu", torch.float32)
@@ -369,5 +369,5 @@ def test_what_cannot_be_decoded_is_said(videos: Suite) -> None:
     official.write_wf_vae(Path("vae"), latent_dim=8, scale=(1.0,) * 8, shift=(0.0,) * 8)
     with pytest.raises(UserError, match="vae: latents of 8 channels, and osp-93x256 denoises 4"):
         load_decoder(videos)
-    with pytest.raises(UserError, match=r"latents.scale: WF-VAE's own config.json says it; remove it here"):
+    with pytest.raises(UserError, match=r"latents.scale: its own config.json says it; remove it here"):
         official.small_suite("paper-osp", {"model.latents": {"kind": "wf", "folder": "vae", "scale": 0.5}})

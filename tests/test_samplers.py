@@ -2,9 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from tcbench.errors import UserError
@@ -13,11 +17,13 @@ from tcbench.samplers import (
     Chain,
     EulerAncestral,
     FlowEuler,
+    FlowUniPC,
     ReferenceDDIM,
     ReferenceDPMSolver,
     SamplerSettings,
     make_sampler,
     passed_levels,
+    shift_exponent,
     zero_snr_scheduler,
 )
 from tests.floors import ANCESTRAL, SAMPLER, assert_close
@@ -46,6 +52,7 @@ def chains(nfe: int) -> dict[str, Chain]:
         "dpm": ReferenceDPMSolver(nfe),
         "euler_ancestral": EulerAncestral(nfe, lambda step: torch.zeros(SHAPE)),
         "flow": FlowEuler(nfe, shift=3.0),
+        "flow_unipc": FlowUniPC(nfe, shift=3.0),
     }
 
 
@@ -78,6 +85,38 @@ def test_euler_ancestral_is_diffusers_with_noise_of_our_own(nfe: int, monkeypatc
     assert torch.equal(following, x0)
 
 
+@pytest.mark.parametrize("nfe", [4, 28])
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_euler_along_a_flow_is_fluxpipelines(nfe: int, tokens: int) -> None:
+    """To the bit, timesteps and noise levels too; the shift by tokens is the pipeline's own."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / nfe, nfe), mu=calculate_shift(tokens))
+    ours = FlowEuler(nfe, "by_tokens", tokens)
+    assert ours.timesteps == tuple(scheduler.timesteps.tolist()) and torch.equal(ours.sigma, scheduler.sigmas)
+    assert shift_exponent(tokens) == calculate_shift(tokens)
+    x = noise(0).float()
+    for step, timestep in enumerate(scheduler.timesteps):
+        output = noise(step).float()
+        following, _ = ours.step(output, step, x)
+        assert_close(following, scheduler.step(output, timestep, x).prev_sample, SAMPLER)
+        x = following
+
+
+def test_unipc_along_a_flow_is_wanpipelines() -> None:
+    """As the conversion of Wan 2.1 for 480 lines sets the scheduler; its last step leaves no noise."""
+    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    scheduler, ours, x = UniPCMultistepScheduler(**settings), FlowUniPC(8, 3.0), noise(0).float()
+    scheduler.set_timesteps(8)
+    assert ours.timesteps == tuple(scheduler.timesteps.tolist()) and ours.sigma[-1] == 0
+    theirs = x
+    for step, timestep in enumerate(scheduler.timesteps):
+        output = noise(step).float()
+        x, x0 = ours.step(output, step, x)
+        theirs = scheduler.step(output, timestep, theirs).prev_sample
+        assert torch.equal(x, theirs)
+    assert_close(x, x0, SAMPLER)
+
+
 @pytest.mark.parametrize(("nfe", "error"), [(8, 0.04), (20, 0.01), (50, 0.003)])
 def test_dpm_is_diffusers_up_to_rounded_timesteps(nfe: int, error: float) -> None:
     scheduler = DPMSolverMultistepScheduler(beta_schedule="linear", final_sigmas_type="sigma_min")
@@ -101,7 +140,7 @@ def test_dpm_walks_uniformly_and_stops_a_step_before_the_image() -> None:
     assert sampler.signal[-1].item() ** 2 == pytest.approx(1 - 1e-4) and len(sampler.signal) == 21
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral", "flow"])
+@pytest.mark.parametrize("name", ["ddim", "dpm", "euler_ancestral", "flow", "flow_unipc"])
 def test_a_chain_trains_on_its_own_grid(name: str) -> None:
     """From the right prediction the deterministic step leads from q(x_t | x0) to q(x_s | x0), with the same noise."""
     chain = chains(6)[name]
@@ -127,7 +166,7 @@ def test_first_steps_without_noise_are_ddim(name: str) -> None:
     assert_close(following, chain.step_rows(noise(2), torch.full((2,), step), noise(3), generator()), SAMPLER)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm", "flow"])
+@pytest.mark.parametrize("name", ["ddim", "dpm", "flow", "flow_unipc"])
 def test_deterministic_chains_draw_nothing_in_training(name: str) -> None:
     drawing = generator()
     chains(6)[name].step_rows(noise(2), torch.tensor([1, 4]), noise(3), drawing)

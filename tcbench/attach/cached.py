@@ -40,7 +40,8 @@ def enable_cache(pipe: Any, method: str | Method, *, artefacts: str | Path | Non
     Samples of a call are numbered from 0, with seed 0, where a method draws at random.
 
     Args:
-        pipe: a DiTPipeline, PixArtAlphaPipeline or PixArtSigmaPipeline (`tcbench.attach.pipelines.PIPELINES`).
+        pipe: a DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, FluxPipeline or WanPipeline
+            (`tcbench.attach.pipelines.PIPELINES`).
         method: a method's name (`tcbench methods`) or a `Method`.
         artefacts: the folder of what was trained for it, with its artefacts.json; they belong to one number of steps.
         options: of the method, if it is given by name.

@@ -19,9 +19,8 @@ from tcbench.attach.summary import Summary, uncached_macs
 from tcbench.engine.fused import FusedBlocks
 from tcbench.engine.plain import PlainBlocks
 from tcbench.errors import UserError
-from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Method, Run
-from tcbench.models.adapter import Adapter, Text
+from tcbench.models.adapter import Adapter
 from tcbench.models.networks import make_adapter
 from tcbench.sampling import Passes
 
@@ -51,7 +50,7 @@ class Call:
         nfe: int | None,
     ) -> None:
         self.pipe, self.habits, self.method, self.artefacts, self.nfe = pipe, habits, method, artefacts, nfe
-        self.adapter, self._guided = adapter, habits.guided(called)
+        self.adapter, self._guidance = adapter, habits.guidance(adapter.spec, called)
         self.summary: Summary | None = None
         self._signature = inspect.signature(adapter.model.forward)  # before this call stands in its place
         self._passes: Passes | None = None
@@ -61,29 +60,32 @@ class Call:
     def __call__(self, *args: Any, **kwargs: Any) -> Transformer2DModelOutput | tuple[Tensor]:
         """What the transformer returns for these arguments."""
         inputs = self._signature.bind(*args, **kwargs).arguments
-        latent = inputs["hidden_states"]
         if self.summary:
             raise UserError(f"the transformer is asked more often than the {self.summary.steps} steps of the scheduler")
         if self._passes is None:
-            self._passes = self._begin(latent, inputs)
+            self._passes = self._begin(inputs)
         run = self._passes.run
         step, number = divmod(len(self._told), run.guidance.passes)
         engine = self._passes.engines[number]
         if step == 0:
             self._contexts.append(engine.prepare(self._swapped(self.habits.prompt(inputs))))
-        output = self._swapped(engine(step, self._swapped(latent), self._contexts[number]))
+        spec, habits = self.adapter.spec, self.habits
+        latent = self._swapped(habits.latents(spec, inputs["hidden_states"]))
+        output = habits.returned(spec, self._swapped(engine(step, latent, self._contexts[number])))
         self._told.append(inputs["timestep"].flatten()[0])
         if len(self._told) == run.nfe * run.guidance.passes:
             self.summary = self._summary(self._passes)
             self._passes, self._contexts = None, []  # what follows, decoding for one, needs the memory
         return Transformer2DModelOutput(sample=output) if inputs.get("return_dict", True) else (output,)
 
-    def _begin(self, latent: Tensor, inputs: Arguments) -> Passes:
-        spec, scheduler = self.adapter.spec, self.pipe.scheduler
+    def _begin(self, inputs: Arguments) -> Passes:
+        spec, scheduler = self.habits.sized(self.adapter.spec, inputs), self.pipe.scheduler
+        latent = self.habits.latents(spec, inputs["hidden_states"])
         if tuple(latent.shape[1:]) != spec.latent_shape:
             shapes = ["x".join(map(str, shape)) for shape in (latent.shape[1:], spec.latent_shape)]
             raise UserError(f"latents are {shapes[0]}; tcbench serves the transformer's own size, {shapes[1]}")
-        self.habits.check(spec, inputs)
+        self.habits.check(self.pipe, spec, inputs)
+        self._expected = self.habits.told(scheduler.timesteps, latent.dtype)
         timesteps = tuple(scheduler.timesteps.tolist())
         if (steps := self.method.sampled_steps(len(timesteps))) != len(timesteps):
             raise UserError(f"{self.method.name}: the pipeline decides its steps; give num_inference_steps={steps}")
@@ -92,10 +94,8 @@ class Call:
                 f"the artefacts were made for {self.nfe} steps and the pipeline takes {len(timesteps)}; "
                 f"give num_inference_steps={self.nfe}, or train for {len(timesteps)}"
             )
-        if isinstance(prompt := self.habits.prompt(inputs), Text):
-            spec = spec.model_copy(update={"caption_tokens": prompt.states_RTC.shape[1]})
         self.adapter = make_adapter(self.adapter.model, spec)  # anew, as weights may have changed since the last call
-        guidance = spec.guidance() if self._guided else Unguided()
+        guidance = self._guidance
         self._swaps = self.habits.unconditional_first and guidance.rows_per_sample == 2
         samples = torch.arange(len(latent) // guidance.rows_per_sample, device=latent.device)
         levels = noise_levels(scheduler)
@@ -104,8 +104,8 @@ class Call:
 
     def _summary(self, passes: Passes) -> Summary:
         run = passes.run
-        told = torch.stack(self._told[:: run.guidance.passes]).tolist()
-        if told != list(run.timesteps):
+        told = torch.stack(self._told).view(-1, run.guidance.passes).T.tolist()
+        if any(of_pass != self._expected.tolist() for of_pass in told):
             raise UserError("the transformer is not asked at the scheduler's timesteps, one after the other")
         return Summary(
             method=self.method,
@@ -131,16 +131,18 @@ class Call:
 def noise_levels(scheduler: Any) -> tuple[tuple[float, float], ...]:
     """(signal, sigma) at every step of a diffusers scheduler that has set its timesteps, of what the network sees.
 
-    A flow's are (1 - sigma, sigma). A chain that preserves variance has them in its sigmas (noise over signal), or else
-    in its table of cumulative alphas. Of any other scheduler there are none (`Run.noise_levels`).
+    A flow's are (1 - sigma, sigma), of whatever solver walks it. A chain that preserves variance has them in its sigmas
+    (noise over signal), or else in its table of cumulative alphas. Of any other scheduler there are none
+    (`Run.noise_levels`).
     """
     timesteps: Any = scheduler.timesteps
     sigmas: Any = getattr(scheduler, "sigmas", None)
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
+    if flow or (sigmas is not None and scheduler.config.get("use_flow_sigmas")):
         sigma_S = scheduler.sigmas[: len(timesteps)]
         return tuple(zip((1 - sigma_S).tolist(), sigma_S.tolist(), strict=True))
     kept = getattr(scheduler, "alphas_cumprod", None)
-    if kept is None or scheduler.config.get("use_flow_sigmas"):
+    if kept is None:
         return ()
     kept_S = kept[timesteps.long().cpu()] if sigmas is None else 1 / (1 + sigmas[: len(timesteps)] ** 2)
     return tuple(zip(kept_S.sqrt().tolist(), (1 - kept_S).sqrt().tolist(), strict=True))

@@ -10,7 +10,10 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.inferred import spec_of
 from tcbench.models.networks import make_adapter
 
-PROCESSORS = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "XFormersAttnProcessor"}
+PROCESSORS = {
+    *("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "XFormersAttnProcessor"),
+    *("FluxAttnProcessor", "WanAttnProcessor"),
+}
 """diffusers' ways to compute the attention that the families' adapters compute."""
 
 _LINEAR = (".to_q", ".to_k", ".to_v", ".to_out.0", ".net.0.proj", ".net.2")

@@ -15,7 +15,7 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method, Run, Table
 from tcbench.models.adapter import Adapter, Text
 from tcbench.models.predictor import CachePredictor
-from tcbench.models.specs import ModelSpec, TextSpec
+from tcbench.models.specs import FluxSpec, ModelSpec, TextSpec
 from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
@@ -110,6 +110,9 @@ def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:
         generator = torch.Generator().manual_seed(seed)
         states = torch.randn(1 + len(sample_index), count, channels, generator=generator)
         mask = torch.ones(len(states), count, dtype=torch.bool)
-        return Text(states[1:], mask[1:], negative=Text(states[:1], mask[:1]))
+        pooled = None
+        if isinstance(spec, FluxSpec):
+            pooled = torch.randn(len(sample_index), spec.pooled_channels, generator=generator)
+        return Text(states[1:], mask[1:], negative=Text(states[:1], mask[:1]), pooled_RC=pooled)
 
     return captions

@@ -467,11 +467,11 @@ def _model(it: _Suite) -> Problems:
         says = f"{spec.name} denoises latents of {channels} channels; name their autoencoder"
         yield Problem(("model", "latents"), says)
     if latents is not None:
-        kind = "wf" if len(spec.latent_shape) == 4 else "sd"
-        if latents.kind != kind:
-            yield Problem(("model", "latents", "kind"), f"{spec.name} was trained with kind {kind!r}; write that")
-        if latents.kind == "wf" and "scale" in latents.model_fields_set:
-            yield Problem(("model", "latents", "scale"), "WF-VAE's own config.json says it; remove it here")
+        if latents.kind != spec.latents_kind:
+            says = f"{spec.name} was trained with kind {spec.latents_kind!r}; write that"
+            yield Problem(("model", "latents", "kind"), says)
+        if latents.kind != "sd" and "scale" in latents.model_fields_set:
+            yield Problem(("model", "latents", "scale"), "its own config.json says it; remove it here")
 
 
 @_looks_at("model", "sampler")
@@ -493,7 +493,7 @@ def _training(it: _Suite) -> Problems:
     elif latents is None:
         yield Problem(("model", "latents"), "`training.images` are seen through an autoencoder; name it")
     else:
-        videos, rate = latents.kind == "wf", images.frames_per_second
+        videos, rate = latents.kind != "sd", images.frames_per_second
         if videos != (rate is not None):
             fix = "give the rate of its training" if videos else "remove it"
             says = f"latents of kind {latents.kind!r}; {fix}"

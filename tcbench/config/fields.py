@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from tcbench.errors import did_you_mean
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, usual_metrics
-from tcbench.models.specs import MODELS, ModelSpec
+from tcbench.models.specs import MODELS, LatentsKind, ModelSpec
 from tcbench.precision import Dtype
 from tcbench.registry import data_names
 
@@ -136,14 +136,15 @@ class About(Strict):
 class Latents(Strict):
     """Which autoencoder's latents the model denoises."""
 
-    kind: Literal["sd", "wf"]
-    """Stable Diffusion's, or Open-Sora-Plan's WF-VAE."""
+    kind: LatentsKind
+    """Stable Diffusion's or one of its kind (FLUX.1's), Open-Sora-Plan's WF-VAE, or Wan 2.1's."""
     folder: Folder
     """The autoencoder's files."""
     scale: Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1000)] = 0.18215
-    """What latents are multiplied by for the denoiser; WF-VAE's own config.json says it."""
+    """What latents are multiplied by for the denoiser, of `sd`; the others' own config.json says it."""
     dtype: Dtype | None = None
-    """What the autoencoder computes in; if not given, on a GPU `tf32` of `sd` and `fp16` of `wf`, on a CPU `fp32`."""
+    """What the autoencoder computes in; if not given, on a GPU `tf32` of `sd` and `wan` and `fp16` of `wf`, on a CPU
+    `fp32`."""
 
 
 def _families() -> dict[str, type[ModelSpec]]:
@@ -188,10 +189,11 @@ class Model(Strict):
     dtype: Dtype | None = None
     """What it computes in: 16-bit weights and activations (`bf16`, `fp16`), or float32 with the factors of products
     rounded to TF32 by a GPU or not (`tf32`, `fp32`). If not given, on a GPU what the model's reference code takes
-    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan), on a CPU `fp32`. Latents, guidance and the sampler are
-    float32."""
+    (`tf32` of DiT, `fp16` of PixArt-alpha and Open-Sora-Plan, `bf16` of FLUX.1 and Wan), on a CPU `fp32`. Latents,
+    guidance and the sampler are float32."""
     text_encoder: Folder | None = None
-    """The folder of the T5 or mT5 that reads the prompts of a published set."""
+    """The folder of the T5 or mT5 that reads the prompts of a published set; of FLUX.1 and Wan, that of the whole
+    pipeline, with encoders and tokenizers in folders of their own."""
     latents: Latents | None = None
     """The autoencoder, of a model that denoises latents."""
 
@@ -259,8 +261,8 @@ class Sampler(Strict):
     """The CFG scale of rows that name no other."""
     spacing: Literal["linspace", "leading"] = "linspace"
     """How the steps are spread over the model's timesteps."""
-    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
-    """DDIM, DPM-Solver++ or Euler-ancestral."""
+    solver: Literal["ddim", "dpm", "euler_ancestral", "flow", "flow_unipc"] = "ddim"
+    """DDIM, DPM-Solver++ or Euler-ancestral; along a flow Euler's method or UniPC."""
 
 
 class Samples(Strict):

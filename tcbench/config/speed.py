@@ -91,7 +91,7 @@ class SpeedModel(Strict):
 
     stands_for: PaperModel
     needs: str | None = None
-    solver: Literal["ddim", "dpm", "euler_ancestral"] = "ddim"
+    solver: Literal["ddim", "dpm", "euler_ancestral", "flow", "flow_unipc"] = "ddim"
     guidance_scale: Scale = 1.5
     settings: tuple[Setting, ...]
     rows: dict[RowName, SpeedRow]

@@ -39,8 +39,8 @@ class Blocks(Protocol):
     def part_input(self, site: Site) -> Tensor:
         """The stream as a part takes it, normalised and modulated, [R, N, D]."""
 
-    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
-        """A block whose update is one unit."""
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """A block whose update is one unit; a parallel one that is left to be computed comes without a decision."""
 
     def part(self, site: Site, who: Settled, decision: Decision | None) -> None:
         """One part of a block, which is a unit or is left to be computed."""

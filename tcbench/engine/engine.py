@@ -236,8 +236,7 @@ class Engine:
 
     def _unit(self, unit: Unit, decision: Decision | None, step: int) -> None:
         if decision is None:
-            assert isinstance(unit, Site)
-            self.blocks.part(unit, ALL, None)
+            self._computed(unit)
             return
         match unit:
             case Output():
@@ -251,6 +250,14 @@ class Engine:
             case Site():
                 self.blocks.part(unit, self._resolve(unit, decision, step), decision)
 
+    def _computed(self, unit: Unit) -> None:
+        """A part, or a parallel block, that is computed in full and not stored."""
+        if isinstance(unit, Site):
+            self.blocks.part(unit, ALL, None)
+        else:
+            assert isinstance(unit, Block)
+            self.blocks.whole(unit.block, ALL, None)
+
     def _output(self, unit: Output, decision: Decision, step: int) -> None:
         if isinstance(decision.who, All):
             self.cache.store(unit, self.blocks.stream, step, decision.fill)
@@ -263,9 +270,9 @@ class Engine:
                 self.blocks.add(self.cache.read(span, decision.fill, step))
             case All():
                 before = self.blocks.stream
-                for site in self.run.shape.sites:
-                    if site.block in span.blocks:
-                        self.blocks.part(site, ALL, None)
+                for unit, _ in self.run.shape.walk(Plan()):
+                    if unit.blocks.start in span.blocks:
+                        self._computed(unit)
                 self.cache.store(span, self.blocks.stream - before, step, decision.fill)
             case _:
                 raise PlanError(

@@ -138,8 +138,9 @@ class FusedBlocks:
 
     # --- units
 
-    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """A block whose update is one unit."""
+        assert decision is not None, "no model that it serves has parallel blocks"
         unit, parts, layers = Block(block), self._parts(block), self._layers(block)
         match who:
             case Nothing():

@@ -38,6 +38,7 @@ class PlainBlocks:
         """Start a step."""
         self.step, self.stream, self._condition = step, x_RND, condition
         self._modulated: tuple[int, Mapping[str, Gated]] = (-1, {})
+        self._input: tuple[int, Tensor] | None = None  # a parallel block at hand, and the stream before its first part
 
     def add(self, value_RND: Tensor) -> None:
         """Add to the stream."""
@@ -50,10 +51,13 @@ class PlainBlocks:
     def part_input(self, site: Site) -> Tensor:
         """The stream as a part takes it."""
         gated = self._modulation(site.block)[site.part]
-        return self.adapter.part_input(self.adapter.blocks[site.block], site.part, self.stream, gated)
+        return self.adapter.part_input(self.adapter.blocks[site.block], site.part, self._taken(site), gated)
 
-    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision) -> None:
-        """A block whose update is one unit."""
+    def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision | None) -> None:
+        """A block whose update is one unit, or a parallel one that is left to be computed."""
+        if decision is None:
+            self.stream = self.block(self.adapter.blocks[block], self.stream, self._condition)
+            return
         unit = Block(block)
         if isinstance(who, Tokens):
             who = who.settled()
@@ -62,9 +66,12 @@ class PlainBlocks:
             return
         index = self._places(who)
         before = after = self.stream if index is None else take_tokens(self.stream, index)
+        joined = self.run.shape.blocks[block].parallel
         for name, gated in self._modulation(block).items():
-            value = self._compute(Site(block, name), after, gated, decision, index)
-            after = after + self.adapter.gate(gated, value)
+            if joined and self.run.shape.kinds[name] != "mix":
+                continue  # the projection behind attention has joined it
+            value = self._compute(Site(block, name), after, gated, decision, index, joined)
+            after = self.adapter.gated_sum(after, gated, value)
         if index is None:
             self.cache.store(unit, after - before, self.step, decision.fill)
             self.stream = after
@@ -75,7 +82,8 @@ class PlainBlocks:
     def part(self, site: Site, who: Settled, decision: Decision | None) -> None:
         """One part of a block."""
         gated = self._modulation(site.block)[site.part]
-        self.stream = self.stream + self.adapter.gate(gated, self._value(site, who, decision, gated))
+        value = self._value(site, who, decision, self._taken(site), gated)
+        self.stream = self.adapter.gated_sum(self.stream, gated, value)
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
@@ -84,6 +92,15 @@ class PlainBlocks:
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
         return self.adapter.unembed(self.stream, condition)
+
+    def _taken(self, site: Site) -> Tensor:
+        """The stream as it reaches a part: parallel ones take it as the first of them found it."""
+        block = self.run.shape.blocks[site.block]
+        if not block.parallel:
+            return self.stream
+        if self._input is None or self._input[0] != site.block:
+            self._input = site.block, self.stream
+        return self._input[1]
 
     def _modulation(self, block: int) -> Mapping[str, Gated]:
         if self._modulated[0] != block:
@@ -99,33 +116,42 @@ class PlainBlocks:
         places = torch.arange(text, device=who.index_RK.device).expand(len(who.index_RK), -1)
         return torch.cat([places, who.index_RK + text], dim=1)
 
-    def _value(self, site: Site, who: Settled, decision: Decision | None, gated: Gated) -> Tensor:
-        """A part's output for all tokens, before its gate."""
+    def _value(self, site: Site, who: Settled, decision: Decision | None, x_RND: Tensor, gated: Gated) -> Tensor:
+        """A part's output for all tokens of its input, before its gate."""
         if decision is None:
-            return self._compute(site, self.stream, gated, None, None)
+            return self._compute(site, x_RND, gated, None, None)
         match who.settled() if isinstance(who, Tokens) else who:
             case All():
-                value = self._compute(site, self.stream, gated, decision, None)
+                value = self._compute(site, x_RND, gated, decision, None)
                 self.cache.store(site, value, self.step, decision.fill)
                 return value
             case Merged() as merged:
                 return part_of_groups(self.adapter, site, merged, self.part_input(site), gated)
             case Rows() as rows:
-                rows_K = torch.tensor(rows.index, device=self.stream.device)
-                self.cache.refresh_rows(site, rows_K, part_of_rows(self.adapter, site, rows_K, self.stream, gated))
+                rows_K = torch.tensor(rows.index, device=x_RND.device)
+                self.cache.refresh_rows(site, rows_K, part_of_rows(self.adapter, site, rows_K, x_RND, gated))
             case Tokens() as tokens:
                 index = self._places(tokens)
                 assert index is not None
-                value = self._compute(site, take_tokens(self.stream, index), gated, decision, index)
+                value = self._compute(site, take_tokens(x_RND, index), gated, decision, index)
                 self.cache.refresh(site, index, value)
                 if decision.spread and decision.spread.ratio:
                     self.cache.spread(site, tokens.index_RK, decision.spread, self.run.shape.joint_text)
         return self.cache.read(site, decision.fill, self.step)
 
     def _compute(
-        self, site: Site, x_RKD: Tensor, gated: Gated, decision: Decision | None, index_RK: Tensor | None
+        self,
+        site: Site,
+        x_RKD: Tensor,
+        gated: Gated,
+        decision: Decision | None,
+        index_RK: Tensor | None,
+        joined: bool = False,
     ) -> Tensor:
-        """Compute a part for the tokens x_RKD (`index_RK` of the stream; None means all of them)."""
+        """Compute a part for the tokens x_RKD (`index_RK` of the stream; None means all of them).
+
+        `joined`: of a parallel block, attention and what stands beside it.
+        """
         adapter, block, text = self.adapter, site.block, self.run.shape.joint_text
         module, kind = adapter.blocks[block], self.run.shape.kind(site)
         h = adapter.part_input(module, site.part, x_RKD, gated)
@@ -138,7 +164,7 @@ class PlainBlocks:
             return adapter.cross(module, queries, gated)
         policy = decision.keys if decision else "fresh"
         if index_RK is not None and policy == "recomputed":
-            everything = adapter.part_input(module, site.part, self.stream, gated)
+            everything = adapter.part_input(module, site.part, self._taken(site), gated)
             keys, values = adapter.keys_values(module, everything)
         else:
             keys, values = adapter.keys_values(module, h, index_RK)
@@ -152,7 +178,8 @@ class PlainBlocks:
             self.cache.store_attention(block, adapter.attention_received(module, queries, keys)[:, text:])
         if index_RK is None and decision and decision.observe == "values":
             self.cache.store_value_norms(block, value_norms(values)[:, text:])
-        return adapter.mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
+        mix = adapter.joined if joined else adapter.mix
+        return mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
 
 
 def part_of_rows(adapter: Adapter, site: Site, rows_K: Tensor, x_RND: Tensor, gated: Gated) -> Tensor:

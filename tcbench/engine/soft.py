@@ -53,15 +53,20 @@ def soft_hidden(
         return torch.lerp(cached[unit].to(gate.dtype), fresh.to(gate.dtype), gate)
 
     def through(index: int, module: TransformerBlock, before: Tensor) -> Tensor:
-        x = before
-        for name, gated in adapter.modulation(module, condition).items():
-            out, gate = adapter.part(module, name, x, gated), gates.get(site := Site(index, name))
+        x, parts = before, adapter.modulation(module, condition)
+        apart = used is not None or any(Site(index, name) in gates for name in parts)
+        parallel = adapter.shape.blocks[index].parallel
+        if parallel and not apart:
+            x, parts = adapter.block(module, before, condition), {}
+        for name, gated in parts.items():
+            taken = before if parallel else x
+            out, gate = adapter.part(module, name, taken, gated), gates.get(site := Site(index, name))
             if gate is not None and not isinstance(gate, Tensor):
-                gate = gate(adapter.part_input(module, name, x, gated)[:, text:])
+                gate = gate(adapter.part_input(module, name, taken, gated)[:, text:])
             value = out if gate is None else blend(site, gate, out)
             if used is not None:
                 used[site] = value
-            x = x + adapter.gate(gated, value)
+            x = adapter.gated_sum(x, gated, value)
         if (whole := gates.get(unit := Block(index))) is not None:
             assert isinstance(whole, Tensor), "only a part has a modulated input"
             x = before + blend(unit, whole, x - before)

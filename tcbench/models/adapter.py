@@ -158,6 +158,10 @@ class Adapter(ABC):
         """A model's blocks in the order they run."""
         return list(model.transformer_blocks)
 
+    def is_parallel(self, block: TransformerBlock) -> bool:
+        """Whether a block's parts stand side by side (`BlockShape.parallel`)."""
+        return False
+
     def unread(self) -> str:
         """The weights of a model of others that the adapter would leave out, in words; nothing if none."""
         return ""
@@ -267,6 +271,10 @@ class Adapter(ABC):
         """A part's output as it joins the residual stream."""
         return gated.gate * value_RKD
 
+    def gated_sum(self, x_RKD: Tensor, gated: Gated, value_RKD: Tensor) -> Tensor:
+        """The stream behind a part, from the stream before it and the part's output."""
+        return x_RKD + self.gate(gated, value_RKD)
+
     def queries(self, block: TransformerBlock, h_RKD: Tensor, index_RK: Tensor | None = None) -> Tensor:
         """Self-attention's queries of some tokens, [R, heads, K, head_dim]."""
         return self._heads(block.attn1.to_q(h_RKD))
@@ -296,6 +304,20 @@ class Adapter(ABC):
         """
         mixed = F.scaled_dot_product_attention(queries, keys, values)
         return block.attn1.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def joined(
+        self,
+        block: TransformerBlock,
+        h_RKD: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        index_RK: Tensor | None = None,
+        context_RC: Tensor | None = None,
+    ) -> Tensor:
+        """A parallel block (`BlockShape.parallel`) from its attention's queries on, by the projection that joins its
+        parts, before its gate: [R, K, D]; arguments as `mix`."""
+        raise NotImplementedError(f"{type(self).__name__}: a family with parallel blocks says how its parts are joined")
 
     def attention_received(self, block: TransformerBlock, queries: Tensor, keys: Tensor) -> Tensor:
         """Column sums of self-attention's head-mean map over all tokens, float32 [R, N]: ToCa's s1, not normalised.
@@ -338,9 +360,14 @@ class Adapter(ABC):
 
     def block(self, module: TransformerBlock, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block for all tokens: [R, N, D]."""
-        x = x_RND
-        for part, gated in self.modulation(module, condition).items():
-            x = x + self.gate(gated, self.part(module, part, x, gated))
+        x, parts = x_RND, self.modulation(module, condition)
+        if self.is_parallel(module):
+            part, gated = next((part, gated) for part, gated in parts.items() if self.kind(part) == "mix")
+            h = self.part_input(module, part, x, gated)
+            joined = self.joined(module, h, self.queries(module, h), *self.keys_values(module, h))
+            return self.gated_sum(x, gated, joined)
+        for part, gated in parts.items():
+            x = self.gated_sum(x, gated, self.part(module, part, x, gated))
         return x
 
     # --- for fused kernels

@@ -16,3 +16,19 @@ def xavier_uniform(shape: torch.Size, generator: torch.Generator, matrices: int 
     """Xavier-uniform numbers for a layer that is one of `matrices` stacked ones."""
     bound = math.sqrt(6 / (math.prod(shape[1:]) + matrices * shape[0]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def turn_pairs(x: Tensor, rotary: tuple[Tensor, Tensor], index_RK: Tensor | None) -> Tensor:
+    """Rotary positions on neighbouring channels (Su et al. 2021), as FLUX.1 and Wan 2.1 have them.
+
+    Args:
+        x: [R, heads, K, head_dim].
+        rotary: (cos, sin) of every token, float32 [N, head_dim], each angle twice.
+        index_RK: places of the K tokens; None: all, in order.
+    """
+    cos, sin = (table.to(x.device) for table in rotary)
+    if index_RK is not None:
+        cos, sin = cos[index_RK][:, None], sin[index_RK][:, None]
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return (x.float() * cos + turned * sin).to(x.dtype)

@@ -17,6 +17,8 @@ FAMILIES = {
     "dit": "tcbench.models.dit",
     "pixart": "tcbench.models.pixart",
     "open_sora_plan": "tcbench.models.open_sora_plan",
+    "flux": "tcbench.models.flux",
+    "wan": "tcbench.models.wan",
 }
 """Where each family's `FAMILY` is; a module is imported when its family is first asked for."""
 
@@ -57,10 +59,11 @@ def build_transformer(
     family = family_of(spec)
     model = family.skeleton(spec)
     if torch.device(device).type == "meta":
-        return nn.Module.to(model, device="meta", dtype=dtype)
+        return _placed(model, device, dtype)
     generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     state = {
-        name: family.initial_value(name, parameter.shape, generator, zero_init)
+        # each in its dtype at once: a large model in float32 is twice its memory
+        name: family.initial_value(name, parameter.shape, generator, zero_init).to(_dtype_of(model, name, dtype))
         for name, parameter in model.named_parameters()
     }
     return _fill(model, state, device, dtype)
@@ -117,5 +120,19 @@ def save_transformer(
 def _fill(model: nn.Module, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     # strict=False: aliases of what modules share are absent from `state`, which is complete otherwise
     model.load_state_dict(state, strict=False, assign=True)
-    # not model.to: diffusers' override warns about keeping an empty list of modules in float32
-    return nn.Module.to(model, device=device, dtype=dtype)
+    return _placed(model, device, dtype)
+
+
+def _placed(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """A network on a device, in a dtype; what diffusers keeps in float32 when it loads the class stays there."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(_dtype_of(model, name, dtype))
+    # not model.to: diffusers' override warns about modules in float32, even where there are none
+    return nn.Module.to(model, device=device)
+
+
+def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a parameter or buffer, in a network of `dtype`."""
+    in_float32 = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return torch.float32 if dtype.itemsize < 4 and any(part in name for part in in_float32) else dtype

@@ -1,7 +1,8 @@
-"""What stands before and behind the denoisers of the paper: T5 text encoders and Stable Diffusion's autoencoder."""
+"""What stands before and behind published denoisers: text encoders, and autoencoders of Stable Diffusion's kind."""
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import AutoConfig, MT5EncoderModel, T5EncoderModel
+from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer, MT5EncoderModel, T5EncoderModel, UMT5EncoderModel
 
 from tcbench.data import has_nan, rounded
 from tcbench.errors import UserError
 from tcbench.models.adapter import Text
+from tcbench.models.specs import FluxSpec, Padding, TextSpec, WanSpec
 from tcbench.outside.foreign import refuse_stand_in
 from tcbench.precision import Dtype, products, weights_dtype
 
-ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
+ENCODERS: dict[str, Any] = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 """What readers of folders raise at files that are missing or damaged."""
@@ -42,7 +44,7 @@ def _reason(error: Exception) -> str:
 
 
 class TextEncoder:
-    """The encoder of a T5 or mT5, from a folder as it is published.
+    """The encoder of a T5, mT5 or UMT5, from a folder as it is published.
 
     Captions are cut into pieces by sentencepiece itself: transformers' tokenizer of T5 takes a character that is no
     piece for unknown, where mT5's vocabulary has its bytes.
@@ -50,20 +52,32 @@ class TextEncoder:
     Args:
         folder: config.json, spiece.model and weights, whole or in shards.
         tokens: captions are padded or cut to so many, their end included.
+        padding: what becomes of padding (`TextSpec.padding`).
+        pieces: where spiece.model is, if not in that folder.
 
     Raises:
         UserError: the folder lacks something, or holds another kind of model.
     """
 
-    def __init__(self, folder: Path, tokens: int, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokens: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        padding: Padding = "masked",
+        pieces: Path | None = None,
+    ) -> None:
+        self._padding, pieces = padding, pieces or folder
         _check_downloaded(folder)
+        _check_downloaded(pieces)
         try:
             kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind not in ENCODERS:
                 raise UserError(
-                    f"{folder}: a {kind}, not a T5 or mT5; give the text encoder that the model was trained on"
+                    f"{folder}: a {kind}, not a T5, mT5 or UMT5; give the text encoder that the model was trained on"
                 )
-            self.pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+            self.pieces = SentencePieceProcessor(model_file=str(pieces / "spiece.model"))
             model, loading = ENCODERS[kind].from_pretrained(
                 folder, local_files_only=True, dtype=dtype, output_loading_info=True
             )
@@ -72,7 +86,7 @@ class TextEncoder:
         _check_complete(folder, loading)
         if self.pieces.vocab_size() > model.config.vocab_size:
             raise UserError(
-                f"{folder}: spiece.model has {self.pieces.vocab_size()} pieces, and the encoder knows "
+                f"{pieces}: spiece.model has {self.pieces.vocab_size()} pieces, and the encoder knows "
                 f"{model.config.vocab_size}; download both from one place"
             )
         self.model, self.tokens = model.eval().to(device), tokens
@@ -81,7 +95,9 @@ class TextEncoder:
     def __call__(self, captions: Sequence[str]) -> Text:
         """The last hidden states of captions."""
         ids_RT, mask_RT = (part.to(self.model.device) for part in self.tokenize(captions))
-        return Text(self.model(input_ids=ids_RT, attention_mask=mask_RT.long()).last_hidden_state, mask_RT)
+        looked_at = torch.ones_like(mask_RT) if self._padding == "encoded" else mask_RT
+        states_RTC = self.model(input_ids=ids_RT, attention_mask=looked_at.long()).last_hidden_state
+        return Text(states_RTC * mask_RT[..., None] if self._padding == "zeroed" else states_RTC, mask_RT)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids int64 [n, T] of pieces, an end and padding; bool mask [n, T] of what is not padding)."""
@@ -91,6 +107,62 @@ class TextEncoder:
             ids = [*pieces[: self.tokens - 1], self.pieces.eos_id()]
             ids_RT[row, : len(ids)], mask_RT[row, : len(ids)] = torch.tensor(ids), True
         return ids_RT, mask_RT
+
+
+class FluxTextEncoder:
+    """FLUX.1's two: a T5 for the tokens, and CLIP's text model for a vector that sums the caption up.
+
+    Args:
+        folder: of the whole pipeline, with text_encoder, tokenizer (CLIP), text_encoder_2 and tokenizer_2 (T5).
+        tokens, padding: as `TextEncoder`.
+
+    Raises:
+        UserError: a folder lacks something, or holds another kind of model.
+    """
+
+    def __init__(
+        self, folder: Path, tokens: int, device: torch.device | str, dtype: torch.dtype, padding: Padding
+    ) -> None:
+        self._t5 = TextEncoder(folder / "text_encoder_2", tokens, device, dtype, padding, folder / "tokenizer_2")
+        clip, words = folder / "text_encoder", folder / "tokenizer"
+        _check_downloaded(clip)
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+            model, loading = CLIPTextModel.from_pretrained(
+                clip, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except _UNREADABLE as error:
+            raise UserError(
+                f"{folder}: no CLIP text model in text_encoder and tokenizer ({_reason(error)}); download both folders"
+            ) from error
+        _check_complete(clip, loading)
+        self._clip = model.eval().to(device)
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Text:
+        """The last hidden states of captions by T5, and their vectors by CLIP."""
+        words = self._tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        )
+        pooled = self._clip(words.input_ids.to(self._clip.device)).pooler_output
+        return replace(self._t5(captions), pooled_RC=pooled)
+
+
+def load_reader(
+    spec: TextSpec, folder: Path, device: torch.device | str, dtype: torch.dtype
+) -> TextEncoder | FluxTextEncoder:
+    """What reads captions for a model; of FLUX.1 and Wan, `folder` is that of the whole pipeline.
+
+    Raises:
+        UserError: the folder lacks something, or holds another kind of model.
+    """
+    match spec:
+        case FluxSpec():
+            return FluxTextEncoder(folder, spec.caption_tokens, device, dtype, spec.padding)
+        case WanSpec():
+            encoder, pieces = folder / "text_encoder", folder / "tokenizer"
+            return TextEncoder(encoder, spec.caption_tokens, device, dtype, spec.padding, pieces)
+    return TextEncoder(folder, spec.caption_tokens, device, dtype, spec.padding)
 
 
 def clean_captions(captions: Sequence[str]) -> list[str]:
@@ -107,25 +179,37 @@ def clean_captions(captions: Sequence[str]) -> list[str]:
     return pipeline._text_preprocessing(list(captions), clean_caption=True)
 
 
+def load_autoencoder_of(kind: Any, folder: Path) -> Any:
+    """An autoencoder of diffusers' class `kind` from a folder as diffusers saves it.
+
+    Raises:
+        UserError: the folder lacks something.
+    """
+    _check_downloaded(folder)
+    try:
+        vae, loading = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except _UNREADABLE as error:
+        raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
+    _check_complete(folder, loading)
+    return vae
+
+
 class Autoencoder:
-    """Stable Diffusion's autoencoder, from a folder as diffusers saves it: images to latents and back.
+    """Stable Diffusion's autoencoder or one of its kind (FLUX.1's), from a folder as diffusers saves it.
 
     Args:
         dtype: what it computes in.
-        scale: what latents are multiplied by before the denoiser sees them (0.18215 for DiT and PixArt-alpha).
+        scale: what latents, less the shift that the folder's config may name, are multiplied by before the denoiser
+            sees them (0.18215 for DiT and PixArt-alpha, 0.3611 for FLUX.1).
 
     Raises:
         UserError: the folder lacks something.
     """
 
     def __init__(self, folder: Path, scale: float, device: torch.device | str, dtype: Dtype = "fp32") -> None:
-        _check_downloaded(folder)
-        try:
-            vae, loading = AutoencoderKL.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        except _UNREADABLE as error:
-            raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
-        _check_complete(folder, loading)
+        vae = load_autoencoder_of(AutoencoderKL, folder)
         self.vae, self.scale, self.dtype = vae.eval().to(device, weights_dtype(dtype)), scale, dtype
+        self.shift = vae.config.shift_factor or 0.0
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -143,7 +227,7 @@ class Autoencoder:
             with products(self.dtype):
                 posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
             drawn = posterior.mean.float() + posterior.std.float() * draw.to(self.vae.device)
-            parts.append(drawn.cpu() * self.scale)
+            parts.append((drawn.cpu() - self.shift) * self.scale)
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -153,7 +237,7 @@ class Autoencoder:
         Returns:
             uint8 [n, 3, H, W] and bool [n], on the autoencoder's device
         """
-        parts, images, broken = (latents.to(self.vae.device) / self.scale), [], []
+        parts, images, broken = (latents.to(self.vae.device) / self.scale + self.shift), [], []
         with products(self.dtype):
             for part in parts.split(_rows(latents.shape[-1] * self.factor)):
                 decoded = self.vae.decode(part.to(self.vae.dtype)).sample.float()

@@ -22,11 +22,11 @@ MASKED = -10000.0  # what diffusers adds to the attention scores of padding
 
 @dataclass(frozen=True)
 class Cross:
-    """What a block's cross-attention looks at: keys, values [R, heads, T, head_dim] and score bias [R, 1, 1, T]."""
+    """What a block's cross-attention looks at: keys, values [R, heads, T, head_dim], any score bias [R, 1, 1, T]."""
 
     keys: Tensor
     values: Tensor
-    bias: Tensor
+    bias: Tensor | None
     gate: float = 1.0
 
 

@@ -28,12 +28,14 @@ SPECS: dict[str, ModelSpec] = {
         ("pixart-256", "tiny-pixart", {}),
         ("pixart-1024", "tiny-pixart", {"sized": True}),
         ("osp-93x256", "tiny-osp", {"null_caption": False}),
+        ("flux-dev", "tiny-flux", {"pooled_channels": 32}),
+        ("wan-1.3b", "tiny-wan", {}),
     )
 }
 """The paper's models at toy size, under their own names."""
 
 NOT_HERE = {"vbench"}
-"""What paper-osp names and no writer imitates: VBench's environment."""
+"""What suites of videos name and no writer imitates: VBench's environment."""
 
 WORDS = (
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "an", "the", "of", "left", "right", "small", "large", "red",

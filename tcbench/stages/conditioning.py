@@ -78,7 +78,7 @@ class PromptedCaptions:
     """
 
     def __init__(self, suite: Suite, *, held_out: bool) -> None:
-        from tcbench.models.pretrained import TextEncoder  # slow to import, and most suites do without
+        from tcbench.models.pretrained import load_reader  # slow to import, and most suites do without
 
         spec, source, device = MODELS[suite.model.name], suite.source, device_of(suite)
         if not isinstance(spec, TextSpec) or not isinstance(source, PromptSet) or suite.model.text_encoder is None:
@@ -89,9 +89,10 @@ class PromptedCaptions:
         else:
             self.prompts = list_training_images(suite).captions
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.encoder = TextEncoder(suite.model.text_encoder, spec.caption_tokens, device, dtype)
+        self.encoder = load_reader(spec, suite.model.text_encoder, device, dtype)
         negative = self.settings.negative
         self.negative = None if negative is None else self.encoder([negative])
+        self.scale = suite.sampler.guidance_scale  # what a distilled model is trained with; sampling gives a row's own
 
     def words(self, index: Tensor) -> Tensor:
         """Numbers of the samples' prompts, int64 [n]."""
@@ -106,7 +107,8 @@ class PromptedCaptions:
         elif self.settings.lowercase:
             prompts = [prompt.lower() for prompt in prompts]
         template = self.settings.template if self.held_out else "{}"
-        return replace(self.encoder([template.format(x) for x in prompts]), negative=self.negative)
+        text = self.encoder([template.format(x) for x in prompts])
+        return replace(text, negative=self.negative, guidance_scale=self.scale)
 
     def __call__(self, index: Tensor) -> Text:
         """The captions of samples for the denoiser."""

@@ -14,6 +14,7 @@ from tcbench.data.videos import VideoListing
 from tcbench.errors import UserError
 from tcbench.models.pretrained import Autoencoder
 from tcbench.models.specs import MODELS
+from tcbench.models.wan_vae import WanAutoencoder
 from tcbench.models.wf_vae import SPACE, TIME, VideoAutoencoder
 from tcbench.record.files import digest, is_whole, read_metadata, seal, write_tensors
 from tcbench.record.provenance import collect
@@ -22,6 +23,8 @@ from tcbench.record.sources import source_digest
 from tcbench.record.spent import Spent
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
 from tcbench.tensors import draws
+
+Encoder = Autoencoder | VideoAutoencoder | WanAutoencoder
 
 SHARD = 1024  # images: 8 MB of latents at 256x256
 VIDEO_SHARD = 64  # videos: 25 MB of latents at 93 frames of 256x256
@@ -99,9 +102,7 @@ def _is_encoded(shard: Path, record: Path | None, key: str) -> bool:
     return record is None or (is_whole(record) and LEFT_OUT.read(record).get("key") == key)
 
 
-def _images(
-    suite: Suite, listing: Listing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int
-) -> Tensor:
+def _images(suite: Suite, listing: Listing, autoencoder: Encoder, start: int, stop: int) -> Tensor:
     index, shape = torch.arange(start, stop), MODELS[suite.model.name].latent_shape
     batches = listing.decoded(image_side(suite), BATCH, start, stop)
     latents = [
@@ -112,7 +113,7 @@ def _images(
 
 
 def _videos(
-    suite: Suite, listing: VideoListing, autoencoder: Autoencoder | VideoAutoencoder, start: int, stop: int, bar: tqdm
+    suite: Suite, listing: VideoListing, autoencoder: Encoder, start: int, stop: int, bar: tqdm
 ) -> tuple[Tensor, dict[str, str]]:
     """Latents of the videos that can be used, and why others cannot, by number; where a clip begins is drawn."""
     shape = MODELS[suite.model.name].latent_shape

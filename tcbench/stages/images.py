@@ -17,6 +17,7 @@ from tcbench.record.identity import content_digests
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
+    from tcbench.models.wan_vae import WanAutoencoder
     from tcbench.models.wf_vae import VideoAutoencoder
 
 
@@ -45,8 +46,8 @@ def image_side(suite: Suite) -> int:
     side = MODELS[suite.model.name].latent_shape[-1]
     if suite.model.latents is None:
         return side
-    if suite.model.latents.kind == "wf":
-        from tcbench.models.wf_vae import SPACE
+    if suite.model.latents.kind != "sd":
+        from tcbench.models.wf_vae import SPACE  # Wan's is the same
 
         return side * SPACE
     config = read_json_as(suite.model.latents.folder / "config.json", _Config, "the config of an autoencoder")
@@ -68,26 +69,31 @@ def load_decoder(suite: Suite) -> Decode:
     return load_autoencoder(suite).decode
 
 
-def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder":
+def load_autoencoder(suite: Suite) -> "Autoencoder | VideoAutoencoder | WanAutoencoder":
     """The autoencoder of `model.latents`.
 
     Raises:
         UserError: it is not there, or not the model's.
     """
     from tcbench.models.pretrained import Autoencoder  # slow to import, and most suites do without
+    from tcbench.models.wan_vae import WanAutoencoder
     from tcbench.models.wf_vae import VideoAutoencoder
 
     if suite.model.latents is None:
         raise UserError(f"suite {suite.suite}: model.latents: names no autoencoder; give its folder")
     folder, spec, device = suite.model.latents.folder, MODELS[suite.model.name], device_of(suite)
-    kind = "wf" if len(spec.latent_shape) == 4 else "sd"
-    if suite.model.latents.kind != kind:
-        raise UserError(
-            f"suite {suite.suite}: model.latents.kind: {spec.name} was trained with kind {kind!r}; write that"
-        )
-    scale = suite.model.latents.scale
+    if suite.model.latents.kind != spec.latents_kind:
+        says = f"{spec.name} was trained with kind {spec.latents_kind!r}; write that"
+        raise UserError(f"suite {suite.suite}: model.latents.kind: {says}")
     dtype = suite.sampling_dtypes["autoencoder"]
-    autoencoder = VideoAutoencoder(folder, device, dtype) if kind == "wf" else Autoencoder(folder, scale, device, dtype)
+    autoencoder: Autoencoder | VideoAutoencoder | WanAutoencoder
+    match spec.latents_kind:
+        case "sd":
+            autoencoder = Autoencoder(folder, suite.model.latents.scale, device, dtype)
+        case "wf":
+            autoencoder = VideoAutoencoder(folder, device, dtype)
+        case "wan":
+            autoencoder = WanAutoencoder(folder, device, dtype)
     if autoencoder.channels != spec.in_channels:
         raise UserError(
             f"{folder}: latents of {autoencoder.channels} channels, and {spec.name} denoises {spec.in_channels}; "

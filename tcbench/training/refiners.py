@@ -89,7 +89,8 @@ def _fit(
             engine, plan, tokens, condition = walk(method, run, drawing, max(i for i in full if i < later), later)
         with plain_model(lora):
             target, _ = uncached_updates(pairs.adapter, tokens, condition)
-        return weight_S[later].item() * row_errors(engine.hidden(plan, later, tokens, condition), target).mean()
+        hidden = engine.hidden(plan, later, tokens, condition)
+        return weight_S[later].item() * row_errors(hidden, target, run.shape.joint_text).mean()
 
     @torch.no_grad()
     def held_out_loss() -> float:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tcbench.artefacts import add_refiners
 from tcbench.engine.soft import soft_hidden
 from tcbench.errors import UserError
-from tcbench.method import Artefacts, Look, Method
+from tcbench.method import Artefacts, Look, Method, Run
 from tcbench.models.adapter import Adapter
 from tcbench.models.predictor import CachePredictor
 from tcbench.plan import Block, Plan, Unit
@@ -105,7 +105,8 @@ def _fit(
         gates: dict[Unit, Tensor] = {unit: alpha_RLN[:, unit.block, :, None] for unit in units}
         inputs = _block_inputs(pair.tokens, pair.updates) if stage.recursion == "literal" else None
         hidden = soft_hidden(adapter, pair.tokens, pair.condition, gates, pair.cached, inputs, pairs.checkpointed)
-        cache_loss = (row_errors(hidden, pair.target) * weight_S[pair.step_R].to(hidden)).mean()
+        error_R = row_errors(hidden, pair.target, adapter.shape.joint_text)
+        cache_loss = (error_R * weight_S[pair.step_R].to(hidden)).mean()
         cost_loss = alpha_RLN.sum((1, 2)).mean() if stage.cost_reduction == "sum" else alpha_RLN.mean()
         return cache_loss, cost_loss, alpha_RLN
 
@@ -148,13 +149,13 @@ def half_closing_cost(stage: TrainScorer, pairs: Pairs, weight_S: Tensor, batche
     gap sets df, so one lambda does not fit several NFEs: too large a one closes every gate, and a saturated predictor
     ranks nothing.
     """
-    changes = []
+    changes, shape = [], pairs.adapter.shape
     for _ in range(batches):
         pair = pairs.draw(stage.batch_size)
         weight_R1 = weight_S[pair.step_R].to(pair.tokens)[:, None]
         for unit in list(pair.updates)[: stage.free_blocks]:
-            changes.append(weight_R1 * (pair.updates[unit] - pair.cached[unit]).square().mean(-1))
-    shape = pairs.adapter.shape
+            change = (pair.updates[unit] - pair.cached[unit])[:, shape.joint_text :]
+            changes.append(weight_R1 * change.square().mean(-1))
     weight = 2 * pairs.crew.joined(torch.cat(changes)).median().item() / shape.num_tokens
     return weight if stage.cost_reduction == "sum" else weight * stage.free_blocks * shape.num_tokens
 
@@ -199,12 +200,18 @@ def collect_scores(
     """
     index = CALIBRATION_INDEX + torch.arange(stage.samples)
     sampler, run = start_run(adapter, method, nfe, settings, index, artefacts)
-    collector = _ScoreCollector(stage)
+    collectors: list[_ScoreCollector] = []
+
+    def collector(_: Run) -> _ScoreCollector:
+        """One for each pass of guidance."""
+        collectors.append(_ScoreCollector(stage))
+        return collectors[-1]
+
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
-    steps = denoise(Passes(adapter, run, lambda _: collector), sampler, x, prompts(index).to(x.device))
+    steps = denoise(Passes(adapter, run, collector), sampler, x, prompts(index).to(x.device))
     for _ in tqdm(steps, total=run.nfe, desc="collect scores", mininterval=1):
         pass
-    alpha_SRLN = torch.stack(collector.alphas).double().cpu()
+    alpha_SRLN = torch.cat([torch.stack(each.alphas) for each in collectors], dim=1).double().cpu()
     mean_S = alpha_SRLN.mean((1, 2, 3))
     scale_S = torch.ones(run.nfe) if sizes is None else sizes.error_S / sizes.error_S.max()
     alpha_bar = (mean_S * scale_S).tolist()

@@ -80,12 +80,16 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
     for step_R in torch.arange(nfe - 1).repeat(PAIRS_PER_STEP).split(BATCH):
         pair = pairs.at(step_R)
         hidden = soft_hidden(adapter, pair.tokens, pair.condition, closed, pair.cached)
-        total_S.index_add_(0, pair.step_R, row_errors(hidden, pair.target).float().cpu())
+        total_S.index_add_(0, pair.step_R, row_errors(hidden, pair.target, adapter.shape.joint_text).float().cpu())
     error_S = total_S / PAIRS_PER_STEP
     error_S[0] = error_S[1]
     return ReuseErrors(error_S)
 
 
-def row_errors(hidden: Tensor, target: Tensor) -> Tensor:
-    """Mean square of every row's error of x^L, or of the model's output: [R]."""
-    return (hidden.float() - target.float()).square().flatten(1).mean(1)
+def row_errors(hidden: Tensor, target: Tensor, text: int = 0) -> Tensor:
+    """Mean square of every row's error of x^L, or of the model's output: [R].
+
+    Args:
+        text: tokens at the head of x^L that no output is made of.
+    """
+    return (hidden[:, text:].float() - target[:, text:].float()).square().flatten(1).mean(1)
