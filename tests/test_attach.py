@@ -28,7 +28,7 @@ from torch import Tensor
 
 import tcbench
 from tcbench.artefacts import add_refiners, load_artefacts, save_artefacts
-from tcbench.attach import call
+from tcbench.attach import call, served
 from tcbench.attach.call import noise_levels
 from tcbench.data import Dataset
 from tcbench.engine.fused import FusedBlocks
