@@ -271,6 +271,7 @@ class FusedBlocks:
             h = _widen(h_RND, *layers.first[part])
             return h, h, None
         if isinstance(gated, Cross):
+            assert gated.bias is not None, "a family whose text has no mask is not fused"
             queries, entropy_RN = F.linear(h_RND, *layers.first[part]), None
             if observed:
                 entropy_RN = torch.empty(queries.shape[:2], device=queries.device)
@@ -296,7 +297,7 @@ class FusedBlocks:
             return self._few_attending(block, h_MD, chosen, gated, decision)
         if part == "mlp":
             return rows.linear(h_MD, *first, chosen, "gelu", backend=self.backend)
-        assert isinstance(gated, Cross)
+        assert isinstance(gated, Cross) and gated.bias is not None
         queries = rows.linear(h_MD, *first, chosen, backend=self.backend)
         if decision.observe == "cross":
             stored_RN = self.cache.attention_entropy(block)

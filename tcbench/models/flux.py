@@ -170,8 +170,7 @@ class FluxAdapter(Adapter):
         """Self-attention's keys, turned to their positions, and values of some tokens."""
         attn = block.attn
         if not _is_double(block):
-            keys, values = self._normed(attn.norm_k, attn.to_k(h_RKD)), self._heads(attn.to_v(h_RKD))
-            return self._turned(keys, index_RK), values
+            return self._turned(self._normed(attn.norm_k, attn.to_k(h_RKD)), index_RK), self._heads(attn.to_v(h_RKD))
         text, image = self._apart(h_RKD)
         of_text = self._normed(attn.norm_added_k, attn.add_k_proj(text))
         keys = [of_text, self._normed(attn.norm_k, attn.to_k(image))]

@@ -128,13 +128,14 @@ class FluxTextEncoder:
         _check_downloaded(clip)
         try:
             self._tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-            model, loading = CLIPTextModel.from_pretrained(
+            loaded: Any = CLIPTextModel.from_pretrained(
                 clip, local_files_only=True, dtype=dtype, output_loading_info=True
             )
         except _UNREADABLE as error:
             raise UserError(
                 f"{folder}: no CLIP text model in text_encoder and tokenizer ({_reason(error)}); download both folders"
             ) from error
+        model, loading = loaded
         _check_complete(clip, loading)
         self._clip = model.eval().to(device)
 
