@@ -36,7 +36,7 @@ class ToMeMerge(Method):
 
     Options:
         ratio: the share of tokens that is merged away; 0.5 is published and the original's default. Cells of 2 x 2
-            allow 3/4 at most.
+            allow no more than 3/4.
         cell: side of the cells with one destination each; 2 is published.
         parts: whose tokens are merged: self-attention's as published, the MLP's too, or also cross-attention's. The
             original advises against the last two.
@@ -46,7 +46,7 @@ class ToMeMerge(Method):
     label = "ToMe merging"
     knob = "ratio"
 
-    ratio: float = Field(0.5, ge=0, le=1)
+    ratio: float = Field(0.5, ge=0, le=0.75)
     cell: PositiveInt = 2
     parts: Parts = "attention"
 

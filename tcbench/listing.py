@@ -60,7 +60,7 @@ def methods_listed(names: Sequence[str] | None = None) -> Entries:
             continue
         about = documentation(cls)
         found[cls.name] = {
-            "says": f"{cls.label}: {about.strip().splitlines()[0]}",
+            "says": ": ".join([cls.label, *about.strip().splitlines()[:1]]),
             "label": cls.label,
             "about": about,
             "knob": cls.knob,

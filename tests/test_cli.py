@@ -183,7 +183,7 @@ def test_what_prints_facts_prints_json(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_estimate_says_so_first_and_no_setting_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["macs", "--model", "tiny-dit", "--method", "learning_to_cache", "--nfe", "20"]) == 0
-    assert "an estimate: a trained router" in capsys.readouterr().out.splitlines()[1]
+    assert "an estimate: it lacks a router" in capsys.readouterr().out.splitlines()[1]
     assert main(["match", "--model", "tiny-dit", "--method", "fora", "--nfe", "20", "--macs", "1e3"]) == 1
     assert "no setting within 1.00%; nearest: num_full_steps" in capsys.readouterr().out
 

@@ -160,7 +160,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("config/check", {"config", "data", "errors", "method", "metrics", "models", "precision", "registry"}),
         ("config/load", {"config", "errors", "outside"}),
         ("config/speed", {"config", "errors", "method", "models", "precision", "record", "registry"}),
-        ("workflow", {"config", "errors", "outside"}),
+        ("workflow", {"config", "console", "errors", "outside"}),
         (
             "budget/costing",
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}

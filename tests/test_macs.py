@@ -23,7 +23,7 @@ from .test_contract import artefacts_for
 
 STORING: dict[str, dict[str, object]] = {
     "uncached": {},
-    "tokencache": {"refiner_blocks": 1, "num_full_steps": 2, "schedule": "even"},
+    "tokencache": {"refiner_blocks": 1, "num_full_steps": 2, "schedule": "even", "beta": -50},
     "toca": {"interval": 3},
     "taylorseer": {"num_full_steps": 4, "order": 2},
     "goc": {"num_full_steps": 3},
@@ -127,6 +127,7 @@ def test_ledger_totals(rows_per_sample: int) -> None:
 def test_command_prints_json(capsys) -> None:
     assert main(["macs", "--model", "dit-xl-2-256", "--method", "tokencache", "--nfe", "50", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert "share out the tokens over blocks" in printed.pop("estimate")
     assert printed == json.loads(json.dumps(macs_of("dit-xl-2-256", make_method("tokencache", {}), 50)))
     assert set(printed) == {
         "model",
@@ -151,7 +152,8 @@ def test_command_prints_text(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     totals = macs_of("dit-xl-2-256", make_method("tokencache", {"cache_ratio": 0.5}), 50)
     assert "tokencache on dit-xl-2-256, NFE 50" in lines[0]
-    assert [line.split()[-2:] for line in lines[1:4]] == [
+    assert lines[1].startswith("  an estimate: the batch's scores share out the tokens over blocks")
+    assert [line.split()[-2:] for line in lines[2:5]] == [
         [f"{totals[key] / 1e12:.4f}", "T"] for key in ("per_sample", "per_sample_without_overheads", "paper_rule")
     ]
 

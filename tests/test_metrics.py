@@ -406,7 +406,7 @@ def test_lpips_weighs_the_differences_of_alexnets_layers(tmp_path):
         load_lpips(path)
     features = alexnet(weights=None).features
     torch.save({f"features.{name}": tensor for name, tensor in features.state_dict().items()}, path)
-    lines = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", weights_only=True)
+    lines = torch.load(Path(lpips.__file__).parent / "weights/v0.1/alex.pth", map_location="cpu", weights_only=True)
     images, reference = torch.rand(2, 3, 1, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
     expected, sides = torch.zeros(3), [(side.expand(-1, 3, -1, -1) - mean) / std for side in (images, reference)]

@@ -147,7 +147,7 @@ def test_a_table_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert score["macs"]["per_sample"] == two["macs"] and score["reference"] == "rivals-reference4"
     assert score["settings"]["steps"] == 2
 
-    table, papers = render_rivals(suite, suite.folder)
+    table, papers = render_rivals(suite, suite.folder).values()
     lines = table.formatted
     assert list(lines["Method"][:2]) == ["uncached", "Uncached, other noise"]
     assert lines["MAE to uncached"][0] == "reference" and float(lines["MAE to uncached"][1].split()[0]) > 0

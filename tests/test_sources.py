@@ -90,7 +90,7 @@ for command in commands:
     from tcbench.config.suite import Suite
 
     read, load = set(), cli.load_suite
-    def loaded_suite(path):  # from here on the stage reads, and the config's checks no more
+    def loaded_suite(path, *asked):  # from here on the stage reads, and the config's checks no more
         suite, plain = load(path), Suite.__getattribute__
         Suite.__getattribute__ = lambda self, name: (read.add(name), plain(self, name))[1]
         return suite

@@ -112,7 +112,7 @@ def test_what_merging_costs(tiny) -> None:
     assert samples.plans.i_steps == () and totals["full_steps"] == 0
 
 
-@pytest.mark.parametrize("options", [{"ratio": 0.8}, {"ratio": 0.97, "cell": 4}, {"cell": 9}])
+@pytest.mark.parametrize("options", [{"cell": 1}, {"ratio": 0.1, "cell": 1}, {"cell": 9}])
 def test_cells_limit_what_can_be_merged(run, options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"tome_merge: cells of \d x \d keep \d+ of 64 tokens, ratio .* at most \d"):
         merging(**options).start(run)

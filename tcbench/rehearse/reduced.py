@@ -19,7 +19,7 @@ def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName) -> dict[s
     rows, tiny = _rows(suite), size == "tiny"
     batch = 1 if tiny else suite.samples.batch_size
     samples = {
-        "count": 4 if tiny else BATCHES * batch,
+        "count": 8 if tiny else BATCHES * batch,
         "batch_size": batch,
         "shard_batches": 2 if tiny else 1,
         "traced": 2,

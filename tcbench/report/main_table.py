@@ -300,7 +300,7 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
         cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
     else:
         label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
-        for metric, spread in floor.items():
+        for metric, spread in ((metric, floor[metric]) for metric in ("fid", "sfid")):
             numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
             if (column := METRICS[metric].label) in cells:
                 cells[column] = spread_text(spread["mean"], spread["std"])

@@ -68,7 +68,7 @@ onstart:
         [load_suite(suite_file(name)) for name in named],
         {job.jobid: job.output for job in workflow.dag.needrun_jobs()},
         cores=workflow.resource_settings.cores or workflow.resource_settings.nodes or 1,
-        gpus=int(gpus.value) if gpus else 1,
+        gpus=int(gpus.value) if gpus and gpus.value else 1,
         say=logger.info,
     )
     if left:
