@@ -142,6 +142,7 @@ class Clusters:
         assert self.label_RN is not None
         cluster_K1 = torch.arange(clusters, device=self.label_RN.device)[:, None]
         member_RKN = self.label_RN[:, None] == cluster_K1
+        numbers_RLN = numbers_RLN.to(self.label_RN.device)  # another one where memory is counted without values
         return torch.where(member_RKN[:, None], numbers_RLN[:, :, None], -torch.inf).argmax(dim=3)
 
 

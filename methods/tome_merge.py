@@ -51,8 +51,9 @@ class ToMeMerge(Method):
     parts: Parts = "attention"
 
     def kept(self, run: Run) -> int:
-        """How many tokens are left of a row."""
-        return run.shape.num_tokens - int(run.shape.num_tokens * self.ratio)
+        """How many tokens are left of a row; any ratio above 0 merges one at least."""
+        total = run.shape.num_tokens
+        return total - max(int(total * self.ratio), self.ratio > 0)
 
     def i_steps(self, run: Run) -> tuple[int, ...]:
         """None, unless nothing is merged."""
