@@ -155,7 +155,7 @@ def test_the_command_says_all_of_it(smoke: Suite, capsys: pytest.CaptureFixture[
     assert {rate["kind"] for rate in told["rates"]} <= {"measured", "derived"}
     assert main(["forecast", config]) == 0
     text = capsys.readouterr().out
-    assert "core hours" in text and "nfe4-tokencache" in text and "measured step of digits-dit" in text
+    assert "core hours" in text and "cache_ratio" in text and "measured step of digits-dit" in text
     assert main(["forecast", config, "--gpus", "0"]) == 2 and main(["forecast", config, "--gpu", "k80"]) == 2
 
 
