@@ -2,14 +2,17 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tcbench import __version__
+from tcbench.outside.places import PACKAGE
 from tcbench.record import provenance
 from tcbench.record.files import digest
 
@@ -39,8 +42,8 @@ def checkout(tmp_path, monkeypatch):
     """A git checkout with the package at its root; returns a function that runs git in it."""
     package = tmp_path / "tcbench"
     package.mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
-    (package / "provenance.py").write_text("")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    (package / "__init__.py").write_text("")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
 
     def git(*arguments):
@@ -64,13 +67,28 @@ def test_commit_and_dirty_flag(checkout, tmp_path):
     assert provenance.collect({}, [], 0)["git"] == {"commit": commit, "dirty": True}
 
 
+@pytest.mark.parametrize("above", ["", "below/"])
+def test_the_package_s_own_folder_is_asked(tmp_path, above):
+    """A copy of the package, in a checkout of its own or below a foreign one; its process has no other tcbench."""
+    root = tmp_path / above
+    shutil.copytree(PACKAGE, root / "tcbench", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    ask = "from tcbench.record import provenance; print(provenance.collect({}, [], 0)['git']['commit'])"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    said = subprocess.run([sys.executable, "-c", ask], cwd=root, env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == ("unknown" if above else commit.stdout.strip()), said.stderr
+
+
 def test_a_foreign_checkout_around_the_package_is_not_ours(checkout, tmp_path, monkeypatch):
     checkout("init", "-q")
     checkout("add", ".")
     checkout("commit", "-qm", "first")
     installed = tmp_path / "site-packages" / "tcbench"
     installed.mkdir(parents=True)
-    monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", installed)
     assert provenance.collect({}, [], 0)["git"]["commit"] == "unknown"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tcbench import __version__
+from tcbench.outside.places import PACKAGE
 from tcbench.record.files import digest
 
 PACKAGES = ("torch", "diffusers", "peft", "torch_fidelity", "numpy", "snakemake")
@@ -23,7 +24,7 @@ PACKAGES = ("torch", "diffusers", "peft", "torch_fidelity", "numpy", "snakemake"
 
 def _git(*arguments: str) -> str:
     """Output of git at the package's folder; raises OSError or SubprocessError if there is none."""
-    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
 
