@@ -466,7 +466,8 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
     assert main(tables) == 2
     vouch(edited)
     capsys.readouterr()
-    assert main(tables) == 0 and "FORA, as published" in capsys.readouterr().out
+    assert main(tables) == 2 and "--overwrite" in one_line(capsys)
+    assert main([*tables, "--overwrite"]) == 0 and "FORA, as published" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tables/verdicts.md", "tables/verdicts.csv", "tables/verdicts.json"])

@@ -107,10 +107,10 @@ def _jobs(suite: Suite) -> Iterator[Job]:
 def compared(record: dict[str, Any]) -> str:
     """How the forecast did: in all, and stage by stage."""
     done = [found for found in record["done"].values() if found.get("forecast_s")]
-    if not done:
-        return "nothing to compare with a forecast yet"
     took, foreseen = (sum(found[key] for found in done) for key in ("seconds", "forecast_s"))
-    close = sum(abs(found["forecast_s"] / found["seconds"] - 1) <= CLOSE for found in done)
+    if not took:
+        return "nothing to compare with a forecast yet"
+    close = sum(abs(found["forecast_s"] - found["seconds"]) <= CLOSE * found["seconds"] for found in done)
     verdict = "within" if abs(foreseen / took - 1) <= CLOSE else "not within"
     return (
         f"{record['suite']}, {record['size']}: {duration(took)} in all, forecast {duration(foreseen)} "
