@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import PositiveFloat, PositiveInt
 from typing_extensions import TypedDict
 
-from tcbench.record.records import Kind
+from tcbench.record.records import Kind, OfSuite
 from tcbench.record.score import Provenance
 
 
@@ -29,7 +29,7 @@ class AtBudget(TypedDict):
     counted: str
 
 
-class Rival(TypedDict):
+class Rival(OfSuite):
     """A method at every budget; `label` is what tables call it."""
 
     method: str

@@ -3,7 +3,7 @@
 from pydantic import PositiveInt
 from typing_extensions import TypedDict
 
-from tcbench.record.records import Kind
+from tcbench.record.records import Kind, OfSuite
 from tcbench.record.score import Provenance, Quality
 
 
@@ -25,7 +25,7 @@ class Yardstick(TypedDict):
     quality: dict[str, Quality]
 
 
-class SeedNoise(TypedDict):
+class SeedNoise(OfSuite):
     """By row."""
 
     rows: dict[str, Yardstick]

@@ -68,7 +68,7 @@ def read_rivals(suite: Suite, folder: Path) -> Rivals | None:
     """
     if suite.rivals is None or suite.rival_suite is None or not (folder / "rivals").exists():
         return None
-    records = {name: RIVAL.read(folder / "rivals" / f"{name}.json") for name in suite.rivals.methods}
+    records = {name: RIVAL.read(folder / "rivals" / f"{name}.json", suite=suite.suite) for name in suite.rivals.methods}
     for name, record in records.items():
         if (ratios := [at["ratio"] for at in record["budgets"]]) != list(suite.rivals.ratios):
             path = folder / "rivals" / f"{name}.json"
@@ -77,7 +77,7 @@ def read_rivals(suite: Suite, folder: Path) -> Rivals | None:
     (reference,) = (entry.name for entry in suite.rival_suite.references)
     names = [reference, *(at["row"] for record in records.values() for at in record["budgets"] if at["row"])]
     rows = [SCORE.read(scores / f"{name}.json", name) for name in names]
-    return Rivals(records, rows, SEED_NOISE.read(scores / "seed-noise.json")["rows"][reference])
+    return Rivals(records, rows, SEED_NOISE.read(scores / "seed-noise.json", suite=suite.suite)["rows"][reference])
 
 
 def rivals_table(suite: Suite, rivals: Rivals) -> Table:

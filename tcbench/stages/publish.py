@@ -58,7 +58,7 @@ def _records(suite: Suite) -> Records:
                 records[entry.name] = score["provenance"], part.digest()
                 records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
     for path in sorted((suite.folder / "rivals").glob("*.json")):
-        records[str(path)] = RIVAL.read(path)["provenance"], suite.digest()
+        records[str(path)] = RIVAL.read(path, suite=suite.suite)["provenance"], suite.digest()
     latency = suite.folder / "latency.json"
     timed = LATENCY.read(latency, suite=suite.suite)
     for number, session in enumerate([timed, *timed.get("later", [])], 1):

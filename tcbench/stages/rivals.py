@@ -53,7 +53,7 @@ def run_rival(suite: Suite, method: str) -> None:
     else:
         raise UserError(f"--method {method}: no rival of suite {suite.suite}; {', '.join([UNCACHED, *rivals.methods])}")
     provenance = cast(Provenance, collect(suite.model_dump(mode="json"), [suite.samples.seed], started))
-    record = Rival(method=method, label=label, budgets=budgets, provenance=provenance)
+    record = Rival(suite=suite.suite, method=method, label=label, budgets=budgets, provenance=provenance)
     RIVAL.write(suite.rival_record(method), record)
 
 

@@ -123,7 +123,7 @@ def measure_seed_noise(suite: Suite) -> None:
         if captions := manifest.get("captions"):
             numbers = {caption: number for number, caption in enumerate(captions)}
             samples = replace(samples, labels=torch.tensor([numbers[caption] for caption in captions]))
-        groups = stats.batches(len(samples), suite.samples.group_size)
+        groups = stats.batches(len(samples), suite.jackknife_size)
         partners, quality = seed_noise(samples, real, groups, suite.scoring.metrics, pair_scorers(scorers))
         rows[entry.name] = {
             "nfe": entry.nfe,
@@ -135,7 +135,9 @@ def measure_seed_noise(suite: Suite) -> None:
             "quality": quality,
         }
     provenance = collect(suite.model_dump(mode="json"), [suite.samples.seed], started)
-    SEED_NOISE.write(suite.folder / "scores" / "seed-noise.json", {"rows": rows, "provenance": provenance})
+    SEED_NOISE.write(
+        suite.folder / "scores" / "seed-noise.json", {"suite": suite.suite, "rows": rows, "provenance": provenance}
+    )
 
 
 def load_extractor(suite: Suite) -> Extractor | None:

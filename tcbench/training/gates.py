@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tcbench.artefacts import as_table
 from tcbench.engine.soft import Gate, soft_hidden
@@ -23,7 +22,7 @@ from tcbench.models.adapter import Prompt
 from tcbench.plan import Site, Unit
 from tcbench.shapes import Kind
 from tcbench.trainable import TrainGates
-from tcbench.training.running import check_finite
+from tcbench.training.routers import train_on_second_steps
 from tcbench.training.sizes import row_errors
 from tcbench.training.unfinished import Stateful, Unfinished, Weights
 
@@ -91,6 +90,7 @@ class GateTrainer:
         total = mse_R.mean() + self.stage.mix_cost_weight * mix + self.stage.pointwise_cost_weight * pointwise
         self.optimiser.zero_grad()
         total.backward()
+        pairs.crew.average_gradients(self.steps)
         self.optimiser.step()
         return GateLoss(total.detach(), mse_R.detach(), mix.detach(), pointwise.detach())
 
@@ -107,19 +107,12 @@ def train_gates(pairs: "Pairs", stage: TrainGates, unfinished: Unfinished) -> tu
     """
     steps, shape = len(pairs.sampler.timesteps), pairs.adapter.shape
     trainer = GateTrainer(pairs, stage, torch.zeros(steps, len(shape.sites_of(*KINDS)), shape.width))
-    history: dict[str, list[float]] = {"cache_loss": [], "open_mix": [], "open_pointwise": []}
     learnt = Weights({str(number): weight for number, weight in enumerate(trainer.steps)})
     parts: dict[str, Stateful] = {"steps": learnt, "optimiser": trainer.optimiser}
-    left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
-    progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
-    for iteration in progress:
-        odd = pairs.one_of(list(range(1, steps, 2)))
-        x, label = pairs.start(torch.full((stage.batch_size,), steps - 1 - odd))
-        loss = trainer.step(odd, x, label)
-        check_finite(loss.total, stage, iteration)
-        if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
-            history["cache_loss"].append(loss.mse_R.mean().item())
-            history["open_mix"].append(loss.mix.item())
-            history["open_pointwise"].append(loss.pointwise.item())
-            progress.set_postfix(cache=f"{history['cache_loss'][-1]:.3g}", open=f"{history['open_mix'][-1]:.3g}")
+
+    def said(loss: GateLoss) -> dict[str, float]:
+        means = {"cache_loss": loss.mse_R.mean(), "open_mix": loss.mix, "open_pointwise": loss.pointwise}
+        return {name: pairs.crew.mean(value).item() for name, value in means.items()}
+
+    history = train_on_second_steps(pairs, stage, unfinished, parts, trainer.step, said)
     return as_table(trainer.weights().flatten(0, 1)), history

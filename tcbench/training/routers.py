@@ -7,8 +7,9 @@ s * fresh + (1 - s) * cached with s = sigmoid(logit), and the error of the model
 against the sum of s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from tcbench.engine.soft import soft_hidden
 from tcbench.method import ModelShape, Table
 from tcbench.models.adapter import Prompt
 from tcbench.plan import Site, Unit
-from tcbench.trainable import TrainRouter
+from tcbench.trainable import TrainGates, TrainRouter
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import row_errors
 from tcbench.training.unfinished import Stateful, Unfinished, Weights
@@ -108,19 +109,62 @@ def train_router(pairs: "Pairs", stage: TrainRouter, unfinished: Unfinished) -> 
     steps = len(pairs.sampler.timesteps)
     gates = len(router_sites(pairs.adapter.shape))
     trainer = RouterTrainer(pairs, stage, torch.randn(steps, gates, generator=pairs.generator))
-    history: dict[str, list[float]] = {"cache_loss": [], "cost_loss": [], "mean_gate": []}
     rows = Weights({str(number): row for number, row in enumerate(trainer.rows)})
     parts: dict[str, Stateful] = {"rows": rows, "optimiser": trainer.optimiser}
+
+    def said(loss: RouterLoss) -> dict[str, float]:
+        return {
+            "cache_loss": loss.mse_R.mean().item(),
+            "cost_loss": loss.gates.item(),
+            "mean_gate": trainer.logits()[: steps - 1 : 2].sigmoid().mean().item(),
+        }
+
+    history = train_on_second_steps(pairs, stage, unfinished, parts, trainer.step, said)
+    return as_table(trainer.logits()), history
+
+
+class HasTotal(Protocol):
+    """The loss of a training step; `total` is what was minimised."""
+
+    @property
+    def total(self) -> Tensor:
+        """One number."""
+
+
+Loss = TypeVar("Loss", bound=HasTotal)
+
+
+def train_on_second_steps(
+    pairs: "Pairs",
+    stage: TrainRouter | TrainGates,
+    unfinished: Unfinished,
+    parts: dict[str, Stateful],
+    step: Callable[[int, Tensor, Prompt], Loss],
+    said: Callable[[Loss], dict[str, float]],
+) -> dict[str, list[float]]:
+    """Train on pairs of neighbouring steps whose earlier one is odd, counted from the last.
+
+    Args:
+        parts: what changes from iteration to iteration (`unfinished.Stage`).
+        step: one update, of (the earlier step, latents [R, C, ...] there, labels or captions).
+        said: what the history keeps of a loss, by name, fifty times in all; it may wait for the device.
+
+    Returns:
+        The history.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    steps, history = len(pairs.sampler.timesteps), dict[str, list[float]]()
     left = unfinished.stage(pairs.generator, history, parts).iterations(stage.iterations)
     progress = tqdm(left, desc=f"train {stage.name}", total=stage.iterations, mininterval=1)
     for iteration in progress:
         odd = pairs.one_of(list(range(1, steps, 2)))
         x, label = pairs.start(torch.full((stage.batch_size,), steps - 1 - odd))
-        loss = trainer.step(odd, x, label)
+        loss = step(odd, x, label)
         check_finite(loss.total, stage, iteration)
         if iteration % max(1, stage.iterations // 50) == 0 or iteration == stage.iterations - 1:
-            history["cache_loss"].append(loss.mse_R.mean().item())
-            history["cost_loss"].append(loss.gates.item())
-            history["mean_gate"].append(trainer.logits()[: steps - 1 : 2].sigmoid().mean().item())
-            progress.set_postfix(cache=f"{history['cache_loss'][-1]:.3g}", gate=f"{history['mean_gate'][-1]:.3f}")
-    return as_table(trainer.logits()), history
+            for name, value in said(loss).items():
+                history.setdefault(name, []).append(value)
+            progress.set_postfix({name: f"{values[-1]:.3g}" for name, values in history.items()})
+    return history

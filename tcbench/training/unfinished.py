@@ -128,7 +128,7 @@ class Stage:
             part.load_state_dict(state["parts"][name])
         self._generator.set_state(state["generator"])
         for name, values in state["history"].items():
-            self._history[name][:] = values
+            self._history.setdefault(name, [])[:] = values
         self._clock.earlier = state["wall_s"]
         return state["done"]
 
