@@ -9,7 +9,7 @@ import torch
 from tcbench.data import Dataset
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
-from tcbench.plan import ALL, Block, Decision, Deferred, Plan, PlanError, Tokens
+from tcbench.plan import ALL, Block, Decision, Deferred, Merged, Plan, PlanError, Site, Tokens
 from tcbench.training.crew import ALONE, Crew, Member, train_together
 from tcbench.training.unfinished import Unfinished
 from tests.conftest import make_adapter
@@ -108,6 +108,10 @@ def test_a_plan_for_some_rows() -> None:
     plan = Plan({Block(0): Decision(Tokens(torch.tensor([[1, 2], [3, 4]]))), Block(1): Decision(ALL)})
     some = plan.of_rows(torch.tensor([1])).decisions
     assert some[Block(0)].who.index_RK.tolist() == [[3, 4]] and some[Block(1)] == plan.decisions[Block(1)]  # type: ignore[union-attr]
+    groups = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    merged = Plan({Site(0, "attn"): Decision(Merged(torch.tensor([[0, 1], [1, 0]]), groups))})
+    who = merged.of_rows(torch.tensor([1])).decisions[Site(0, "attn")].who
+    assert who.index_RK.tolist() == [[1, 0]] and who.group_RN.tolist() == [[1, 0, 0]]  # type: ignore[union-attr]
     deferred = Plan({Block(0): Decision(Deferred(lambda stream: ALL, like=ALL))})
     with pytest.raises(PlanError, match="cannot be shared out"):
         deferred.of_rows(torch.tensor([0]))

@@ -120,8 +120,10 @@ class Plan:
             if isinstance(decision.who, Rows | Deferred) or decision.spread is not None:
                 raise PlanError(f"{unit}: what is decided where it is reached cannot be shared out over GPUs")
             who = decision.who
-            if isinstance(who, Tokens):
-                who = Tokens(who.index_RK[index.to(who.index_RK.device)], who.used)
+            if isinstance(who, Tokens | Merged):
+                rows = index.to(who.index_RK.device)
+                taken = who.index_RK[rows]
+                who = Tokens(taken, who.used) if isinstance(who, Tokens) else Merged(taken, who.group_RN[rows])
             decisions[unit] = replace(decision, who=who)
         return Plan(decisions, self.checks)
 
