@@ -73,8 +73,8 @@ def train(
         dtype: of products (`precision.mixed`); weights are float32.
         checkpointed: compute blocks again for the gradient, in less memory and to the same bits.
         unfinished: where the state is kept that a killed training goes on from.
-        crew: who trains together. Scorers, refiners and routers of pairs share their batches; all else every process
-            does for itself, with the same result.
+        crew: who trains together. Scorers, refiners, routers and gates of pairs share their batches; all else every
+            process does for itself, with the same result.
 
     Returns:
         The artefacts (scorers and tables in memory), tensors of the LoRA refiners (empty if none), and a JSON-able log.
