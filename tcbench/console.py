@@ -26,8 +26,8 @@ EXPECTED = {
 }
 """Seconds of a job by the first such word of its rule's name, as embedded suites take on two cores; only their ratios
 matter. Others, which only name targets, take none."""
-SAID = ("Nothing to be done", "unlock", "Unlock", "cannot be locked")
-"""What is passed on of Snakemake's own notes."""
+SAID = ("Nothing to be done", "unlock", "Unlock", "cannot be locked", "forecast of")
+"""What is passed on of other notes: Snakemake's own, and what a run will take."""
 ROWS_NAMED = 3
 LAST_BYTES = 4000
 WIDTH = 150

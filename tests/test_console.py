@@ -51,6 +51,12 @@ def test_a_run_in_short_lines(handler, capsys, tmp_path):
     assert max(map(len, lines)) <= console.WIDTH
 
 
+def test_the_forecast_is_passed_on_and_other_notes_are_not(handler, capsys):
+    for message in ("forecast of digits: 14 min on 2 cores\n  train 5 min", "Building DAG of jobs..."):
+        handler.emit(event(None, message))
+    assert capsys.readouterr().err == "forecast of digits: 14 min on 2 cores\n  train 5 min\n"
+
+
 def test_a_failure_is_told_in_full(handler, capsys, tmp_path):
     log = tmp_path / "train.log"
     log.write_text("tcbench: methods/x.py: step 3: no\n", encoding="utf-8")
