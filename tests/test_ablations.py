@@ -235,6 +235,15 @@ def test_further_training_seeds_are_an_ablation_of_everything_trained(tmp_path, 
         load_suite(changed(tmp_path, "ablations:\n  cache_ratio:", "trainings: 2\nablations:\n  trainings:"))
 
 
+def test_further_training_seeds_of_one_row_and_of_those_that_share_it(tmp_path):
+    path = changed(tmp_path, "\njobs:", "\ntrainings: 3\ntrainings_of: [nfe4-tokencache]\njobs:")
+    assert set(load_suite(path).repeats) == {"nfe4-tokencache", "nfe4-random"}
+    for row in ("nfe4-uncached", "nfe4-nothing"):
+        path = changed(tmp_path, "\njobs:", f"\ntrainings: 3\ntrainings_of: [{row}]\njobs:")
+        with pytest.raises(UserError, match=rf"trainings_of\.0: '{row}' is no row that trains something; give some of"):
+            load_suite(path)
+
+
 def test_a_training_seed_of_nothing_trained_is_refused(tmp_path):
     path = changed(tmp_path, "{method: uncached, nfe: 4}", "{method: uncached, nfe: 4, training_seed: 1}")
     with pytest.raises(UserError, match=r"rows\.nfe4-uncached\.training_seed: nothing is trained"):

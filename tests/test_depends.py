@@ -17,7 +17,7 @@ from tests.suites import altered
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 
-IN_ROWS = {"defaults", "rows", "ablations", "trainings"}
+IN_ROWS = {"defaults", "rows", "ablations", "trainings", "trainings_of"}
 """Fields of the suite whose content reaches stages as rows."""
 OF_NO_STAGE = {"suite", "about", "show", "jobs", "files"}
 """Fields of the suite that name, describe, show and schedule: only what is rendered depends on them."""

@@ -205,7 +205,17 @@ def _jobs(it: _Suite) -> Problems:
             yield Problem(("rows", name), f"differs from row {other!r} in punctuation alone; rename one of them")
 
 
-@_looks_at("rows", "defaults", "ablations", "samples", "sampler", "trainings")
+@_looks_at("rows", "defaults", "trainings_of")
+def _trainings(it: _Suite) -> Problems:
+    for number, name in enumerate(it.suite.trainings_of):
+        if it.lacks(name) or (name in it.methods and not it.suite[name].trains):
+            training = [row for row in it.methods if it.suite[row].trains]
+            yield Problem(
+                ("trainings_of", str(number)), f"{name!r} is no row that trains something; give some of {training}"
+            )
+
+
+@_looks_at("rows", "defaults", "ablations", "samples", "sampler", "trainings", "trainings_of")
 def _ablations(it: _Suite) -> Problems:
     suite = it.suite
     for name, ablation in suite.ablations.items():

@@ -102,9 +102,9 @@ class Entry:
         return self.suite[source] if (source := self.row.full_steps_of) else None
 
     @property
-    def depends_on_training(self) -> bool:
-        """Whether its samples depend on something that is trained."""
-        return bool(self.trained_as or (self.steps_of and self.steps_of.trained_as))
+    def training_source(self) -> "Entry | None":
+        """The row whose training its samples depend on, be it by what is trained or by the full steps it led to."""
+        return self.trained_as or (self.steps_of.trained_as if self.steps_of else None)
 
     @property
     def training_seed(self) -> int:
@@ -289,6 +289,8 @@ class Suite(Strict):
     trainings: PositiveInt = 1
     """How often everything that is trained is trained, with seeds from `training.seed` on. Rows that sample with it are
     sampled as often, in the ablation `trainings`; tables give their means, and intervals that cover other trainings."""
+    trainings_of: tuple[RowName, ...] = ()
+    """The rows that are trained as often, with them the rows that share what they train; all that train if empty."""
     training_gpus: PositiveInt = 1
     """GPUs that train a row together, each with its share of every batch; the result is that of one to rounding. The
     batch must be a multiple of it."""
@@ -505,8 +507,13 @@ class Suite(Strict):
         return {
             name: tuple(f"{TRAININGS}-{name}-{number}" for number in numbers)
             for name in self.rows
-            if self.trainings > 1 and self[name].depends_on_training
+            if self.repeated(name)
         }
+
+    def repeated(self, name: str) -> bool:
+        """Whether a row rests on something that is trained `trainings` times."""
+        source = self[name].training_source
+        return self.trainings > 1 and source is not None and (not self.trainings_of or source.name in self.trainings_of)
 
     def digest(self) -> str:
         """Identifies the whole config."""
@@ -557,10 +564,8 @@ TRAININGS = "trainings"
 def with_trainings(suite: Suite) -> Suite:
     """A suite of several trainings with the ablation that trains and samples again what is trained."""
     rows: dict[str, dict[str, Any]] = {}
-    for name in suite.rows if suite.trainings > 1 else ():
+    for name in filter(suite.repeated, suite.rows):
         entry = suite[name]
-        if not entry.depends_on_training:
-            continue
         source, steps = entry.trained_as, entry.steps_of
         for number in range(1, suite.trainings):
             seed = suite.training.seed + number
@@ -569,7 +574,7 @@ def with_trainings(suite: Suite) -> Suite:
                 change |= {"artefacts_from": None, "training_seed": seed}
             elif source:
                 change["artefacts_from"] = f"{TRAININGS}-{source.name}-{number}"
-            if steps and steps.depends_on_training:
+            if steps and suite.repeated(steps.name):
                 change["full_steps_of"] = f"{TRAININGS}-{steps.name}-{number}"
             rows[f"{name}-{number}"] = change
     if not rows:

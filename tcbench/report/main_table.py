@@ -339,10 +339,15 @@ def _caption(
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
-    if several := {row["trainings"] for row in run if "trainings" in row}:
+    if repeated := [row for row in run if "trainings" in row]:
+        of = "; ".join(
+            f"{', '.join(row['label'] for row in repeated if row['nfe'] == nfe)} at {nfe} steps"
+            for nfe in dict.fromkeys(row["nfe"] for row in repeated)
+        )
         lines.append(
-            f"What is trained was trained {_several(several)} times: such rows are means over the trainings, their "
-            "intervals and marks cover other trainings as well as other samples, and their MACs are those of the first."
+            f"Trained {_several(row['trainings'] for row in repeated)} times: {of}. These rows are means over the "
+            "trainings, their intervals and marks cover other trainings as well as other samples, and their MACs are "
+            "those of the first."
         )
     if columns.targets:
         pairs = dict.fromkeys((row["label"], row["target"]) for row in rows if row["target"])
