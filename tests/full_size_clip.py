@@ -190,9 +190,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     latents = torch.randn(BATCH, *spec.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         videos = measure_autoencoder(measured, autoencoder, latents)
-    measure_files(measured, videos)
     for dtype in size["dtypes"]:
         measure_rows(measured, size, parsed.steps, dtype, autoencoder)
+    measure_files(measured, videos)
     return measured.record
 
 

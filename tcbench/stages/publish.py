@@ -13,7 +13,7 @@ from typing import Any, get_args
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
-from tcbench.record.files import PROVENANCE, check_seal, copy_file, sha256
+from tcbench.record.files import PROVENANCE, check_seal, copy_file, read_json, sha256
 from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, SEARCHED, TRAINED, Kind
 from tcbench.record.rivals import RIVAL
 from tcbench.record.score import Provenance
@@ -22,11 +22,13 @@ from tcbench.report.strips import Shows, read_strip, strip_path
 from tcbench.report.table import check_face
 
 SPEED_RECORDS: dict[str, Kind[Any]] = {"runs/*.json": RUN, "peers/*.json": RUN, "profile/*.json": PROFILE}
+PRETRAINING = "pretrained/*-log.json"
 MEASURED = (
     "scores/*.json",
     "ablations/*/scores/*.json",
     "rivals/*.json",
     "diagnostics/*.json",
+    PRETRAINING,
     "trained/*/artefacts.json",
     "searched/*.json",
     "grids/strips/*.png",
@@ -36,7 +38,7 @@ MEASURED = (
 )
 SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
 RENDERED_FROM = "tables/*.json"  # the digests of these
-PICTURES = {"digits": "grids/nfe20.png", "speed": "figures/speed.png"}
+PICTURES = {"digits": "grids/nfe20.png", "fashion": "grids/nfe20.png", "speed": "figures/speed.png"}
 """By suite, what README.md and docs/speed.md show."""
 LIMIT_BYTES = 1_000_000
 
@@ -130,6 +132,8 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             check_face(path, suite.suite)
         elif path.relative_to(suite.folder).as_posix() == PICTURES.get(suite.suite):
             check_seal(path, picture_of(suite.suite, path.stem))
+        elif path.match(PRETRAINING):
+            read_json(path)  # it carries no digest; from here on it is listed with one
         else:
             check_seal(path)
     first, _ = next(iter(records.values()))
