@@ -25,7 +25,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError, did_you_mean
 from tcbench.listing import LISTS, listed, methods_listed
 from tcbench.models.specs import MODELS
-from tcbench.outside.devices import lease, release, uses_gpus
+from tcbench.outside.devices import NVML_CHECK, lease, release, uses_gpus
 from tcbench.outside.places import ADDED_METHODS, VBENCH, add_methods, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UserError` is one line on stderr and status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show "≈" shows "\u2248"
         sys.stdout.reconfigure(errors="backslashreplace")
+    os.environ.setdefault(NVML_CHECK, "1")
     try:
         parsed = _parser().parse_args(arguments)
         if parsed.methods:

@@ -206,3 +206,43 @@ def test_of_any_takes_and_returns_no_gpu_is_had_twice(
         for one in had:
             for descriptor in one.values():
                 os.close(descriptor)
+
+
+SAMPLING = """
+import sys
+import torch
+from tcbench import cli
+from tcbench.outside import devices
+
+def start():
+    raise AssertionError("CUDA was started before the lease")
+
+def leased(count=1):
+    print("leased")
+    sys.exit()
+
+devices.lease = leased
+torch.cuda._is_compiled = lambda: True
+torch.cuda._device_count_nvml = lambda: 1
+torch._C._cuda_getDeviceCount = start
+cli.main(["sample", "digits", "--rows", "nfe10-uncached"])
+"""
+
+
+@pytest.mark.parametrize(("given", "says"), [(None, "leased"), ("0", "CUDA was started before the lease")])
+def test_cuda_is_not_started_before_the_lease(tmp_path: Path, given: str | None, says: str) -> None:
+    # diffusers asks torch for CUDA when it is imported, which would let the process see every GPU for good
+    environment = {**os.environ, devices.PRETEND: "1", "PYTHONPATH": str(ROOT)}
+    environment.pop(devices.NVML_CHECK, None)
+    environment |= {devices.NVML_CHECK: given} if given else {}
+    ran = subprocess.run(
+        [sys.executable, "-c", SAMPLING], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert says in ran.stdout + ran.stderr
+
+
+def test_more_gpus_than_leased_are_an_error(machine: Path) -> None:
+    devices.lease(2)
+    devices.check_seen(2)
+    with pytest.raises(RuntimeError, match="2 GPUs are leased and CUDA sees 4"):
+        devices.check_seen(4)

@@ -27,6 +27,11 @@ PRETEND = "TCBENCH_PRETEND_GPUS"
 """The environment variable of a number of GPUs that are not there: suites of the CPU are then run in the parts and with
 the leases of a machine that has so many, and compute on the CPU. For tests of all that needs no GPU."""
 
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""PyTorch's environment variable that lets `torch.cuda.is_available()` ask the driver's management library. Without it
+that question starts CUDA, which looks at $CUDA_VISIBLE_DEVICES once and never again; diffusers asks when imported,
+before any lease."""
+
 WAIT_S = 0.2
 """Between two looks for a free GPU, on average."""
 
@@ -109,6 +114,16 @@ def release() -> None:
     """Give the GPUs back. CUDA goes on seeing them alone, so that a process that leases again gets the same."""
     while _leases:
         os.close(_leases.popitem()[1])
+
+
+def check_seen(seen: int) -> None:
+    """Compare the number of GPUs that CUDA sees, once it has started, with the leases of this process.
+
+    Raises:
+        RuntimeError: CUDA was started before the lease, and would compute on other jobs' GPUs.
+    """
+    if seen != len(_leases):
+        raise RuntimeError(f"{len(_leases)} GPUs are leased and CUDA sees {seen}: it was started before the lease")
 
 
 def _take(names: tuple[str, ...], count: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
-from tcbench.outside.devices import lease, uses_gpus
+from tcbench.outside.devices import check_seen, lease, uses_gpus
 from tcbench.outside.foreign import read_json_as
 from tcbench.record.identity import content_digests
 
@@ -32,8 +32,11 @@ def device_of(suite: Suite) -> torch.device:
             lease()
         except UserError as error:
             raise UserError(f"suite {suite.suite}: device {suite.model.device}: {error}") from error
-    if suite.model.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"suite {suite.suite}: device cuda, but torch finds no usable GPU; set device: cpu")
+    if suite.model.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"suite {suite.suite}: device cuda, but torch finds no usable GPU; set device: cpu")
+        torch.cuda.init()
+        check_seen(torch.cuda.device_count())
     return torch.device(suite.model.device)
 
 
