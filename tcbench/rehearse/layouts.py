@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
-import av
 import numpy as np
 import open_clip
 import torch
@@ -455,6 +454,8 @@ def grey(number: int) -> int:
 
 def write_video(path: Path, frames: int, rate: int = 24, times: Sequence[int] | None = None, side: int = 64) -> None:
     """H.264 in MP4: frame n is of the grey `grey(n)`, its left half black; with `times` in 1 / rate seconds."""
+    import av  # slow to import, and most suites do without
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1", "bf": "0"})
