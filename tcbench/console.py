@@ -23,6 +23,7 @@ EVERY_S = 20.0
 EXPECTED = {
     **{"encode": 120, "pretrain": 300, "train": 40, "search": 40, "sample": 60, "score": 30, "floor": 5},
     **{"latency": 60, "ablate": 60, "diagnose": 10, "render": 5, "vbench": 120, "speed": 600},
+    **{"rival": 60, "seed": 10, "diagnostics": 5},
 }
 """Seconds of a job by the first such word of its rule's name, as embedded suites take on two cores; only their ratios
 matter. Others, which only name targets, take none."""

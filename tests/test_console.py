@@ -1,6 +1,7 @@
 """What `tcbench run` prints: short lines that say which job, how far, where its log is; failures in full."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from tcbench import console
 from tcbench.console import LogHandler, expected, last_line, name_of
+from tcbench.outside.places import PACKAGE
+from tcbench.workflow import TARGETS
 
 
 @pytest.fixture
@@ -68,6 +71,14 @@ def test_a_failure_is_told_in_full(handler, capsys, tmp_path):
     said = capsys.readouterr().err
     assert "Error in rule train" in said and "methods/x.py: step 3: no" in said and "tcbench train" in said
     assert "Exiting because a job execution failed." in said
+
+
+def test_every_rule_that_computes_is_told_of():
+    """But for those that copy, or show what there is so far."""
+    rules = "\n".join(path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "rules").glob("*.smk")))
+    names = re.findall(r"^ *rule (\w+):|^ +name:\n +f\"(\w+)_\{", rules, re.MULTILINE)
+    silent = {name for named in names if not expected(name := "".join(named))}
+    assert silent - {*TARGETS, "pretrain"} == {"publish", "partial"}
 
 
 def test_what_is_known_of_a_job(tmp_path):

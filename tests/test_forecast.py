@@ -166,6 +166,8 @@ def test_the_workflow_says_what_is_left_and_how_long_it_takes(smoke: Suite) -> N
     assert left is not None and len(said) == 1 and len(said[0].splitlines()) == 3
     assert "train" in said[0] and "sample" not in said[0].replace("samples", "")
     assert announce([smoke], {1: ["somewhere/else"]}, 2, 1, said.append) is None
+    assert announce([smoke], {1: ["results/smoke/rivals/fora.json"]}, 2, 1, said.append) is None
+    assert said[-1].startswith("no forecast of 1 files of rivals")
 
     now = 100.0
     told = forecast(smoke, "cpu", 2)

@@ -52,7 +52,8 @@ def sample(folder: Path, parts: int) -> dict:
     """Sample all rows, one after the other, in so many parts at once: (samples a second of every row, wall seconds)."""
     folder.mkdir(parents=True)
     (folder / "two-gpus.yaml").write_text(yaml.safe_dump(config(), sort_keys=False))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
     began = time.monotonic()
     command = [sys.executable, "-m", "tcbench.cli", "sample", "two-gpus.yaml", "--rows", *ROWS]
     jobs = [

@@ -99,6 +99,8 @@ def announce(
                 say(summary(told[-1]))
         except UserError as error:  # a run needs no forecast
             say(f"no forecast of {suite.suite}: {error}")
+    if rivals := sum("/rivals/" in str(path) for files in outputs.values() for path in files):
+        say(f"no forecast of {rivals} files of rivals, whose steps are solved for as they run")
     return Left(told, outputs, say) if told else None
 
 
