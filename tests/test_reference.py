@@ -19,7 +19,7 @@ from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
-from tcbench.record.score import Score
+from tcbench.record.score import Score, score_files
 from tcbench.report.names import figure_names
 from tcbench.report.page import PAPER
 from tcbench.report.rows import replicates_of
@@ -47,8 +47,8 @@ def measured(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suite", SUITES)
 def test_scores_are_whole_and_their_errors_those_of_the_stored_replicates(suite):
     """So that the standard error, which scoring stores, is the jackknife's own in every committed file."""
-    files = (REFERENCE / suite).glob("**/scores/*.json")
-    rows = [SCORE.read(path) for path in files if path.stem not in ("floor", "seed-noise")]
+    folders = [REFERENCE / suite, *(REFERENCE / suite / "ablations").iterdir()]
+    rows = [SCORE.read(path) for folder in folders for path in score_files(folder)]
     assert rows
     for row in rows:
         assert row.keys() <= Score.__required_keys__ | Score.__optional_keys__, row["row"]
@@ -166,10 +166,7 @@ def assert_kept(committed: Path, suite: Suite | SpeedSuite, copy: Path) -> None:
     command = ["git", "ls-files", "-z", "."]
     listed = subprocess.run(command, cwd=committed, capture_output=True, text=True, check=True).stdout
     kept = {str(path.relative_to(copy)) for path in publish.kept(suite, copy)} | {"provenance.json"}
-    committed_files = {name for name in listed.split("\0") if name}
-    if "tables/verdicts.json" not in committed_files:  # published before tables had their digests beside them
-        kept = {name for name in kept if not re.fullmatch(r"tables/.*\.json", name)}
-    assert committed_files == kept
+    assert {name for name in listed.split("\0") if name} == kept
 
 
 def test_timings_are_shown_again(tmp_path_factory):

@@ -12,6 +12,7 @@ from tcbench.forecast.rates import RECORDED, Rate, precision_of
 from tcbench.forecast.training import PASSES
 from tcbench.record.files import PROVENANCE, write_json
 from tcbench.record.records import RUN, SCORE, TRAINED
+from tcbench.record.score import score_files
 
 REFERENCE = Path("results") / "reference"
 CARDS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100"}
@@ -59,7 +60,7 @@ _METHODS = {
 
 def _embedded(folder: Path) -> Iterator[Rate]:
     """Of a suite that runs on a CPU: by row for a method, by stage for training."""
-    scores = [SCORE.read(path) for path in sorted(folder.glob("scores/*.json")) if path.stem != "floor"]
+    scores = [SCORE.read(path) for path in score_files(folder)]
     model = scores[0]["model"]
     provenance: dict[str, Any] = {**scores[0]["provenance"]}
     if provenance["gpu"]:

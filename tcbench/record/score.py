@@ -1,5 +1,6 @@
 """A row's score, results/<suite>/scores/<row>.json: what `tcbench score` writes and reports read. Imports no torch."""
 
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -14,6 +15,11 @@ from typing_extensions import TypedDict
 Word = r"all|none|(?:forecast|mix) \d+|rows \d+/\d+"
 PlanLine = Annotated[str, Text(pattern=rf"^(({Word}|\d+)( |$))+$")]
 """What every step did in a unit (`PlanRecord.to_lines`)."""
+
+
+def score_files(folder: Path) -> list[Path]:
+    """The rows' scores in results/<suite> or of an ablation, by name; what else lies beside them is no row's."""
+    return [path for path in sorted((folder / "scores").glob("*.json")) if path.stem not in ("floor", "seed-noise")]
 
 
 class Quality(TypedDict):

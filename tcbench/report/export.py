@@ -10,6 +10,7 @@ import pandas as pd
 from tcbench.errors import UserError
 from tcbench.record.files import write_text
 from tcbench.record.records import LATENCY, SCORE
+from tcbench.record.score import score_files
 from tcbench.report.rows import Row, interval_of, mac_ratio, timings_of, was_run
 
 COLUMNS = (
@@ -41,8 +42,7 @@ def export(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def _lines(folder: Path, ablation: str) -> Iterator[dict[str, Any]]:
-    paths = [path for path in sorted((folder / "scores").glob("*.json")) if path.stem != "floor"]
-    rows = [SCORE.read(path) for path in paths]
+    rows = [SCORE.read(path) for path in score_files(folder)]
     timed = LATENCY.read(folder / "latency.json") if (folder / "latency.json").exists() else None
     for row in rows:
         known = {key: value for key, value in row.items() if key in COLUMNS} | {"ablation": ablation}
