@@ -63,6 +63,9 @@ def test_commit_and_dirty_flag(checkout, tmp_path):
     checkout("commit", "-qm", "first")
     commit = checkout("rev-parse", "HEAD")
     assert provenance.collect({}, [], 0)["git"] == {"commit": commit, "dirty": False}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "published").write_text("by the run before")
+    assert provenance.collect({}, [], 0)["git"] == {"commit": commit, "dirty": False}
     (tmp_path / "new.py").write_text("")
     assert provenance.collect({}, [], 0)["git"] == {"commit": commit, "dirty": True}
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tcbench.config.speed import SpeedSuite
-from tcbench.config.suite import Suite
+from tcbench.config.suite import TRAININGS, Suite
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
@@ -111,10 +111,11 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
     ablated = [next((copy / "ablations" / name / "scores").glob("*.json")) for name in suite.ablations]
     diagnosed = [copy / "diagnostics" / f"{row}.json" for row in suite.predictor_rows]
     timed = [copy / "latency.json", copy / "scores" / "floor.json"]
+    repeated = [path for path in ablated if path.parts[-3] == TRAININGS]  # of which rows are means
     stored = {path: path.read_bytes() for path in [*ablated, *diagnosed, *timed]}
     for render_job, inputs in (
-        (render.render_tables, timed),
-        (render.render_diagnostics, diagnosed),
+        (render.render_tables, [*timed, *repeated]),
+        (render.render_diagnostics, [*diagnosed, *repeated]),
         (render.render_ablations, ablated),
     ):
         for path, content in stored.items():

@@ -29,11 +29,11 @@ def _git(*arguments: str) -> str:
 
 
 def _checkout() -> dict[str, Any]:
-    """Commit, and whether the work tree differs from it; "unknown" unless run from a checkout."""
+    """Commit, and whether the work tree differs from it but for results; "unknown" unless run from a checkout."""
     try:
         commit, _, prefix = _git("rev-parse", "HEAD", "--show-prefix").partition("\n")
         if prefix == "tcbench/":  # otherwise installed below somebody else's checkout, whose commit says nothing
-            return {"commit": commit, "dirty": bool(_git("status", "--porcelain"))}
+            return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", ":/", ":(top,exclude)results"))}
     except (OSError, subprocess.SubprocessError):
         pass
     return {"commit": "unknown", "dirty": "unknown"}
