@@ -97,7 +97,7 @@ def imagenet(folder: Path) -> Suite:
     return official.small_suite(
         "paper-dit-256",
         {
-            "scoring.metrics": ["fid", "sfid", "is", "precision", "recall", "mae"],
+            "scoring.metrics": ["fid", "sfid", "is", "precision", "recall", "mae", "fid_imagenet"],
             "show.tables": {"table2": {"title": "Table II", "metrics": ["fid", "sfid", "is", "precision", "recall"]}},
             "rows": {
                 "plain": {"method": "uncached", "nfe": 3},
@@ -157,6 +157,8 @@ def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     assert_close(quality["fid"]["value"], frechet_distance(pooled, published), DISTANCE)
     real = (read_reference_images(Path(ADM)).float() / 255).mean((2, 3))
     assert quality["precision"]["value"] == inside_real(pooled, real, radii(real)).double().mean().item()
+    second = read_tensors(imagenet.folder / "real-features-imagenet.safetensors")[0]["pooled"]
+    assert second.shape == (12, 1280) and quality["fid_imagenet"]["value"] > 0
     assert read_json(imagenet.folder / "scores" / "floor.json")["fid"]["n"] == 8  # of the batch's twelve images
     labels = torch.cat([shard["label"] for shard in read_shards(imagenet["plain"].samples)])
     assert torch.equal(labels, load_shown(imagenet)(torch.arange(8)))

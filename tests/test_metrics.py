@@ -20,11 +20,12 @@ from tcbench.config.fields import PaperCell, Scoring
 from tcbench.config.suite import Suite
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.accuracy import correct
-from tcbench.metrics.catalogue import EXTRACTORS, METRICS, find_metric, paper_headings, usual_metrics
+from tcbench.metrics.catalogue import EXTRACTORS, IMAGENET, METRICS, find_metric, paper_headings, usual_metrics
 from tcbench.metrics.deviation import final_mae, psnr, ssim, trajectory_mae
 from tcbench.metrics.extractors import Features, make_extractor
 from tcbench.metrics.frechet import Gaussian, Subsets, frechet_distance, real_floor
 from tcbench.metrics.inception_score import inception_score
+from tcbench.metrics.inference import Sampled, samples_needed
 from tcbench.metrics.kid import SCALE
 from tcbench.metrics.perceptual import load_lpips
 from tcbench.metrics.precision_recall import _kth, inside_real, radii, recall, thin
@@ -151,7 +152,7 @@ def test_unfit_images_are_refused(digits, images):
 
 
 def test_unfit_weights_are_named(tmp_path, weights):
-    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, inception-v3-adm"):
+    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, efficientnet"):
         make_extractor("inception")
     for digest in (None, "0123"):
         with pytest.raises(UserError, match=r"missing\.safetensors: "):
@@ -268,12 +269,37 @@ def test_the_catalogue_counts_an_extractors_features(name):
 
 def test_metrics_are_bounded_as_the_catalogue_says():
     """Samples of two kinds, near the real images and far from them."""
-    real = Real(random_features(200, 1))
+    features = random_features(200, 1)
+    real = Real(features, imagenet=Real(features))
     for shift in (0.0, 5.0):
         samples, uncached = random_samples(60, 2, shift), random_samples(60, 3)
+        samples = replace(samples, imagenet=samples.features)
         for name, metric in METRICS.items():
             low, high = metric.bounds
             assert low <= compute(name, samples, Reference(real, uncached, SCORERS)) <= high, name
+
+
+def test_a_second_opinion_is_the_same_metric_of_other_features(row):
+    samples, uncached, real = row
+    seen = replace(samples, features=samples.imagenet), Reference(real.imagenet, uncached)
+    for name in ("fid", "precision", "recall"):
+        second = compute(f"{name}_imagenet", samples, Reference(real, uncached))
+        assert second == compute(name, *seen) != compute(name, samples, Reference(real, uncached))
+    few = Sampled(2000, 8, "digits-cnn")
+    assert samples_needed(METRICS["fid_imagenet"], few) == 2560 and samples_needed(METRICS["fid"], few) == 0
+
+
+def test_the_network_of_a_second_opinion_is_its_packages_own():
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    extractor = make_extractor(IMAGENET)
+    features = extractor.extract(images)
+    resized = F.interpolate(images.float(), (224, 224), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        assert torch.equal(features.logits, extractor.network.network((resized - 127) / 128))
+    entry = EXTRACTORS[IMAGENET]
+    assert [len(layer[0]) for layer in vars(features).values()] == [entry.pooled, entry.spatial, entry.classes]
+    grey = images[:1, :1]
+    assert torch.equal(extractor.extract(grey).pooled, extractor.extract(grey.expand(-1, 3, -1, -1)).pooled)
 
 
 def test_a_floor_of_classes_in_turn_is_lower_than_one_of_classes_by_chance():
@@ -462,8 +488,10 @@ def row():
         *(a + 0.1 * b for a, b in zip(vars(uncached.features).values(), (pooled, spatial, logits), strict=True))
     )
     other = random_samples(128, 21)
-    samples = Samples(near, uncached.labels, uncached.images + 0.01 * other.images, other.readings)
-    return samples, uncached, Real(random_features(200, 22))
+    second = random_features(128, 23), random_features(128, 24), Real(random_features(200, 25))
+    images = uncached.images + 0.01 * other.images
+    samples = Samples(near, uncached.labels, images, other.readings, imagenet=second[0])
+    return samples, replace(uncached, imagenet=second[1]), Real(random_features(200, 22), imagenet=second[2])
 
 
 def test_a_row_is_scored_with_the_replicates_of_its_intervals(row):
@@ -502,10 +530,11 @@ def test_a_metric_needs_what_it_declares_and_nothing_else(metric, row):
         "images": (replace(samples, images=None), Reference(real, replace(uncached, images=None), SCORERS)),
         "uncached": (samples, Reference(real, None, SCORERS)),
         "reading": (replace(samples, readings={}), Reference(real, replace(uncached, readings={}), SCORERS)),
+        "ImageNet": (replace(samples, imagenet=None), Reference(replace(real, imagenet=None), uncached, SCORERS)),
     }
     complete = compute(metric.name, samples, Reference(real, uncached, SCORERS))
     for name, (bare, reference) in without.items():
-        if name in metric.needs:
+        if name.lower() in metric.needs:
             with pytest.raises(UserError, match="VBench's results" if metric.name == "vbench" else name):
                 compute(metric.name, bare, reference)
         else:

@@ -399,8 +399,9 @@ def _compared(it: _Suite) -> Problems:
     source = _source(it)
     if source is None:
         return
-    if compared and scoring.real is None and not source.brings_images:
-        says = f"{compared[0]} compares with real images; name a folder or ADM's .npz"
+    second = [metric for metric in scoring.metrics if "imagenet" in METRICS[metric].needs]
+    if (compared or second) and scoring.real is None and not source.brings_images:
+        says = f"{(compared or second)[0]} compares with real images; name a folder or ADM's .npz"
         yield Problem(("scoring", "real"), says)
     if source.conditioning != "text":
         for metric in scoring.metrics:

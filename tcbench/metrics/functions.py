@@ -10,7 +10,7 @@ from tcbench.metrics import deviation, precision_recall, vbench
 from tcbench.metrics.accuracy import correct
 from tcbench.metrics.frechet import Subsets
 from tcbench.metrics.inception_score import inception_score
-from tcbench.metrics.samples import Reference, Samples, given, image_pair, mean_of, uncached_of
+from tcbench.metrics.samples import Reference, Samples, given, image_pair, mean_of, seen_by_imagenet, uncached_of
 from tcbench.stats import Statistic
 
 
@@ -40,6 +40,21 @@ def precision(samples: Samples, reference: Reference) -> Statistic:
 def recall(samples: Samples, reference: Reference) -> Statistic:
     """Share of real images inside some sample's ball."""
     return precision_recall.recall(samples.features.pooled, reference.real.manifold)
+
+
+def fid_imagenet(samples: Samples, reference: Reference) -> Statistic:
+    """FID of an ImageNet network's features."""
+    return fid(*seen_by_imagenet(samples, reference))
+
+
+def precision_imagenet(samples: Samples, reference: Reference) -> Statistic:
+    """Precision by an ImageNet network's features."""
+    return precision(*seen_by_imagenet(samples, reference))
+
+
+def recall_imagenet(samples: Samples, reference: Reference) -> Statistic:
+    """Recall by an ImageNet network's features."""
+    return recall(*seen_by_imagenet(samples, reference))
 
 
 def accuracy(samples: Samples, reference: Reference) -> Statistic:

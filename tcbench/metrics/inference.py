@@ -27,9 +27,10 @@ def samples_needed(metric: Metric, of: Sampled) -> int:
 
     Of videos, samples count and not frames, which depend on each other.
     """
-    if metric.moments is None or of.extractor is None:
+    extractor = metric.extractor(of.extractor)
+    if metric.moments is None or extractor is None:
         return 0
-    needed = USABLE * getattr(find_extractor(of.extractor), metric.moments)
+    needed = USABLE * getattr(find_extractor(extractor), metric.moments)
     return needed if of.samples < needed else 0
 
 

@@ -1,7 +1,7 @@
 """What metrics look at: generated samples, the real images they are compared with, and the uncached run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ class Samples:
 
     Attributes:
         features: of the n images.
+        imagenet: their features by a network of ImageNet, if a metric looks at them.
         labels: int64 [n] that the samples were conditioned on, in the classifier's numbering, or None.
         images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or uint8 where they were decoded from latents;
             videos [n, C, T, H, W]; None if no metric looks at them.
@@ -38,9 +39,13 @@ class Samples:
     images: Tensor | None = None
     readings: Mapping[str, Tensor] = field(default_factory=dict)
     not_run: Mapping[str, str] = field(default_factory=dict)
+    imagenet: Features | None = None
 
     def __post_init__(self) -> None:
         tensors = {**vars(self.features), "labels": self.labels, "images": self.images, **self.readings}
+        tensors |= {
+            f"ImageNet {name}": values for name, values in vars(self.imagenet or Features.none(len(self))).items()
+        }
         for name, values in tensors.items():
             if values is None:
                 continue
@@ -56,9 +61,9 @@ class Samples:
 
     def taken(self, index: Tensor) -> "Samples":
         """Some of them, in another order, without readings."""
-        features = Features(*(values[index] for values in vars(self.features).values()))
+        imagenet = self.imagenet and self.imagenet.taken(index)
         labels, images = (None if values is None else values[index] for values in (self.labels, self.images))
-        return Samples(features, labels, images, not_run=self.not_run)
+        return Samples(self.features.taken(index), labels, images, not_run=self.not_run, imagenet=imagenet)
 
 
 def odd_images(images: Tensor, uncached: Tensor | None) -> list[str]:
@@ -81,10 +86,12 @@ class Real:
     Attributes:
         features: of the real images, or of the reference batch that goes with published moments.
         moments: (pooled, spatial) Gaussians where they are published; by default fitted to `features`.
+        imagenet: the same images by a network of ImageNet, if a metric looks at them.
     """
 
     features: Features
     moments: tuple[Gaussian, Gaussian] | None = None
+    imagenet: "Real | None" = None
     _computed: dict[Callable[[Features], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, compute: Callable[[Features], T]) -> T:
@@ -151,6 +158,13 @@ def given(value: T | None, what: str) -> T:
 def uncached_of(reference: Reference) -> Samples:
     """The uncached samples; raises UserError if there are none."""
     return given(reference.uncached, "uncached samples")
+
+
+def seen_by_imagenet(samples: Samples, reference: Reference) -> tuple[Samples, Reference]:
+    """The same by an ImageNet network's features; raises UserError if there are none."""
+    what = "features of an ImageNet network"
+    seen = replace(samples, features=given(samples.imagenet, what))
+    return seen, replace(reference, real=given(reference.real.imagenet, what))
 
 
 def image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:

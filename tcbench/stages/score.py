@@ -1,9 +1,10 @@
 """Score a row's samples: quality with the jackknife's replicates, per-step deviations from the uncached row."""
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from tcbench.data import to_uint8
 from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.metrics.adm import read_moments, read_reference_images
-from tcbench.metrics.catalogue import METRICS
+from tcbench.metrics.catalogue import IMAGENET, METRICS
 from tcbench.metrics.deviation import trajectory_mae
 from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
@@ -50,11 +51,11 @@ def score_rows(entries: Sequence[Entry], missing: bool = False) -> None:
     if not (entries := [entry for entry in entries if entry not in scored]):
         return
     suite = entries[0].suite
-    extractor = load_extractor(suite)
-    real, scorers = load_real(suite, extractor), load_scorers(suite)
+    networks = load_networks(suite)
+    real, scorers = load_real(suite, networks), load_scorers(suite)
     for entry in entries:
         started = time.time()
-        SCORE.write(entry.scores, _score(entry, extractor, scorers, real, started))
+        SCORE.write(entry.scores, _score(entry, networks, scorers, real, started))
 
 
 def _is_scored(entry: Entry) -> bool:
@@ -98,10 +99,10 @@ def measure_floor(suite: Suite) -> None:
 
     Where there are no more real images than that, the file says so.
     """
-    extractor = load_extractor(suite)
-    real = load_real(suite, extractor).features
+    networks = Networks(load_networks(suite).own)
+    real = load_real(suite, networks).features
     floor: dict[str, Any]
-    if extractor is None:
+    if networks.own is None:
         floor = {"not_run": "no metric compares with real images"}
     elif len(real) <= suite.samples.count:
         floor = {"not_run": f"needs more than the {len(real)} real images that there are"}
@@ -115,11 +116,11 @@ def measure_seed_noise(suite: Suite) -> None:
     """Write scores/seed-noise.json, the distance of two uncached runs of different noise, from samples of the uncached
     rows."""
     started = time.time()
-    extractor, rows = load_extractor(suite), dict[str, Yardstick]()
-    real, scorers = load_real(suite, extractor), load_scorers(suite)
+    networks, rows = load_networks(suite), dict[str, Yardstick]()
+    real, scorers = load_real(suite, networks), load_scorers(suite)
     for entry in suite.references:
         manifest, tensors = read_images(entry)
-        samples = _samples(entry, manifest, tensors, extractor, scorers)
+        samples = _samples(entry, manifest, tensors, networks, scorers)
         if captions := manifest.get("captions"):
             numbers = {caption: number for number, caption in enumerate(captions)}
             samples = replace(samples, labels=torch.tensor([numbers[caption] for caption in captions]))
@@ -140,39 +141,64 @@ def measure_seed_noise(suite: Suite) -> None:
     )
 
 
-def load_extractor(suite: Suite) -> Extractor | None:
-    """What turns images into features; nothing, where no metric looks at features."""
-    if suite.scoring.extractor is None:
-        return None
-    return make_extractor(suite.scoring.extractor, suite.scoring.extractor_weights, device=device_of(suite).type)
+@dataclass(frozen=True)
+class Networks:
+    """What turns images into features.
+
+    Attributes:
+        own: the suite's extractor; None where no metric looks at its features.
+        imagenet: that of a second opinion, likewise.
+    """
+
+    own: Extractor | None
+    imagenet: Extractor | None = None
 
 
-def extractor_identity(suite: Suite) -> list[str | None]:
+def load_networks(suite: Suite) -> Networks:
+    """Those that the suite's metrics look through."""
+    scoring, device = suite.scoring, device_of(suite).type
+    own = make_extractor(scoring.extractor, scoring.extractor_weights, device=device) if scoring.extractor else None
+    second = any("imagenet" in METRICS[metric].needs for metric in scoring.metrics)
+    return Networks(own, make_extractor(IMAGENET, device=device) if second else None)
+
+
+def identity_of(extractor: Extractor, suite: Suite) -> list[str | None]:
     """What features depend on besides the images: the network, its file where it does not ship, and the code."""
-    scoring = suite.scoring
-    weights = scoring.extractor_weights
+    weights = suite.scoring.extractor_weights if extractor.name == suite.scoring.extractor else None
     read = content_digest(weights) if weights and weights.is_file() else None
-    return [scoring.extractor, read, source_digest("score", data=suite.data.name)]
+    return [extractor.name, read, source_digest("score", data=suite.data.name)]
 
 
-def load_real(suite: Suite, extractor: Extractor | None) -> Real:
-    """The real images' side of the metrics; features of images in files are kept on disk.
+def load_real(suite: Suite, networks: Networks) -> Real:
+    """The real images' side of the metrics; their features are kept on disk.
 
     Raises:
         UserError: the real images are missing or damaged.
     """
-    if extractor is None:
-        return Real(Features.none(0))
+    second, real = networks.imagenet, suite.scoring.real
+    imagenet = (
+        Real(_real_features(suite, second, suite.folder / "real-features-imagenet.safetensors")) if second else None
+    )
+    if networks.own is None:
+        return Real(Features.none(0), imagenet=imagenet)
+    features = _real_features(suite, networks.own, suite.folder / "real-features.safetensors")
+    published = real is not None and real.suffix == ".npz"
+    sizes = features.pooled.shape[-1], features.spatial.shape[-1]
+    return Real(features, read_moments(real, *sizes) if published else None, imagenet)
+
+
+def _real_features(suite: Suite, extractor: Extractor, path: Path) -> Features:
+    """Of the real images, or of those in ADM's reference batch."""
     if (real := suite.scoring.real) is None:
-        return Real(extractor.extract(to_uint8(suite.source.images().images)))
-    path, side = suite.folder / "real-features.safetensors", image_side(suite)
+        images = to_uint8(suite.source.images().images)
+        key = digest([hashlib.sha256(images.numpy()).hexdigest(), identity_of(extractor, suite)])
+        return _kept(path, key, lambda: extractor.extract(images))
     if real.suffix == ".npz":
-        key = digest([content_digest(real), extractor_identity(suite)])
-        features = _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
-        return Real(features, read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1]))
-    listing = list_images(real, suite.captions_of_real)
-    key = digest([listing.digest, side, extractor_identity(suite)])
-    return Real(_kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED)))))
+        key = digest([content_digest(real), identity_of(extractor, suite)])
+        return _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
+    side, listing = image_side(suite), list_images(real, suite.captions_of_real)
+    key = digest([listing.digest, side, identity_of(extractor, suite)])
+    return _kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED))))
 
 
 def classes_of_real(suite: Suite) -> Sequence[int] | None:
@@ -208,13 +234,13 @@ def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
     return read_manifest(entry.samples, entry.sample_settings), tensors
 
 
-def _score(entry: Entry, extractor: Extractor | None, scorers: Scorers, real: Real, started: float) -> Score:
+def _score(entry: Entry, networks: Networks, scorers: Scorers, real: Real, started: float) -> Score:
     manifest, tensors = read_images(entry)
-    samples = _samples(entry, manifest, tensors, extractor, scorers)
+    samples = _samples(entry, manifest, tensors, networks, scorers)
     reference, uncached, trajectory = entry.reference, None, None
     if entry.name != reference.name:
         other_manifest, other = read_images(reference)
-        uncached = _samples(reference, other_manifest, other, extractor, scorers)
+        uncached = _samples(reference, other_manifest, other, networks, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
     marks = marks_of_training(entry)
@@ -283,18 +309,21 @@ def _samples(
     entry: Entry,
     manifest: Manifest,
     tensors: dict[str, Tensor],
-    extractor: Extractor | None,
+    networks: Networks,
     scorers: Scorers,
 ) -> Samples:
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
-    features = Features.none(manifest["samples"])
-    if extractor is not None:
-        suite = entry.suite
-        key = digest([manifest["shards"], extractor_identity(suite)])
+
+    def features(extractor: Extractor, path: Path) -> Features:
+        key = digest([manifest["shards"], identity_of(extractor, entry.suite)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
-        features = _kept(entry.features, key, lambda: Features.joined(parts), manifest["samples"])
+        return _kept(path, key, lambda: Features.joined(parts), manifest["samples"])
+
+    own = features(networks.own, entry.features) if networks.own else Features.none(manifest["samples"])
+    second = entry.features.parent / "imagenet" / entry.features.name
+    imagenet = features(networks.imagenet, second) if networks.imagenet else None
     read, not_run = read_samples(entry, manifest, tensors, scorers)
-    return Samples(features, tensors["label"], tensors.get("image"), read, not_run)
+    return Samples(own, tensors["label"], tensors.get("image"), read, not_run, imagenet)
 
 
 def _trajectory(manifest: Manifest, tensors: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Any] | None:
