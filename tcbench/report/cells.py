@@ -9,6 +9,7 @@ from tcbench.report.compare import LEVEL, MARGIN_RULE, Comparison, decide_in_fam
 from tcbench.report.rows import Row
 from tcbench.stats import Interval
 
+MILLION = 1e6
 NO_CELL = "—"  # the paper, or the floor, has no such number
 Record = dict[str, Any]
 Marks = dict[tuple[str, str], Comparison]
@@ -41,10 +42,14 @@ def decimals(number: float, significant: int) -> int:
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match."""
-    half = (high - low) / 2
-    shown = min(5, decimals(half, 2) if half > 0 else decimals(value, 4))
-    return f"{value:.{shown}f} [{low:.{shown}f}, {high:.{shown}f}]"
+    """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match; millions
+    by a power of ten that all three share."""
+    half, largest = (high - low) / 2, max(abs(value), abs(low), abs(high))
+    power = math.floor(math.log10(largest)) if largest >= MILLION else 0
+    scale, suffix = 10.0**power, f"e{power}" if power else ""
+    shown = min(5, decimals(half / scale, 2) if half > 0 else decimals(value / scale, 4))
+    shown_of = [f"{number / scale:.{shown}f}{suffix}" for number in (value, low, high)]
+    return f"{shown_of[0]} [{shown_of[1]}, {shown_of[2]}]"
 
 
 def difference_text(difference: Interval) -> str:
