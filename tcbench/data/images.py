@@ -270,4 +270,4 @@ class Latents:
         shards = [bisect_right(self._ends, index) for index in index_n.tolist()]
         places = [index - ([0, *self._ends])[shard] for index, shard in zip(index_n.tolist(), shards, strict=True)]
         rows = zip(shards, places, strict=True)
-        return torch.cat([self._slices[shard][place : place + 1] for shard, place in rows]).float()
+        return torch.cat([self._slices[shard][place : place + 1].float() for shard, place in rows])
