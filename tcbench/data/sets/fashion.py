@@ -41,6 +41,7 @@ class Fashion(DataSource):
             "affine": {},
             "bfloat16": True,
             "compile": True,
+            "log_every": 1400,  # the losses of a line take three seconds
         },
         "classifier": {  # 20 passes over the images
             "iterations": 2400,
