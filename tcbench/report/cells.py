@@ -100,17 +100,23 @@ def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -
     ]
     shown = {row["row"] for row in rows}
     compared = {(METRICS[each.metric].label, each.nfe): each.margin for each in marks.values() if each.row in shown}
-    told = [f"{label} {margin:.2g} at NFE {nfe}" for (label, nfe), margin in compared.items() if margin is not None]
+    by_label: dict[str, list[str]] = {}
     without: dict[str, list[int]] = {}
-    for label, nfe in compared:
-        if compared[label, nfe] is None:
+    for (label, nfe), margin in compared.items():
+        if margin is None:
             without.setdefault(label, []).append(nfe)
-    if told:
+        else:
+            by_label.setdefault(label, []).append(f"{margin:.2g} at NFE {nfe}")
+    if by_label:
+        told = (f"{label} {' and '.join(margins)}" for label, margins in by_label.items())
         lines.append(f"Margins ({MARGIN_RULE}): {', '.join(told)}.")
     if without:
-        where = (f"{label} at NFE {' and '.join(map(str, nfes))}" for label, nfes in without.items())
+        labels: dict[tuple[int, ...], list[str]] = {}
+        for label, nfes in without.items():
+            labels.setdefault(tuple(nfes), []).append(label)
+        where = (f"{', '.join(those)} at NFE {' and '.join(map(str, nfes))}" for nfes, those in labels.items())
         lines.append(
-            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {', '.join(where)}."
+            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {'; '.join(where)}."
         )
     if needed := too_few(rows, metrics):
         lines.append(f"{UNUSABLE}: not tested, for want of {needed}.")
