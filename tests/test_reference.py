@@ -20,7 +20,7 @@ from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.score import Score
-from tcbench.report.names import figure_names
+from tcbench.report.names import figure_names, reported_names
 from tcbench.report.page import PAPER
 from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
@@ -199,8 +199,9 @@ def test_the_report_needs_nothing_but_itself(remade):
     for image in re.findall(r"<img[^>]*>", page):
         assert re.search(r'alt="[^"]{10,}"', image), image[:80]
     suite = suite_of(committed)
-    drawn = [name for name in figure_names(suite) if (copy / "figures" / f"{name}.svg").exists()]
-    assert all(f'<figure id="{name}">' in page for name in figure_names(suite))
+    names = [*figure_names(suite), *reported_names(suite, copy)]
+    drawn = [name for name in names if (copy / "figures" / f"{name}.svg").exists()]
+    assert all(f'<figure id="{name}">' in page for name in names)
     assert page.count("data:image/svg+xml") == len(drawn)
     verdicts = (copy / "tables" / "verdicts.csv").read_text(encoding="utf-8")
     assert page.count('class="finding"') == len(verdicts.strip().splitlines()) - 1

@@ -15,7 +15,8 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import sealed
-from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, name_of, quality_of, was_run
+from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, macs_of, name_of, quality_of, was_run
+from tcbench.stats import Interval
 
 Style = dict[str, Any]
 
@@ -256,6 +257,34 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
                 )
         panel.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
     figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale of a line's ends", fontsize=10)
+    _legend(figure, handles)
+    return figure
+
+
+@rc_context(LOOK)
+def figure_rivals(methods: Mapping[str, Sequence[Row]], uncached: Row, seed_noise: Interval | None) -> Figure:
+    """Distance to the uncached samples against MAC ratio, a line per method through the budgets that it reaches.
+
+    Args:
+        methods: rows that have the distance by method, in the order of their cost.
+        uncached: what the ratios are to.
+        seed_noise: what lies between two uncached runs, a dotted line.
+    """
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    panel, handles = figure.subplots(), dict[str, Any]()
+    for method, rows in methods.items():
+        label, ratios = rows[0]["label"], [macs_of(uncached) / macs_of(row) for row in rows]
+        handles[label] = _with_intervals(panel, ratios, rows, "mae", style_of(method, label))
+    if seed_noise:
+        handles["seed noise"] = panel.axhline(seed_noise.value, color="0.4", linestyle=":", linewidth=1)
+    panel.set(
+        xscale="log", yscale="log", xlabel="MAC ratio (uncached / this)", ylabel="MAE to uncached (data in [-1, 1])"
+    )
+    panel.xaxis.set(
+        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 4, 6)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+    )
+    panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+    figure.suptitle(f"NFE {uncached['nfe']}, 95 % intervals", fontsize=10)
     _legend(figure, handles)
     return figure
 

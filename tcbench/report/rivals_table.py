@@ -45,11 +45,13 @@ class Rivals:
         records: by method, in the config's order.
         rows: score rows, the uncached one first.
         yardstick: what lies between two uncached runs.
+        not_run: methods of the config that are not there.
     """
 
     records: Mapping[str, Rival]
     rows: Sequence[Row]
     yardstick: Yardstick
+    not_run: Sequence[str] = ()
 
     def row(self, at: AtBudget) -> Row | None:
         """The row at a budget, if a setting reaches it."""
@@ -59,25 +61,58 @@ class Rivals:
         """A method at a budget."""
         return next(at for at in self.records[method]["budgets"] if at["ratio"] == ratio)
 
+    def fewer_steps(self, ratio: float) -> Row | None:
+        """Fewer steps at a budget, if that was run and reaches it."""
+        return self.row(self.at(BASELINE, ratio)) if BASELINE in self.records else None
 
-def read_rivals(suite: Suite, folder: Path) -> Rivals | None:
+    @property
+    def uncached(self) -> Row:
+        """What ratios are to."""
+        return reference_of(self.rows[0], self.rows)
+
+    @property
+    def by_method(self) -> dict[str, list[Row]]:
+        """The rows of every method that reaches a budget, the largest budget first."""
+        found = {name: [self.row(at) for at in record["budgets"]] for name, record in self.records.items()}
+        reached = {name: [row for row in rows if row] for name, rows in found.items()}
+        return {name: sorted(rows, key=macs_of, reverse=True) for name, rows in reached.items() if rows}
+
+
+def read_rivals(suite: Suite, folder: Path, partial: bool = False) -> Rivals | None:
     """What is there below a suite's folder; None if the suite compares no rivals, or they were not run.
+
+    Args:
+        partial: methods that were not run, or at other budgets, are left out; without it they are refused.
 
     Raises:
         UserError: a file is missing or damaged, or of other budgets.
     """
     if suite.rivals is None or suite.rival_suite is None or not (folder / "rivals").exists():
         return None
-    records = {name: RIVAL.read(folder / "rivals" / f"{name}.json", suite=suite.suite) for name in suite.rivals.methods}
-    for name, record in records.items():
-        if (ratios := [at["ratio"] for at in record["budgets"]]) != list(suite.rivals.ratios):
-            path = folder / "rivals" / f"{name}.json"
-            raise UserError(f"{path}: is of other ratios, {ratios}; run `tcbench run {suite.suite} rivals`")
     scores = folder / "ablations" / suite.rival_suite.ablation / "scores"
     (reference,) = (entry.name for entry in suite.rival_suite.references)
-    names = [reference, *(at["row"] for record in records.values() for at in record["budgets"] if at["row"])]
-    rows = [SCORE.read(scores / f"{name}.json", name) for name in names]
-    return Rivals(records, rows, SEED_NOISE.read(scores / "seed-noise.json", suite=suite.suite)["rows"][reference])
+    uncached, noise = scores / f"{reference}.json", scores / "seed-noise.json"
+    if partial and not (uncached.exists() and noise.exists()):
+        return None
+    rows, records, not_run = [SCORE.read(uncached, reference)], dict[str, Rival](), list[str]()
+    for name in suite.rivals.methods:
+        path = folder / "rivals" / f"{name}.json"
+        if partial and not path.exists():
+            not_run.append(name)
+            continue
+        record = RIVAL.read(path, suite=suite.suite)
+        ratios = [at["ratio"] for at in record["budgets"]]
+        found = {row: scores / f"{row}.json" for at in record["budgets"] if (row := at["row"])}
+        if partial and (ratios != list(suite.rivals.ratios) or not all(each.exists() for each in found.values())):
+            not_run.append(name)
+            continue
+        if ratios != list(suite.rivals.ratios):
+            raise UserError(f"{path}: is of other ratios, {ratios}; run `tcbench run {suite.suite} rivals`")
+        records[name] = record
+        rows += [SCORE.read(each, row) for row, each in found.items()]
+    if not records:
+        return None
+    return Rivals(records, rows, SEED_NOISE.read(noise, suite=suite.suite)["rows"][reference], not_run)
 
 
 def rivals_table(suite: Suite, rivals: Rivals) -> Table:
@@ -111,10 +146,10 @@ class _Lines:
     rivals: Rivals
     metrics: Sequence[str]
 
-    @cached_property
+    @property
     def uncached(self) -> Row:
         """What ratios are to."""
-        return reference_of(self.rivals.rows[0], self.rivals.rows)
+        return self.rivals.uncached
 
     @cached_property
     def unit(self) -> MacUnit:
@@ -128,7 +163,7 @@ class _Lines:
         found = []
         for record in rivals.records.values():
             for at in record["budgets"]:
-                row, base = rivals.row(at), rivals.row(rivals.at(BASELINE, at["ratio"]))
+                row, base = rivals.row(at), rivals.fewer_steps(at["ratio"])
                 if row and base and row is not base:
                     found += [compare(row, base, metric, allowed) for metric in self.metrics]
         return marks([each for each in found if each], [row["row"] for row in rivals.rows])
@@ -218,6 +253,8 @@ def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:
     ]
     if measured:
         told.append(f"Where MACs depend on the sample, they were solved on calibration noise: {', '.join(measured)}.")
+    if rivals.not_run:
+        told.append(f"Not run yet: {', '.join(rivals.not_run)}.")
     told += [
         "Marks compare with fewer steps at the same budget, paired on noise and labels.",
         marks_explained(rivals.rows, lines.metrics, lines.marks),
