@@ -1,7 +1,7 @@
 """Text of a table's cells: numbers with their intervals, and the marks that say how they compare."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tcbench.metrics.catalogue import METRICS
@@ -128,3 +128,9 @@ def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -
 def table_title(name: str, suite: str, differs: str) -> str:
     """A table's title; `differs` says how the suite differs from the paper's setting, if it does."""
     return f"{name} on suite `{suite}`" + (f" ({differs})" if differs else "")
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options as a reader sets them; those that were taken back are left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in given.items())

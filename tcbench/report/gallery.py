@@ -87,6 +87,16 @@ def _rivals(results: Results, folder: Path) -> Figure:
     return figures.figure_rivals(drawn, rivals.uncached, interval(rivals.yardstick, "mae"))
 
 
+def _searches(results: Results, folder: Path) -> Figure:
+    searches = _needed(results.searched, f"rows that are searched (tcbench search {results.suite.suite} --row ROW)")
+    return figures.figure_searches(
+        [
+            figures.Search(entry.label, entry.row.method, entry.nfe, [trial["deviation"] for trial in search["trials"]])
+            for entry, search in ((results.suite.find(name), search) for name, search in searches.items())
+        ]
+    )
+
+
 def at_figure_nfe(results: Results) -> list[Row]:
     """Rows at the figures' NFE, the uncached one first."""
     nfe = results.suite.show.figure.nfe
@@ -139,6 +149,7 @@ DRAW: dict[str, Callable[[Results, Path], Figure]] = {
     "fig11_steps": _steps,
     "guidance": _guidance,
     "rivals_frontier": _rivals,
+    "searches": _searches,
 }
 
 

@@ -118,6 +118,14 @@ REPORTED: dict[str, Picture] = {
         lines=True,
         below="rivals",
     ),
+    "searches": Picture(
+        "",
+        "Searches: after every trial the smallest distance to the uncached samples of the same calibration noise until "
+        "then; points are trials. All rows may spend as many; a search of full steps begins with the row's own list.",
+        lambda suite: True,
+        lines=True,
+        below="searched",
+    ),
 }
 """Figures that the report draws for itself, anew of as much as is there, and shows beside their tables. No target
 promises them, because what they show is run by a target of its own, or in part."""

@@ -26,6 +26,7 @@ from tcbench.report.published_table import published_table
 from tcbench.report.results import Results, read_results
 from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row, label_of, uncached_first, was_run
+from tcbench.report.searches_table import searches_table
 from tcbench.report.strips import animated, read_strip, strip_path
 from tcbench.report.suite_tables import all_tables
 from tcbench.report.table import Table, template
@@ -55,6 +56,7 @@ def report_page(suite: Suite, folder: Path) -> str:
         reported={name: _figure(suite, folder, name, REPORTED[name]) for name in reported_names(suite, folder)},
         samples=_samples(results, folder),
         evidence=_evidence(results),
+        searches=searches_table(results),
         provenance=_provenance(results),
         commands=_commands(suite),
         not_run=[ablation for ablation in suite.ablations if ablation not in results.ablations],

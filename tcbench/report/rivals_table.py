@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -26,6 +25,7 @@ from tcbench.report.cells import (
     mark_of,
     marks,
     marks_explained,
+    options_text,
     table_title,
 )
 from tcbench.report.compare import compare, margins
@@ -177,7 +177,7 @@ class _Lines:
         record |= {"cache_bytes_per_sample": memory}
         cell = {
             "Method": row["label"],
-            "Setting": _said(at["options"]) if at else NO_CELL,
+            "Setting": options_text(at["options"]) if at else NO_CELL,
             "MAC ratio": f"{ratio:.2f}",
             self.unit.name: f"{macs / self.unit.macs:.4g}",
             "off budget": f"{macs / at['target_macs'] - 1:+.1%}" if at else NO_CELL,
@@ -209,7 +209,7 @@ class _Lines:
         """A budget that no setting reaches, and what comes nearest."""
         return _identity(rival["method"], rival["label"], at), {
             "Method": rival["label"],
-            "Setting": f"not reached; nearest: {_said(at['options'])}",
+            "Setting": f"not reached; nearest: {options_text(at['options'])}",
             "MAC ratio": f"({macs_of(self.uncached) / at['macs']:.2f})",
             "off budget": f"({at['macs'] / at['target_macs'] - 1:+.1%})",
         }
@@ -220,7 +220,7 @@ def _identity(method: str, label: str, at: AtBudget | None = None) -> Record:
         "method": method,
         "label": label,
         "ratio": at and at["ratio"],
-        "setting": at and _said(at["options"]),
+        "setting": at and options_text(at["options"]),
         "target_macs": at and at["target_macs"],
         "macs_matched": at and at["macs"],
         "reached": at and at["row"] is not None,
@@ -231,12 +231,6 @@ def _numbers(metric: str, number: Interval | None) -> Record:
     """A number and the ends of its interval."""
     ends = {"": "value", "_low": "low", "_high": "high"}
     return {f"{metric}{end}": number and getattr(number, name) for end, name in ends.items()}
-
-
-def _said(options: Mapping[str, Any]) -> str:
-    """Options as a reader sets them; those that were taken back are left out."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in given.items())
 
 
 def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:

@@ -34,6 +34,7 @@ def gathered(suite: Suite) -> Path:
     folder = suite.shown_in
     if suite.preview:
         read = [(suite.root, f"trained/{name}/artefacts.json") for name in suite.trained_rows]
+        read += [(suite.root, f"searched/{name}.json") for name in suite.searched_rows]
         if suite.preview.partial:
             read += [(suite.folder, f"scores/{name}.json") for name in (*suite.rows, "floor", "seed-noise")]
             read += [(suite.folder, f"diagnostics/{name}.json") for name in suite.predictor_rows]
