@@ -14,6 +14,7 @@ from tcbench.record.records import TRAINED
 from tcbench.registry import make_method
 from tcbench.report.ablation_table import table_ablation
 from tcbench.report.main_table import main_table
+from tcbench.report.rows import row_that_trained
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.stages import sample
@@ -182,6 +183,7 @@ def test_refiners_can_be_left_out(tmp_path, suite, monkeypatch):
     log["stages"][0]["marks"] = ["saturated"]
     TRAINED.write(path, log)
     mark = "saturated (training of nfe4-tokencache)"
+    assert row_that_trained(mark) == "nfe4-tokencache" and row_that_trained("saturated") is None
     assert mark in marks_of_training(suite["nfe4-random"]) and not marks_of_training(suite["nfe4-uncached"])
 
 

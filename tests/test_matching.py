@@ -389,7 +389,7 @@ def test_table_2_states_target_and_miss() -> None:
     assert (cells["GMACs"], cells["target GMACs"], cells["off target"]) == ("2", "2.5", "-20.00%")
     others = table.formatted[table.tidy["row"] != "nfe50-fora"]
     assert set(others["off target"]) == {"—"}
-    assert "Matched: FORA to nfe50-tokencache." in table.caption
+    assert "Matched to nfe50-tokencache: FORA." in table.caption
     ours |= {"not_run": "no weights"}
     table = main_table(rows, make_latency(rows), None, differs=DIFFERS, guidance_scale=1.5)
     assert table.formatted.iloc[table.tidy["row"].tolist().index("nfe50-fora")]["off target"] == "not run: not counted"

@@ -20,7 +20,7 @@ from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.score import Score, score_files
-from tcbench.report.names import figure_names
+from tcbench.report.names import figure_names, reported_names
 from tcbench.report.page import PAPER
 from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
@@ -108,7 +108,8 @@ def test_a_job_reads_only_what_it_depends_on(tmp_path_factory):
     """While a workflow runs, the rest is half made: scores of an ablation lack, other files are still being written."""
     copy = measured(REFERENCE / "digits", tmp_path_factory)
     suite = suite_of(REFERENCE / "digits")
-    ablated = [next((copy / "ablations" / name / "scores").glob("*.json")) for name in suite.ablations]
+    asked = [name for name in suite.ablations if name != TRAININGS]  # rows are means over their trainings
+    ablated = [next((copy / "ablations" / name / "scores").glob("*.json")) for name in asked]
     diagnosed = [copy / "diagnostics" / f"{row}.json" for row in suite.predictor_rows]
     timed = [copy / "latency.json", copy / "scores" / "floor.json"]
     repeated = [path for path in ablated if path.parts[-3] == TRAININGS]  # of which rows are means
@@ -196,8 +197,9 @@ def test_the_report_needs_nothing_but_itself(remade):
     for image in re.findall(r"<img[^>]*>", page):
         assert re.search(r'alt="[^"]{10,}"', image), image[:80]
     suite = suite_of(committed)
-    drawn = [name for name in figure_names(suite) if (copy / "figures" / f"{name}.svg").exists()]
-    assert all(f'<figure id="{name}">' in page for name in figure_names(suite))
+    names = [*figure_names(suite), *reported_names(suite, copy)]
+    drawn = [name for name in names if (copy / "figures" / f"{name}.svg").exists()]
+    assert all(f'<figure id="{name}">' in page for name in names)
     assert page.count("data:image/svg+xml") == len(drawn)
     verdicts = (copy / "tables" / "verdicts.csv").read_text(encoding="utf-8")
     assert page.count('class="finding"') == len(verdicts.strip().splitlines()) - 1
@@ -205,7 +207,8 @@ def test_the_report_needs_nothing_but_itself(remade):
         assert f"<code>{row}</code>" in page and f'id="row-{row}"' in page
     claims = re.findall(r'<article class="claim" id="claim-(\d+)">', page)
     assert claims == [str(number) for number in range(1, len(claims) + 1)] and claims
-    assert page.count(' download="') == len({path.stem for path in (copy / "tables").glob("*.md")} - {"verdicts"})
+    tables = {path.stem for path in (copy / "tables").glob("*.md")} - {"verdicts"}
+    assert page.count(' download="') == len(tables) + (copy / "searched").exists()  # searches have a table there alone
     played = [Image.open(BytesIO(b64decode(clip))) for clip in re.findall(r"data:image/webp;base64,([^&]+)", page)]
     *_, frames = MODELS[suite.model.name].latent_shape[:-2]
     videos = len(MODELS[suite.model.name].latent_shape) == 4

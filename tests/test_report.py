@@ -18,11 +18,12 @@ from tcbench.errors import UserError
 from tcbench.record.records import SCORE
 from tcbench.registry import method_names
 from tcbench.report import figures
-from tcbench.report.cells import interval_text
+from tcbench.report.cells import interval_text, marks, marks_explained
+from tcbench.report.compare import against_references
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.main_table import main_table
 from tcbench.report.results import read_rows
-from tcbench.report.rows import mac_ratio
+from tcbench.report.rows import mac_ratio, remarks
 from tcbench.report.schedule_table import table1
 
 STEPS = {50: [0, 9, 14, 18, 21, 25, 28, 32, 35, 39, 42, 46], 20: [0, 5, 9, 12, 16]}
@@ -148,6 +149,37 @@ def test_equal_plans_are_said():
     table = main_table(rows, None, None, differs=DIFFERS, guidance_scale=1.5)
     assert "FORA and ToCa (NFE 50) have equal plans" in table.caption
     assert "FORA and ToCa (NFE 20) have equal plans" in table.caption and table.caption.count("equal plans") == 2
+
+
+def test_what_rows_share_is_said_once():
+    """Of a training by the row that trained; rows of a table without that row are counted."""
+    rows = make_rows()
+    of_training = "saturated (training of nfe50-tokencache)"
+    for row in rows:
+        row["marks"] = [of_training] if row["row"] in ("nfe50-tokencache", "nfe50-literal", "nfe50-random") else []
+        row["target"] = f"nfe{row['nfe']}-tokencache" if row["method"] in ("fora", "toca") else None
+        if row["method"] == "tokencache":
+            row["trainings"] = 3
+    rows[1]["marks"] = rows[8]["marks"] = ["pixels without spread"]
+    rows[2]["marks"] = ["saturated (training of nfe50-fora)"]
+    caption = main_table(rows, None, None, differs=DIFFERS, guidance_scale=1.5).caption
+    assert f"TokenCache (NFE 50) and the 2 rows that share its training: {of_training}. " in caption
+    assert "fewer steps (NFE 50); fewer steps (NFE 20): pixels without spread. " in caption
+    assert "FORA (NFE 50): saturated (training of nfe50-fora). " in caption
+    assert "Matched to nfe50-tokencache: FORA; ToCa. Matched to nfe20-tokencache: FORA; ToCa. " in caption
+    trained = "TokenCache; TokenCache, K/V of kept tokens"
+    assert f"Trained 3 times at 50 steps: {trained}; at 20 steps: {trained}. " in caption
+    without = [row for row in rows if row["row"] != "nfe50-tokencache" and row["target"] is None]
+    assert f"2 rows that share a training: {of_training}." in remarks(without)
+    assert f"and the row that shares its training: {of_training}." in remarks(rows[4:6])[0]
+
+
+def test_metrics_of_the_same_margin_are_said_together():
+    rows = make_rows()
+    found = marks(against_references(rows, ("precision", "recall", "fid"), {("fid", 20): 0.1, ("fid", 50): 0.2}), ())
+    told = marks_explained(rows, ("precision", "recall", "fid"), found)
+    assert "FID 0.2 at NFE 50 and 0.1 at NFE 20." in told and told.count("No margin") == 1
+    assert "Precision, Recall at NFE 50 and 20." in told
 
 
 def test_a_table_of_another_models_question_has_none_of_the_papers_columns():

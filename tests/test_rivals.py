@@ -1,5 +1,7 @@
 """Rivals: methods side by side at MAC budgets, their knobs solved, each in a job of its own."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.method import Method
+from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.rivals import RIVAL
+from tcbench.record.yardstick import SEED_NOISE
 from tcbench.registry import make_method
+from tcbench.report.figures import figure_rivals
+from tcbench.report.page import report_page
 from tcbench.report.published_table import published, published_table
 from tcbench.report.rivals_table import read_rivals, rivals_table
-from tcbench.stages.render import render_rivals
+from tcbench.stages.render import render_figures, render_rivals
 from tcbench.stages.rivals import run_rival
 from tests.suites import altered
 
@@ -162,6 +168,95 @@ def test_a_table_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         run_rival(suite, "toca")
     rivals = read_rivals(suite, suite.folder)
     assert rivals is not None and rivals_table(suite, rivals).markdown() == table.markdown()
+
+
+# --- the page
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "digits"
+RIVALS_OF_DIGITS = {
+    "nfe": 50,
+    "ratios": [2.0],
+    "metrics": ["fid", "mae"],
+    "methods": {"fewer_steps": {}, "fora": {}, "toca": {}},
+}
+
+
+def with_score(folder: Path, source: str, name: str) -> None:
+    """A committed row as one of the table of rivals."""
+    score = SCORE.read(REFERENCE / "scores" / f"{source}.json") | {"row": name, "reference": "rivals-reference50"}
+    SCORE.write(folder / "ablations" / "rivals" / "scores" / f"{name}.json", score)
+
+
+def with_rival(folder: Path, method: str, source: str, ratio: float = 2.0) -> None:
+    """A committed row as a method's at its only budget."""
+    with_score(folder, source, f"rivals-{method}-x2")
+    at = {"ratio": ratio, "target_macs": 10**9, "row": f"rivals-{method}-x2", "options": {}, "macs": 10**9}
+    record = {"suite": "digits", "method": method, "label": method, "budgets": [at | {"counted": "shapes"}]}
+    record["provenance"] = SCORE.read(REFERENCE / "scores" / f"{source}.json")["provenance"]
+    RIVAL.write(folder / "rivals" / f"{method}.json", record)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> tuple[Suite, Path]:
+    """(digits with a table of three rivals, its committed results with the table's uncached run alone)."""
+    suite = Suite.model_validate(read_json(REFERENCE / "provenance.json")["suite"])
+    folder = tmp_path / "digits"
+    for part in ("scores", "grids", "trained"):
+        shutil.copytree(REFERENCE / part, folder / part)
+    (folder / "rivals").mkdir()
+    (folder / "ablations" / "trainings" / "scores").mkdir(parents=True)
+    for path in (REFERENCE / "ablations" / "trainings" / "scores").iterdir():
+        shutil.copy(path, folder / "ablations" / "trainings" / "scores")
+    with_score(folder, "nfe50-uncached", "rivals-reference50")
+    noise = SEED_NOISE.read(REFERENCE / "scores" / "seed-noise.json")
+    rows = {"rivals-reference50": noise["rows"]["nfe50-uncached"]}
+    SEED_NOISE.write(folder / "ablations" / "rivals" / "scores" / "seed-noise.json", noise | {"rows": rows})
+    return altered(suite, {"rivals": Rivals.model_validate(RIVALS_OF_DIGITS)}), folder
+
+
+def test_the_page_shows_as_many_rivals_as_there_are(measured: tuple[Suite, Path]) -> None:
+    suite, folder = measured
+    none = report_page(suite, folder)
+    assert "rivals-side-by-side" not in none and "rivals_frontier" not in none
+
+    with_rival(folder, "fora", "nfe50-fora23")  # without fewer steps, with which marks compare
+    with_rival(folder, "toca", "nfe50-toca", ratio=3.0)  # of a config before this one
+    assert [path.name for path in render_figures(suite, folder, ["rivals_frontier"])] == ["rivals_frontier.png"]
+    some = report_page(suite, folder)
+    assert 'href="#rivals-side-by-side"' in some and "Not run yet: fewer_steps, toca." in some
+    assert (
+        some.count('<figure id="rivals_frontier">') == 1 and "Not drawn" not in some.split('<section id="figures">')[0]
+    )
+    table = re.search(r'<details open id="rivals">.*?</table>', some, re.DOTALL)
+    assert table and "<button" in table[0] and "worse" not in table[0]
+    with pytest.raises(UserError, match=r"fewer_steps\.json"):
+        read_rivals(suite, folder)
+
+    with_rival(folder, "fewer_steps", "nfe50-steps24")
+    with_rival(folder, "toca", "nfe50-toca")
+    table = re.search(r'<details open id="rivals">.*?</table>', report_page(suite, folder), re.DOTALL)
+    assert table and "worse" in table[0] and "Not run yet" not in report_page(suite, folder)
+    rivals = read_rivals(suite, folder, partial=True)
+    assert rivals is not None and list(rivals.by_method) == ["fewer_steps", "fora", "toca"]
+
+    (folder / "ablations" / "rivals" / "scores" / "rivals-fora-x2.json").unlink()
+    assert "Not run yet: fora." in report_page(suite, folder)
+
+
+def test_the_frontier_draws_every_rival_at_its_ratio(measured: tuple[Suite, Path]) -> None:
+    suite, folder = measured
+    for method, source in (("fewer_steps", "nfe50-steps24"), ("fora", "nfe50-fora23")):
+        with_rival(folder, method, source)
+    rivals = read_rivals(suite, folder, partial=True)
+    assert rivals is not None
+    figure = figure_rivals(rivals.by_method, rivals.uncached, None)
+    (panel,) = figure.axes
+    drawn = {container.lines[0].get_xydata().tolist()[0][0] for container in panel.containers}
+    macs = rivals.uncached["macs"]["per_sample"]
+    assert drawn == {macs / row["macs"]["per_sample"] for rows in rivals.by_method.values() for row in rows}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        row["label"] for rows in rivals.by_method.values() for row in rows
+    }
 
 
 # --- what papers print

@@ -242,6 +242,35 @@ def test_beating_uniform_means_the_best_of_several_even_spreads(results):
     assert found(results, "The adaptive schedule beats")["FID"].verdict == REPRODUCED
 
 
+def test_merging_is_poor_if_reusing_the_same_tokens_is_better_in_every_setting(results):
+    words = "ToMe without a cache, merging tokens"
+    (finding,) = found(results, words).values()
+    assert (finding.verdict, finding.evidence) == (NOT_TESTED, "needs the ablation `merging`")
+    ours = next(row for row in results.rows if row["row"] == "nfe50-tokencache")
+
+    def variant(name, fid, pattern):
+        row = copy.deepcopy(ours) | {"row": f"merging-{name}", "label": name}
+        row["quality"]["fid"]["value"] = fid
+        spread(row, "fid", 0.02, pattern)
+        return row
+
+    reused, merged, published = (
+        variant("reused", 2.5, 1),
+        variant("merged", 9.0, 3),
+        variant("merged-attention", 4.0, 5),
+    )
+    results.ablations["merging"] = [reused, merged]
+    finding = found(results, words)["FID"]
+    assert finding.verdict == NOT_DECIDED and finding.evidence.endswith("; not compared: merged-attention")
+    results.ablations["merging"] = [reused, merged, published]
+    assert found(results, words)["FID"].verdict == REPRODUCED
+    assert "MAE to uncached" in found(results, words)
+    published["quality"]["fid"] = reused["quality"]["fid"]
+    assert found(results, words)["FID"].verdict == NOT_DECIDED
+    results.ablations["merging"][2] = variant("merged-attention", 1.5, 5)
+    assert found(results, words)["FID"].verdict == NOT_REPRODUCED
+
+
 def test_deviations_are_compared_with_the_toca_that_costs_as_much(results):
     """The published row is cheaper and nearer; the matched one is what TokenCache is held against."""
     toca = next(row for row in results.rows if row["row"] == "nfe50-toca")

@@ -1,7 +1,7 @@
 """Text of a table's cells: numbers with their intervals, and the marks that say how they compare."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tcbench.metrics.catalogue import METRICS
@@ -105,17 +105,23 @@ def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -
     ]
     shown = {row["row"] for row in rows}
     compared = {(METRICS[each.metric].label, each.nfe): each.margin for each in marks.values() if each.row in shown}
-    told = [f"{label} {margin:.2g} at NFE {nfe}" for (label, nfe), margin in compared.items() if margin is not None]
+    by_label: dict[str, list[str]] = {}
     without: dict[str, list[int]] = {}
-    for label, nfe in compared:
-        if compared[label, nfe] is None:
+    for (label, nfe), margin in compared.items():
+        if margin is None:
             without.setdefault(label, []).append(nfe)
-    if told:
+        else:
+            by_label.setdefault(label, []).append(f"{margin:.2g} at NFE {nfe}")
+    if by_label:
+        told = (f"{label} {' and '.join(margins)}" for label, margins in by_label.items())
         lines.append(f"Margins ({MARGIN_RULE}): {', '.join(told)}.")
     if without:
-        where = (f"{label} at NFE {' and '.join(map(str, nfes))}" for label, nfes in without.items())
+        labels: dict[tuple[int, ...], list[str]] = {}
+        for label, nfes in without.items():
+            labels.setdefault(tuple(nfes), []).append(label)
+        where = (f"{', '.join(those)} at NFE {' and '.join(map(str, nfes))}" for nfes, those in labels.items())
         lines.append(
-            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {', '.join(where)}."
+            f"No margin, so nothing equivalent, where the fewest steps lose nothing that shows: {'; '.join(where)}."
         )
     if needed := too_few(rows, metrics):
         lines.append(f"{UNUSABLE}: not tested, for want of {needed}.")
@@ -127,3 +133,9 @@ def marks_explained(rows: Sequence[Row], metrics: Sequence[str], marks: Marks) -
 def table_title(name: str, suite: str, differs: str) -> str:
     """A table's title; `differs` says how the suite differs from the paper's setting, if it does."""
     return f"{name} on suite `{suite}`" + (f" ({differs})" if differs else "")
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options as a reader sets them; those that were taken back are left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in given.items())

@@ -24,6 +24,7 @@ from tcbench.report.rows import (
     was_run,
 )
 from tcbench.report.schedule_table import PAPER_TABLE_1
+from tcbench.report.searches_table import search_told
 
 UNCACHED = ("full_ddim20", "pixart_full_dpm20")
 GOLDEN_CASES = {
@@ -98,6 +99,7 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
             for option, value in row["settings"].items()
         ],
         "trained": _trained(row, results),
+        "searched": search_told(results.searched[row["row"]]) if row["row"] in results.searched else "",
         "fewer_steps": _against_fewer_steps(row, results),
         "same": ", ".join(name_of(other) for other in _same_plan(row, results)),
     }

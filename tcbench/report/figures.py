@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import sealed
-from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, name_of, quality_of, was_run
+from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, macs_of, name_of, quality_of, was_run
+from tcbench.stats import Interval
 
 Style = dict[str, Any]
 
@@ -256,6 +258,74 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
                 )
         panel.set(xlabel=METRICS[x].axis, ylabel=METRICS[y].axis)
     figure.suptitle(f"NFE {rows[0]['nfe']}, numbers: CFG scale of a line's ends", fontsize=10)
+    _legend(figure, handles)
+    return figure
+
+
+@rc_context(LOOK)
+def figure_rivals(methods: Mapping[str, Sequence[Row]], uncached: Row, seed_noise: Interval | None) -> Figure:
+    """Distance to the uncached samples against MAC ratio, a line per method through the budgets that it reaches.
+
+    Args:
+        methods: rows that have the distance by method, in the order of their cost.
+        uncached: what the ratios are to.
+        seed_noise: what lies between two uncached runs, a dotted line.
+    """
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    panel, handles = figure.subplots(), dict[str, Any]()
+    for method, rows in methods.items():
+        label, ratios = rows[0]["label"], [macs_of(uncached) / macs_of(row) for row in rows]
+        handles[label] = _with_intervals(panel, ratios, rows, "mae", style_of(method, label))
+    if seed_noise:
+        handles["seed noise"] = panel.axhline(seed_noise.value, color="0.4", linestyle=":", linewidth=1)
+    panel.set(
+        xscale="log", yscale="log", xlabel="MAC ratio (uncached / this)", ylabel="MAE to uncached (data in [-1, 1])"
+    )
+    panel.xaxis.set(
+        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 4, 6)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+    )
+    panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+    figure.suptitle(f"NFE {uncached['nfe']}, 95 % intervals", fontsize=10)
+    _legend(figure, handles)
+    return figure
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of a searched row, distances in their order."""
+
+    label: str
+    method: str
+    nfe: int
+    distances: Sequence[float]
+
+
+@rc_context(LOOK)
+def figure_searches(searches: Sequence[Search]) -> Figure:
+    """The smallest distance to the uncached samples so far against trials, a panel per NFE.
+
+    Faint points are trials; a marker on the line says that one was better than all before it.
+    """
+    nfes = list(dict.fromkeys(search.nfe for search in searches))
+    figure = Figure(figsize=(max(3.1 * len(nfes), 4.5), 4.2), layout="constrained")
+    handles: dict[str, Any] = {}
+    for nfe, panel in zip(nfes, figure.subplots(1, len(nfes), squeeze=False)[0], strict=True):
+        for search in (search for search in searches if search.nfe == nfe):
+            style, trials = style_of(search.method, search.label), np.arange(1, len(search.distances) + 1)
+            best = np.minimum.accumulate(search.distances)
+            better = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist()]
+            marker, color = style["marker"], style["color"]
+            panel.scatter(trials, search.distances, s=10, marker=marker, color=color, alpha=0.3, linewidth=0)
+            (handles[search.label],) = panel.plot(
+                trials, best, **style, drawstyle="steps-post", markersize=5, linewidth=1.2, markevery=better
+            )
+        panel.set(yscale="log", title=f"NFE {nfe}", xlabel="trial")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
+        if panel is figure.axes[0]:
+            panel.set_ylabel("MAE to uncached, calibration noise")
     _legend(figure, handles)
     return figure
 

@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 
 from tcbench.report import figures, figures_predictor, figures_samples
 from tcbench.report.results import Results
-from tcbench.report.rows import Row, label_of, name_of, uncached_first, was_run
+from tcbench.report.rivals_table import read_rivals
+from tcbench.report.rows import Row, label_of, name_of, quality_of, uncached_first, was_run
 from tcbench.report.strips import Shows, read_strip, strip_path
+from tcbench.report.yardstick import interval
 
 
 class Missing(Exception):
@@ -77,6 +79,24 @@ def _guidance(results: Results, folder: Path) -> Figure:
     return figures.figure_guidance(_ablation(results, "guidance"))
 
 
+def _rivals(results: Results, folder: Path) -> Figure:
+    suite = results.suite
+    rivals = _needed(read_rivals(suite, folder, partial=True), f"rivals (tcbench run {suite.suite} rivals)")
+    methods = {name: [row for row in rows if quality_of(row, "mae")] for name, rows in rivals.by_method.items()}
+    drawn = _needed({name: rows for name, rows in methods.items() if rows}, "rivals that were scored in `mae`")
+    return figures.figure_rivals(drawn, rivals.uncached, interval(rivals.yardstick, "mae"))
+
+
+def _searches(results: Results, folder: Path) -> Figure:
+    searches = _needed(results.searched, f"rows that are searched (tcbench search {results.suite.suite} --row ROW)")
+    return figures.figure_searches(
+        [
+            figures.Search(entry.label, entry.row.method, entry.nfe, [trial["deviation"] for trial in search["trials"]])
+            for entry, search in ((results.suite.find(name), search) for name, search in searches.items())
+        ]
+    )
+
+
 def at_figure_nfe(results: Results) -> list[Row]:
     """Rows at the figures' NFE, the uncached one first."""
     nfe = results.suite.show.figure.nfe
@@ -128,6 +148,8 @@ DRAW: dict[str, Callable[[Results, Path], Figure]] = {
     "fig10_deviation": _deviation,
     "fig11_steps": _steps,
     "guidance": _guidance,
+    "rivals_frontier": _rivals,
+    "searches": _searches,
 }
 
 

@@ -340,21 +340,16 @@ def _caption(
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
     if repeated := [row for row in run if "trainings" in row]:
-        of = "; ".join(
-            f"{', '.join(row['label'] for row in repeated if row['nfe'] == nfe)} at {nfe} steps"
-            for nfe in dict.fromkeys(row["nfe"] for row in repeated)
-        )
+        which = "; ".join(_listed((f"at {row['nfe']} steps", row["label"]) for row in repeated))
         lines.append(
-            f"Trained {_several(row['trainings'] for row in repeated)} times: {of}. These rows are means over the "
+            f"Trained {_several(row['trainings'] for row in repeated)} times {which}. These rows are means over the "
             "trainings, their intervals and marks cover other trainings as well as other samples, and their MACs are "
             "those of the first."
         )
     if columns.targets:
-        pairs = dict.fromkeys((row["label"], row["target"]) for row in rows if row["target"])
-        lines.append(
-            f"target {unit}: of the row that a row's knob was solved for; off target: by how much it missed. "
-            "Matched: " + "; ".join(f"{label} to {target}" for label, target in pairs) + "."
-        )
+        lines.append(f"target {unit}: of the row that a row's knob was solved for; off target: by how much it missed.")
+        solved = _listed((f"Matched to {row['target']}", row["label"]) for row in rows if row["target"])
+        lines += [f"{matched}." for matched in solved]
     lines += [
         f"{' and '.join(same)} (NFE {nfe}) have equal plans: everything is computed and reused alike."
         for nfe, same in _equal_plans(run)
@@ -374,6 +369,14 @@ def _caption(
     if differs:
         lines.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")
     return " ".join(lines)
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """For each heading of (heading, label), the heading and all labels under it, which may hold commas."""
+    under: dict[str, dict[str, None]] = {}
+    for heading, label in pairs:
+        under.setdefault(heading, {})[label] = None
+    return [f"{heading}: {'; '.join(labels)}" for heading, labels in under.items()]
 
 
 def _several(values: Iterable[int]) -> str:

@@ -5,6 +5,7 @@ Imports nothing heavy, because the workflow asks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tcbench.config.suite import Suite
@@ -19,12 +20,14 @@ class Picture:
         caption: what it shows and how to read it; also its alternative text.
         applies: whether a suite has it.
         lines: whether it is lines on white, which a dark page may turn over; pictures and shades stay as they are.
+        below: the folder of a suite's results that it is drawn from, if it is one alone.
     """
 
     place: str
     caption: str
     applies: Callable[[Suite], bool]
     lines: bool = False
+    below: str = ""
 
 
 def picture_of(suite: str, name: str) -> dict[str, str]:
@@ -103,6 +106,34 @@ PICTURES: dict[str, Picture] = {
         lines=True,
     ),
 }
+
+
+REPORTED: dict[str, Picture] = {
+    "rivals_frontier": Picture(
+        "",
+        "Rivals: distance to the uncached samples over the MAC ratio, every method at the budgets that it reaches, "
+        "with 95 % intervals; nearer to the lower right is better. The dotted line is the seed noise, what lies "
+        "between two uncached runs of different noise.",
+        lambda suite: suite.rivals is not None,
+        lines=True,
+        below="rivals",
+    ),
+    "searches": Picture(
+        "",
+        "Searches: after every trial the smallest distance to the uncached samples of the same calibration noise until "
+        "then; points are trials. All rows may spend as many; a search of full steps begins with the row's own list.",
+        lambda suite: True,
+        lines=True,
+        below="searched",
+    ),
+}
+"""Figures that the report draws for itself, anew of as much as is there, and shows beside their tables. No target
+promises them, because what they show is run by a target of its own, or in part."""
+
+
+def reported_names(suite: Suite, folder: Path) -> list[str]:
+    """Names of the figures that the report draws for itself, of what is below a suite's folder."""
+    return [name for name, picture in REPORTED.items() if picture.applies(suite) and (folder / picture.below).exists()]
 
 
 def figure_names(suite: Suite) -> list[str]:

@@ -21,12 +21,15 @@ from tcbench.report.beside import OURS, beside, in_order
 from tcbench.report.claims import MECHANISM
 from tcbench.report.evidence import evidence
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
-from tcbench.report.names import PICTURES, figure_names, picture_of
+from tcbench.report.names import PICTURES, REPORTED, Picture, figure_names, picture_of, reported_names
+from tcbench.report.published_table import published_table
 from tcbench.report.results import Results, read_results
+from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row, label_of, uncached_first, was_run
+from tcbench.report.searches_table import searches_table
 from tcbench.report.strips import animated, read_strip, strip_path
 from tcbench.report.suite_tables import all_tables
-from tcbench.report.table import template
+from tcbench.report.table import Table, template
 
 PAPER = "https://arxiv.org/abs/2409.18523"
 SYMBOLS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", NOT_DECIDED: "?", NOT_TESTED: "–"}
@@ -48,9 +51,12 @@ def report_page(suite: Suite, folder: Path) -> str:
         by_kind=counts_by_kind(verdicts.tidy),
         symbols=SYMBOLS,
         tables=tables,
-        figures=_figures(suite, folder),
+        rivals=_rivals(suite, folder),
+        figures=[_figure(suite, folder, name, PICTURES[name]) for name in figure_names(suite)],
+        reported={name: _figure(suite, folder, name, REPORTED[name]) for name in reported_names(suite, folder)},
         samples=_samples(results, folder),
         evidence=_evidence(results),
+        searches=searches_table(results),
         provenance=_provenance(results),
         commands=_commands(suite),
         not_run=[ablation for ablation in suite.ablations if ablation not in results.ablations],
@@ -100,16 +106,18 @@ def _png(pixels: np.ndarray) -> str:
     return _uri(buffer.getvalue(), "png")
 
 
-def _figures(suite: Suite, folder: Path) -> list[dict[str, str]]:
-    """Every figure of the suite; one that was not drawn, or is damaged, has no source."""
-    found = []
-    for name in figure_names(suite):
-        path = folder / "figures" / f"{name}.svg"
-        source = _uri(path.read_bytes(), "svg+xml") if is_whole(path, picture_of(suite.suite, name)) else ""
-        picture = PICTURES[name]
-        shown = {"name": name, "place": picture.place, "caption": picture.caption, "source": source}
-        found.append(shown | {"kind": "lines" if picture.lines else "images"})
-    return found
+def _rivals(suite: Suite, folder: Path) -> dict[str, Table]:
+    """The tables of rivals, of those that were run; empty if none was."""
+    rivals = read_rivals(suite, folder, partial=True)
+    return {"rivals": rivals_table(suite, rivals), "rivals-papers": published_table()} if rivals else {}
+
+
+def _figure(suite: Suite, folder: Path, name: str, picture: Picture) -> dict[str, str]:
+    """A figure; one that was not drawn, or is damaged, has no source."""
+    path = folder / "figures" / f"{name}.svg"
+    source = _uri(path.read_bytes(), "svg+xml") if is_whole(path, picture_of(suite.suite, name)) else ""
+    kind = "lines" if picture.lines else "images"
+    return {"name": name, "place": picture.place, "caption": picture.caption, "source": source, "kind": kind}
 
 
 def _samples(results: Results, folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcbench.config.suite import TRAININGS, Suite
-from tcbench.record.records import DIAGNOSTICS, FLOOR, LATENCY, SCORE, TRAINED, Kind
+from tcbench.record.records import DIAGNOSTICS, FLOOR, LATENCY, SCORE, SEARCHED, TRAINED, Kind, Searched
 from tcbench.record.yardstick import SEED_NOISE, Yardstick
 from tcbench.report.rows import Row, reference_of, row_named, was_run
 from tcbench.report.trainings import over_rows
@@ -42,6 +42,7 @@ class Results:
         diagnostics: by row; empty if not run.
         latency, floor: their files; None if not run.
         seed_noise: yardsticks by uncached row; empty if not measured.
+        searched: what was searched by row, of ablations too.
     """
 
     suite: Suite
@@ -52,6 +53,7 @@ class Results:
     latency: dict[str, Any] | None
     floor: dict[str, Any] | None
     seed_noise: dict[str, Yardstick] = field(default_factory=dict)
+    searched: dict[str, Searched] = field(default_factory=dict)
 
     @property
     def predictors(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Results:
         return row_named(f"{ablation}-{key}", self.ablations.get(ablation, []))
 
 
-PARTS = ("ablations", "training", "diagnostics", "latency", "floor", "seed_noise")
+PARTS = ("ablations", "training", "diagnostics", "latency", "floor", "seed_noise", "searched")
 
 
 def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> Results:
@@ -104,6 +106,8 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         below = folder / "ablations" / name
         if "ablations" in parts and below.exists():
             ablations[name] = read_rows(below, ablation.own, suite.suite)
+    entries = [*suite.entries, *(part[name] for part in suite.ablation_suites.values() for name in part.own)]
+    searching = [entry.name for entry in entries if entry.row.searched]
     return Results(
         suite=suite,
         rows=_with_repeats(suite, folder),
@@ -113,6 +117,7 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         latency=optional("latency", "latency.json", LATENCY),
         floor=optional("floor", "scores/floor.json", FLOOR),
         seed_noise=(optional("seed_noise", "scores/seed-noise.json", SEED_NOISE) or {"rows": {}})["rows"],
+        searched=by_row("searched", "searched/{}.json", searching, SEARCHED),
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -26,6 +25,7 @@ from tcbench.report.cells import (
     mark_of,
     marks,
     marks_explained,
+    options_text,
     table_title,
 )
 from tcbench.report.compare import compare, margins
@@ -45,11 +45,13 @@ class Rivals:
         records: by method, in the config's order.
         rows: score rows, the uncached one first.
         yardstick: what lies between two uncached runs.
+        not_run: methods of the config that are not there.
     """
 
     records: Mapping[str, Rival]
     rows: Sequence[Row]
     yardstick: Yardstick
+    not_run: Sequence[str] = ()
 
     def row(self, at: AtBudget) -> Row | None:
         """The row at a budget, if a setting reaches it."""
@@ -59,25 +61,58 @@ class Rivals:
         """A method at a budget."""
         return next(at for at in self.records[method]["budgets"] if at["ratio"] == ratio)
 
+    def fewer_steps(self, ratio: float) -> Row | None:
+        """Fewer steps at a budget, if that was run and reaches it."""
+        return self.row(self.at(BASELINE, ratio)) if BASELINE in self.records else None
 
-def read_rivals(suite: Suite, folder: Path) -> Rivals | None:
+    @property
+    def uncached(self) -> Row:
+        """What ratios are to."""
+        return reference_of(self.rows[0], self.rows)
+
+    @property
+    def by_method(self) -> dict[str, list[Row]]:
+        """The rows of every method that reaches a budget, the largest budget first."""
+        found = {name: [self.row(at) for at in record["budgets"]] for name, record in self.records.items()}
+        reached = {name: [row for row in rows if row] for name, rows in found.items()}
+        return {name: sorted(rows, key=macs_of, reverse=True) for name, rows in reached.items() if rows}
+
+
+def read_rivals(suite: Suite, folder: Path, partial: bool = False) -> Rivals | None:
     """What is there below a suite's folder; None if the suite compares no rivals, or they were not run.
+
+    Args:
+        partial: methods that were not run, or at other budgets, are left out; without it they are refused.
 
     Raises:
         UserError: a file is missing or damaged, or of other budgets.
     """
     if suite.rivals is None or suite.rival_suite is None or not (folder / "rivals").exists():
         return None
-    records = {name: RIVAL.read(folder / "rivals" / f"{name}.json", suite=suite.suite) for name in suite.rivals.methods}
-    for name, record in records.items():
-        if (ratios := [at["ratio"] for at in record["budgets"]]) != list(suite.rivals.ratios):
-            path = folder / "rivals" / f"{name}.json"
-            raise UserError(f"{path}: is of other ratios, {ratios}; run `tcbench run {suite.suite} rivals`")
     scores = folder / "ablations" / suite.rival_suite.ablation / "scores"
     (reference,) = (entry.name for entry in suite.rival_suite.references)
-    names = [reference, *(at["row"] for record in records.values() for at in record["budgets"] if at["row"])]
-    rows = [SCORE.read(scores / f"{name}.json", name) for name in names]
-    return Rivals(records, rows, SEED_NOISE.read(scores / "seed-noise.json", suite=suite.suite)["rows"][reference])
+    uncached, noise = scores / f"{reference}.json", scores / "seed-noise.json"
+    if partial and not (uncached.exists() and noise.exists()):
+        return None
+    rows, records, not_run = [SCORE.read(uncached, reference)], dict[str, Rival](), list[str]()
+    for name in suite.rivals.methods:
+        path = folder / "rivals" / f"{name}.json"
+        if partial and not path.exists():
+            not_run.append(name)
+            continue
+        record = RIVAL.read(path, suite=suite.suite)
+        ratios = [at["ratio"] for at in record["budgets"]]
+        found = {row: scores / f"{row}.json" for at in record["budgets"] if (row := at["row"])}
+        if partial and (ratios != list(suite.rivals.ratios) or not all(each.exists() for each in found.values())):
+            not_run.append(name)
+            continue
+        if ratios != list(suite.rivals.ratios):
+            raise UserError(f"{path}: is of other ratios, {ratios}; run `tcbench run {suite.suite} rivals`")
+        records[name] = record
+        rows += [SCORE.read(each, row) for row, each in found.items()]
+    if not records:
+        return None
+    return Rivals(records, rows, SEED_NOISE.read(noise, suite=suite.suite)["rows"][reference], not_run)
 
 
 def rivals_table(suite: Suite, rivals: Rivals) -> Table:
@@ -111,10 +146,10 @@ class _Lines:
     rivals: Rivals
     metrics: Sequence[str]
 
-    @cached_property
+    @property
     def uncached(self) -> Row:
         """What ratios are to."""
-        return reference_of(self.rivals.rows[0], self.rivals.rows)
+        return self.rivals.uncached
 
     @cached_property
     def unit(self) -> MacUnit:
@@ -128,7 +163,7 @@ class _Lines:
         found = []
         for record in rivals.records.values():
             for at in record["budgets"]:
-                row, base = rivals.row(at), rivals.row(rivals.at(BASELINE, at["ratio"]))
+                row, base = rivals.row(at), rivals.fewer_steps(at["ratio"])
                 if row and base and row is not base:
                     found += [compare(row, base, metric, allowed) for metric in self.metrics]
         return marks([each for each in found if each], [row["row"] for row in rivals.rows])
@@ -142,7 +177,7 @@ class _Lines:
         record |= {"cache_bytes_per_sample": memory}
         cell = {
             "Method": row["label"],
-            "Setting": _said(at["options"]) if at else NO_CELL,
+            "Setting": options_text(at["options"]) if at else NO_CELL,
             "MAC ratio": f"{ratio:.2f}",
             self.unit.name: f"{macs / self.unit.macs:.4g}",
             "off budget": f"{macs / at['target_macs'] - 1:+.1%}" if at else NO_CELL,
@@ -174,7 +209,7 @@ class _Lines:
         """A budget that no setting reaches, and what comes nearest."""
         return _identity(rival["method"], rival["label"], at), {
             "Method": rival["label"],
-            "Setting": f"not reached; nearest: {_said(at['options'])}",
+            "Setting": f"not reached; nearest: {options_text(at['options'])}",
             "MAC ratio": f"({macs_of(self.uncached) / at['macs']:.2f})",
             "off budget": f"({at['macs'] / at['target_macs'] - 1:+.1%})",
         }
@@ -185,7 +220,7 @@ def _identity(method: str, label: str, at: AtBudget | None = None) -> Record:
         "method": method,
         "label": label,
         "ratio": at and at["ratio"],
-        "setting": at and _said(at["options"]),
+        "setting": at and options_text(at["options"]),
         "target_macs": at and at["target_macs"],
         "macs_matched": at and at["macs"],
         "reached": at and at["row"] is not None,
@@ -196,12 +231,6 @@ def _numbers(metric: str, number: Interval | None) -> Record:
     """A number and the ends of its interval."""
     ends = {"": "value", "_low": "low", "_high": "high"}
     return {f"{metric}{end}": number and getattr(number, name) for end, name in ends.items()}
-
-
-def _said(options: Mapping[str, Any]) -> str:
-    """Options as a reader sets them; those that were taken back are left out."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in given.items())
 
 
 def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:
@@ -218,6 +247,8 @@ def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:
     ]
     if measured:
         told.append(f"Where MACs depend on the sample, they were solved on calibration noise: {', '.join(measured)}.")
+    if rivals.not_run:
+        told.append(f"Not run yet: {', '.join(rivals.not_run)}.")
     told += [
         "Marks compare with fewer steps at the same budget, paired on noise and labels.",
         marks_explained(rivals.rows, lines.metrics, lines.marks),

@@ -1,5 +1,6 @@
 """Rows and those that they stand beside: a row's names and numbers, its reference, and rows that cost as much."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,30 @@ def label_of(row: Row) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """A sentence for everything that is suspicious about rows."""
-    return [f"{name_of(row)} (NFE {row['nfe']}): {mark}." for row in rows for mark in row.get("marks", ())]
+    """A sentence for everything that is suspicious about rows, said once of all that have it."""
+    marked: dict[str, list[Row]] = {}
+    for row in rows:
+        for mark in row.get("marks", ()):
+            marked.setdefault(mark, []).append(row)
+    return [f"{_whose(mark, having)}: {mark}." for mark, having in marked.items()]
+
+
+def row_that_trained(mark: str) -> str | None:
+    """The row whose training a mark is of, if it is of one (`tcbench.stages.score.marks_of_training`)."""
+    found = re.fullmatch(r".* \(training of (.+)\)", mark)
+    return found[1] if found else None
+
+
+def _whose(mark: str, rows: Sequence[Row]) -> str:
+    """The rows that have a mark: of a training, the row that trained, if it is among them, and how many share that."""
+    source = row_that_trained(mark)
+    if source is None or len(rows) == 1:
+        return "; ".join(f"{name_of(row)} (NFE {row['nfe']})" for row in rows)
+    if its_own := row_named(source, rows):
+        others = len(rows) - 1
+        share = "the row that shares" if others == 1 else f"the {others} rows that share"
+        return f"{name_of(its_own)} (NFE {its_own['nfe']}) and {share} its training"
+    return f"{len(rows)} rows that share a training"
 
 
 def quality_of(row: Row, metric: str) -> Quality | None:

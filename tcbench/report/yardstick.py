@@ -27,13 +27,13 @@ def interval(yardstick: Yardstick, metric: str) -> Interval | None:
 def yardsticks_told(yardsticks: Mapping[str, Yardstick], rows: Sequence[Row], metrics: Iterable[str]) -> str:
     """The part of a caption that says how far apart two uncached runs are at the rows' settings; empty without any."""
     settings = {(row["nfe"], row["guidance_scale"]) for row in rows if "not_run" not in row}
+    here = [each for each in yardsticks.values() if (each["nfe"], each["guidance_scale"]) in settings]
     lines, how = [], set()
-    for yardstick in yardsticks.values():
-        found = {metric: interval(yardstick, metric) for metric in dict.fromkeys(metrics)}
-        numbers = [f"{METRICS[name].label} {difference_text(number)}" for name, number in found.items() if number]
-        if numbers and (yardstick["nfe"], yardstick["guidance_scale"]) in settings:
-            lines.append(f"NFE {yardstick['nfe']}: {', '.join(numbers)}")
-            how.add(MATCHED if yardstick["matched"] else UNMATCHED)
+    for metric in dict.fromkeys(metrics):
+        if found := [(each, number) for each in here if (number := interval(each, metric))]:
+            numbers = (f"{difference_text(number)} at NFE {each['nfe']}" for each, number in found)
+            lines.append(f"{METRICS[metric].label} {', '.join(numbers)}")
+            how |= {MATCHED if each["matched"] else UNMATCHED for each, _ in found}
     if not lines:
         return ""
     told = "; ".join(lines)

@@ -122,6 +122,12 @@ rule render_verdicts:
         f"tcbench verdicts {OF_ROWS} 2> {{log}}"
 
 
+# Rivals are no input, because the page shows as many as there are and must not have them run; it is made again when
+# others are there.
+def rivals_there():
+    return [f"{path} {os.path.getmtime(path)}" for path in sorted(glob.glob(f"{glob.escape(SHOWN)}/rivals/*.json"))]
+
+
 rule render_report:
     input:
         **EVERYTHING,
@@ -136,6 +142,7 @@ rule render_report:
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),
+        rivals=rivals_there(),
     log:
         f"{SHOWN}/logs/report.log",
     threads: 1

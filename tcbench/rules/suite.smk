@@ -1,5 +1,6 @@
 # One suite, from its config to its tables: this file reads and checks the config and names targets; the rules are beside
 # it, by stage. workflow.smk makes a module of it for every suite.
+import glob
 import os
 import shlex
 

@@ -14,7 +14,7 @@ from tcbench.record.files import copy_file, is_whole, write_text
 from tcbench.record.shards import read_manifest, read_shards, samples_digest
 from tcbench.record.videos import from_mp4, kept_frames, unpacked
 from tcbench.report.grids import grid, save_grid
-from tcbench.report.names import figure_names, picture_of
+from tcbench.report.names import figure_names, picture_of, reported_names
 from tcbench.report.page import report_page
 from tcbench.report.published_table import published_table
 from tcbench.report.results import read_results, read_rows
@@ -34,6 +34,7 @@ def gathered(suite: Suite) -> Path:
     folder = suite.shown_in
     if suite.preview:
         read = [(suite.root, f"trained/{name}/artefacts.json") for name in suite.trained_rows]
+        read += [(suite.root, f"searched/{name}.json") for name in suite.searched_rows]
         if suite.preview.partial:
             read += [(suite.folder, f"scores/{name}.json") for name in (*suite.rows, "floor", "seed-noise")]
             read += [(suite.folder, f"diagnostics/{name}.json") for name in suite.predictor_rows]
@@ -195,12 +196,13 @@ def render_figures(suite: Suite, folder: Path, names: Sequence[str] = ()) -> lis
 
 
 def render_report(suite: Suite, folder: Path) -> None:
-    """Write report.html below `folder`: everything there, in one page; draws the figures that lack or are damaged."""
+    """Write report.html below `folder`: everything there, in one page; draws the figures that lack or are damaged, and
+    those that it draws for itself."""
     lacking = [
         name
         for name in figure_names(suite)
         if not is_whole(folder / "figures" / f"{name}.svg", picture_of(suite.suite, name))
     ]
-    if lacking:
+    if lacking := [*lacking, *reported_names(suite, folder)]:
         render_figures(suite, folder, lacking)
     write_text(folder / "report.html", report_page(suite, folder))
