@@ -42,8 +42,8 @@ def decimals(number: float, significant: int) -> int:
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match; millions
-    by a power of ten that all three share."""
+    """`value [low, high]`: half the interval to two significant digits (five decimals at most), the rest to match.
+    Millions have a power of ten, one for all three."""
     half, largest = (high - low) / 2, max(abs(value), abs(low), abs(high))
     power = math.floor(math.log10(largest)) if largest >= MILLION else 0
     scale, suffix = 10.0**power, f"e{power}" if power else ""
