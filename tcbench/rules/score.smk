@@ -57,6 +57,7 @@ for group, rows in SUITE.scored_together.items():
         resources:
             gpu=int(ON_GPUS),
             **cluster_resources("score", ON_GPUS),
+        priority: 5000  # as soon as there are samples, so that one can look early (target `partial`)
         shell:
             f"tcbench score {OF_SAMPLES} --rows {{params.rows}} --missing 2> {{log}}"
 
