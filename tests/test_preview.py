@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.config.preview import Asked
 from tcbench.errors import UserError
+from tcbench.record.files import write_json
+from tcbench.stages.render import gathered
 from tcbench.stages.sample import row_fingerprint
 
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
@@ -55,6 +58,25 @@ def test_some_rows_bring_those_they_are_compared_with_and_sample_with_the_traini
     other = load_suite(config, Asked(samples=16, rows=("nfe3-none",)))
     assert "table6" not in other.show.tables and other.show.figure.nfe == 3
     assert other.shown_in == Path("results/smoke/previews/16-samples/partial")
+
+
+def test_what_was_searched_is_shown_beside_a_part(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches lie with the whole suite, those of ablations too."""
+    monkeypatch.chdir(config.parent)
+    whole = yaml.safe_load(CONFIG)
+    whole["rows"]["nfe4-fora"] |= {"searched": True}
+    whole["ablations"]["lists"] = {
+        "title": "Lists", "question": "Which?", "base": "nfe4-fora", "rows": {"best": {"searched": True}}
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(whole))
+    for name in ("nfe4-fora", "lists-best"):
+        write_json(Path(f"results/smoke/searched/{name}.json"), {"row": name})
+    folder = gathered(load_suite(config, Asked(samples=16)))
+    assert folder == Path("results/smoke/previews/16-samples")
+    assert {path.stem for path in (folder / "searched").iterdir()} == {"nfe4-fora", "lists-best"}
+    Path("results/smoke/searched/nfe4-fora.json").unlink()
+    gathered(load_suite(config, Asked(samples=16)))
+    assert {path.stem for path in (folder / "searched").iterdir()} == {"lists-best"}
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ class Results:
         return row_named(f"{ablation}-{key}", self.ablations.get(ablation, []))
 
 
+def all_searched_rows(suite: Suite) -> list[str]:
+    """Rows that something is searched for, of the suite and of its ablations."""
+    entries = [*suite.entries, *(part[name] for part in suite.ablation_suites.values() for name in part.own)]
+    return [entry.name for entry in entries if entry.row.searched]
+
+
 PARTS = ("ablations", "training", "diagnostics", "latency", "floor", "seed_noise", "searched")
 
 
@@ -106,8 +112,6 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         below = folder / "ablations" / name
         if "ablations" in parts and below.exists():
             ablations[name] = read_rows(below, ablation.own, suite.suite)
-    entries = [*suite.entries, *(part[name] for part in suite.ablation_suites.values() for name in part.own)]
-    searching = [entry.name for entry in entries if entry.row.searched]
     return Results(
         suite=suite,
         rows=_with_repeats(suite, folder),
@@ -117,7 +121,7 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
         latency=optional("latency", "latency.json", LATENCY),
         floor=optional("floor", "scores/floor.json", FLOOR),
         seed_noise=(optional("seed_noise", "scores/seed-noise.json", SEED_NOISE) or {"rows": {}})["rows"],
-        searched=by_row("searched", "searched/{}.json", searching, SEARCHED),
+        searched=by_row("searched", "searched/{}.json", all_searched_rows(suite), SEARCHED),
     )
 
 

@@ -17,7 +17,7 @@ from tcbench.report.grids import grid, save_grid
 from tcbench.report.names import figure_names, picture_of, reported_names
 from tcbench.report.page import report_page
 from tcbench.report.published_table import published_table
-from tcbench.report.results import read_results, read_rows
+from tcbench.report.results import all_searched_rows, read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row
 from tcbench.report.strips import read_strip, write_clips, write_strip
@@ -34,7 +34,7 @@ def gathered(suite: Suite) -> Path:
     folder = suite.shown_in
     if suite.preview:
         read = [(suite.root, f"trained/{name}/artefacts.json") for name in suite.trained_rows]
-        read += [(suite.root, f"searched/{name}.json") for name in suite.searched_rows]
+        read += [(suite.root, f"searched/{name}.json") for name in all_searched_rows(suite)]
         if suite.preview.partial:
             read += [(suite.folder, f"scores/{name}.json") for name in (*suite.rows, "floor", "seed-noise")]
             read += [(suite.folder, f"diagnostics/{name}.json") for name in suite.predictor_rows]
