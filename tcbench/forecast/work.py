@@ -278,9 +278,9 @@ class _Jobs:
             yield Work("score", "features", self.rates.throughput("features", "tf32"), count)
         if any(metric.per_sample and not metric.distance for metric in metrics) and self.rates.on_gpu:
             yield Work("score", "readings", self.rates.throughput("readings", "tf32"), count)
-        if pairs := sum(metric.per_sample and metric.distance for metric in metrics) * self.rates.on_gpu:
+        if (compared := sum(metric.per_sample and metric.distance for metric in metrics)) and self.rates.on_gpu:
             # networks that compare two images are smaller than Inception
-            yield Work("score", "pairs of images", self.rates.throughput("features", "tf32"), 2 * count * pairs)
+            yield Work("score", "pairs of images", self.rates.throughput("features", "tf32"), 2 * count * compared)
         if moments := sum(metric.moments is not None for metric in metrics):
             yield self._one("score", "Frechet distances", "frechet", moments * replicates)
         if "recall" in suite.scoring.metrics:

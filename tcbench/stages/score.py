@@ -182,16 +182,17 @@ def load_real(suite: Suite, networks: Networks) -> Real:
     if networks.own is None:
         return Real(Features.none(0), imagenet=imagenet)
     features = _real_features(suite, networks.own, suite.folder / "real-features.safetensors")
-    published = real is not None and real.suffix == ".npz"
-    sizes = features.pooled.shape[-1], features.spatial.shape[-1]
-    return Real(features, read_moments(real, *sizes) if published else None, imagenet)
+    moments = None
+    if real and real.suffix == ".npz":
+        moments = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
+    return Real(features, moments, imagenet)
 
 
 def _real_features(suite: Suite, extractor: Extractor, path: Path) -> Features:
     """Of the real images, or of those in ADM's reference batch."""
     if (real := suite.scoring.real) is None:
         images = to_uint8(suite.source.images().images)
-        key = digest([hashlib.sha256(images.numpy()).hexdigest(), identity_of(extractor, suite)])
+        key = digest([hashlib.sha256(images.numpy().tobytes()).hexdigest(), identity_of(extractor, suite)])
         return _kept(path, key, lambda: extractor.extract(images))
     if real.suffix == ".npz":
         key = digest([content_digest(real), identity_of(extractor, suite)])
