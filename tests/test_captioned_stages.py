@@ -1,5 +1,6 @@
 """Captions through the stages: trained on some, sampled for held-out ones, and in the order of the samples."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -12,6 +13,7 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.data.captions import decode, is_held_out
 from tcbench.errors import UserError
+from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.sources import source_files
 from tcbench.registry import data_source
@@ -28,8 +30,17 @@ from tests.suites import altered
 SMOKE = Path(__file__).with_name("captioned_smoke.yaml")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shallow() -> Iterator[None]:
+    """A network of four blocks: what is tried here is around it."""
+    with pytest.MonkeyPatch.context() as patch:
+        spec = MODELS["moving-osp"].model_copy(update={"num_blocks": 4, "dense_blocks": (0, 3)})
+        patch.setitem(MODELS, "moving-osp", spec)
+        yield
+
+
 @pytest.fixture(scope="module")
-def suite() -> Suite:
+def suite(shallow: None) -> Suite:
     return load_suite(SMOKE)
 
 

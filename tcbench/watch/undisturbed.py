@@ -50,7 +50,8 @@ def _checksum(watched: Iterable[nn.Module | Tensor]) -> Tensor:
     for each in watched:
         tensors += [each] if isinstance(each, Tensor) else [*each.parameters(), *each.buffers()]
     words = [_words(tensor.detach()) for tensor in tensors]
-    places = {value.device: torch.arange(1, 1 + max(map(len, words)), device=value.device) for value in words}
+    longest = max(map(len, words))
+    places = {device: torch.arange(1, 1 + longest, device=device) for device in {value.device for value in words}}
     return torch.stack([(value * places[value.device][: len(value)]).sum().to(words[-1].device) for value in words])
 
 
