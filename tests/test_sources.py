@@ -52,7 +52,7 @@ SUITES = {
     },
 }
 CAPTIONED = str(TESTS / "captioned_smoke.yaml")
-SPEED = f"--config {TESTS / 'speed_smoke.yaml'} --model tiny-dit --dtype fp32"
+SPEED = f"--config {TESTS / 'speed_smoke.yaml'} --model tiny-dit --dtype bf16"
 COMMANDS = [
     ("sample", "sample digits.yaml --rows plain"),
     ("score", "score digits.yaml --rows plain"),

@@ -78,9 +78,12 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
             for plan in plans:
                 run.shape.check(plan)
                 check_tokens(plan, run.rows_per_sample, run.shape.num_tokens)
-        costs = [_cost(plan, run.shape) for plan in (*plans, *map(_cheapest, plans))]
-        dearest = plans[costs.index(max(costs)) % len(plans)]
-        saved += ledger.rows_per_sample * (max(costs) - min(costs))
+        dearest = plans[0]
+        outcomes = [*plans, *(cheapest for plan in plans if (cheapest := _cheapest(plan)) is not plan)]
+        if len(outcomes) > 1:  # most plans are the only outcome of their step: nothing to compare
+            costs = [_cost(plan, run.shape) for plan in outcomes]
+            dearest = plans[costs.index(max(costs[: len(plans)]))]
+            saved += ledger.rows_per_sample * (max(costs) - min(costs))
         ledger.charge_plan(dearest, run.shape)
         ledger.charge_choices(dearest)
     totals = ledger.totals()
@@ -103,14 +106,13 @@ def _cost(plan: Plan, shape: ModelShape) -> int | Fraction:
 
 
 def _cheapest(plan: Plan) -> Plan:
-    """The plan with its deferred decisions at their cheapest."""
+    """The plan with its deferred decisions at their cheapest; the plan itself if there are none."""
     decisions = {
         unit: replace(decision, who=decision.who.least)
-        if isinstance(decision.who, Deferred) and decision.who.least is not None
-        else decision
         for unit, decision in plan.decisions.items()
+        if isinstance(decision.who, Deferred) and decision.who.least is not None
     }
-    return replace(plan, decisions=decisions)
+    return replace(plan, decisions={**plan.decisions, **decisions}) if decisions else plan
 
 
 def _imported(stage: Imported, run: Run) -> Table:
