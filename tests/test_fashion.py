@@ -135,6 +135,7 @@ def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: p
         "denoiser": "not there",
         "classifier": "not there",
         "data": None,
+        "scoring.metrics": None,
     }
 
 

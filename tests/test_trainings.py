@@ -52,6 +52,9 @@ def test_comparisons_cover_the_trainings() -> None:
 def test_tables_say_how_often_rows_were_trained() -> None:
     rows = make_rows()
     place = next(index for index, row in enumerate(rows) if row["row"] == "nfe20-tokencache")
-    assert "trained" not in main_table(rows, None, None, differs="", guidance_scale=1.5).caption
+    assert "rained" not in main_table(rows, None, None, differs="", guidance_scale=1.5).caption
     rows[place]["trainings"] = 3
-    assert "trained 3 times" in main_table(rows, None, None, differs="", guidance_scale=1.5).caption
+    assert (
+        "Trained 3 times at 20 steps: TokenCache. "
+        in main_table(rows, None, None, differs="", guidance_scale=1.5).caption
+    )
