@@ -35,7 +35,7 @@ def figure_samples(samples: Sequence[tuple[str, np.ndarray]], columns: int = 8) 
         difference = np.abs(tiles[:columns].astype(float) - reference)
         _line(right, difference if difference.ndim == 3 else difference.mean(-1), cmap="gray_r", vmin=0, vmax=64)
     panels[0, 0].set_title("samples, same noise in a column", fontsize=9)
-    panels[0, 1].set_title("|difference| to uncached (black: a quarter of the range or more)", fontsize=9)
+    panels[0, 1].set_title("|difference| to uncached (black: ≥ ¼ of the range)", fontsize=9)
     return figure
 
 
