@@ -43,9 +43,8 @@ class Samples:
 
     def __post_init__(self) -> None:
         tensors = {**vars(self.features), "labels": self.labels, "images": self.images, **self.readings}
-        tensors |= {
-            f"ImageNet {name}": values for name, values in vars(self.imagenet or Features.none(len(self))).items()
-        }
+        if self.imagenet:
+            tensors |= {f"ImageNet {name}": values for name, values in vars(self.imagenet).items()}
         for name, values in tensors.items():
             if values is None:
                 continue

@@ -175,13 +175,12 @@ def load_real(suite: Suite, networks: Networks) -> Real:
     Raises:
         UserError: the real images are missing or damaged.
     """
-    second, real = networks.imagenet, suite.scoring.real
-    imagenet = (
-        Real(_real_features(suite, second, suite.folder / "real-features-imagenet.safetensors")) if second else None
-    )
+    folder, real, imagenet = suite.folder, suite.scoring.real, None
+    if networks.imagenet:
+        imagenet = Real(_real_features(suite, networks.imagenet, folder / "real-features-imagenet.safetensors"))
     if networks.own is None:
         return Real(Features.none(0), imagenet=imagenet)
-    features = _real_features(suite, networks.own, suite.folder / "real-features.safetensors")
+    features = _real_features(suite, networks.own, folder / "real-features.safetensors")
     moments = None
     if real and real.suffix == ".npz":
         moments = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
