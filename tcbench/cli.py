@@ -284,6 +284,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. iterations=100"
     )
+    sub.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="GPUs that share a denoiser's batches (default: 1)"
+    )
     stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
@@ -546,7 +549,7 @@ def _completion(parsed: argparse.Namespace) -> None:
 def _pretrain(parsed: argparse.Namespace) -> None:
     from tcbench.stages.pretrain import pretrain
 
-    pretrain(load_suite(parsed.config), parsed.what, parsed.out, _options(parsed.set))
+    pretrain(load_suite(parsed.config), parsed.what, parsed.out, _options(parsed.set), parsed.gpus)
 
 
 def _set_threads() -> None:

@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from tcbench.data import Dataset
+from tcbench.data import Dataset, split
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
 from tcbench.plan import ALL, Block, Decision, Deferred, Merged, Plan, PlanError, Site, Tokens
+from tcbench.record.files import read_json, read_tensors
+from tcbench.registry import data_source
+from tcbench.training.base import PretrainRecipe, pretrain_denoiser
 from tcbench.training.crew import ALONE, Crew, Member, train_together
 from tcbench.training.unfinished import Unfinished
 from tests.conftest import make_adapter
+from tests.test_base_training import SMALL
 from tests.test_unfinished import Killed, killed_after, made, same
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used a GPU cannot be forked")
@@ -83,6 +87,26 @@ def test_two_processes_give_what_one_gives_and_go_on_after_a_kill(
     assert same(by_two(tmp_path / "again", model, data, name, tmp_path / "kept"), together)
 
 
+def test_a_base_model_learns_from_two_shares_what_it_learns_from_the_whole(tmp_path: Path) -> None:
+    data = data_source("digits").images()
+    recipe = PretrainRecipe(iterations=6, batch_size=8, warmup=2, ema=0.5, log_every=3)
+
+    def work(crew: Crew) -> None:
+        folder = tmp_path / str(crew.size)
+        paths = folder / "w.safetensors", folder / "log.json"
+        pretrain_denoiser(SMALL, *split(data), "eps", recipe, "cpu", *paths, crew=crew)
+
+    work(ALONE)
+    train_together(2, True, work)
+    alone, together = (read_tensors(tmp_path / count / "w.safetensors") for count in "12")
+    assert (alone[1]["processes"], together[1]["processes"]) == ("1", "2")
+    for name, weight in alone[0].items():
+        torch.testing.assert_close(together[0][name], weight, rtol=1e-2, atol=2e-3)
+    histories = [read_json(tmp_path / count / "log.json")["history"] for count in "12"]
+    close(*histories)
+    assert not list((tmp_path / "2").glob("*-state.pt"))
+
+
 def test_by_itself_a_crew_changes_nothing() -> None:
     rows = torch.arange(3.0)
     assert ALONE.share(rows) is rows and ALONE.joined(rows) is rows and ALONE.mean(rows) is rows
@@ -92,7 +116,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     member = Member.__new__(Member)
     member.rank, member.size = 1, 3
     assert member.share(torch.arange(6)).tolist() == [2, 3]
-    with pytest.raises(UserError, match="training_gpus: 3 do not share a batch of 4 equally; give a divisor of it"):
+    with pytest.raises(UserError, match="3 GPUs do not share a batch of 4 equally; give a divisor of it"):
         member.share(torch.arange(4))
 
 

@@ -25,6 +25,7 @@ from tcbench.models.networks import build_transformer, make_adapter, save_transf
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
 from tcbench.record.files import Damaged, check_seal, write_json, write_tensors
+from tcbench.training.crew import ALONE, Crew
 from tcbench.training.running import deterministic, provenance, require_finite
 from tcbench.training.unfinished import write_state
 
@@ -106,6 +107,7 @@ def pretrain_denoiser(
     out: Path,
     log: Path,
     watch: Callable[[int, Adapter], None] | None = None,
+    crew: Crew = ALONE,
 ) -> None:
     """Train a denoiser by L_simple (Ho et al. 2020) and write its averaged weights.
 
@@ -124,9 +126,11 @@ def pretrain_denoiser(
         log: JSON file to write: every `log_every` iterations the mean training loss, and the loss of the averaged
             weights on held-out images and on as many training images, at the same timesteps and noise.
         watch: called with the iteration and the averaged network whenever the log has grown.
+        crew: who trains together; each learns from its share of every batch, and the first writes.
 
     Raises:
-        UserError: the data do not fit the spec, the loss is not finite, or a file cannot be written.
+        UserError: the data do not fit the spec, a batch cannot be shared equally, the loss is not finite, or a file
+            cannot be written.
     """
     _check_fit(spec, train)
     device = torch.device(device)
@@ -141,25 +145,27 @@ def pretrain_denoiser(
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.iterations)
         generator = torch.Generator(device).manual_seed(recipe.seed)
-        metadata = provenance(recipe, device) | {"model": spec.name}
+        metadata = provenance(recipe, device) | {"model": spec.name, "processes": str(crew.size)}
         state = _State(
             out, metadata, {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
         )
         done, history = state.load(generator)
         average.to(device)
-        total, count = torch.zeros((), device=device), 0
-        progress = tqdm(
-            range(done + 1, recipe.iterations + 1), f"pretrain {spec.name}", recipe.iterations, initial=done, unit="it"
-        )
+        total, count = crew.mean(torch.zeros((), device=device)), 0  # all have read the state when it is there
+        steps, name = range(done + 1, recipe.iterations + 1), f"pretrain {spec.name}"
+        progress = tqdm(steps, name, recipe.iterations, initial=done, unit="it", disable=crew.rank > 0)
         for iteration in progress:
             batch = train[torch.randint(len(train), (recipe.batch_size,), generator=generator, device=device)]
             batch = Dataset(recipe.affine(batch.images, generator), batch.labels)
             dropped = torch.rand(recipe.batch_size, generator=generator, device=device) < recipe.label_dropout
             timesteps = torch.randint(1000, (recipe.batch_size,), generator=generator, device=device)
             noise = torch.randn(batch.images.shape, generator=generator, device=device)
+            batch, dropped = crew.share(batch), crew.share(dropped)
+            timesteps, noise = crew.share(timesteps), crew.share(noise)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
                 loss = denoising_loss(network, batch, dropped, timesteps, noise, target)
             loss.backward()
+            crew.average_gradients(model.parameters())
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
@@ -167,22 +173,23 @@ def pretrain_denoiser(
             average.step(model.parameters())
             total, count = total + loss.detach(), count + 1
             if iteration % recipe.log_every == 0 or iteration == recipe.iterations:
-                mean = total.item() / count  # the only place that waits for the device
+                mean = crew.mean(total).item() / count  # the only place that waits for the device
                 require_finite(mean, iteration)
+                total, count = torch.zeros((), device=device), 0
+                if crew.rank:
+                    continue
                 average.copy_to(averaged.parameters())
-                record = {
-                    "iteration": iteration,
-                    "loss": mean,
-                }
+                record = {"iteration": iteration, "loss": mean}
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
                     record["train_loss"] = _fixed_loss(averaged, train[: len(held_out)], target)
                     record["held_out_loss"] = _fixed_loss(averaged, held_out, target)
                 history.append(record)
                 progress.set_postfix(loss=f"{mean:.4f}", held_out=f"{record['held_out_loss']:.4f}")
-                total, count = torch.zeros((), device=device), 0
                 state.save(generator, iteration, history)
                 if watch is not None:
                     watch(iteration, averaged.adapter)
+    if crew.rank:
+        return
     averaged.save(out, metadata)
     write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
     state.path.unlink()

@@ -19,9 +19,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tcbench.errors import UserError
 
 if TYPE_CHECKING:
+    from tcbench.data import Dataset
     from tcbench.models.adapter import Prompt
 
-Batch = TypeVar("Batch", bound="Prompt")
+Batch = TypeVar("Batch", bound="Prompt | Dataset")
 """What has a row for every sample."""
 
 
@@ -73,7 +74,7 @@ class Member(Crew):
         """As `Crew.share`."""
         rows = len(batch)
         if rows % self.size:
-            raise UserError(f"training_gpus: {self.size} do not share a batch of {rows} equally; give a divisor of it")
+            raise UserError(f"{self.size} GPUs do not share a batch of {rows} equally; give a divisor of it")
         return cast(Batch, batch[self.rank * rows // self.size : (self.rank + 1) * rows // self.size])
 
     def joined(self, rows: Tensor) -> Tensor:
