@@ -180,7 +180,7 @@ def _on_one_scale(values: Tensor) -> list[list[float]]:
     """Three significant digits of the largest, and as many places of the others: shades of one picture."""
     largest = values.max().item()  # 0 if a network's gates have not moved from their initial 0
     places = 2 - math.floor(math.log10(largest)) if largest else 0
-    lines: list[list[float]] = values.double().numpy().round(places).tolist()
+    lines: list[list[float]] = values.double().cpu().numpy().round(places).tolist()
     return [[int(value) for value in line] for line in lines] if places <= 0 else lines
 
 
