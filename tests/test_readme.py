@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tcbench.cli import _parser
-from tcbench.report.summary import BEGIN, END, drawn_from, read_beside, summary
+from tcbench.report.summary import BEGIN, END, drawn_from, panels, read_published, summary
 from tcbench.workflow import SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ def test_what_was_found_is_what_the_committed_results_say(monkeypatch: pytest.Mo
     shown = README.partition(BEGIN)[2].partition(END)[0]
     assert [line[2:] for line in shown.splitlines() if line.startswith("- ")] == summary(REFERENCE)
     picture = (ROOT / re.search(r"!\[.*?\]\((\S+\.svg)\)", shown)[1]).read_text(encoding="utf-8")
-    assert drawn_from(read_beside(REFERENCE)) in picture
+    assert drawn_from(panels(read_published(REFERENCE))) in picture
 
 
 def test_it_is_short_and_names_the_paper() -> None:

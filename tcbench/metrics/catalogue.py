@@ -51,6 +51,7 @@ class Metric:
             finite n (`tcbench.metrics.inference`).
         margin: differences below it do not matter, for a metric whose unit says so by itself; for others it comes from
             what fewer steps cost (`tcbench.report.compare.margins`).
+        repeats: the metric that this one is with another network, as a second opinion.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Metric:
     neighbours: bool = False
     moments: Literal["pooled", "spatial"] | None = None
     margin: float | None = None
+    repeats: str = ""
 
     @property
     def sign(self) -> int:
@@ -159,6 +161,7 @@ METRICS: dict[str, Metric] = {
             f"{_SET}:fid_imagenet",
             _IMAGENET,
             least=2,
+            repeats="fid",
             bounds=_POSITIVE,
             moments="pooled",
         ),
@@ -169,6 +172,7 @@ METRICS: dict[str, Metric] = {
             f"{_SET}:precision_imagenet",
             _IMAGENET,
             printed=False,
+            repeats="precision",
             bounds=SHARE,
             share=True,
         ),
@@ -180,6 +184,7 @@ METRICS: dict[str, Metric] = {
             _IMAGENET,
             least=NEIGHBOURS + 1,
             printed=False,
+            repeats="recall",
             bounds=SHARE,
         ),
         Metric(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tcbench.metrics.catalogue import METRICS
 from tcbench.report.results import Results
 from tcbench.report.rows import Row, interval_of, mac_ratio, macs_off, matched, was_run
 
@@ -11,7 +12,7 @@ OURS = "tokencache"
 
 @dataclass(frozen=True)
 class Beside:
-    """TokenCache in one suite, and what costs as much, at the NFE of the suite's figures.
+    """TokenCache in one suite, and what costs as much, at one NFE.
 
     Attributes:
         suite: its name.
@@ -30,10 +31,11 @@ class Beside:
     table: str
 
 
-def beside(results: Results) -> Beside | None:
-    """What stands beside TokenCache in a suite; None if it has no TokenCache row that was run at the figures' NFE."""
+def beside(results: Results, nfe: int | None = None) -> Beside | None:
+    """What stands beside TokenCache in a suite at an NFE (default: of its figures); None if no such row was run."""
     suite, rows = results.suite, results.own_rows
-    at = [row for row in rows if row["nfe"] == suite.show.figure.nfe and was_run(row) and row["refiners"] is True]
+    nfe = nfe or suite.show.figure.nfe
+    at = [row for row in rows if row["nfe"] == nfe and was_run(row) and row["refiners"] is True]
     ours = next((row for row in at if row["method"] == OURS and not row["control"]), None)
     ratio = mac_ratio(ours, rows) if ours else None
     if ours is None or ratio is None:
@@ -51,17 +53,27 @@ def beside(results: Results) -> Beside | None:
 
 def distance_of(row: Row) -> float | None:
     """MAE to the uncached samples; None if it was not measured."""
-    interval = interval_of(row, "mae")
+    return value_of(row, "mae")
+
+
+def value_of(row: Row, metric: str) -> float | None:
+    """A row's value of a metric; None if it was not measured."""
+    interval = interval_of(row, metric)
     return None if interval is None else interval.value
 
 
-def in_order(rows: Iterable[Row]) -> str:
-    """Methods with their distances, the nearest first; TokenCache in bold (Markdown)."""
-    ordered = sorted(rows, key=distance_of)  # type: ignore[arg-type]
-    return ", ".join(_named(row) for row in ordered)
+def best_first(rows: Iterable[Row], metric: str) -> list[Row]:
+    """The rows in which a metric was measured, the best first."""
+    values = [(value, row) for row in rows if (value := value_of(row, metric)) is not None]
+    return [row for _, row in sorted(values, key=lambda pair: -METRICS[metric].sign * pair[0])]
 
 
-def _named(row: Row) -> str:
+def in_order(rows: Iterable[Row], metric: str = "mae") -> str:
+    """Methods with their values of a metric, the best first; TokenCache in bold (Markdown)."""
+    return ", ".join(_named(row, metric) for row in best_first(rows, metric))
+
+
+def _named(row: Row, metric: str) -> str:
     method = row["label"].partition(",")[0]  # "FORA, matched" is FORA here: all are
-    text = f"{method} {distance_of(row):.3g}"
+    text = f"{method} {value_of(row, metric):.3g}"
     return f"**{text}**" if row["method"] == OURS else text

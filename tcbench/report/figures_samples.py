@@ -52,7 +52,7 @@ def figure_steps(steps: Sequence[tuple[str, list[np.ndarray]]], labels: Sequence
     for number, (label, lines) in enumerate(steps):
         for panel, tiles, name in zip(panels[2 * number :], lines, ("predicted $x_0$", "$x_t$"), strict=False):
             _line(panel, tiles, cmap="gray", vmin=0, vmax=255)
-            panel.set_ylabel(f"{label}\n{name}", rotation=0, ha="right", va="center", fontsize=8)
+            panel.set_ylabel(f"{label}\n{name}".replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
     width = steps[0][1][0].shape[2]
     panels[-1].set_xticks([(column + 0.5) * width for column in range(len(labels))], labels)
     panels[-1].set_xlabel("timestep t (sampling runs left to right)")

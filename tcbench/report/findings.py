@@ -24,7 +24,7 @@ CONTROL = {
     NOT_DECIDED: "control: not decided",
     NOT_TESTED: NOT_TESTED,
 }
-"""What a verdict reads in a measure that the claim does not speak of: the distance to the uncached samples."""
+"""What a verdict reads in a measure that the claim does not speak of (`is_control`)."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def better(pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str], needs: str,
 
     Args:
         pairs: the comparisons of a metric; a claim holds if all come out better.
-        metrics: those that the suite lacks are left out; a distance to the uncached samples is a control.
+        metrics: those that the suite lacks are left out; what repeats one with another network comes behind it.
         needs: what is said to be needed if there is no pair.
         absent: rivals of the claim without a row to compare with; while there are any, it is not reproduced.
     """
     if not pairs:
         return [untested(needs)]
     rows, findings = [row for pair in pairs for row in pair], []
-    for metric in metrics:
+    for metric in _repeated(metrics):
         label = METRICS[metric].label
         decided = [found for pair in pairs if (found := compare(*pair, metric))]
         if decided:
@@ -95,15 +95,25 @@ def better(pairs: Sequence[tuple[Row, Row]], metrics: Sequence[str], needs: str,
             if absent:
                 verdict = NOT_DECIDED if verdict == REPRODUCED else verdict
                 evidence += f"; not compared: {absent}"
-            findings.append(Finding(label, CONTROL[verdict] if is_control(metric) else verdict, evidence))
+            findings.append(Finding(label, _worded(verdict, metric), evidence))
         elif reason := _why_not(pairs[0], metric):
             findings.append(Finding(label, NOT_TESTED, reason))
     return findings or [metrics_lacking(metrics)]
 
 
 def is_control(metric: str) -> bool:
-    """Whether a metric measures the distance to the uncached samples, in which the paper makes no claim of quality."""
-    return METRICS[metric].distance
+    """Whether the paper claims nothing in a metric: a distance to the uncached samples, or another network's view."""
+    return METRICS[metric].distance or bool(METRICS[metric].repeats)
+
+
+def _worded(verdict: str, metric: str) -> str:
+    return CONTROL[verdict] if is_control(metric) else verdict
+
+
+def _repeated(metrics: Sequence[str]) -> list[str]:
+    """Behind each metric those that repeat it with another network."""
+    repeats = {metric: [name for name, other in METRICS.items() if other.repeats == metric] for metric in metrics}
+    return [name for metric in metrics for name in (metric, *repeats[metric])]
 
 
 def _why_not(pair: tuple[Row, Row], metric: str) -> str:
@@ -122,7 +132,7 @@ def hardly_worse(row: Row, other: Row, metrics: Sequence[str], rows: Sequence[Ro
     """
     findings = []
     against = "uncached" if other is reference_of(row, rows) else name_of(other)
-    for metric in metrics:
+    for metric in _repeated(metrics):
         label = METRICS[metric].label
         found = compare(row, other, metric, margins)
         if found is None:
@@ -136,7 +146,7 @@ def hardly_worse(row: Row, other: Row, metrics: Sequence[str], rows: Sequence[Ro
             f"NFE {row['nfe']} − {against}: {difference_text(found.interval)}; margin {found.margin:.2g}, "
             f"MAC ratio {mac_ratio(row, rows):.2f}"
         )
-        findings.append(Finding(label, no_loss(found), evidence))
+        findings.append(Finding(label, _worded(no_loss(found), metric), evidence))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""What was found, in five lines and one picture, from the results of all suites: what README.md begins with.
+"""What was found, in six lines and one picture, from the results of all suites: what README.md begins with.
 
 Nothing of it is written by hand: `tcbench summary results/reference --write README.md` puts the lines between two marks
 of the page and draws the picture, and tests/test_readme.py compares both with the results that are committed.
@@ -19,13 +19,14 @@ from tcbench.config.load import validated
 from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
+from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import PROVENANCE, atomic, digest, write_text
 from tcbench.record.records import PUBLISHED
-from tcbench.report.beside import OURS, Beside, beside, distance_of, in_order
+from tcbench.report.beside import OURS, Beside, beside, best_first, distance_of, in_order
 from tcbench.report.claims import MECHANISM
 from tcbench.report.figures import LOOK, styles
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
-from tcbench.report.results import read_results
+from tcbench.report.results import Results, read_results
 from tcbench.report.rows import interval_of
 from tcbench.report.speed import read_lines
 from tcbench.report.verdicts import read_all_verdicts
@@ -37,7 +38,7 @@ SPEED_AT = {"model": "dit-xl-2-256", "dtype": "bf16", "batch_size": 8, "nfe": 50
 
 
 def summary(folder: Path, link: str | None = None) -> list[str]:
-    """The five lines, in Markdown.
+    """The lines, in Markdown.
 
     Args:
         folder: published results, one folder a suite.
@@ -47,8 +48,10 @@ def summary(folder: Path, link: str | None = None) -> list[str]:
         UserError: nothing is published there, or a part of it is damaged.
     """
     link = link or folder.as_posix()
-    found = read_beside(folder)
+    results = read_published(folder)
+    found = [found for each in results if (found := beside(each))]
     return [
+        *(_quality(each, link) for each in results if _second_opinion(each)),
         _distances(found, link),
         _selectors(found, link),
         _claims(folder, link),
@@ -57,18 +60,18 @@ def summary(folder: Path, link: str | None = None) -> list[str]:
     ]
 
 
-def read_beside(folder: Path) -> list[Beside]:
-    """What stands beside TokenCache in every embedded suite whose results are below a folder.
+def read_published(folder: Path) -> list[Results]:
+    """The results of every suite below a folder that has TokenCache beside what costs as much, the embedded ones first.
 
     Raises:
         UserError: there are none.
     """
-    there = [name for name in SUITES if (folder / name / PROVENANCE).exists()]
-    suites = {name: published(folder / name, Suite) for name in there}
-    results = (read_results(suite, folder / name, ()) for name, suite in suites.items())
-    found = [found for each in results if (found := beside(each))]
+    there = [path.parent for path in sorted(folder.glob(f"*/{PROVENANCE}")) if (path.parent / "scores").is_dir()]
+    there.sort(key=lambda path: SUITES.index(path.name) if path.name in SUITES else len(SUITES))
+    results = [read_results(published(path, Suite), path, ()) for path in there]
+    found = [each for each in results if beside(each)]
     if not found:
-        raise UserError(f"{folder}: no published results of {', '.join(SUITES)}; give a folder like results/reference")
+        raise UserError(f"{folder}: no published results with TokenCache; give a folder like results/reference")
     return found
 
 
@@ -76,6 +79,30 @@ def published(folder: Path, kind: type) -> Any:
     """The suite that published results were made with."""
     path = folder / PROVENANCE
     return validated(Document(path, PUBLISHED.read(path)["suite"]), kind)
+
+
+def _second_opinion(results: Results) -> str | None:
+    """The metric of a suite that repeats its FID with another network, if it has one."""
+    return next((name for name in results.suite.scoring.metrics if METRICS[name].repeats == "fid"), None)
+
+
+def _quality(results: Results, link: str) -> str:
+    """Who has the lowest FID among what costs the same, by the suite's own network and by another."""
+    second, suite = _second_opinion(results), results.suite
+    assert second
+    metrics = ("fid", second)
+    nfes = dict.fromkeys(row["nfe"] for row in results.own_rows if row["method"] == OURS)
+    contests = [[*it.rivals, it.ours] for nfe in nfes if (it := beside(results, nfe))]
+    won = [sum(best_first(rows, metric)[0]["method"] == OURS for rows in contests) for metric in metrics]
+    at = beside(results)
+    assert at
+    told = [in_order([*at.rivals, *at.selectors, at.ours], metric) for metric in metrics]
+    return (
+        f"**At equal MACs, TokenCache has the lowest FID at {won[0]} of {len(contests)} numbers of steps by the "
+        f"suite's own network, and at {won[1]} by another**, where there are enough samples to tell, in "
+        f"[`{suite.suite}`]({link}/{suite.suite}/tables/{at.table}.md) ({suite.about.description}; {_sizes(at)}). "
+        f"Its own network: {told[0]}; {METRICS[second].label}: {told[1]}."
+    )
 
 
 def _distances(found: list[Beside], link: str) -> str:
@@ -163,17 +190,35 @@ def _audited(folder: Path, link: str) -> str:
 
 # --- the picture, and the page that both are in
 
+Panel = tuple[Beside, str]
+"""What costs the same, and the metric that is drawn of it."""
+
+COLUMNS = 3
+
+
+def panels(results: Sequence[Results]) -> list[Panel]:
+    """Of every suite the distance to the uncached samples, and FID where two networks tell it."""
+    found = [(it, each) for each in results if (it := beside(each))]
+    distances = [(it, "mae") for it, _ in found]
+    return distances + [
+        (it, name) for it, each in found if (second := _second_opinion(each)) for name in ("fid", second)
+    ]
+
 
 @rc_context(LOOK)
-def figure_summary(found: Sequence[Beside]) -> Figure:
-    """Distance to the uncached samples, with intervals, of the rows that cost what TokenCache does, by suite."""
-    sizes = [1 + len(it.rivals) + len(it.selectors) for it in found]
-    figure = Figure(figsize=(8.6, 0.55 + 0.24 * max(sizes)), layout="constrained")
-    for panel, it in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
-        rows = sorted([it.ours, *it.rivals, *it.selectors], key=distance_of, reverse=True)  # type: ignore[arg-type]
+def figure_summary(drawn: Sequence[Panel]) -> Figure:
+    """A metric, with intervals, of the rows that cost what TokenCache does, by suite; the best on top."""
+    sizes = [1 + len(it.rivals) + len(it.selectors) for it, _ in drawn]
+    lines = -(-len(drawn) // COLUMNS)
+    figure = Figure(figsize=(8.6, (0.55 + 0.22 * max(sizes)) * lines), layout="constrained")
+    axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
+    for unused in axes[len(drawn) :]:
+        unused.set_axis_off()
+    for panel, (it, metric) in zip(axes, drawn, strict=False):
+        rows = best_first([it.ours, *it.rivals, *it.selectors], metric)[::-1]
         looks = styles(rows)
         for height, row in enumerate(rows):
-            interval = interval_of(row, "mae")
+            interval = interval_of(row, metric)
             assert interval
             look = {key: value for key, value in looks[row["row"]].items() if key != "linestyle"}
             panel.errorbar(
@@ -190,15 +235,15 @@ def figure_summary(found: Sequence[Beside]) -> Figure:
             text.set_fontweight("bold" if row["method"] == OURS else "normal")
         panel.set_xlim(left=0)
         panel.set_title(f"{it.suite}, {it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
-        panel.set_xlabel("distance to uncached (MAE)", fontsize=8)
+        panel.set_xlabel("distance to uncached (MAE)" if metric == "mae" else METRICS[metric].label, fontsize=8)
         panel.set_ylim(len(rows) - max(sizes) - 0.5, len(rows) - 0.5)
     return figure
 
 
-def drawn_from(found: Sequence[Beside]) -> str:
+def drawn_from(drawn: Sequence[Panel]) -> str:
     """Identifies the numbers of the picture, which carries this: fonts differ from machine to machine."""
-    rows = [row for it in found for row in (it.ours, *it.rivals, *it.selectors)]
-    shown = [(row, interval) for row in rows if (interval := interval_of(row, "mae"))]
+    rows = [(row, metric) for it, metric in drawn for row in (it.ours, *it.rivals, *it.selectors)]
+    shown = [(row, interval) for row, metric in rows if (interval := interval_of(row, metric))]
     return digest([[row["row"], row["label"], *(f"{x:.4g}" for x in (i.value, i.low, i.high))] for row, i in shown])
 
 
@@ -220,10 +265,10 @@ def write_summary(folder: Path, page: Path) -> Path:
     image = re.search(r"!\[[^]]*\]\((\S+\.svg)\)", shown)
     if not (begin and end and image):
         raise UserError(f"{page}: needs an image (an .svg) between the lines {BEGIN} and {END}")
-    found, picture = read_beside(folder), page.parent / image[1]
+    drawn, picture = panels(read_published(folder)), page.parent / image[1]
     with atomic(picture) as temporary, rc_context(LOOK):
-        metadata = {"Date": None, "Creator": "tcbench", "Description": drawn_from(found)}
-        figure_summary(found).savefig(temporary, format="svg", metadata=metadata)
+        metadata = {"Date": None, "Creator": "tcbench", "Description": drawn_from(drawn)}
+        figure_summary(drawn).savefig(temporary, format="svg", metadata=metadata)
     lines = "\n".join(f"- {line}" for line in summary(folder))
     write_text(page, f"{head}{begin}\n{image[0]}\n\n{lines}\n{end}{tail}")
     return picture
