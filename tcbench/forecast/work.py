@@ -13,7 +13,7 @@ from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.forecast.rates import Rate, Rates
 from tcbench.forecast.training import forward_macs, training_work
-from tcbench.metrics.catalogue import METRICS
+from tcbench.metrics.catalogue import EXTRACTORS, METRICS, ExtractorEntry
 from tcbench.models.specs import MODELS, VideoSpec
 from tcbench.precision import Dtype
 from tcbench.registry import make_method
@@ -27,8 +27,8 @@ FULL_SETS = {"imagenet": 1_281_167, "train2017": 118_287, "val2017": 5_000, "mix
 PARAMETERS = {"t5": 4.76e9, "mt5": 5.7e9}
 """Of the text encoders, whose 16-bit weights lie beside the denoiser's."""
 
-_WIDE = 2048 + 2023 + 1008
-"""Numbers that are kept of an image: Inception's pooled and spatial features, and logits."""
+_MEASURED_WIDTH = 2048
+"""Features of an image where Frechet distances were timed, whose time goes with the third power."""
 
 _NEIGHBOURS = 10_000
 """Real images in ADM's reference batch, for precision and recall."""
@@ -205,7 +205,7 @@ class _Jobs:
         return self._job(
             "score", group, ("score", "--rows", *rows), [entry.scores for entry in entries], needs,
             lambda: [self._start("score", "processes"), *(w for entry in entries for w in self._scoring(entry))],
-            disk=4.0 * _WIDE * self.suite.samples.count * len(entries) if self.suite.scoring.extractor else 0,
+            disk=4.0 * self._kept_numbers * self.suite.samples.count * len(entries),
         )  # fmt: skip
 
     def _ablate(self, name: str, ablation: Suite) -> Job:
@@ -274,19 +274,43 @@ class _Jobs:
             return
         metrics = [METRICS[name] for name in suite.scoring.metrics]
         replicates = 1 + -(-count // suite.samples.group_size)
-        if suite.scoring.extractor and self.rates.on_gpu:
-            yield Work("score", "features", self.rates.throughput("features", "tf32"), count)
+        if self.rates.on_gpu:  # other networks are smaller than Inception
+            yield Work("score", "features", self.rates.throughput("features", "tf32"), count * len(self._networks))
         if any(metric.per_sample and not metric.distance for metric in metrics) and self.rates.on_gpu:
             yield Work("score", "readings", self.rates.throughput("readings", "tf32"), count)
         if (compared := sum(metric.per_sample and metric.distance for metric in metrics)) and self.rates.on_gpu:
-            # networks that compare two images are smaller than Inception
+            # as are those that compare two images
             yield Work("score", "pairs of images", self.rates.throughput("features", "tf32"), 2 * count * compared)
-        if moments := sum(metric.moments is not None for metric in metrics):
-            yield self._one("score", "Frechet distances", "frechet", moments * replicates)
-        if "recall" in suite.scoring.metrics:
-            pairs = float(count) * (count + 2 * _NEIGHBOURS)
-            yield self._one("score", "precision and recall", "distances", pairs * 2048)
-            yield self._one("score", "precision and recall", "kept", float(count) * _NEIGHBOURS * replicates)
+        yield self._one("score", "Frechet distances", "frechet", self._moments * replicates)
+        for name, network in self._networks.items():
+            seen = [metric for metric in metrics if metric.extractor(suite.scoring.extractor) == name]
+            if any("recall" in (metric.name, metric.repeats) for metric in seen):
+                pairs = float(count) * (count + 2 * _NEIGHBOURS)
+                yield self._one("score", "precision and recall", "distances", pairs * network.pooled)
+                yield self._one("score", "precision and recall", "kept", float(count) * _NEIGHBOURS * replicates)
+
+    @property
+    def _networks(self) -> dict[str, ExtractorEntry]:
+        """By name, those whose features the suite's metrics compare."""
+        scoring = self.suite.scoring
+        names = [METRICS[name].extractor(scoring.extractor) for name in scoring.metrics]
+        return {name: EXTRACTORS[name] for name in names if name}
+
+    @property
+    def _kept_numbers(self) -> int:
+        """Features and logits that are kept of an image."""
+        return sum(network.pooled + network.spatial + network.classes for network in self._networks.values())
+
+    @property
+    def _moments(self) -> float:
+        """A row's Frechet distances, in units of one between features of `_MEASURED_WIDTH`."""
+        scoring, total = self.suite.scoring, 0.0
+        for metric in (METRICS[name] for name in scoring.metrics):
+            if metric.moments and (name := metric.extractor(scoring.extractor)):
+                network = EXTRACTORS[name]
+                width = network.pooled if metric.moments == "pooled" else network.spatial
+                total += (width / _MEASURED_WIDTH) ** 3
+        return total
 
     def _searching(self, entry: Entry) -> Iterator[Work]:
         search = self.suite.search
@@ -297,9 +321,8 @@ class _Jobs:
 
     def _floor(self) -> Iterator[Work]:
         yield self._start("score", "floor")
-        moments = sum(METRICS[name].moments is not None for name in self.suite.scoring.metrics)
-        if moments and self.rates.on_gpu:
-            yield self._one("score", "floor", "frechet", moments * self.suite.scoring.floor_draws)
+        if self.rates.on_gpu:
+            yield self._one("score", "floor", "frechet", self._moments * self.suite.scoring.floor_draws)
 
     def _latency(self) -> Iterator[Work]:
         protocol = self.suite.latency
