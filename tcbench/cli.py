@@ -817,7 +817,7 @@ def _bench(parsed: argparse.Namespace) -> None:
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
     _set_threads()
     if uses_gpus(suite.device):
-        lease()
+        lease(alone=True)
     if parsed.profile is None:
         from tcbench.stages.bench import bench
 

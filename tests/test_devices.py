@@ -201,11 +201,43 @@ def test_of_any_takes_and_returns_no_gpu_is_had_twice(
                 assert not taken.keys() & {name for one in had for name in one}
                 had.append(taken)
             elif had:
-                for descriptor in had.pop(number % len(had)).values():
-                    os.close(descriptor)
+                give_back(had.pop(number % len(had)))
         for one in had:
-            for descriptor in one.values():
-                os.close(descriptor)
+            give_back(one)
+
+
+def give_back(taken: dict[str, list[int]]) -> None:
+    for locks in taken.values():
+        devices._close(locks)
+
+
+def test_jobs_that_share_fill_the_first_seats_first_and_keep_others_out(machine: Path) -> None:
+    names = ("a", "b")
+    shared = [devices._take(names, 1, 2) for _ in range(5)]
+    assert [list(taken) for taken in shared] == [["a"], ["b"], ["a"], ["b"], []]
+    assert devices._take(names, 1) == {}, "who wants one alone waits"
+    for taken in (shared[0], shared[2]):
+        give_back(taken)
+    alone = devices._take(names, 1)
+    assert list(alone) == ["a"]
+    assert devices._take(names, 1, 3).keys() == {"b"}, "three seats, where another run has two"
+    give_back(alone)
+    assert devices._take(names, 1, 2).keys() == {"a"}
+
+
+def test_timings_do_not_share(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.SEATS, "2")
+    devices.lease()
+    beside = devices._take(("pretended-0",), 1, 2)
+    assert beside, "another job may sit there"
+    give_back(beside)
+    devices.release()
+    devices.lease(alone=True)
+    assert devices._take(("pretended-0",), 1, 2) == {}
+    for asked in ("0", "two"):
+        monkeypatch.setenv(devices.SEATS, asked)
+        with pytest.raises(UserError, match=f"TCBENCH_JOBS_PER_GPU={asked}: give a number of jobs, 1 or more"):
+            devices.jobs_per_gpu()
 
 
 SAMPLING = """
@@ -217,7 +249,7 @@ from tcbench.outside import devices
 def start():
     raise AssertionError("CUDA was started before the lease")
 
-def leased(count=1):
+def leased(count=1, alone=False):
     print("leased")
     sys.exit()
 

@@ -39,7 +39,7 @@ def calibrate(suite: Suite) -> tuple[str, list[Rate]]:
     Raises:
         UserError: the suite's device is not there.
     """
-    device, spec, card = device_of(suite), MODELS[suite.model.name], card_of(suite)
+    device, spec, card = device_of(suite, alone=True), MODELS[suite.model.name], card_of(suite)
     here = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads of this CPU"
     of: dict[str, Any] = {
         "card": card,

@@ -2,6 +2,9 @@
 
 A lease is a lock (`flock`) on a file that stands for the GPU, in a folder that all users of the machine share. The
 kernel frees it when the last process that holds it ends, however it ends. It is advice: programs of others do not ask.
+
+Small models leave a GPU idle most of the time. Where `SEATS` says that jobs share one, each locks the GPU's file with
+others, and a file of its own for its seat.
 """
 
 import fcntl
@@ -23,6 +26,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = "TCBENCH_LEASES"
 """The environment variable of the folder of the locks, for containers that share GPUs but not /tmp."""
 
+SEATS = "TCBENCH_JOBS_PER_GPU"
+"""The environment variable of how many jobs share a GPU; 1 if it is not set. Timings have theirs alone in any case."""
+
 PRETEND = "TCBENCH_PRETEND_GPUS"
 """The environment variable of a number of GPUs that are not there: suites of the CPU are then run in the parts and with
 the leases of a machine that has so many, and compute on the CPU. For tests of all that needs no GPU."""
@@ -35,7 +41,7 @@ before any lease."""
 WAIT_S = 0.2
 """Between two looks for a free GPU, on average."""
 
-_leases: dict[str, int] = {}
+_leases: dict[str, list[int]] = {}
 """File descriptors of the locks that this process holds, by GPU; processes forked from it hold them too."""
 
 
@@ -85,22 +91,33 @@ def listed_gpus(listing: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def lease(count: int = 1) -> None:
+def jobs_per_gpu() -> int:
+    """How many jobs share a GPU; raises UserError if `SEATS` is no such number."""
+    asked = os.environ.get(SEATS) or "1"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"{SEATS}={asked}: give a number of jobs, 1 or more")
+    return int(asked)
+
+
+def lease(count: int = 1, alone: bool = False) -> None:
     """Have so many GPUs for this process, until it ends or `release`s them; wait until as many are free.
 
     CUDA then sees these alone, so nothing may have used it before. A process that has them already keeps them.
+
+    Args:
+        alone: share with no other job, whatever `SEATS` says, as do jobs that need several.
 
     Raises:
         UserError: there are fewer, or the folder of locks cannot be used.
     """
     if len(_leases) >= count:
         return
-    visible = visible_gpus()
+    visible, seats = visible_gpus(), 1 if alone or count > 1 else jobs_per_gpu()
     if len(visible) < count:
         needed = f"needs {count} GPUs, and this process sees {len(visible)}" if count > 1 else "no usable GPU"
         raise UserError(f"{needed}; see nvidia-smi and ${VISIBLE}, or set device: cpu")
     said = False
-    while not (taken := _take(visible, count)):
+    while not (taken := _take(visible, count, seats)):
         if not said:
             print(f"waiting for {count} of {len(visible)} GPUs: leased by other jobs ({_folder()})", file=sys.stderr)
             said = True
@@ -113,7 +130,7 @@ def lease(count: int = 1) -> None:
 def release() -> None:
     """Give the GPUs back. CUDA goes on seeing them alone, so that a process that leases again gets the same."""
     while _leases:
-        os.close(_leases.popitem()[1])
+        _close(_leases.popitem()[1])
 
 
 def check_seen(seen: int) -> None:
@@ -126,22 +143,37 @@ def check_seen(seen: int) -> None:
         raise RuntimeError(f"{len(_leases)} GPUs are leased and CUDA sees {seen}: it was started before the lease")
 
 
-def _take(names: tuple[str, ...], count: int) -> dict[str, int]:
-    """Locks on the first `count` GPUs that are free; on none, if they are fewer."""
-    taken: dict[str, int] = {}
-    for name in names:
-        descriptor = _lock_file(name)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        taken[name] = descriptor
-        if len(taken) == count:
-            return taken
-    for descriptor in taken.values():
-        os.close(descriptor)
+def _take(names: tuple[str, ...], count: int, seats: int = 1) -> dict[str, list[int]]:
+    """Locks on the first `count` GPUs that are free, or have one of so many seats free; on none, if they are fewer."""
+    taken: dict[str, list[int]] = {}
+    for seat in range(seats):  # the first of every GPU before the second of any
+        for name in names:
+            if locks := _locked(name) if seats == 1 else _locked(name, seat):
+                taken[name] = locks
+            if len(taken) == count:
+                return taken
+    for locks in taken.values():
+        _close(locks)
     return {}
+
+
+def _locked(name: str, seat: int | None = None) -> list[int]:
+    """Locks on a GPU, or on a seat of it; none if another job's are in the way."""
+    ways = [(name, fcntl.LOCK_EX)] if seat is None else [(name, fcntl.LOCK_SH), (f"{name}.{seat}", fcntl.LOCK_EX)]
+    locks: list[int] = []
+    for file, way in ways:
+        locks.append(_lock_file(file))
+        try:
+            fcntl.flock(locks[-1], way | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _close(locks)
+            return []
+    return locks
+
+
+def _close(locks: list[int]) -> None:
+    for descriptor in locks:
+        os.close(descriptor)
 
 
 def _folder() -> Path:

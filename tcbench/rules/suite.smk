@@ -10,7 +10,7 @@ from tcbench.config.load import load_suite
 from tcbench.config.suite import TRAININGS
 from tcbench.errors import UserError
 from tcbench.report.names import PICTURES, figure_names
-from tcbench.outside.devices import uses_gpus, visible_gpus
+from tcbench.outside.devices import jobs_per_gpu, uses_gpus, visible_gpus
 from tcbench.outside.places import PACKAGE, suite_file, suite_word, vbench_environment
 from tcbench.record.sources import source_digest
 from tcbench.workflow import ALL_CORES, asked_of, cluster_resources, sampling_parts
@@ -35,7 +35,7 @@ OF_ROWS = f"{OF_SAMPLES} --rows {' '.join(map(shlex.quote, ASKED.rows))}" if ASK
 # Jobs lease their GPUs themselves (tcbench/outside/devices.py); the count keeps more from being started than will get one.
 GPUS = config.get("gpus", HERE)
 if HERE and workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", HERE)
+    workflow.register_resource("gpu", HERE * jobs_per_gpu())
 
 
 wildcard_constraints:

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from tcbench.models.wf_vae import VideoAutoencoder
 
 
-def device_of(suite: Suite) -> torch.device:
+def device_of(suite: Suite, alone: bool = False) -> torch.device:
     """The suite's device; a GPU is leased for this process, which waits until one is free.
+
+    Args:
+        alone: share it with no other job.
 
     Raises:
         UserError: it is not there.
     """
     if uses_gpus(suite.model.device):
         try:
-            lease()
+            lease(alone=alone)
         except UserError as error:
             raise UserError(f"suite {suite.suite}: device {suite.model.device}: {error}") from error
     if suite.model.device == "cuda":

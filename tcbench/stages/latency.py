@@ -43,7 +43,7 @@ def measure_latency(suite: Suite, missing: bool = False) -> None:
     Args:
         missing: rows that were timed on this machine with these settings and this code keep their times.
     """
-    device_of(suite)  # leases a GPU, before anything asks CUDA for its name
+    device_of(suite, alone=True)  # leases a GPU, before anything asks CUDA for its name
     path, keys = suite.folder / "latency.json", {entry.name: _key(entry) for entry in suite.entries}
     protocol = _protocol(suite)
     sessions = [kept for each in (_sessions(suite) if missing else ()) if (kept := _kept(each, suite, keys, protocol))]
