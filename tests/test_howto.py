@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from PIL import Image
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +24,6 @@ from tcbench.data import to_uint8
 from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
 from tcbench.method import Run
-from tcbench.metrics import extractors
 from tcbench.metrics.catalogue import METRICS, Metric
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.samples import Real, Samples
@@ -35,7 +32,7 @@ from tcbench.models.adapter import Adapter
 from tcbench.models.networks import FAMILIES, build_transformer, make_adapter
 from tcbench.models.specs import MODELS
 from tcbench.plan import ALL, Block, Plan, Span, every_unit
-from tcbench.record.files import read_json, sha256
+from tcbench.record.files import read_json
 from tcbench.registry import data_source, make_method
 from tcbench.report.compare import compare
 from tcbench.samplers import SamplerSettings
@@ -49,7 +46,6 @@ from tcbench.stats import batches
 from tests.suites import with_fields
 
 DOCS, CONFIG = (Path(__file__).parent.parent / folder for folder in ("docs", "config"))
-INCEPTION = "checkpoints/weights-inception-2015-12-05-6726825d.pth"
 
 
 def page(name: str) -> str:
@@ -222,21 +218,6 @@ def test_what_init_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 # data
 
 
-class Colours(extractors._Network):
-    """In Inception's place: mean colour."""
-
-    LAYERS = ("3", "4", "logits")
-    IMAGE_SHAPE = (3, None, None)
-
-    def __init__(self, name: str, features_list: list[str], weights: Path, **_: object) -> None:
-        super().__init__(name, features_list)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        self.check(images)
-        pooled, spatial = images.float().mean((2, 3)) / 255, F.adaptive_avg_pool2d(images[:, :1].float(), 2).flatten(1)
-        return pooled, spatial, pooled
-
-
 def write_images(folder: Path, size: tuple[int, int] = (16, 16)) -> None:
     """Ten images each of classes 1, 2 and 10, whose red is their class's number."""
     for name in ("10", "2", "1"):
@@ -247,16 +228,12 @@ def write_images(folder: Path, size: tuple[int, int] = (16, 16)) -> None:
 
 @pytest.fixture
 def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the page's files, the images of its config, and `Colours` as Inception."""
+    """A folder with the page's files and the images of its config."""
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data/shapes")
     for file in ("config/shapes.yaml", "data_sets/stripes.py"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text(example("add-data.md", file), encoding="utf-8")
-    (tmp_path / INCEPTION).parent.mkdir()
-    (tmp_path / INCEPTION).write_bytes(b"any")
-    monkeypatch.setattr(extractors, "InceptionADM", Colours)
-    monkeypatch.setattr(extractors, "INCEPTION_SHA256", sha256(tmp_path / INCEPTION))
     return tmp_path
 
 
@@ -278,7 +255,7 @@ def changed(suite: Path, changes: dict[str, Any]) -> Suite:
 
 def test_a_suite_of_class_folders_is_sampled_and_scored(working: Path) -> None:
     suite = load_suite(working / "config/shapes.yaml")
-    assert {need.name: need.problem for need in needs(suite)} == {"data": None, "scoring.extractor_weights": None}
+    assert {need.name: need.problem for need in needs(suite)} == {"data": None, "scoring.metrics": None}
     sample_rows(suite.entries)
     score_rows(suite.entries)
     score = read_json(working / "results/shapes/scores/nfe4-fora.json")

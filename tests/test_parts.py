@@ -1,6 +1,7 @@
 """A row that is sampled in parts, by jobs that know nothing of each other, is the row that one job samples."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tcbench.stages.sample import Part
 from tcbench.workflow import CONFIG_KEYS, asked_of, sampling_parts
 from tests.suites import altered
 
+ROOT = Path(__file__).parent.parent
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
 COUNTED = SMOKE.replace("count: 8", "count: 14").replace("traced: 4", "traced: 5")  # four shards, the last one short
 SUITE = load_suite(Path(__file__).parent / "smoke.yaml")
@@ -113,3 +115,11 @@ def test_a_part_that_cannot_be_is_refused(text: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["sample", "digits", "--rows", "x", f"--part={text}"])
     assert f"{text!r}: write I/N, e.g. 2/8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rules", sorted((ROOT / "tcbench" / "rules").glob("*.smk")), ids=lambda path: path.stem)
+def test_commands_know_only_a_modules_constants(rules: Path) -> None:
+    """A command is put together when its job starts: of a loop's variables it would have the last values."""
+    commands = re.findall(r"shell:\n((?:[ ]+\S.*\n)+)", rules.read_text(encoding="utf-8") + "\n")
+    filled = re.findall(r"(?<!{){([^{}]+)}(?!})", "".join(line for line in commands if 'f"' in line))
+    assert [name for name in filled if not name.isupper()] == []

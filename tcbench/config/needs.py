@@ -58,7 +58,7 @@ def needs(suite: Suite) -> list[Need]:
         if file.path not in described:
             described.add(file.path)
             found.append(_need(suite, name, file))
-    if any("imagenet" in METRICS[metric].needs for metric in suite.scoring.metrics):
+    if IMAGENET in {METRICS[metric].extractor(suite.scoring.extractor) for metric in suite.scoring.metrics}:
         problem = None if find_spec(_IMAGENET.replace("-", "_")) else "not installed"
         found.append(Need("scoring.metrics", Path(_IMAGENET), f"weights of {IMAGENET}", _GET_IMAGENET, problem))
     return found

@@ -22,6 +22,8 @@ for name, ablation in SUITE.ablation_suites.items():
                 update(scores) if ON_GPUS else scores,  # as in score.smk
             params:
                 code=source_digest("ablate", *methods_of(entries), data=SUITE.data.name),
+                name=name,
+                rows=rows,
                 settings=[ablation.settings("ablate"), *(entry.row_settings("ablate") for entry in entries)],
             log:
                 f"{RESULTS}/logs/ablate-{part}.log",
@@ -35,7 +37,7 @@ for name, ablation in SUITE.ablation_suites.items():
             priority: sum(entry.nfe for entry in entries) * ablation.samples.count // SUITE.samples.count
             shell:
                 (
-                    f"tcbench score {OF_SAMPLES} --rows {' '.join(rows)} --missing 2> {{log}}"
+                    f"tcbench score {OF_SAMPLES} --rows {{params.rows}} --missing 2> {{log}}"
                     if ON_GPUS
-                    else f"tcbench ablate {OF_SAMPLES} --name {name} 2> {{log}}"
+                    else f"tcbench ablate {OF_SAMPLES} --name {{params.name}} 2> {{log}}"
                 )

@@ -26,7 +26,8 @@ if ON_GPUS:
     GROUPS |= {entry.name: [entry] for ablation in SUITE.ablation_suites.values() for entry in ablation.entries}
 LONGEST = max(map(work, GROUPS.values()))
 
-# Rules per group, because the group decides which rows' files they write.
+# Rules per group, because the group decides which rows' files they write. A command is put together when its job starts,
+# when the loop's variables are those of the last group: what differs between groups comes from `params`.
 for group, entries in GROUPS.items():
     parts = sampling_parts(work(entries), LONGEST, entries[0].suite.samples.shards, GPUS) if ON_GPUS else 1
     # the longest first, so that the cores finish together
@@ -48,6 +49,7 @@ for group, entries in GROUPS.items():
                 temp(touch(f"{RESULTS}/sampling/{group}/{{part}}-of-{parts}")),
             params:
                 rows=names,
+                parts=parts,
             log:
                 f"{RESULTS}/logs/sample-{group}-{{part}}-of-{parts}.log",
             benchmark:
@@ -58,7 +60,7 @@ for group, entries in GROUPS.items():
                 **cluster_resources("sample", ON_GPUS),
             priority: urgency
             shell:
-                f"tcbench sample {OF_SAMPLES} --rows {{params.rows}} --part {{wildcards.part}}/{parts} 2> {{log}}"
+                f"tcbench sample {OF_SAMPLES} --rows {{params.rows}} --part {{wildcards.part}}/{{params.parts}} 2> {{log}}"
 
     rule:
         name:
