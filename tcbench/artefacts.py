@@ -5,10 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 from tcbench.errors import UserError
@@ -22,9 +21,15 @@ from tcbench.record.files import digest, read_json, read_tensors, seal, write_te
 from tcbench.record.records import TRAINED, Trained
 from tcbench.trainable import Imported, ImportRouter
 
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
 
-def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> LoraModel:
+
+def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> "LoraModel":
     """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
+    from peft import LoraConfig  # takes five seconds, which what trains and merges no refiners does without
+    from peft.tuners.lora import LoraModel
+
     names = {module: name for name, module in adapter.model.named_modules()}
     last = "|".join(re.escape(names[block]) for block in adapter.blocks[adapter.shape.num_blocks - blocks :])
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=rf"({last})\.({adapter.refiner_layers})")
