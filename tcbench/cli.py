@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -80,6 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    return _parser_naming(", ".join(method_names()))
+
+
+@cache  # a process may call `main` many times
+def _parser_naming(methods: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tcbench",
         usage="tcbench [-h] [--version] COMMAND ...",
@@ -197,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     group("what things cost (seconds, no torch)")
     sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
     sub.add_argument("--model", required=True, type=_model, metavar="MODEL", help=", ".join(MODELS))
-    sub.add_argument("--method", required=True, metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--method", required=True, metavar="METHOD", help=methods)
     sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     as_json(sub, "print JSON, in MACs, instead of text")
@@ -215,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         "or of a suite's row with what was trained for it (--suite, --row); status 1 if there is none",
     )
     sub.add_argument("--model", type=_model, metavar="MODEL", help=", ".join(MODELS))
-    sub.add_argument("--method", metavar="METHOD", help=", ".join(method_names()))
+    sub.add_argument("--method", metavar="METHOD", help=methods)
     sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
     sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
     sub.add_argument("--row", help="one of its rows, in place of --method")

@@ -74,13 +74,14 @@ DATA = ("digits", "imagenet", "moving")
 """What the suites of these runs are of."""
 
 RUN = """
-import json, os, sys
+import gc, json, os, sys
 from importlib import import_module
 
 SLOW = "torch diffusers.models.transformers.transformer_2d diffusers.hooks torch_fidelity peft scipy.special pandas"
 apart, commands = json.loads(sys.argv[1])
 for module in [*SLOW.split(), *apart]:  # once, not in each process
     import_module(module)
+gc.freeze()  # as in tests/warm.py
 before = set(sys.modules)
 for command in commands:
     if child := os.fork():

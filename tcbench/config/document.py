@@ -7,6 +7,7 @@ and tags make objects. None of that is guessed at here; each is a problem that n
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def parse(text: str, path: Path) -> Document:
     """
     document = Document(path)
     try:
-        node = _Loader(text).get_single_node()
+        node = _composed(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         says = " ".join(f"{error.context or ''} {error.problem or ''}".split())
@@ -143,6 +144,12 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+@lru_cache(maxsize=32)
+def _composed(text: str) -> Any:
+    """The nodes of a text, which nobody changes: a workflow reads its configs several times."""
+    return _Loader(text).get_single_node()
 
 
 def _value(document: Document, node: Any, place: Field) -> Any:
