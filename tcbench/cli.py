@@ -26,7 +26,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.errors import UserError, did_you_mean
 from tcbench.listing import LISTS, listed, methods_listed
 from tcbench.models.specs import MODELS
-from tcbench.outside.devices import NVML_CHECK, lease, release, uses_gpus
+from tcbench.outside.devices import NVML_CHECK, release
 from tcbench.outside.places import ADDED_METHODS, VBENCH, add_methods, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
@@ -822,8 +822,6 @@ def _bench(parsed: argparse.Namespace) -> None:
     folder = parsed.results or suite.folder
     chosen = parts(suite, parsed.model, parsed.dtype, parsed.batch_size, parsed.nfe)
     _set_threads()
-    if uses_gpus(suite.device):
-        lease(alone=True)
     if parsed.profile is None:
         from tcbench.stages.bench import bench
 

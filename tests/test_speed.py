@@ -303,7 +303,7 @@ def test_a_missing_gpu_is_said_in_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     suite = load_speed_suite(smoke(tmp_path, device="cuda"))
-    with pytest.raises(UserError, match="device cuda, but this machine has no usable GPU"):
+    with pytest.raises(UserError, match="device cuda: no usable GPU; see nvidia-smi"):
         bench(suite, parts(suite), tmp_path)
 
 

@@ -4,7 +4,7 @@ Read from the imports, so that none is forgotten: a stage depends on its modules
 on what cannot change a number, so that editing an error message or a table does not retrain anything.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from tcbench.outside.places import data_file, method_file
@@ -38,7 +38,8 @@ CANNOT_CHANGE_NUMBERS = frozenset(
         ),
         *("tcbench.budget.borrowing", "tcbench.errors"),  # these refuse
         *(f"tcbench.watch.{name}" for name in ("checking", "guard", "surroundings", "undisturbed")),
-        *("tcbench.outside.devices", "tcbench.outside.places", "tcbench.registry"),  # these find
+        # these find
+        *("tcbench.outside.devices", "tcbench.outside.places", "tcbench.registry", "tcbench.stages.device"),
         *(f"tcbench.record.{name}" for name in ("files", "identity", "imports", "provenance", "sources", "spent")),
     }
 )
@@ -51,7 +52,7 @@ def source_modules(stage: str, *methods: str, data: str | None = None) -> set[st
     A data set is found by its file, and no module names it, so a stage depends on that of its own suite alone.
     """
     found = [*map(method_file, methods), *([data_file(data)] if data else [])]
-    vocabulary = {module for path in found for module in modules_loaded(path)}
+    vocabulary = {module for path in found for module in _loaded_by(path)}
     return closure(with_packages(STAGES[stage]) | vocabulary, without=CANNOT_CHANGE_NUMBERS)
 
 
@@ -68,4 +69,8 @@ def source_digest(stage: str, *methods: str, data: str | None = None) -> str:
 
     Rules have this as a parameter, not the files as inputs, so that a moved checkout runs nothing again.
     """
-    return digest([sha256(path) for path in source_files(stage, *methods, data=data)])
+    return digest([_content(path) for path in source_files(stage, *methods, data=data)])
+
+
+# A workflow asks for the digests of a hundred jobs, which have most files in common.
+_content, _loaded_by = cache(sha256), cache(modules_loaded)

@@ -29,6 +29,7 @@ from tcbench.record.records import RUN
 from tcbench.record.sources import source_digest
 from tcbench.replay import ExecutionPath, Replay
 from tcbench.samplers import SamplerSettings
+from tcbench.stages.device import leased_device
 from tcbench.stages.peers import PEERS, macs_per_sample
 from tcbench.stages.timing import Prepared, machine, run_seconds, spread, step_seconds
 
@@ -64,10 +65,8 @@ def bench(
 
 
 def device_of(suite: SpeedSuite) -> torch.device:
-    """The suite's device; raises UserError if it is not there."""
-    if suite.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"suite {suite.suite}: device cuda, but this machine has no usable GPU; set device: cpu")
-    return torch.device(suite.device)
+    """The suite's device, as `leased_device`, shared with no other job."""
+    return leased_device(suite.suite, suite.device, alone=True)
 
 
 def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> Adapter:

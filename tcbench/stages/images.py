@@ -11,9 +11,9 @@ from tcbench.data.images import Listing
 from tcbench.data.videos import VideoListing, list_media
 from tcbench.errors import UserError
 from tcbench.models.specs import MODELS, DiTSpec, TextSpec
-from tcbench.outside.devices import check_seen, lease, uses_gpus
 from tcbench.outside.foreign import read_json_as
 from tcbench.record.identity import content_digests
+from tcbench.stages.device import leased_device
 
 if TYPE_CHECKING:
     from tcbench.models.pretrained import Autoencoder
@@ -22,25 +22,8 @@ if TYPE_CHECKING:
 
 
 def device_of(suite: Suite, alone: bool = False) -> torch.device:
-    """The suite's device; a GPU is leased for this process, which waits until one is free.
-
-    Args:
-        alone: share it with no other job.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if uses_gpus(suite.model.device):
-        try:
-            lease(alone=alone)
-        except UserError as error:
-            raise UserError(f"suite {suite.suite}: device {suite.model.device}: {error}") from error
-    if suite.model.device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"suite {suite.suite}: device cuda, but torch finds no usable GPU; set device: cpu")
-        torch.cuda.init()
-        check_seen(torch.cuda.device_count())
-    return torch.device(suite.model.device)
+    """The suite's device, as `leased_device`."""
+    return leased_device(suite.suite, suite.model.device, alone)
 
 
 def image_side(suite: Suite) -> int:
