@@ -126,6 +126,24 @@ def test_more_samples_and_steps_are_more_work(smoke: Suite) -> None:
 # --- cards
 
 
+def test_cards_that_train_together_shorten_the_clock_and_share_the_memory() -> None:
+    alone = load_suite("config/paper-pixart-1024.yaml")
+    together = alone.model_copy(update={"training_gpus": 4})
+    one, four = (forecast(suite, "h200", 8) for suite in (alone, together))
+    assert four.seconds == pytest.approx(one.seconds)
+    assert 0.4 * one.wall < four.wall < 0.6 * one.wall
+    memory = [max(job.memory for job in told.jobs if job.stage == "train") for told in (one, four)]
+    assert memory[1] < memory[0]
+
+
+def test_an_ablation_of_a_suite_of_single_rows_is_shared_out_on_cards(smoke: Suite) -> None:
+    single = smoke.model_copy(update={"jobs": "row"})
+    for suite, card, parts in ((smoke, "h100", {1}), (single, "cpu", {1})):
+        assert {job.parts for job in forecast(suite, card, 2).jobs if job.stage == "ablate"} == parts
+    shared = {job.of: job.parts for job in forecast(single, "h100", 2).jobs if job.stage == "ablate"}
+    assert shared == {name: len(ablation.own) for name, ablation in single.ablation_suites.items()}
+
+
 def test_jobs_begin_when_what_they_need_is_there_and_a_card_is_free() -> None:
     chain = [job("a", 3), job("b", 2, "a"), job("c", 4), job("d", 1, "b", "c")]
     assert wall_seconds(chain, 1) == 10

@@ -33,15 +33,17 @@ Made by `python -m tcbench.forecast.page` of the configs, the ledger's MACs and 
 COSTS = """
 Hours. Rows are those of tables and ablations. Every training takes all of its iterations; with `patience` it may end
 after 30 % of them. The clock is that of list scheduling: jobs begin when what they need is there, a row's samples are
-made in as many parts as there are cards, a training is one job on one card, and nothing runs beside `encode` and
-`latency`. *Measured*: the share of an H100's hours at measured rates; of an A100's, only what the host does is.
+made in as many parts as there are cards, an ablation's rows are shared out, a training is one job on one card
+(`training_gpus` of them share it, as if nothing were lost), and nothing runs beside `encode` and `latency`. *Measured*:
+the share of an H100's hours at measured rates; of an A100's, only what the host does is.
 
 GPU hours of an H100 by stage; `ablate` samples and scores the rows of ablations:
 """
 
 LIMITS = """
-What would bring them down, in this order: training that is faster or uses several cards, because one training is one
-job; other jobs beside `encode`; scoring's Frechet distances and neighbours, which take one core of the host.
+What would bring them down, in this order: training that is faster or uses several cards (`training_gpus`, where one
+training is what all wait for; `tcbench forecast` of a config that has it says what it gives); other jobs beside
+`encode`; scoring's Frechet distances and neighbours, which take one core of the host.
 """
 
 RATES = """\

@@ -183,9 +183,9 @@ class _Jobs:
                 yield Work("train", stage.trains, rate, stage.macs)
 
         made, batch = entry.trained / "artefacts.json", max([1, *(stage.batch for stage in stages if stage.passes)])
-        command = ("train", "--row", entry.name)
-        memory = self._training_memory(batch)
-        return self._job("train", entry.name, command, [made], self._latents(), work, memory=memory)
+        command, cards = ("train", "--row", entry.name), self.suite.training_gpus if self.rates.on_gpu else 1
+        memory = self._training_memory(-(-batch // cards))
+        return self._job("train", entry.name, command, [made], self._latents(), work, parts=cards, memory=memory)
 
     def _sample(self, group: str, entries: list[Entry]) -> Job:
         suite = self.suite
@@ -223,6 +223,7 @@ class _Jobs:
 
         return self._job(
             "ablate", name, ("ablate", "--name", name), [entry.scores for entry in own], needs, work,
+            parts=len(own) if self.rates.on_gpu and self.suite.jobs == "row" else 1,
             disk=len(own) * self._disk_of_samples(ablation), memory=max([0.0, *map(self._sampling_memory, sampled)]),
         )  # fmt: skip
 
