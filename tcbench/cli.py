@@ -419,6 +419,8 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _validate(parsed: argparse.Namespace) -> int:
+    if is_speed_config(parsed.config):
+        return _validate_speed(parsed)
     suite = load_suite(parsed.config)
     try:
         check_borrowing(suite)
@@ -454,6 +456,23 @@ def _validate(parsed: argparse.Namespace) -> int:
     if not missing:
         print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _validate_speed(parsed: argparse.Namespace) -> int:
+    if parsed.macs or parsed.files:
+        raise UserError(f"{parsed.config}: a speed suite has random weights: no row has a target, and no file is read")
+    suite = load_speed_suite(parsed.config)
+    every = parts(suite)
+    rows = {name: {row: timed.method for row, timed in model.rows.items()} for name, model in suite.models.items()}
+    if parsed.json:
+        _print_json({"suite": suite.suite, "parts": [part.name for part in every], "rows": rows})
+        return 0
+    count = sum(map(len, rows.values()))
+    print(f"{parsed.config}: valid; speed suite {suite.suite}, {len(rows)} models, {count} rows, {len(every)} parts")
+    for part in every:
+        timed = [name for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe]
+        print(f"  {part.name}: {', '.join(timed)}")
+    return 0
 
 
 def _matches(suite: Suite) -> dict[str, str]:

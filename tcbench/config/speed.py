@@ -24,7 +24,7 @@ from tcbench.config.fields import (
     Strict,
     SuiteName,
 )
-from tcbench.config.load import read_config, validated
+from tcbench.config.load import is_timed, read_config, validated
 from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
@@ -214,7 +214,7 @@ def parts(
 
 def is_speed_config(path: Path) -> bool:
     """Whether a config file is of this kind."""
-    return "models" in read_config(path).value
+    return is_timed(read_config(path))
 
 
 def load_speed_suite(path: Path | str) -> SpeedSuite:
@@ -225,6 +225,8 @@ def load_speed_suite(path: Path | str) -> SpeedSuite:
     """
     path = Path(path)
     document = read_config(path)
+    if not is_timed(document):
+        raise UserError(f"{path}: not a speed suite, which has `models`; `tcbench run {path}` samples and scores it")
     suite = validated(document, SpeedSuite)
     if problems := [problem for name in suite.models for problem in _problems(suite, name)]:
         raise document.error(problems)
