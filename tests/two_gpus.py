@@ -2,10 +2,10 @@
 
     python -m tests.two_gpus [FOLDER]
 
-DiT-XL/2 with random weights samples two rows of 2400, once on one GPU and once in two parts, by the commands that the
-workflow runs, and `tcbench bench` times the same rows at the same batch and dtype. Printed, and written to
-FOLDER/two-gpus.json: how many shards are equal, and samples a second of each job, from the shards after its first
-three, in which kernels are compiled and steps captured; of one GPU beside what `bench` reports. With
+DiT-XL/2 and its autoencoder, with random weights, make two rows of 2400 images, once on one GPU and once in two parts,
+by the commands that the workflow runs; `tcbench bench` times the same rows at the same batch and dtype. Printed, and
+written to FOLDER/two-gpus.json: how many shards are equal, and samples a second of each job, from the shards after its
+first three, in which kernels are compiled and steps captured; of one GPU beside what `bench` reports. With
 TCBENCH_PRETEND_GPUS=2 the digits suite's model takes its place and nothing is timed, to try this script.
 """
 
@@ -19,6 +19,9 @@ from pathlib import Path
 
 import yaml
 
+from tcbench.rehearse.layouts import write_autoencoder
+from tcbench.rehearse.sizes import FULL
+
 ROOT = Path(__file__).parent.parent
 BATCH, SHARDS, WARM = 100, 24, 3
 ROWS = {
@@ -27,10 +30,11 @@ ROWS = {
 }
 
 
-def config() -> dict:
-    """The suite that is sampled; nothing is scored."""
+def config(autoencoder: Path) -> dict:
+    """The suite that is sampled and decoded; nothing is scored."""
     pretended = bool(os.environ.get("TCBENCH_PRETEND_GPUS"))
-    real = {"name": "dit-xl-2-256", "weights": "random", "device": "cuda", "dtype": "bf16"}
+    latents = {"kind": "sd", "folder": str(autoencoder), "scale": 0.18215, "dtype": "bf16"}
+    real = {"name": "dit-xl-2-256", "weights": "random", "device": "cuda", "dtype": "bf16", "latents": latents}
     return {
         "suite": "two-gpus",
         "about": {"description": "random weights", "differs": "", "guidance_rule": "the paper's"},
@@ -86,7 +90,7 @@ def timed(folder: Path) -> dict[str, float]:
 def sample(folder: Path, parts: int) -> dict:
     """Sample all rows, one after the other, in so many parts at once: (samples a second of every row, wall seconds)."""
     folder.mkdir(parents=True)
-    (folder / "two-gpus.yaml").write_text(yaml.safe_dump(config(), sort_keys=False))
+    (folder / "two-gpus.yaml").write_text(yaml.safe_dump(config(folder.parent / "autoencoder"), sort_keys=False))
     began = time.monotonic()
     jobs = [
         command_in(folder, "sample", "two-gpus.yaml", "--rows", *ROWS, "--part", f"{number}/{parts}")
@@ -105,6 +109,8 @@ def sample(folder: Path, parts: int) -> dict:
 
 def main(folder: Path) -> int:
     """Measure and print; 0 if every shard is equal."""
+    if not os.environ.get("TCBENCH_PRETEND_GPUS"):
+        write_autoencoder(folder / "autoencoder", FULL.autoencoder)
     one, two = sample(folder / "one", 1), sample(folder / "two", 2)
     shards = sorted(path.relative_to(folder / "one") for path in (folder / "one").rglob("shard-*"))
     equal = sum((folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes() for path in shards)
