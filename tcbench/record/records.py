@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
+    Literal,
     Generic,
     NotRequired,  # pydantic needs these before Python 3.12
     TypeVar,
@@ -289,6 +290,7 @@ class Run(TypedDict):
     nfe: PositiveInt
     machine: dict[str, Any]
     rows: dict[str, dict[str, Any]]
+    executed: NotRequired[Literal["fused", "plain"]]
     fingerprint: NotRequired[str]
     provenance: Provenance
 
