@@ -264,6 +264,16 @@ class Replay:
             self.step(step)
         return self._latents
 
+    @property
+    def latents(self) -> Tensor:
+        """Those of the last run, or of its last step so far."""
+        return self._latents
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are graphs."""
+        return bool(self._graphs)
+
     def release(self) -> None:
         """Give back the memory of the last run, where no graph needs it: the next one begins with nothing anyway. Until
         then there is nothing to account for."""

@@ -22,8 +22,8 @@ from tcbench.report.table import Table, is_published
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 HOST_READS = (
     "Host reads: numbers of a run that the host waits for because the method decides by them; where there are graphs, "
-    "they cut its steps into several. What it is told instead is drawn (tcbench/budget/untrained.py), because on random "
-    "weights a threshold would not have the MACs of its budget. "
+    "they cut its steps into several. What the method is told instead is drawn (tcbench/budget/untrained.py), because on "
+    "random weights a threshold would not have the MACs of its budget. "
 )
 CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
 PLAIN = "by the model's own layers, without graphs"
@@ -221,12 +221,13 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         )
     paper = any(row.paper for model in suite.models.values() for row in model.rows.values())
     paper_latency = f"; the paper's is of a batch of {PAPER_BATCH} on its own GPU" if paper else ""
+    paper_macs = "The paper's TFLOPs are TMACs. " if paper else ""
     if not paper:
         cells = [{column: cell for column, cell in row.items() if "paper" not in column} for row in cells]
     protocol = suite.protocol
     caption = (
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method computes. "
-        f"{"The paper's TFLOPs are TMACs. " if paper else ''}MAC ratio and latency ratio: uncached at the same NFE / this. "
+        f"{paper_macs}MAC ratio and latency ratio: uncached at the same NFE / this. "
         "Efficiency: latency ratio / MAC ratio; 1 means that time fell as far as MACs did. "
         f"Latency: median (min–max) of {protocol.repeats} runs of a batch from noise to latents, no decoder, "
         f"{protocol.warmup} warm-up, rows interleaved{paper_latency}. "

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.budget.untrained import random_captions, random_reads, untrained_artefacts
@@ -186,7 +187,7 @@ def time_interleaved(
             with _peak_memory(adapter) as peak:
                 try:
                     prepared[name] = make()
-                    latents = prepared[name].run()
+                    latents = _first_latents(prepared[name])
                 except NotRun as error:
                     records[name] = {"not_run": str(error)}
                     bar.update(1 + rounds)
@@ -219,6 +220,11 @@ def time_interleaved(
         records[name] |= spread(runs[name][protocol.warmup :])
         records[name]["step_s"] = np.median(steps[name], axis=0).round(8).tolist()
     return prepared, records
+
+
+def _first_latents(prepared: Prepared) -> Tensor:
+    """Those of a first run; where nothing is captured, preparing was one."""
+    return prepared.latents if isinstance(prepared, Replay) and not prepared.captured else prepared.run()
 
 
 def _release(prepared: Prepared) -> None:

@@ -282,7 +282,8 @@ def _first_block(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None
     (hook,) = [
         found
         for module in model.modules()
-        if (registry := getattr(module, "_diffusers_hook", None)) and (found := registry.get_hook(_FBC_LEADER_BLOCK_HOOK))
+        if (registry := getattr(module, "_diffusers_hook", None))
+        and (found := registry.get_hook(_FBC_LEADER_BLOCK_HOOK))
     ]
     looks = hook._should_compute_remaining_blocks
 
@@ -309,7 +310,7 @@ def _magcache(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
 def _fastercache(model: torch.nn.Module, run: DiffusersRun) -> Callable[[], None]:
     config = FasterCacheConfig(
         spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 1001),
+        spatial_attention_timestep_skip_range=(-1, 999),  # the first step, at 1000, has nothing to reuse
         is_guidance_distilled=True,
         attention_weight_callback=lambda module: 0.5,
         current_timestep_callback=lambda: run.timestep,
@@ -452,9 +453,7 @@ PEERS: dict[PeerName, Peer] = {
     "diffusers-eager": Peer("diffusers, eager", DiffusersRun),
     "diffusers-compiled": Peer("diffusers, compiled", _prepare_compiled(None)),
     "diffusers-graphs": Peer("diffusers, compiled, CUDA graphs", _prepare_compiled("reduce-overhead")),
-    "diffusers-pab": Peer(
-        "diffusers, pyramid attention broadcast, range 2", _prepare_cached(_pyramid, _in_one_pass)
-    ),
+    "diffusers-pab": Peer("diffusers, pyramid attention broadcast, range 2", _prepare_cached(_pyramid, _in_one_pass)),
     "diffusers-fastercache": Peer(
         "diffusers, FasterCache, attention at every second step", _prepare_cached(_fastercache, _flow, _in_one_pass)
     ),
