@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
-    Literal,
     Generic,
+    Literal,
     NotRequired,  # pydantic needs these before Python 3.12
     TypeVar,
     cast,

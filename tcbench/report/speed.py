@@ -22,8 +22,8 @@ from tcbench.report.table import Table, is_published
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 HOST_READS = (
     "Host reads: numbers of a run that the host waits for because the method decides by them; where there are graphs, "
-    "they cut its steps into several. What the method is told instead is drawn (tcbench/budget/untrained.py), because on "
-    "random weights a threshold would not have the MACs of its budget. "
+    "they cut its steps into several. What the method is told instead is drawn (tcbench/budget/untrained.py), because "
+    "on random weights a threshold would not have the MACs of its budget. "
 )
 CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
 PLAIN = "by the model's own layers, without graphs"

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -47,7 +48,7 @@ def bench(
     Writes `folder/runs/<part>.json` and `folder/peers/<model>.<dtype>.b<batch>.json`.
 
     Raises:
-        UserError: the device is not there, or a row's latents became NaN or infinite.
+        UserError: the device is not there, or a method or a setting is refused.
     """
     device = device_of(suite)
     made: tuple[str, str] | None = None
@@ -176,7 +177,7 @@ def time_interleaved(
         what was prepared, and a record for every row: times or why it was not run.
 
     Raises:
-        UserError: latents became NaN or infinite.
+        UserError: a method or a setting is refused.
     """
     device, protocol = adapter.device, suite.protocol
     prepared: dict[str, Prepared] = {}
@@ -188,18 +189,13 @@ def time_interleaved(
                 try:
                     prepared[name] = make()
                     latents = _first_latents(prepared[name])
-                except NotRun as error:
-                    records[name] = {"not_run": str(error)}
-                    bar.update(1 + rounds)
-                    continue
-                except torch.OutOfMemoryError:
+                    if not latents.isfinite().all():
+                        raise NotRun("latents became NaN or infinite; change the seed of the weights")
+                except Exception as error:
                     prepared.pop(name, None)
-                    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-                    records[name] = {"not_run": f"needs more than {total:.0f} GiB of GPU memory"}
+                    records[name] = {"not_run": _why(error, device)}
                     bar.update(1 + rounds)
                     continue
-            if not latents.isfinite().all():
-                raise UserError(f"{title}: {name}: latents became NaN or infinite; change the seed of the weights")
             records[name] = {"peak_bytes": peak()}
             if isinstance(replay := prepared[name], Replay):
                 records[name]["cache_bytes"] = replay.cache_bytes + replay.policy_bytes
@@ -220,6 +216,25 @@ def time_interleaved(
         records[name] |= spread(runs[name][protocol.warmup :])
         records[name]["step_s"] = np.median(steps[name], axis=0).round(8).tolist()
     return prepared, records
+
+
+def _why(error: Exception, device: torch.device) -> str:
+    """Why a row was not run: one of many, so the others are timed all the same.
+
+    Raises:
+        UserError: the error is one that running other rows does not excuse.
+    """
+    match error:
+        case NotRun():
+            return str(error)
+        case torch.OutOfMemoryError():
+            total = torch.cuda.get_device_properties(device).total_memory / 2**30
+            return f"needs more than {total:.0f} GiB of GPU memory"
+        case UserError():
+            raise error
+    traceback.print_exception(error)
+    said = str(error).strip().partition("\n")[0]
+    return f"failed with {type(error).__name__}: {said}"
 
 
 def _first_latents(prepared: Prepared) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -118,8 +118,8 @@ class DiffusersRun:
         self._adapter = copy.copy(adapter)
         self._adapter.model = self.model
         if compile is not None and by_block:
-            self.model = self._adapter.model = _copied(adapter.model)
-            for block in self._adapter.blocks_of(self.model):
+            self._adapter.model = _copied(adapter.model)
+            for block in self._adapter.blocks_of(self._adapter.model):
                 block.compile(**compile)
         elif compile is not None:
             self._adapter.model = torch.compile(self.model, **compile)
@@ -164,7 +164,9 @@ class DiffusersRun:
     def macs(self) -> int:
         """MACs per sample of one run, as torch's FLOP counter sees it; the fused attention of a CPU escapes it."""
         called, self._adapter.model = self._adapter.model, self.model
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        on_cpu = self._noise.device.type == "cpu"
+        seen = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+        with FlopCounterMode(display=False) as counter, seen:
             self.run()
         self._adapter.model = called
         return counter.get_total_flops() // 2 // len(self._noise)
@@ -228,6 +230,13 @@ class CapturedRun(DiffusersRun):
             finally:
                 graph.capture_end()
         self._graph = graph
+
+    def macs(self) -> int:
+        """As of any other run: what is replayed calls nothing that could be counted."""
+        graph, self._graph = self._graph, None
+        macs = super().macs()
+        self._graph = graph
+        return macs
 
     def _forward(self, latents: Tensor, timestep_R: Tensor) -> list[Tensor]:
         if self._graph is None:
