@@ -308,7 +308,7 @@ def test_every_method_of_the_new_suites_runs_and_says_what_it_keeps(tmp_path):
     kept = {(line["model"], line["row"]): line["cache_bytes"] for line in lines}
     assert all((count > 0) == ("uncached" not in row) for (_, row), count in kept.items())
     stream = 2 * 2 * MODELS["tiny-dit"].num_tokens * MODELS["tiny-dit"].width * 4  # rows of two samples in float32
-    assert kept["rivals", "delta_dit"] == stream
+    assert kept["rivals", "smoothcache"] == 2 * MODELS["tiny-dit"].num_blocks * stream
     assert kept["rivals", "first_block"] == 3 * stream  # what is compared, and two residuals
     assert {line["executed"] for line in lines} == {"plain"}
     reads = {line["method"]: line["host_reads"] for line in lines}
