@@ -277,6 +277,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     )
     sub.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and `files`, again")
     sub.add_argument("--minutes", type=float, metavar="N", help="begin no other stage after so many")
+    sub.add_argument("--batches", type=int, default=4, metavar="N", help="of samples of a row (default: %(default)s)")
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -537,7 +538,7 @@ def _forecast(parsed: argparse.Namespace) -> None:
 def _rehearse(parsed: argparse.Namespace) -> None:
     from tcbench.rehearse.run import rehearse
 
-    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes))
+    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes, batches=parsed.batches))
 
 
 def _demo(parsed: argparse.Namespace) -> None:
