@@ -8,9 +8,10 @@ additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accountin
 
 from collections import defaultdict
 from fractions import Fraction
+from typing import Any
 
 from tcbench.plan import ALL, All, Decision, Deferred, Keys, Merged, Nothing, Plan, Rows, Settled, Site, Tokens
-from tcbench.shapes import Macs, ModelShape, PartShape
+from tcbench.shapes import BlockShape, Macs, ModelShape, PartShape
 
 
 def part_macs(shape: ModelShape, part: PartShape, tokens: int | None, keys: Keys = "fresh") -> Macs:
@@ -39,40 +40,51 @@ def part_macs(shape: ModelShape, part: PartShape, tokens: int | None, keys: Keys
     return total + part.per_key * projected + products
 
 
-def block_macs(shape: ModelShape, block: int, tokens: int | None, keys: Keys = "fresh") -> Macs:
+def block_macs(shape: ModelShape, block: BlockShape, tokens: int | None, keys: Keys = "fresh") -> Macs:
     """A whole block computed for `tokens` tokens (None: all), modulation included; nothing if there are none."""
     if tokens == 0:
         return Macs()
-    parts = shape.blocks[block].parts
-    return sum((part_macs(shape, part, tokens, keys) for part in parts), shape.blocks[block].modulation)
+    return sum((part_macs(shape, part, tokens, keys) for part in block.parts), block.modulation)
 
 
 def predictor_macs(shape: ModelShape) -> Macs:
     """One call of the Cache Predictor: a whole block, keys and values of the text with its own weights, the head."""
     head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
     text = Macs(sum(part.text_macs for part in shape.blocks[0].parts))
-    return block_macs(shape, 0, None) + text + head
+    return block_macs(shape, shape.blocks[0], None) + text + head
 
 
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
-    total, gated = shape.outer, set[int]()
+    # a model's blocks are one, many times, and most is decided of them alike: of what is, one is costed
+    parts: dict[tuple[Any, ...], list[PartShape]] = {}
+    blocks: dict[tuple[Any, ...], list[BlockShape]] = {}
+    gated: dict[int, BlockShape] = {}
     for unit, decision in shape.walk(plan):
         count, keys = _tokens(decision)
         if isinstance(unit, Site):
-            total += part_macs(shape, part := shape.part(unit), count, keys) * _rows(decision)
-            if decision and isinstance(_who(decision), Merged):  # all tokens are normalised before some are merged
-                total += Macs(0, part.per_token.norm_elements * (shape.num_tokens - (count or 0)))
-            gated.add(unit.block)
+            merged = decision is not None and isinstance(_who(decision), Merged)
+            part = shape.part(unit)
+            parts.setdefault((count, keys, _rows(decision), merged, id(part)), []).append(part)
+            gated[unit.block] = shape.blocks[unit.block]
         else:
-            total += sum((block_macs(shape, block, count, keys) for block in unit.blocks), Macs())
+            for block in shape.blocks[unit.blocks.start : unit.blocks.stop]:
+                blocks.setdefault((count, keys, id(block)), []).append(block)
+    total = shape.outer
+    for (count, keys, rows, merged, _), (part, *others) in parts.items():
+        each = part_macs(shape, part, count, keys) * rows
+        if merged:  # all tokens are normalised before some are merged
+            each += Macs(0, part.per_token.norm_elements * (shape.num_tokens - (count or 0)))
+        total += each * (1 + len(others))
+    for (count, keys, _), (block, *others) in blocks.items():
+        total += block_macs(shape, block, count, keys) * (1 + len(others))
     # gates of parts are applied at the current step whatever is reused
-    return sum((shape.blocks[block].modulation for block in gated), total)
+    return sum((block.modulation for block in gated.values()), total)
 
 
 def check_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What the blocks that a plan checks cost for one row: each in full, once more."""
-    return sum((block_macs(shape, block, None) for block in plan.checks), Macs())
+    return sum((block_macs(shape, shape.blocks[block], None) for block in plan.checks), Macs())
 
 
 def overheads(plan: Plan, shape: ModelShape) -> dict[str, Macs]:
@@ -99,14 +111,13 @@ def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
 
 def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
     """(number of recomputed tokens, None for all; what they attend to)."""
-    decision = decision or Decision(ALL)
-    match who := _who(decision):
+    match who := _who(decision) if decision else ALL:
         case All():
             return None, "fresh"
         case Nothing():
             return 0, "fresh"
         case Tokens() | Merged():
-            return who.count, decision.keys
+            return who.count, decision.keys if decision else "fresh"
         case Rows():
             return None, "fresh"
 
