@@ -46,6 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("combination")]
 
 
+@pytest.fixture(scope="session")
+def every_combination(pytestconfig: pytest.Config) -> bool:
+    """Whether tests that draw or pair what they try shall try all of it."""
+    return bool(pytestconfig.getoption("--every-combination"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def threads():
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

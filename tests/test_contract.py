@@ -270,11 +270,18 @@ def test_torch_counts_the_same_by_module(model: str) -> None:
     assert counted.total == counter.get_total_flops() > 0
 
 
+def broadcast(x: Tensor, y: Any, **_: Any) -> Tensor:
+    shapes = [value.shape for value in (x, y) if isinstance(value, Tensor)]
+    return torch.empty(torch.broadcast_shapes(*shapes), dtype=torch.result_type(x, y), device="meta")
+
+
 class ShapesOfLayers(TorchDispatchMode):
-    """What layers make of meta tensors, at once: torch derives it op by op, in Python. None of them reads a value."""
+    """What layers, sums and products make of meta tensors, at once: torch derives it op by op, in Python. None of them
+    reads a value."""
 
     aten = torch.ops.aten
     made: ClassVar = {
+        **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), broadcast),
         aten.linear.default: lambda x, weight, *_: x.new_empty(*x.shape[:-1], len(weight)),
         aten.scaled_dot_product_attention.default: lambda q, k, v, *_, **__: q.new_empty(*q.shape[:-1], v.shape[-1]),
         **dict.fromkeys(
@@ -283,7 +290,8 @@ class ShapesOfLayers(TorchDispatchMode):
     }
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.made.get(op, op)(*args, **(kwargs or {}))
+        made = self.made.get(op, op) if any(isinstance(value, Tensor) and value.is_meta for value in args) else op
+        return made(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead", "device"))
