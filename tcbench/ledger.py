@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from tcbench.plan import ALL, All, Decision, Deferred, Keys, Merged, Nothing, Plan, Rows, Settled, Site, Tokens
-from tcbench.shapes import BlockShape, Macs, ModelShape, PartShape
+from tcbench.shapes import Macs, ModelShape, PartShape
 
 
 def part_macs(shape: ModelShape, part: PartShape, tokens: int | None, keys: Keys = "fresh") -> Macs:
@@ -40,51 +40,52 @@ def part_macs(shape: ModelShape, part: PartShape, tokens: int | None, keys: Keys
     return total + part.per_key * projected + products
 
 
-def block_macs(shape: ModelShape, block: BlockShape, tokens: int | None, keys: Keys = "fresh") -> Macs:
+def block_macs(shape: ModelShape, block: int, tokens: int | None, keys: Keys = "fresh") -> Macs:
     """A whole block computed for `tokens` tokens (None: all), modulation included; nothing if there are none."""
     if tokens == 0:
         return Macs()
-    return sum((part_macs(shape, part, tokens, keys) for part in block.parts), block.modulation)
+    parts = shape.blocks[block].parts
+    return sum((part_macs(shape, part, tokens, keys) for part in parts), shape.blocks[block].modulation)
 
 
 def predictor_macs(shape: ModelShape) -> Macs:
     """One call of the Cache Predictor: a whole block, keys and values of the text with its own weights, the head."""
     head = Macs(shape.width * shape.num_blocks * shape.num_tokens, shape.width * shape.num_tokens)
     text = Macs(sum(part.text_macs for part in shape.blocks[0].parts))
-    return block_macs(shape, shape.blocks[0], None) + text + head
+    return block_macs(shape, 0, None) + text + head
 
 
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
     # a model's blocks are one, many times, and most is decided of them alike: of what is, one is costed
     parts: dict[tuple[Any, ...], list[PartShape]] = {}
-    blocks: dict[tuple[Any, ...], list[BlockShape]] = {}
-    gated: dict[int, BlockShape] = {}
+    blocks: dict[tuple[Any, ...], list[int]] = {}
+    gated = set[int]()
     for unit, decision in shape.walk(plan):
         count, keys = _tokens(decision)
         if isinstance(unit, Site):
             merged = decision is not None and isinstance(_who(decision), Merged)
             part = shape.part(unit)
             parts.setdefault((count, keys, _rows(decision), merged, id(part)), []).append(part)
-            gated[unit.block] = shape.blocks[unit.block]
+            gated.add(unit.block)
         else:
-            for block in shape.blocks[unit.blocks.start : unit.blocks.stop]:
-                blocks.setdefault((count, keys, id(block)), []).append(block)
+            for block in unit.blocks:
+                blocks.setdefault((count, keys, id(shape.blocks[block])), []).append(block)
     total = shape.outer
-    for (count, keys, rows, merged, _), (part, *others) in parts.items():
-        each = part_macs(shape, part, count, keys) * rows
+    for (count, keys, rows, merged, _), alike in parts.items():
+        each = part_macs(shape, alike[0], count, keys) * rows
         if merged:  # all tokens are normalised before some are merged
-            each += Macs(0, part.per_token.norm_elements * (shape.num_tokens - (count or 0)))
-        total += each * (1 + len(others))
-    for (count, keys, _), (block, *others) in blocks.items():
-        total += block_macs(shape, block, count, keys) * (1 + len(others))
+            each += Macs(0, alike[0].per_token.norm_elements * (shape.num_tokens - (count or 0)))
+        total += each * len(alike)
+    for (count, keys, _), numbers in blocks.items():
+        total += block_macs(shape, numbers[0], count, keys) * len(numbers)
     # gates of parts are applied at the current step whatever is reused
-    return sum((block.modulation for block in gated.values()), total)
+    return sum((shape.blocks[block].modulation for block in gated), total)
 
 
 def check_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What the blocks that a plan checks cost for one row: each in full, once more."""
-    return sum((block_macs(shape, shape.blocks[block], None) for block in plan.checks), Macs())
+    return sum((block_macs(shape, block, None) for block in plan.checks), Macs())
 
 
 def overheads(plan: Plan, shape: ModelShape) -> dict[str, Macs]:

@@ -162,7 +162,7 @@ OBSERVATIONS: dict[str, Observation] = {
     "updates": Observation(
         size=lambda shape: (shape.num_blocks, shape.num_tokens, shape.width),
         compute=_updates,
-        macs=lambda shape: sum((block_macs(shape, block, None) for block in shape.blocks), Macs()),
+        macs=lambda shape: sum((block_macs(shape, block, None) for block in range(shape.num_blocks)), Macs()),
         tag=lambda: "oracle",
     ),
 }

@@ -33,6 +33,7 @@ from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Samples, sample_batch
 from tests.floors import NETWORK, TRAJECTORY, assert_close
 from tests.flops import TorchFlops
+from tests.pairs import COVERING, marks_of
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
@@ -83,21 +84,6 @@ def variants(name: str) -> list[dict[str, Any]]:
     return [{}, *others]
 
 
-COVERING = {
-    *("clusca", "dbcache", "delta_dit", "duca", "first_block", "goc", "lazydit", "no_tokens", "procache", "speca"),
-    *("toca", "toca_tokens", "tokencache", "tome", "tome_merge"),
-}
-"""Methods that decide between them all that any decides (`test_covering_methods_decide_all_that_any_does`)."""
-OTHERS = [name for name in METHODS if name not in COVERING]
-
-
-def is_tried(model: str, name: str) -> bool:
-    """Whether a pair is tried without `--every-combination`: a method shows itself on the first model, the engine and
-    a model in what is decided, so each further model has the methods that cover that, and the others in turn."""
-    at = ADAPTERS.index(model)
-    return at == 0 or name in COVERING or OTHERS.index(name) % (len(ADAPTERS) - 1) == at - 1
-
-
 # every choice on one model; on the others those that change which parts of a block are computed
 CASES = [
     pytest.param(
@@ -105,7 +91,7 @@ CASES = [
         name,
         options,
         id="-".join([name, *(f"{key}={value}" for key, value in options.items()), model]),
-        marks=() if is_tried(model, name) else pytest.mark.combination,
+        marks=marks_of(ADAPTERS, model, name),
     )
     for model in ADAPTERS
     for name in METHODS

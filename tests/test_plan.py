@@ -138,7 +138,7 @@ def test_a_held_output_leaves_what_is_held_behind_the_last_computed_unit_out() -
     shape, held = make_shape(3, 2), Decision(NONE)
     plan = Plan({Block(0): held, Block(1): Decision(ALL), Block(2): held, Output(): held})
     assert [unit for unit, _ in shape.walk(plan)] == [Block(0), Block(1), Output()]
-    assert plan_macs(plan, shape) == shape.outer + block_macs(shape, shape.blocks[1], None)
+    assert plan_macs(plan, shape) == shape.outer + block_macs(shape, 1, None)
     with pytest.raises(PlanError, match="holds the output and leaves block 1 attn to be computed for nothing"):
         shape.check(Plan({Block(0): held, Output(): held, Block(2): held}))
 
