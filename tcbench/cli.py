@@ -277,6 +277,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     )
     sub.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and `files`, again")
     sub.add_argument("--minutes", type=float, metavar="N", help="begin no other stage after so many")
+    sub.add_argument("--batches", type=int, default=4, metavar="N", help="of samples of a row (default: %(default)s)")
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -419,6 +420,8 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _validate(parsed: argparse.Namespace) -> int:
+    if is_speed_config(parsed.config):
+        return _validate_speed(parsed)
     suite = load_suite(parsed.config)
     try:
         check_borrowing(suite)
@@ -454,6 +457,23 @@ def _validate(parsed: argparse.Namespace) -> int:
     if not missing:
         print(f"  run it: tcbench run {parsed.config}")
     return int(missing > 0)
+
+
+def _validate_speed(parsed: argparse.Namespace) -> int:
+    if parsed.macs or parsed.files:
+        raise UserError(f"{parsed.config}: a speed suite has random weights: no row has a target, and no file is read")
+    suite = load_speed_suite(parsed.config)
+    every = parts(suite)
+    rows = {name: {row: timed.method for row, timed in model.rows.items()} for name, model in suite.models.items()}
+    if parsed.json:
+        _print_json({"suite": suite.suite, "parts": [part.name for part in every], "rows": rows})
+        return 0
+    count = sum(map(len, rows.values()))
+    print(f"{parsed.config}: valid; speed suite {suite.suite}, {len(rows)} models, {count} rows, {len(every)} parts")
+    for part in every:
+        timed = [name for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe]
+        print(f"  {part.name}: {', '.join(timed)}")
+    return 0
 
 
 def _matches(suite: Suite) -> dict[str, str]:
@@ -518,7 +538,7 @@ def _forecast(parsed: argparse.Namespace) -> None:
 def _rehearse(parsed: argparse.Namespace) -> None:
     from tcbench.rehearse.run import rehearse
 
-    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes))
+    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes, batches=parsed.batches))
 
 
 def _demo(parsed: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """One batch's run prepared once and repeated without the host deciding anything: for timing, and for many batches."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol
 
@@ -28,6 +28,9 @@ from tcbench.watch.checking import values_unchecked
 from tcbench.watch.undisturbed import undisturbed
 
 ExecutionPath = Literal["fused", "plain"]
+
+Read = Callable[[Tensor], float]
+"""What gives the host a number of the device."""
 
 
 class Graph(Protocol):
@@ -176,6 +179,8 @@ class Replay:
         ahead: make a run ahead, which checks, counts, and compiles what needs compiling. Without it, a batch of this
             size was sampled before.
         graphs: where to capture, if not where `path` and the device say.
+        stand_in: makes, for each pass of each run, what says the numbers that a method decides by in the place of those
+            it reads. The host waits for them all the same.
 
     Attributes:
         nfe: steps that the method takes.
@@ -198,8 +203,10 @@ class Replay:
         path: ExecutionPath = "fused",
         ahead: bool = True,
         graphs: Graphs | None = None,
+        stand_in: Callable[[], Read] | None = None,
     ) -> None:
         self._adapter, self._method, self._settings, self._path = adapter, method, settings, path
+        self._stand_in = stand_in
         self._sample_index = sample_index
         _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         self._inputs = Inputs(adapter, settings, self._run.nfe, self._run.sample_index, sample_index, prompts)
@@ -243,7 +250,7 @@ class Replay:
         self._next = index + 1
         if self._graphs:
             for segment in self._graphs[index]:
-                segment.replay(self._method.name, index)
+                segment.replay(self._method.name, index, self._stand_in is None)
             return
         if index == 0:
             self._begin()
@@ -256,6 +263,16 @@ class Replay:
         for step in range(self.nfe):
             self.step(step)
         return self._latents
+
+    @property
+    def latents(self) -> Tensor:
+        """Those of the last run, or of its last step so far."""
+        return self._latents
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are graphs."""
+        return bool(self._graphs)
 
     def release(self) -> None:
         """Give back the memory of the last run, where no graph needs it: the next one begins with nothing anyway. Until
@@ -278,15 +295,24 @@ class Replay:
         """Features held at the end of a run."""
         return self._passes.cache_bytes
 
+    @property
+    def policy_bytes(self) -> int:
+        """What the method itself holds on the device at the end of a run: what it compares with, say."""
+        return self._passes.policy_bytes
+
     def _read(self, value: Tensor) -> float:
         self.reads += 1
         return value.item()
 
+    def _reading(self, read: Read) -> None:
+        """How the numbers that the method decides by come to the host."""
+        for engine in self._passes.engines:
+            engine.read = _instead(read, self._stand_in()) if self._stand_in else read
+
     def _begin(self) -> None:
         blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
         self._passes, self.reads = Passes(self._adapter, self._run, self._method.start, blocks), 0
-        for engine in self._passes.engines:
-            engine.read = self._read
+        self._reading(self._read)
         # a fresh one, because multistep samplers remember
         draw = self._inputs.ancestral
         sampler = make_sampler(self._adapter, self.nfe, self._settings, self._sample_index, draw)
@@ -306,8 +332,7 @@ class Replay:
             graphs[-1].append(_Segment(where.begin()))
             return number
 
-        for engine in self._passes.engines:
-            engine.read = cut
+        self._reading(cut)
         with where.capturing():
             for step in range(self.nfe):
                 graphs.append([_Segment(where.begin())])
@@ -321,6 +346,16 @@ class Replay:
                 # later reads need the values, so what is captured is run if there are any
                 graphs[-1][-1].end(None, run=self._method.decides == "host")
         self._graphs = graphs
+
+
+def _instead(read: Read, stand_in: Read) -> Read:
+    """Wait for a number, and say another."""
+
+    def waited(value: Tensor) -> float:
+        read(value)
+        return stand_in(value)
+
+    return waited
 
 
 class _Segment:
@@ -345,12 +380,15 @@ class _Segment:
         with suppress(RuntimeError):  # it says that the capture failed, which is known
             self._graph.capture_end()
 
-    def replay(self, method: str, step: int) -> None:
+    def replay(self, method: str, step: int, decides: bool) -> None:
         """Run the graph, and wait for its number.
+
+        Args:
+            decides: whether what follows depends on the number.
 
         Raises:
             RuntimeError: the number is another than when the graphs were captured, so they may have the wrong outcome.
         """
         self._graph.replay()
-        if self._value is not None and self._value.item() != self._number:
+        if self._value is not None and self._value.item() != self._number and decides:
             raise RuntimeError(f"{method}: step {step} read another number than when it was captured")

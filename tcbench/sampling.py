@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tcbench.engine.blocks import Blocks
-from tcbench.engine.cache import Cache
+from tcbench.engine.cache import Cache, num_bytes
 from tcbench.engine.engine import Engine
 from tcbench.engine.fused import FusedBlocks, can_fuse
+from tcbench.engine.kept import kept
 from tcbench.engine.plain import PlainBlocks
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger
@@ -165,6 +166,11 @@ class Passes:
     def cache_bytes(self) -> int:
         """Memory that the caches hold."""
         return sum(engine.cache.num_bytes() for engine in self.engines)
+
+    @property
+    def policy_bytes(self) -> int:
+        """Memory that the policies hold besides."""
+        return sum(num_bytes(kept(engine.policy)) for engine in self.engines)
 
 
 def _totals(ledgers: Sequence[Ledger]) -> MacTotals:

@@ -17,7 +17,6 @@ import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
@@ -34,10 +33,12 @@ from tcbench.rehearse.layouts import (
     random_denoiser,
     write_adm,
     write_alexnet,
+    write_as_diffusers,
     write_coco_captions,
     write_coco_images,
     write_dit,
     write_dit_training,
+    write_drawbench,
     write_imagenet,
     write_inception,
     write_mixkit,
@@ -146,11 +147,6 @@ def write_vocabulary(folder: Path) -> None:
     layouts.write_json(folder / "tokenizer_config.json", {"do_lower_case": True, "model_max_length": 512})
 
 
-def write_as_diffusers(folder: Path, model: nn.Module) -> None:
-    """FLUX.1-dev/transformer and Wan2.1-T2V-1.3B-Diffusers/transformer: shards with their index."""
-    model.save_pretrained(folder, max_shard_size="100KB")
-
-
 def _write_denoiser(path: Path, suite: Suite) -> None:
     spec = SPECS[suite.model.name]
     writers = {"dit": write_dit, "pixart": write_pixart, "open_sora_plan": write_open_sora_plan}
@@ -158,56 +154,23 @@ def _write_denoiser(path: Path, suite: Suite) -> None:
 
 
 def write_flux_encoders(folder: Path) -> None:
-    """FLUX.1-dev: CLIP's text model and T5 v1.1, each with its tokenizer in a folder beside it."""
-    torch.manual_seed(0)
-    T5EncoderModel(T5Config(**TINY.text_encoder)).save_pretrained(folder / "text_encoder_2")
-    words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    CLIPTextModel(CLIPTextConfig(**words, vocab_size=260)).save_pretrained(folder / "text_encoder")
-    (folder / "tokenizer_2").mkdir()
-    (folder / "tokenizer_2" / "spiece.model").write_bytes(layouts.sentencepiece_model(False))
-    (folder / "tokenizer").mkdir()
-    letters = [chr(number) for number in range(33, 127)]
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    layouts.write_json(folder / "tokenizer" / "vocab.json", vocabulary)
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    named = special | {"unk_token": "<|endoftext|>", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
-    layouts.write_json(folder / "tokenizer" / "tokenizer_config.json", named)
+    """FLUX.1-dev's, with few channels."""
+    layouts.write_flux_encoders(folder, TINY.text_encoder, TINY.clip_text, TINY.dtype)
 
 
 def write_wan_encoder(folder: Path) -> None:
-    """Wan2.1-T2V-1.3B-Diffusers: UMT5's encoder, its pieces in a folder beside it."""
-    torch.manual_seed(0)
-    UMT5EncoderModel(UMT5Config(**TINY.text_encoder)).save_pretrained(folder / "text_encoder")
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "spiece.model").write_bytes(layouts.sentencepiece_model(True))
+    """Wan 2.1's, with few channels."""
+    layouts.write_wan_encoder(folder, TINY.text_encoder, TINY.dtype)
 
 
 def write_flux_autoencoder(folder: Path) -> AutoencoderKL:
-    """FLUX.1-dev/vae: as Stable Diffusion's, with a shift and without layers around the latent."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4, scaling_factor=0.3611, shift_factor=0.1159,
-        use_quant_conv=False, use_post_quant_conv=False,
-    ).eval()  # fmt: skip
-    vae.save_pretrained(folder)
-    return vae
+    """FLUX.1-dev's, with few channels."""
+    return layouts.write_flux_autoencoder(folder, TINY.flux_autoencoder)
 
 
 def write_wan_autoencoder(folder: Path) -> AutoencoderKLWan:
-    """Wan2.1-T2V-1.3B-Diffusers/vae, with few channels."""
-    torch.manual_seed(0)
-    by_channel = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5]}
-    vae = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **by_channel).eval()
-    vae.save_pretrained(folder)
-    return vae
-
-
-def write_drawbench(path: Path) -> None:
-    """DrawBench200.txt: a prompt a line."""
-    path.write_text("A red colored car.\nA black colored car.\n", encoding="utf-8")
+    """Wan 2.1's, with few channels."""
+    return layouts.write_wan_autoencoder(folder, TINY.wan_autoencoder)
 
 
 def _write_text_encoder(path: Path, suite: Suite) -> None:

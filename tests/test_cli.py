@@ -69,6 +69,16 @@ def test_validate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "valid; suite digits" in out and "nfe50-random: random_tokens, NFE 50, trained as nfe50-tokencache" in out
 
 
+def test_a_speed_suite_is_validated_and_told_from_one_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "tests/speed_smoke.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "speed suite speed-smoke" in said
+    assert "tiny-dit.fp32.b8.nfe4: nfe4-uncached, nfe4-fora" in said
+    assert "`tcbench bench` times it" in fails(capsys, "sample", "tests/speed_smoke.yaml", "--rows", "nfe6-uncached")
+    assert "not a speed suite" in fails(capsys, "bench", "--config", DIGITS)
+    assert "random weights" in fails(capsys, "validate", "tests/speed_smoke.yaml", "--files")
+
+
 def test_validate_sees_artefacts_that_were_trained_otherwise(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

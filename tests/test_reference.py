@@ -30,6 +30,7 @@ from tcbench.stages import publish, render
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
+TIMED = sorted(path.parent.name for path in REFERENCE.glob("*/runs"))
 
 
 def suite_of(folder: Path) -> Suite:
@@ -173,8 +174,9 @@ def assert_kept(committed: Path, suite: Suite | SpeedSuite, copy: Path) -> None:
     assert {name for name in listed.split("\0") if name} == kept
 
 
-def test_timings_are_shown_again(tmp_path_factory):
-    committed = REFERENCE / "speed"
+@pytest.mark.parametrize("suite", TIMED)
+def test_timings_are_shown_again(suite, tmp_path_factory):
+    committed = REFERENCE / suite
     copy = measured(committed, tmp_path_factory)
     suite = SpeedSuite.model_validate(read_json(committed / "provenance.json")["suite"])
     render_speed(suite, copy)

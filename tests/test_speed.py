@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tcbench.budget.costing import macs_of
-from tcbench.budget.untrained import random_predictor, random_router, untrained_artefacts
+from tcbench.budget.untrained import random_predictor, random_reads, random_router, untrained_artefacts
 from tcbench.config.speed import PeerName, load_speed_suite, parts
 from tcbench.errors import NotRun, UserError
 from tcbench.method import Artefacts
@@ -19,11 +19,11 @@ from tcbench.record.files import read_json
 from tcbench.record.records import RUN
 from tcbench.registry import make_method
 from tcbench.replay import Replay
-from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed
+from tcbench.report.speed import figure_speed, profile_table, read_lines, render_speed, speed_table
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.stages.bench import bench, is_full
-from tcbench.stages.peers import PEERS, DiffusersRun, macs_per_sample
+from tcbench.stages.peers import PEERS, DiffusersRun, Peer, macs_per_sample
 from tcbench.stages.profile import covered, kernel_class, profile_parts
 from tcbench.stages.timing import run_seconds, step_seconds
 from tests.floors import TRAJECTORY, assert_close
@@ -33,7 +33,12 @@ from .conftest import make_adapter
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "speed_smoke.yaml"
 SETTINGS = SamplerSettings(1.5)
-BY_MODEL = {"tiny-dit": SETTINGS, "tiny-pixart": SamplerSettings(4.5, solver="dpm")}
+BY_MODEL = {
+    "tiny-dit": SETTINGS,
+    "tiny-pixart": SamplerSettings(4.5, solver="dpm"),
+    "tiny-flux": SamplerSettings(3.5, solver="flow"),
+    "tiny-wan": SamplerSettings(5.0, solver="flow_unipc"),
+}
 OPTIONS = {
     "uncached": {},
     "fewer_steps": {"steps": 3},
@@ -111,7 +116,9 @@ def test_timing_covers_what_is_timed(tiny):
     assert run_seconds(device, replay.run) > max(steps) / 6
 
 
-@pytest.mark.parametrize(("model", "again"), [("tiny-dit", 1.01), ("tiny-pixart", 1.3)])
+@pytest.mark.parametrize(
+    ("model", "again"), [("tiny-dit", 1.01), ("tiny-pixart", 1.3), ("tiny-flux", 1.01), ("tiny-wan", 1.1)]
+)
 def test_diffusers_eager_makes_the_same_samples(model, again):
     adapter, settings = make_adapter(model), BY_MODEL[model]
     ours = PEERS["tcbench-plain"].prepare(adapter, 6, settings, torch.arange(2))
@@ -136,10 +143,26 @@ OPTIONAL = {"cache-dit": "cache-dit", "diffusers-tomesd": "tomesd"}
 """The packages that peers need, by peer."""
 
 
-@pytest.mark.parametrize("model", ["tiny-dit", "tiny-pixart"])
-@pytest.mark.parametrize("name", ["diffusers-pab", "diffusers-taylorseer", *OPTIONAL])
+CACHING = {
+    "diffusers-pab": {"tiny-dit", "tiny-pixart", "tiny-flux"},
+    "diffusers-fastercache": {"tiny-flux"},
+    "diffusers-taylorseer": BY_MODEL.keys(),
+    "diffusers-firstblock": {"tiny-flux", "tiny-wan"},
+    "diffusers-magcache": {"tiny-flux", "tiny-wan"},
+    "cache-dit": BY_MODEL.keys(),
+    "diffusers-tomesd": {"tiny-dit", "tiny-pixart"},
+}
+"""Peers that cache or merge, and the models that they serve."""
+
+
+@pytest.mark.parametrize("model", BY_MODEL)
+@pytest.mark.parametrize("name", CACHING)
 def test_a_peer_saves_work_and_starts_every_run_afresh(model, name):
     adapter, settings = make_adapter(model), BY_MODEL[model]
+    if model not in CACHING[name]:
+        with pytest.raises(NotRun, match=r"^needs "):
+            PEERS[name].prepare(adapter, 6, settings, torch.arange(2))
+        return
     package = OPTIONAL.get(name)
     if package and importlib.util.find_spec(package.replace("-", "_")) is None:
         with pytest.raises(NotRun, match=f"needs {package}: pip install {package}"):
@@ -270,6 +293,53 @@ def test_a_table_says_what_was_timed_and_what_was_not(timed):
     assert peers.tidy["latency_ratio"][0] == 1
     assert {"matrix products", "norm, modulate, gate"} <= set(profile.tidy["class"])
     assert (folder / "figures" / "speed.png").stat().st_size > 1000
+
+
+def test_every_method_of_the_new_suites_runs_and_says_what_it_keeps(tmp_path):
+    """On toys: rivals on DiT, and rows of FLUX.1 and Wan 2.1 by the models' own layers."""
+    suite = load_speed_suite(smoke(tmp_path, protocol={"warmup": 0, "repeats": 1, "step_rounds": 1}))
+    bench(suite, parts(suite, ["rivals", "tiny-flux", "tiny-wan"]), tmp_path, peers=False)
+    lines = [line for line in read_lines(suite, tmp_path) if line["model"] in ("rivals", "tiny-flux", "tiny-wan")]
+    assert not [line["not_run"] for line in lines if line["not_run"]]
+    kept = {(line["model"], line["row"]): line["cache_bytes"] for line in lines}
+    assert all((count > 0) == ("uncached" not in row) for (_, row), count in kept.items())
+    stream = 2 * 2 * MODELS["tiny-dit"].num_tokens * MODELS["tiny-dit"].width * 4  # rows of two samples in float32
+    assert kept["rivals", "smoothcache"] == 2 * MODELS["tiny-dit"].num_blocks * stream
+    assert kept["rivals", "first_block"] == 3 * stream  # what is compared, and two residuals
+    assert {line["executed"] for line in lines} == {"plain"}
+    reads = {line["method"]: line["host_reads"] for line in lines}
+    assert {name for name, count in reads.items() if not count} >= {"uncached", "magcache", "smoothcache"}
+    assert reads["lazydit"] == 4 * 2 * 4 and reads["first_block"]
+    table = speed_table(lines, suite, ["cpu"]).markdown()
+    assert "Cache memory (GiB)" in table and "TaylorSeer, stack" in table
+
+
+def test_a_row_that_fails_is_not_run_and_says_why(tmp_path, monkeypatch):
+    suite = load_speed_suite(smoke(tmp_path, protocol={"warmup": 0, "repeats": 1, "step_rounds": 1}))
+
+    def broken(*arguments, **options):
+        raise RuntimeError("no such kernel\nat line 7")
+
+    monkeypatch.setitem(PEERS, "diffusers-eager", Peer("broken", broken))
+    suite = suite.model_copy(update={"peers": suite.peers.model_copy(update={"names": ("tcbench", "diffusers-eager")})})
+    bench(suite, parts(suite, ["tiny-pixart"]), tmp_path)
+    (path,) = tmp_path.glob("peers/*.json")
+    rows = read_json(path)["rows"]
+    assert rows["diffusers-eager"]["not_run"] == "failed with RuntimeError: no such kernel"
+    assert rows["tcbench"]["median_s"] > 0
+
+
+def test_what_is_read_to_decide_by_is_stood_in_for():
+    """Decisions follow what is told: their MACs are those that costing says from shapes, whatever the weights are."""
+    tiny = make_adapter("tiny-dit")
+    for name, options in (("first_block", {"threshold": 0.1}), ("teacache", {"threshold": 0.15}), ("lazydit", {})):
+        method = make_method(name, options)
+        artefacts = untrained_artefacts(tiny, method, 6, 0)
+        replay = Replay(
+            tiny, method, 6, SETTINGS, torch.arange(1), artefacts, stand_in=lambda: random_reads(0, open_rows=0.5)
+        )
+        told = macs_of("tiny-dit", method, 6, artefacts, random_reads(0, open_rows=0.5))
+        assert replay.macs["per_sample"] == told["per_sample"], name
 
 
 def test_what_is_timed_is_kept_until_its_settings_change(timed, tmp_path):

@@ -2,10 +2,11 @@
 
     python -m tests.two_gpus [FOLDER]
 
-DiT-XL/2 with random weights samples two rows of 2400, once on one GPU and once in two parts, by the commands that the
-workflow runs. Printed, and written to FOLDER/two-gpus.json: how many shards are equal, and samples a second of each
-job, from the shards after its first three, in which kernels are compiled and steps captured. With
-TCBENCH_PRETEND_GPUS=2 the digits suite's model takes its place, to try this script.
+DiT-XL/2 and its autoencoder, with random weights, make two rows of 2400 images, once on one GPU and once in two parts,
+by the commands that the workflow runs; `tcbench bench` times the same rows at the same batch and dtype. Printed, and
+written to FOLDER/two-gpus.json: how many shards are equal, and samples a second of each job, from the shards after its
+first three, in which kernels are compiled and steps captured; of one GPU beside what `bench` reports. With
+TCBENCH_PRETEND_GPUS=2 the digits suite's model takes its place and nothing is timed, to try this script.
 """
 
 import json
@@ -18,6 +19,9 @@ from pathlib import Path
 
 import yaml
 
+from tcbench.rehearse.layouts import write_autoencoder
+from tcbench.rehearse.sizes import FULL
+
 ROOT = Path(__file__).parent.parent
 BATCH, SHARDS, WARM = 100, 24, 3
 ROWS = {
@@ -26,10 +30,11 @@ ROWS = {
 }
 
 
-def config() -> dict:
-    """The suite that is sampled; nothing is scored."""
+def config(autoencoder: Path) -> dict:
+    """The suite that is sampled and decoded; nothing is scored."""
     pretended = bool(os.environ.get("TCBENCH_PRETEND_GPUS"))
-    real = {"name": "dit-xl-2-256", "weights": "random", "device": "cuda", "dtype": "bf16"}
+    latents = {"kind": "sd", "folder": str(autoencoder), "scale": 0.18215, "dtype": "bf16"}
+    real = {"name": "dit-xl-2-256", "weights": "random", "device": "cuda", "dtype": "bf16", "latents": latents}
     return {
         "suite": "two-gpus",
         "about": {"description": "random weights", "differs": "", "guidance_rule": "the paper's"},
@@ -48,16 +53,47 @@ def _batch() -> int:
     return 1 if os.environ.get("TCBENCH_PRETEND_GPUS") else BATCH
 
 
+def speed_config() -> dict:
+    """The same rows for `tcbench bench`."""
+    return {
+        "suite": "two-gpus-speed",
+        "description": "what sampling is held against",
+        "device": "cuda",
+        "protocol": {"warmup": 1, "repeats": 3, "step_rounds": 1},
+        "models": {
+            "dit-xl-2-256": {
+                "stands_for": {"name": "DiT-XL/2", "resolution": 256},
+                "settings": [{"dtype": "bf16", "batch_size": BATCH}],
+                "rows": {f"nfe50-{name}": row for name, row in ROWS.items()},
+            }
+        },
+    }
+
+
+def command_in(folder: Path, *arguments: str) -> subprocess.Popen:
+    """A command of tcbench, started in that folder."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "tcbench", *arguments]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": path})
+
+
+def timed(folder: Path) -> dict[str, float]:
+    """Samples a second by `tcbench bench`."""
+    folder.mkdir(parents=True)
+    (folder / "two-gpus-speed.yaml").write_text(yaml.safe_dump(speed_config(), sort_keys=False))
+    assert command_in(folder, "bench", "--config", "two-gpus-speed.yaml").wait() == 0, "bench failed"
+    (run,) = (folder / "results").rglob("runs/*.json")
+    rows = json.loads(run.read_text())["rows"]
+    return {name: BATCH / rows[f"nfe50-{name}"]["median_s"] for name in ROWS}
+
+
 def sample(folder: Path, parts: int) -> dict:
     """Sample all rows, one after the other, in so many parts at once: (samples a second of every row, wall seconds)."""
     folder.mkdir(parents=True)
-    (folder / "two-gpus.yaml").write_text(yaml.safe_dump(config(), sort_keys=False))
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
+    (folder / "two-gpus.yaml").write_text(yaml.safe_dump(config(folder.parent / "autoencoder"), sort_keys=False))
     began = time.monotonic()
-    command = [sys.executable, "-m", "tcbench.cli", "sample", "two-gpus.yaml", "--rows", *ROWS]
     jobs = [
-        subprocess.Popen([*command, "--part", f"{number}/{parts}"], cwd=folder, env=environment)
+        command_in(folder, "sample", "two-gpus.yaml", "--rows", *ROWS, "--part", f"{number}/{parts}")
         for number in range(1, parts + 1)
     ]
     assert all(job.wait() == 0 for job in jobs), "a job failed"
@@ -73,11 +109,16 @@ def sample(folder: Path, parts: int) -> dict:
 
 def main(folder: Path) -> int:
     """Measure and print; 0 if every shard is equal."""
+    if not os.environ.get("TCBENCH_PRETEND_GPUS"):
+        write_autoencoder(folder / "autoencoder", FULL.autoencoder)
     one, two = sample(folder / "one", 1), sample(folder / "two", 2)
     shards = sorted(path.relative_to(folder / "one") for path in (folder / "one").rglob("shard-*"))
     equal = sum((folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes() for path in shards)
     ratio = {row: two["samples_per_s"][row] / one["samples_per_s"][row] for row in ROWS}
     found = {"shards": len(shards), "equal": equal, "throughput_ratio": ratio, "one": one, "two": two}
+    if not os.environ.get("TCBENCH_PRETEND_GPUS"):
+        found["bench_samples_per_s"] = bench = timed(folder / "bench")
+        found["of_bench"] = {row: one["samples_per_s"][row] / bench[row] for row in ROWS}
     (folder / "two-gpus.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
     return int(equal != len(shards))

@@ -1,5 +1,6 @@
 """MACs of any (model, method, NFE) from shapes alone: every step's plan is made and costed, no model is built."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,7 @@ class _ShapeLook(Look):
     step: int
     _ledger: Ledger = field(repr=False)
     _policy: Guarded = field(repr=False)
+    _stand_in: "Callable[[Tensor], float] | None" = field(default=None, repr=False)
 
     def observe(self, name: str, *arguments: Any) -> "Tensor":
         looked_at = observation(name)
@@ -37,7 +39,9 @@ class _ShapeLook(Look):
 
     def read(self, value: "Tensor") -> float:
         self._policy.check_read()
-        raise Undecided
+        if self._stand_in is None:
+            raise Undecided
+        return self._stand_in(value)
 
 
 def run_of_shapes(model: str, steps: int) -> Run:
@@ -46,7 +50,13 @@ def run_of_shapes(model: str, steps: int) -> Run:
     return Run(spec.shape, respaced_timesteps(steps), spec.guidance(), unseen(1, dtype="int64", values=[0]))
 
 
-def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = None) -> dict[str, Any]:
+def macs_of(
+    model: str,
+    method: Method,
+    nfe: int,
+    artefacts: Artefacts | None = None,
+    stand_in: "Callable[[Tensor], float] | None" = None,
+) -> dict[str, Any]:
     """The ledger's totals for one sample with guidance, and the I-steps.
 
     Without `artefacts`, a schedule that is learned from scores is stood in for by that of a flat alpha-bar: it has as
@@ -55,7 +65,8 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     (`choose.allocate_tokens`).
 
     What is decided on the host depends on the sample, so its MACs have bounds: the totals are those of the dearest
-    outcome of every step, and `least_per_sample` is the sum of the cheapest ones.
+    outcome of every step, and `least_per_sample` is the sum of the cheapest ones. With `stand_in`, which says the
+    numbers that are read in a run, the outcomes are those and the MACs exact.
 
     Raises:
         UserError: the method misbehaves; names it and the step.
@@ -68,10 +79,11 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
     ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), guarded(method.start(run))
     ledger.charge("model", run.shape.once)
     saved: int | Fraction = 0
-    undecided = False
+    undecided, told = False, stand_in is not None and method.decides == "host"
     for step in range(run.nfe):
         try:
-            plans: tuple[Plan, ...] = (policy.plan(_ShapeLook(run, step, ledger, policy)),)
+            planned = policy.plan(_ShapeLook(run, step, ledger, policy, stand_in))
+            plans: tuple[Plan, ...] = (_settled(planned, policy, run, step) if told else planned,)
         except Undecided:
             plans, undecided = method.outcomes(run, step), True
         with policy.executed(step):
@@ -85,7 +97,7 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
             dearest = plans[costs.index(max(costs[: len(plans)]))]
             saved += ledger.rows_per_sample * (max(costs) - min(costs))
         ledger.charge_plan(dearest, run.shape)
-        ledger.charge_choices(dearest)
+        ledger.charge_choices(planned if told else dearest)
     totals = ledger.totals()
     bounds = {"least_per_sample": cast("int", totals["per_sample"]) - round(saved)} if saved or undecided else {}
     return {
@@ -94,10 +106,24 @@ def macs_of(model: str, method: Method, nfe: int, artefacts: Artefacts | None = 
         "options": method.model_dump(mode="json"),
         "nfe": nfe,
         "sampled_steps": run.nfe,
-        "full_steps": None if bounds else len(method.i_steps(run)),
+        "full_steps": None if bounds or told else len(method.i_steps(run)),
         **totals,
         **bounds,
     }
+
+
+def _settled(plan: Plan, policy: Guarded, run: Run, step: int) -> Plan:
+    """The plan with its deferred decisions taken."""
+    stream = unseen(run.rows_per_sample, run.shape.num_tokens, run.shape.width)
+    return replace(
+        plan,
+        decisions={
+            unit: replace(decision, who=policy.choose(step, unit, decision.who.choose, lambda: stream))
+            if isinstance(decision.who, Deferred)
+            else decision
+            for unit, decision in plan.decisions.items()
+        },
+    )
 
 
 def _cost(plan: Plan, shape: ModelShape) -> int | Fraction:

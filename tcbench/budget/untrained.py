@@ -3,9 +3,17 @@
 Choices are still taken by the method, on the stand-ins' output: a predictor with a random head selects other tokens for
 every sample and step; a router opens a stated share of its branches, drawn at random; alpha-bar is flat, so that the
 schedule has the published number of I-steps; random gates open for about half of the rows; refiners need nothing,
-because LoRA is merged into the weights. What uncached runs calibrate has no stand-in: without it SmoothCache and
-MagCache are timed at their floor, and TeaCache takes changes as they are.
+because LoRA is merged into the weights; curves of SmoothCache and MagCache are drawn, and TeaCache takes changes as
+they are.
+
+What a method reads on the host to decide by says nothing on random weights either, so that no threshold has the MACs
+that it has on a trained model. It waits for the number and is told another (`random_reads`): drawn, the same in every
+run, so that a setting's MACs are known before anything runs and a budget can be met.
 """
+
+import math
+import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,6 +28,8 @@ from tcbench.sampling import Prompts
 from tcbench.shapes import ModelShape
 from tcbench.timesteps import respaced_timesteps
 from tcbench.trainable import (
+    CalibrateMagnitudes,
+    CalibrateReuse,
     CollectScores,
     ImportRouter,
     ImportSchedule,
@@ -30,12 +40,13 @@ from tcbench.trainable import (
 )
 
 OPEN, CLOSED = 5.0, -5.0  # the bounds of a trained router's logits
+LARGEST_CHANGE = 0.2  # of a step, as methods measure it: published thresholds are of this size
 
 
 def untrained_artefacts(
     adapter: Adapter, method: Method, nfe: int, seed: int, open_branches: float | None = None
 ) -> Artefacts:
-    """Stand-ins for what `method.training` declares, but for calibrations.
+    """Stand-ins for what `method.training` declares, but for TeaCache's polynomial.
 
     Args:
         nfe: steps of the uncached reference.
@@ -64,6 +75,11 @@ def untrained_artefacts(
                 tables[stage.name] = random_router(adapter.shape, len(timesteps), open_branches, seed, every)
             case TrainGates():
                 tables[stage.name] = random_gates(adapter.shape, len(timesteps), seed)
+            case CalibrateReuse():
+                curves = len(adapter.shape.kinds), stage.lookahead
+                tables[stage.name] = random_curves(*curves, len(timesteps), seed)
+            case CalibrateMagnitudes():
+                tables[stage.name] = (random_ratios(len(timesteps), seed),)
     return Artefacts(scorers=scorers, alpha_bar=alpha_bar, tables=tables)
 
 
@@ -98,6 +114,43 @@ def random_gates(shape: ModelShape, nfe: int, seed: int) -> Table:
     gates = nfe * len(shape.sites_of("mix", "pointwise"))
     weights = torch.randn(gates, shape.width, generator=torch.Generator().manual_seed(seed))
     return tuple(map(tuple, weights.tolist()))
+
+
+def random_curves(parts: int, lookahead: int, nfe: int, seed: int) -> Table:
+    """Curves of `CalibrateReuse`'s form: every step changes a part by a drawn amount, and changes add up."""
+    rows = []
+    for part in range(parts):
+        change = _changes(f"{seed} {part}", nfe)
+        for lag in range(1, lookahead + 1):
+            known = [sum(change[step + 1 : step + 1 + lag]) for step in range(nfe - lag)]
+            rows.append((*known, *[math.nan] * lag))
+    return tuple(rows)
+
+
+def random_ratios(nfe: int, seed: int) -> tuple[float, ...]:
+    """Ratios of `CalibrateMagnitudes`' form: residuals shrink by a drawn amount at every step."""
+    return 1.0, *(1 - change / 2 for change in _changes(f"{seed}", nfe - 1))
+
+
+def random_reads(seed: int, open_rows: float = 0.5) -> Callable[[Tensor], float]:
+    """Numbers of one run in the place of those that are read on the host: relative changes, or masks of rows.
+
+    Args:
+        open_rows: the share of rows that a mask names.
+    """
+    generator = random.Random(seed)
+
+    def number(value: Tensor) -> float:
+        if value.is_floating_point():
+            return generator.uniform(0, LARGEST_CHANGE)
+        return sum(2**row for row in range(32) if generator.random() < open_rows)  # of `Look.read_rows`
+
+    return number
+
+
+def _changes(seed: str, count: int) -> list[float]:
+    generator = random.Random(seed)
+    return [generator.uniform(0, LARGEST_CHANGE) for _ in range(count)]
 
 
 def random_captions(spec: ModelSpec, seed: int) -> Prompts | None:

@@ -27,10 +27,12 @@ def load_suite(path: Path | str, asked: Asked = WHOLE) -> Suite:
         asked: the part of it that is wanted.
 
     Raises:
-        UserError: a line for everything that is wrong with it, naming the file, the field and the fix; or it has no
-            such part.
+        UserError: a line for everything that is wrong with it, naming the file, the field and the fix; or it is a speed
+            suite, or has no such part.
     """
     document = read_config(Path(path))
+    if is_timed(document):
+        raise UserError(f"{path}: a speed suite, of which nothing is sampled or scored; `tcbench bench` times it")
     found = [*document.problems, *_schema_problems(document.value, Suite)]
     broken = {problem.field[: 1 + (problem.field[0] in NAMED)] for problem in found if problem.field}
     suite = _what_is_whole(document.value, broken) if found else Suite.model_validate(document.value)
@@ -52,6 +54,11 @@ def read_config(path: Path) -> Document:
     if not isinstance(document.value, dict):
         raise UserError(f"{path}: must be a mapping of fields; see config/digits.yaml")
     return document
+
+
+def is_timed(document: Document) -> bool:
+    """Whether a config is a speed suite's, of several models, and not one of samples and scores."""
+    return "models" in document.value
 
 
 def validated(document: Document, schema: type[Config]) -> Config:

@@ -24,7 +24,7 @@ from tcbench.config.fields import (
     Strict,
     SuiteName,
 )
-from tcbench.config.load import read_config, validated
+from tcbench.config.load import is_timed, read_config, validated
 from tcbench.errors import UserError
 from tcbench.method import Method
 from tcbench.models.specs import MODELS
@@ -41,7 +41,10 @@ PeerName = Literal[
     "diffusers-compiled",
     "diffusers-graphs",
     "diffusers-pab",
+    "diffusers-fastercache",
     "diffusers-taylorseer",
+    "diffusers-firstblock",
+    "diffusers-magcache",
     "diffusers-tomesd",
     "cache-dit",
 ]
@@ -52,8 +55,9 @@ class SpeedRow(Strict):
 
     Attributes:
         method, nfe, options: as in `tcbench.config.fields.Row`.
-        open_branches: for a method with a trained router, the share of branches that its stand-in recomputes where the
-            router decides.
+        open_branches: for a method with a trained router or gates, the share of branches that its stand-in recomputes
+            where they decide.
+        label: what tables call it, if not what the method is called.
         paper: the paper's numbers; its latency is of a batch of 8 on its own GPU.
     """
 
@@ -61,6 +65,7 @@ class SpeedRow(Strict):
     nfe: Nfe
     options: dict[str, Any] = Field(default={})
     open_branches: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    label: str | None = None
     paper: PaperCell | None = None
 
 
@@ -85,11 +90,14 @@ class SpeedModel(Strict):
 
     Attributes:
         stands_for: the paper's model and resolution.
+        network: which of the known models it is, if that is not what it is called here: rows of one network may be too
+            many for the memory of one GPU, or be compared apart.
         solver, guidance_scale: as in `tcbench.samplers.SamplerSettings`; every run has both guided halves.
         needs: what is missing to run it, if it cannot be run yet; its rows are then printed as not run.
     """
 
     stands_for: PaperModel
+    network: str | None = None
     needs: str | None = None
     solver: Literal["ddim", "dpm", "euler_ancestral", "flow", "flow_unipc"] = "ddim"
     guidance_scale: Scale = 1.5
@@ -155,6 +163,10 @@ class SpeedSuite(Strict):
         """Where results go, relative to the working directory."""
         return Path("results") / self.suite
 
+    def network(self, name: str) -> str:
+        """What a model is called in `MODELS`."""
+        return self.models[name].network or name
+
     def digest(self) -> str:
         """Identifies the whole config."""
         return digest(self.model_dump(mode="json"))
@@ -214,7 +226,7 @@ def parts(
 
 def is_speed_config(path: Path) -> bool:
     """Whether a config file is of this kind."""
-    return "models" in read_config(path).value
+    return is_timed(read_config(path))
 
 
 def load_speed_suite(path: Path | str) -> SpeedSuite:
@@ -225,6 +237,8 @@ def load_speed_suite(path: Path | str) -> SpeedSuite:
     """
     path = Path(path)
     document = read_config(path)
+    if not is_timed(document):
+        raise UserError(f"{path}: not a speed suite, which has `models`; `tcbench run {path}` samples and scores it")
     suite = validated(document, SpeedSuite)
     if problems := [problem for name in suite.models for problem in _problems(suite, name)]:
         raise document.error(problems)
@@ -234,8 +248,9 @@ def load_speed_suite(path: Path | str) -> SpeedSuite:
 def _problems(suite: SpeedSuite, name: str) -> Iterator[Problem]:
     """What the schema cannot say of a model's rows."""
     model, place = suite.models[name], ("models", name)
-    if not model.needs and name not in MODELS:
-        yield Problem(place, f"no such model; known: {', '.join(MODELS)}; or say in `needs` what is missing")
+    if not model.needs and suite.network(name) not in MODELS:
+        where = (*place, "network") if model.network else place
+        yield Problem(where, f"no such model; known: {', '.join(MODELS)}; or say in `needs` what is missing")
     nfes = {row.nfe for row in model.rows.values()}
     for nfe in sorted(nfes):
         if not any(row.method == "uncached" and row.nfe == nfe for row in model.rows.values()):

@@ -5,6 +5,7 @@ stored tensor in place, so a P-step allocates nothing for the tokens it reuses.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,11 @@ class _Entry:
 def take_tokens(x_RND: Tensor, index_RK: Tensor) -> Tensor:
     """The tokens of each row named by `index_RK`: [R, K, D]."""
     return x_RND.gather(1, index_RK.unsqueeze(-1).expand(-1, -1, x_RND.shape[-1]))
+
+
+def num_bytes(held: Iterable[Tensor]) -> int:
+    """Of tensors; what is there twice counts once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in held}.values())
 
 
 class Cache:
@@ -165,9 +171,7 @@ class Cache:
         held += [tensor for pair in self._keys_values.values() for tensor in pair]
         for seen in (self._attention, self._entropy, self._value_norms, self._outputs, self._checked):
             held += seen.values()
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in held}.values()
-        )
+        return num_bytes(held)
 
     def _entry(self, unit: Unit) -> _Entry:
         if unit not in self._entries:

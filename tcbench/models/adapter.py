@@ -418,7 +418,7 @@ class Family:
     Attributes:
         adapter: (network, spec) -> the adapter.
         skeleton: the network with its parameters on meta and its buffers computed, in eval mode.
-        initial_value: (name, shape, generator, zero_init) -> a parameter's start.
+        initial_value: (name, shape, generator, zero_init) -> a parameter's start, where the generator is.
         to_diffusers: (state, path) -> the state dict in the layout that is saved, whichever known layout it came in.
     """
 

@@ -117,7 +117,7 @@ def _initial_value(name: str, shape: torch.Size, generator: torch.Generator, zer
     """The reference's `initialize_weights`; without `zero_init`, every layer shows in the output."""
 
     def normal(std: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
+        return torch.randn(shape, generator=generator, device=generator.device) * std
 
     if name.startswith(("proj_out_1.", "proj_out_2.")) or ".norm1.linear." in name:
         return torch.zeros(shape) if zero_init else normal(0.05)

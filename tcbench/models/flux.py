@@ -290,9 +290,10 @@ def _skeleton(spec: FluxSpec) -> nn.Module:
 
 def initial_value(name: str, shape: torch.Size, generator: torch.Generator, zero_init: bool) -> Tensor:
     """Every layer shows in the output; neither FLUX.1's nor Wan's own initialisation was published."""
+    normal = torch.randn(shape, generator=generator, device=generator.device)
     if len(shape) == 1 and name.endswith("weight"):  # of a norm
-        return 1 + 0.1 * torch.randn(shape, generator=generator)
-    return torch.randn(shape, generator=generator) * (0.05 if len(shape) == 1 else shape[1:].numel() ** -0.5)
+        return 1 + 0.1 * normal
+    return normal * (0.05 if len(shape) == 1 else shape[1:].numel() ** -0.5)
 
 
 def _to_diffusers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ def unpatchify(x_RND: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 def xavier_uniform(shape: torch.Size, generator: torch.Generator, matrices: int = 1) -> Tensor:
     """Xavier-uniform numbers for a layer that is one of `matrices` stacked ones."""
     bound = math.sqrt(6 / (math.prod(shape[1:]) + matrices * shape[0]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
 
 
 def turn_pairs(x: Tensor, rotary: tuple[Tensor, Tensor], index_RK: Tensor | None) -> Tensor:

@@ -40,6 +40,7 @@ def build_transformer(
     dtype: torch.dtype = torch.float32,
     seed: int | None = 0,
     zero_init: bool = True,
+    drawn_there: bool = False,
 ) -> nn.Module:
     """Build the denoiser with random weights, in eval mode.
 
@@ -52,6 +53,7 @@ def build_transformer(
         zero_init: True gives the reference's initialisation, in which an untrained model returns 0 whatever its blocks
             do. False draws every layer, and the output visibly depends on timestep, prompt and each block: for tests
             and for timing.
+        drawn_there: draw on `device` instead: a CPU takes minutes for the billions of FLUX.1.
 
     Returns:
         diffusers' class of the family; `Adapter.plain` calls it.
@@ -60,7 +62,8 @@ def build_transformer(
     model = family.skeleton(spec)
     if torch.device(device).type == "meta":
         return _placed(model, device, dtype)
-    generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+    where = device if drawn_there else "cpu"
+    generator = torch.default_generator if seed is None else torch.Generator(where).manual_seed(seed)
     state = {
         # each in its dtype at once: a large model in float32 is twice its memory
         name: family.initial_value(name, parameter.shape, generator, zero_init).to(_dtype_of(model, name, dtype))

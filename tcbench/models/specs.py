@@ -371,6 +371,25 @@ def _flux(name: str, caption_tokens: int, reads_guidance: bool) -> FluxSpec:
     )
 
 
+def _wan_1_3b(name: str, frames: int) -> WanSpec:
+    return WanSpec(  # 480 x 832 pixels
+        name=name,
+        num_blocks=30,
+        num_heads=12,
+        head_dim=128,
+        sample_frames=1 + (frames - 1) // 4,
+        sample_height=60,
+        sample_width=104,
+        in_channels=16,
+        out_channels=16,
+        guided_channels=16,
+        caption_channels=4096,
+        caption_tokens=512,
+        mlp_width=8960,
+        shift=3.0,
+    )
+
+
 def _dit_xl_2(resolution: int) -> DiTSpec:
     return DiTSpec(
         name=f"dit-xl-2-{resolution}",
@@ -478,22 +497,8 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _flux("flux-dev", caption_tokens=512, reads_guidance=True),
         _flux("flux-schnell", caption_tokens=256, reads_guidance=False),
-        WanSpec(  # 81 frames of 480 x 832
-            name="wan-1.3b",
-            num_blocks=30,
-            num_heads=12,
-            head_dim=128,
-            sample_frames=21,
-            sample_height=60,
-            sample_width=104,
-            in_channels=16,
-            out_channels=16,
-            guided_channels=16,
-            caption_channels=4096,
-            caption_tokens=512,
-            mlp_width=8960,
-            shift=3.0,
-        ),
+        _wan_1_3b("wan-1.3b", frames=81),
+        _wan_1_3b("wan-1.3b-17x480", frames=17),
         DiTSpec(
             name="tiny-dit",
             num_blocks=4,

@@ -139,7 +139,7 @@ def initial_value(name: str, shape: torch.Size, generator: torch.Generator, zero
     """The reference's `initialize_weights`; without `zero_init`, every layer shows in the output."""
 
     def normal(std: float) -> Tensor:
-        return torch.randn(shape, generator=generator) * std
+        return torch.randn(shape, generator=generator, device=generator.device) * std
 
     if name == "null_caption" or name.endswith("scale_shift_table"):
         return normal(shape[-1] ** -0.5)

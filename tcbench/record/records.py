@@ -12,6 +12,7 @@ from typing import (
     Annotated,
     Any,
     Generic,
+    Literal,
     NotRequired,  # pydantic needs these before Python 3.12
     TypeVar,
     cast,
@@ -289,6 +290,7 @@ class Run(TypedDict):
     nfe: PositiveInt
     machine: dict[str, Any]
     rows: dict[str, dict[str, Any]]
+    executed: NotRequired[Literal["fused", "plain"]]
     fingerprint: NotRequired[str]
     provenance: Provenance
 

@@ -20,6 +20,7 @@ import numpy as np
 import open_clip
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from open_clip.model import convert_weights_to_lp
 from PIL import Image
 from safetensors.torch import save_file
@@ -30,10 +31,14 @@ from torchvision.models import alexnet
 from transformers import (
     BlipTextConfig,
     BlipVisionConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tcbench.data.source import PromptSet
@@ -66,6 +71,17 @@ def drawn(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype = torch.float3
 def random_denoiser(spec: ModelSpec) -> nn.Module:
     """What every checkpoint of a model here holds."""
     return build_transformer(spec, seed=1, zero_init=False)
+
+
+def random_large_denoiser(spec: ModelSpec) -> nn.Module:
+    """The same in 16 bits, drawn on a GPU if there is one: FLUX.1 has twelve billion weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return build_transformer(spec, seed=1, zero_init=False, device=device, dtype=torch.bfloat16, drawn_there=True)
+
+
+def write_as_diffusers(folder: Path, model: Any, shard: str = "100KB") -> None:
+    """FLUX.1-dev/transformer and Wan2.1-T2V-1.3B-Diffusers/transformer: shards with their index."""
+    model.save_pretrained(folder, max_shard_size=shard)
 
 
 def write_dit(path: Path, model: nn.Module) -> None:
@@ -217,6 +233,39 @@ def write_large_encoder(folder: Path, sizes: Mapping[str, Any]) -> None:
         write_in_shards(folder, state)
 
 
+def _encoder(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A text encoder of drawn weights."""
+    with torch.device("meta"):
+        model = kind(config)
+    state = drawn({name: parameter.shape for name, parameter in model.named_parameters()}, dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def write_flux_encoders(folder: Path, t5: Mapping[str, Any], clip: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """FLUX.1-dev: CLIP's text model and T5 v1.1, each with its tokenizer in a folder beside it."""
+    _encoder(T5EncoderModel, T5Config(**t5), dtype).save_pretrained(folder / "text_encoder_2")
+    _encoder(CLIPTextModel, CLIPTextConfig(**clip), dtype).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer_2").mkdir()
+    (folder / "tokenizer_2" / "spiece.model").write_bytes(sentencepiece_model(False))
+    (folder / "tokenizer").mkdir()
+    letters = [chr(number) for number in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "tokenizer" / "vocab.json", {piece: number for number, piece in enumerate(pieces)})
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    named = special | {"unk_token": "<|endoftext|>", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    write_json(folder / "tokenizer" / "tokenizer_config.json", named)
+
+
+def write_wan_encoder(folder: Path, umt5: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Wan2.1-T2V-1.3B-Diffusers: UMT5's encoder, its pieces in a folder beside it."""
+    _encoder(UMT5EncoderModel, UMT5Config(**umt5), dtype).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(sentencepiece_model(True))
+
+
 def _write_mt5_vocabulary(folder: Path, sizes: Mapping[str, Any]) -> None:
     more = {"extra_ids": 0, "additional_special_tokens": None, "tokenizer_file": None, "name_or_path": "google/mt5-xxl"}
     config = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5", "tokenizer_class": "T5Tokenizer"}
@@ -259,6 +308,25 @@ def write_autoencoder(folder: Path, sizes: Mapping[str, Any], pickled: bool = Fa
         torch.save(state, folder / "diffusion_pytorch_model.bin")
     else:
         save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    return vae
+
+
+def write_flux_autoencoder(folder: Path, sizes: Mapping[str, Any]) -> AutoencoderKL:
+    """FLUX.1-dev/vae: as Stable Diffusion's, with a shift and without layers around the latent."""
+    torch.manual_seed(0)
+    levels = len(sizes["block_out_channels"])
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+    scale = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
+    vae = AutoencoderKL(**blocks, **scale, **sizes).eval()
+    vae.save_pretrained(folder)
+    return vae
+
+
+def write_wan_autoencoder(folder: Path, sizes: Mapping[str, Any]) -> AutoencoderKLWan:
+    """Wan2.1-T2V-1.3B-Diffusers/vae."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**sizes).eval()
+    vae.save_pretrained(folder)
     return vae
 
 
@@ -477,3 +545,8 @@ def write_vbench(path: Path) -> None:
         {"prompt_en": "two cats", "dimension": ["object_class"], "auxiliary_info": {"object_class": {"object": "cat"}}},
         {"prompt_en": "a dog", "dimension": ["overall_consistency", "imaging_quality"]},
     ])  # fmt: skip
+
+
+def write_drawbench(path: Path) -> None:
+    """DrawBench200.txt: a prompt a line."""
+    path.write_text("A red colored car.\nA black colored car.\n", encoding="utf-8")

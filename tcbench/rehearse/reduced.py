@@ -10,16 +10,17 @@ ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-3
 """Of everything that is trained; of samples; of a predictor, so that what few iterations learn shows."""
 
 
-def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName) -> dict[str, Any]:
+def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName, batches: int = BATCHES) -> dict[str, Any]:
     """The config of a rehearsal.
 
     Args:
         suite: as `settings` says it.
+        batches: of samples, and no more samples to calibrate with.
     """
     rows, tiny = _rows(suite), size == "tiny"
     batch = 1 if tiny else suite.samples.batch_size
     samples = {
-        "count": 8 if tiny else BATCHES * batch,
+        "count": 8 if tiny else batches * batch,
         "batch_size": batch,
         "shard_batches": 2 if tiny else 1,
         "traced": 2,
@@ -39,7 +40,7 @@ def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName) -> dict[s
         "jobs": "row",
         "ablations": {},
         "rivals": None,
-        "rows": {name: _row(suite, settings["rows"][name], name, tiny) for name in rows},
+        "rows": {name: _row(suite, settings["rows"][name], name, tiny, batches * batch) for name in rows},
     }
     if tiny:
         changed["model"] = {**settings["model"], "device": "cpu"}
@@ -58,12 +59,15 @@ def _rows(suite: Suite) -> list[str]:
     return [name for name in suite.rows if name in needed]
 
 
-def _row(suite: Suite, row: Mapping[str, Any], name: str, tiny: bool) -> dict[str, Any]:
+def _row(suite: Suite, row: Mapping[str, Any], name: str, tiny: bool, samples: int) -> dict[str, Any]:
     """A row with options that make its training short, and no references to rows that are not there."""
     entry = suite[name]
     kept = {key: value for key, value in row.items() if key not in ("target", "full_steps_of", "searched")}
     fields = type(entry.method).model_fields
     short: dict[str, Any] = {field: ITERATIONS for field in fields if field.endswith("iterations")}
+    for field in ("calibration_samples", "alpha_samples"):
+        if field in fields:
+            short[field] = min(samples, getattr(entry.method, field))
     short |= {"patience": None} if "patience" in fields else {}
     short |= {"predictor_learning_rate": LEARNING_RATE} if "predictor_learning_rate" in fields else {}
     if tiny:  # four blocks, and batches that a CPU is done with at once

@@ -23,7 +23,7 @@ from tcbench.forecast.text import size as bytes_of
 from tcbench.forecast.work import Job
 from tcbench.outside.places import PACKAGE
 from tcbench.record.files import digest, read_json, write_json, write_text
-from tcbench.rehearse.reduced import reduced
+from tcbench.rehearse.reduced import BATCHES, reduced
 from tcbench.rehearse.sizes import SizeName, networks
 
 FILES = "files"
@@ -47,6 +47,7 @@ def rehearse(
     minutes: float | None = None,
     run: Runner | None = None,
     say: Callable[[str], object] = print,
+    batches: int = BATCHES,
 ) -> Path:
     """Write stand-ins for what a suite names into a folder and run every stage there that did not run yet.
 
@@ -54,6 +55,7 @@ def rehearse(
         only: stages, and `files`; all if none is named. Named ones run again.
         minutes: after so many no other job is begun.
         run: runs a stage; in a process of its own, if not given.
+        batches: of samples of each row.
 
     Returns:
         results/rehearsals/<suite>.json of the working directory, which was added to after every stage.
@@ -65,7 +67,7 @@ def rehearse(
         raise UserError(f"--only {unknown[0]}: give some of {FILES}, {', '.join(STAGES)}")
     settings = read_document(config).value
     with networks(size):
-        small = reduced(load_suite(config), settings, size)
+        small = reduced(load_suite(config), settings, size, batches)
         into.mkdir(parents=True, exist_ok=True)
         write_text(into / CONFIG, yaml.safe_dump(small, sort_keys=False))
         target = (RECORDS / f"{small['suite']}.json").resolve()

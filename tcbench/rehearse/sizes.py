@@ -9,11 +9,12 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import open_clip
+import torch
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from tcbench.config.suite import Suite
 from tcbench.metrics import extractors, image_reward
-from tcbench.models.specs import MODELS, DiTSpec, ModelSpec, VideoSpec
+from tcbench.models.specs import MODELS, DiTSpec, FluxSpec, ModelSpec, VideoSpec, WanSpec
 from tcbench.outside.places import locate
 from tcbench.record.files import sha256
 from tcbench.rehearse import layouts
@@ -50,7 +51,9 @@ class Sizes:
 
     Attributes:
         text_encoder: of T5; mT5 has another vocabulary.
-        autoencoder, wf_vae: what their configs say.
+        autoencoder, flux_autoencoder, wan_autoencoder, wf_vae: what their configs say.
+        clip_text: of FLUX.1's second encoder.
+        dtype: that text encoders of FLUX.1 and Wan 2.1 are kept in.
         clip: a config of open_clip.
         vision, text: of ImageReward.
         classes, images, block: of training images: folders of classes, images of a class or in all, pixels of a block.
@@ -61,6 +64,10 @@ class Sizes:
     text_encoder: dict[str, Any]
     multilingual_words: int
     autoencoder: dict[str, Any]
+    flux_autoencoder: dict[str, Any]
+    wan_autoencoder: dict[str, Any]
+    clip_text: dict[str, Any]
+    dtype: torch.dtype
     wf_vae: dict[str, Any]
     clip: dict[str, Any]
     vision: BlipVisionConfig
@@ -85,6 +92,13 @@ TINY = Sizes(
     },
     multilingual_words=512,
     autoencoder={"block_out_channels": [8, 8], "norm_num_groups": 4},
+    flux_autoencoder={"block_out_channels": [8, 8], "norm_num_groups": 4, "latent_channels": 4},
+    wan_autoencoder={
+        "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1,
+        "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.5],
+    },
+    clip_text={**_SMALL, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 260},
+    dtype=torch.float32,
     wf_vae={
         "latent_dim": 4, "base_channels": 8, "encoder_energy_flow_hidden_size": 4,
         "decoder_energy_flow_hidden_size": 8, "scale": (0.18215,) * 4, "shift": (0.0,) * 4, **_WF_VAE,
@@ -114,6 +128,15 @@ FULL = Sizes(
     },
     multilingual_words=250112,
     autoencoder={"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32},
+    flux_autoencoder={
+        "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32, "latent_channels": 16,
+    },
+    wan_autoencoder={},
+    clip_text={
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "projection_dim": 768,
+    },
+    dtype=torch.bfloat16,
     wf_vae={"latent_dim": 8, "base_channels": 128, **_WF_VAE},
     clip=open_clip.get_model_config("ViT-L-14-quickgelu") or {},
     vision=image_reward.VISION,
@@ -157,8 +180,9 @@ def write_stand_ins(suite: Suite, size: SizeName) -> list[Path]:
     """
     writers, written = _writers(suite, size), []
     for name in suite.files.keys() - NOT_HERE:
-        path = locate(suite.files[name].path.expanduser())
-        if not path.exists():  # one may lie in another
+        path, holds = locate(suite.files[name].path.expanduser()), suite.files[name].holds
+        # one may lie in another, whose folder is then there, without what it holds
+        if not path.exists() or (holds and not any((path / held).exists() for held in holds)):
             path.parent.mkdir(parents=True, exist_ok=True)
             writers[name](path)
             written.append(path)
@@ -170,6 +194,12 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
     images, videos = sizes.classes * sizes.images, suite.data.name == "vbench"
 
     def denoiser(path: Path) -> None:
+        if isinstance(spec, FluxSpec | WanSpec):
+            if size == "tiny":
+                layouts.write_as_diffusers(path, layouts.random_denoiser(spec))
+            else:
+                layouts.write_as_diffusers(path, layouts.random_large_denoiser(spec), "5GB")
+            return
         model = layouts.random_denoiser(spec)
         if isinstance(spec, VideoSpec):
             layouts.write_open_sora_plan(path, model, "1MB" if size == "tiny" else "5GB")
@@ -177,6 +207,13 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
             (layouts.write_dit if isinstance(spec, DiTSpec) else layouts.write_pixart)(path, model)
 
     def text_encoder(path: Path) -> None:
+        if isinstance(spec, FluxSpec):
+            layouts.write_flux_encoders(path, sizes.text_encoder, sizes.clip_text, sizes.dtype)
+            return
+        if isinstance(spec, WanSpec):
+            words = 256384 if size == "full" else sizes.multilingual_words
+            layouts.write_wan_encoder(path, sizes.text_encoder | {"vocab_size": words}, sizes.dtype)
+            return
         multilingual = path.name.startswith("mt5")
         words = sizes.multilingual_words if multilingual else sizes.text_encoder["vocab_size"]
         layouts.write_large_encoder(path, sizes.text_encoder | {"vocab_size": words})
@@ -184,6 +221,10 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
     def autoencoder(path: Path) -> None:
         if suite.model.latents and suite.model.latents.kind == "wf":
             layouts.write_wf_vae(path, sizes.wf_vae)
+        elif isinstance(spec, FluxSpec):
+            layouts.write_flux_autoencoder(path, sizes.flux_autoencoder)
+        elif isinstance(spec, WanSpec):
+            layouts.write_wan_autoencoder(path, sizes.wan_autoencoder)
         else:
             layouts.write_autoencoder(path, sizes.autoencoder)
 
@@ -225,5 +266,5 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
         "training_captions": captions,
         "training": training,
         "real": real,
-        "prompts": layouts.write_vbench,
+        "prompts": layouts.write_vbench if videos else layouts.write_drawbench,
     }

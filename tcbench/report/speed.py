@@ -21,9 +21,12 @@ from tcbench.report.table import Table, is_published
 
 PAPER_BATCH = 8  # the paper's latency is of batches of 8
 HOST_READS = (
-    "Host reads: numbers of a run that the host waits for because the method decides by them; they cut its steps into "
-    "graphs. The outcome that is timed is that of the run's own noise. "
+    "Host reads: numbers of a run that the host waits for because the method decides by them; where there are graphs, "
+    "they cut its steps into several. What the method is told instead is drawn (tcbench/budget/untrained.py), because "
+    "on random weights a threshold would not have the MACs of its budget. "
 )
+CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
+PLAIN = "by the model's own layers, without graphs"
 
 
 def render_speed(suite: SpeedSuite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
@@ -58,12 +61,14 @@ def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
     lines = []
     for part in parts(suite):
         model, path = suite.models[part.model], folder / "runs" / f"{part.name}.json"
-        timed = _read_run(path, part)["rows"] if path.exists() else {}
+        run = _read_run(path, part) if path.exists() else None
+        timed, executed = (run["rows"], run.get("executed", "fused")) if run else ({}, None)
         command = f"tcbench bench --model {part.model} --dtype {part.dtype} --batch-size {part.batch_size}"
         why = f"needs {model.needs}" if model.needs else f"needs `{command} --nfe {part.nfe}`"
         for row, settings in model.rows.items():
             if settings.nfe == part.nfe:
-                lines.append(_line(suite, part, row, timed.get(row, {"not_run": why}), timed))
+                record = timed.get(row, {"not_run": why})
+                lines.append(_line(suite, part, row, record, timed) | {"executed": executed})
     return lines
 
 
@@ -98,7 +103,7 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "nfe": part.nfe,
         "row": row,
         "method": settings.method,
-        "label": method_class(settings.method).label,
+        "label": settings.label or method_class(settings.method).label,
         "not_run": record.get("not_run"),
         "sampled_steps": record.get("sampled_steps"),
         "full_steps": full.get("count"),
@@ -117,6 +122,7 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "partial_time_share": ratio(partial.get("median_s"), full.get("median_s")),
         "partial_mac_share": ratio(partial.get("macs"), full.get("macs")),
         "peak_bytes": record.get("peak_bytes"),
+        "cache_bytes": record.get("cache_bytes"),
         "paper_tmacs": paper.tmacs if paper else None,
         "paper_mac_ratio": paper_macs,
         "paper_latency_s": paper_latency,
@@ -183,6 +189,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         raise UserError(f"suite {suite.suite}: nothing was timed; run `tcbench bench` first")
     unit, scale = ("TMACs", 1e-12) if max(line["macs_per_sample"] or 0 for line in lines) >= 1e11 else ("MMACs", 1e-6)
     on_host = any(line["host_reads"] for line in lines)
+    cached = any(line["cache_bytes"] is not None for line in lines)
     cells = []
     for line in lines:
         absent = "not run" if line["not_run"] else NO_CELL
@@ -209,17 +216,24 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
                 "P-step time share": _cell(line["partial_time_share"], ".1%", 1, absent),
                 "P-step MAC share": _cell(line["partial_mac_share"], ".1%", 1, absent),
                 "Peak memory (GiB)": _cell(line["peak_bytes"], ".2f", 2**-30, absent),
+                **({"Cache memory (GiB)": _cell(line["cache_bytes"], ".3g", 2**-30, absent)} if cached else {}),
             }
         )
+    paper = any(row.paper for model in suite.models.values() for row in model.rows.values())
+    paper_latency = f"; the paper's is of a batch of {PAPER_BATCH} on its own GPU" if paper else ""
+    paper_macs = "The paper's TFLOPs are TMACs. " if paper else ""
+    if not paper:
+        cells = [{column: cell for column, cell in row.items() if "paper" not in column} for row in cells]
     protocol = suite.protocol
     caption = (
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method computes. "
-        "The paper's TFLOPs are TMACs. MAC ratio and latency ratio: uncached at the same NFE / this. "
+        f"{paper_macs}MAC ratio and latency ratio: uncached at the same NFE / this. "
         "Efficiency: latency ratio / MAC ratio; 1 means that time fell as far as MACs did. "
         f"Latency: median (min–max) of {protocol.repeats} runs of a batch from noise to latents, no decoder, "
-        f"{protocol.warmup} warm-up, rows interleaved; the paper's is of a batch of {PAPER_BATCH} on its own GPU. "
+        f"{protocol.warmup} warm-up, rows interleaved{paper_latency}. "
         "P-step: median of all steps that are not full, and its share of a full step. "
         "Peak memory: weights, and what preparing and running the row alone adds. "
+        f"{CACHE if cached else ''}"
         "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
         "choices are those of the method without skill. "
         f"{HOST_READS if on_host else ''}"
@@ -232,6 +246,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         formatted=pd.DataFrame(cells),
         groups=[
             f"{line['stands_for']} {line['resolution']}×{line['resolution']}, {_setting(line)}, NFE {line['nfe']}"
+            + (f", {PLAIN}" if line["executed"] == "plain" else "")
             for line in lines
         ],
         text_columns=("Model", "dtype", "Method"),

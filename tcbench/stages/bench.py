@@ -2,19 +2,23 @@
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from tcbench.budget.untrained import random_captions, untrained_artefacts
+from tcbench.budget.untrained import random_captions, random_reads, untrained_artefacts
 from tcbench.config.speed import Part, SpeedSuite
+from tcbench.engine.fused import can_fuse
 from tcbench.errors import NotRun, UserError
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
@@ -44,10 +48,10 @@ def bench(
     Writes `folder/runs/<part>.json` and `folder/peers/<model>.<dtype>.b<batch>.json`.
 
     Raises:
-        UserError: the device is not there, or a row's latents became NaN or infinite.
+        UserError: the device is not there, or a method or a setting is refused.
     """
     device = device_of(suite)
-    model: tuple[str, str] | None = None
+    made: tuple[str, str] | None = None
     for part in [part for part in parts if not suite.models[part.model].needs]:
         jobs = [(folder / "runs" / f"{part.name}.json", run_fingerprint(suite, part, path), _time_part)]
         if peers and part.peers:
@@ -56,8 +60,8 @@ def bench(
             if _is_fresh(target, fingerprint):
                 continue
             with products(part.dtype):
-                if model != (part.model, part.dtype):
-                    adapter, model = random_adapter(suite, part, device), (part.model, part.dtype)
+                if made != (wanted := (suite.network(part.model), part.dtype)):
+                    adapter, made = random_adapter(suite, part, device), wanted
                 started = time.time()
                 record = measure(suite, part, adapter, path)
             provenance = collect(suite.model_dump(mode="json"), [suite.seed], started)
@@ -71,9 +75,10 @@ def device_of(suite: SpeedSuite) -> torch.device:
 
 def random_adapter(suite: SpeedSuite, part: Part, device: torch.device) -> Adapter:
     """The part's model with random weights in its dtype, every layer drawn."""
-    spec = MODELS[part.model]
+    spec = MODELS[suite.network(part.model)]
     weights = weights_dtype(part.dtype)
-    return make_adapter(build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False), spec)
+    model = build_transformer(spec, device=device, dtype=weights, seed=suite.seed, zero_init=False, drawn_there=True)
+    return make_adapter(model, spec)
 
 
 def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path: ExecutionPath) -> Replay:
@@ -81,9 +86,16 @@ def prepare_row(suite: SpeedSuite, part: Part, row: str, adapter: Adapter, path:
     settings, method = suite.models[part.model].rows[row], suite.models[part.model].method(row)
     artefacts = untrained_artefacts(adapter, method, part.nfe, suite.seed, settings.open_branches)
     index = torch.arange(part.batch_size)
-    prompts = random_captions(adapter.spec, suite.seed)
     return Replay(
-        adapter, method, part.nfe, sampler_settings(suite, part), index, artefacts, prompts=prompts, path=path
+        adapter,
+        method,
+        part.nfe,
+        sampler_settings(suite, part),
+        index,
+        artefacts,
+        prompts=random_captions(adapter.spec, suite.seed),
+        path=path,
+        stand_in=partial(random_reads, suite.seed, 0.5 if settings.open_branches is None else settings.open_branches),
     )
 
 
@@ -98,7 +110,7 @@ def run_fingerprint(suite: SpeedSuite, part: Part, path: ExecutionPath) -> str:
     rows = {name: row for name, row in suite.models[part.model].rows.items() if row.nfe == part.nfe}
     settings = suite.model_dump(include={"seed", "protocol", "device"}, mode="json")
     code = source_digest("bench", *sorted({row.method for row in rows.values()}))
-    described = {name: row.model_dump(exclude={"paper"}) for name, row in rows.items()}
+    described = {name: row.model_dump(exclude={"paper", "label"}) for name, row in rows.items()}
     shared = asdict(sampler_settings(suite, part))
     return digest([settings, shared, part.name, path, described, code, machine(device_of(suite)), torch.__version__])
 
@@ -128,7 +140,8 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionP
         assert isinstance(replay, Replay)
         kinds = by_kind(replay, adapter.shape, rows[name]["step_s"])
         rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "host_reads": replay.reads, "steps": kinds}
-    return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "rows": rows}
+    executed: ExecutionPath = "fused" if path == "fused" and can_fuse(adapter) else "plain"
+    return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "executed": executed, "rows": rows}
 
 
 def _time_peers(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionPath) -> Record:
@@ -164,7 +177,7 @@ def time_interleaved(
         what was prepared, and a record for every row: times or why it was not run.
 
     Raises:
-        UserError: latents became NaN or infinite.
+        UserError: a method or a setting is refused.
     """
     device, protocol = adapter.device, suite.protocol
     prepared: dict[str, Prepared] = {}
@@ -175,20 +188,17 @@ def time_interleaved(
             with _peak_memory(adapter) as peak:
                 try:
                     prepared[name] = make()
-                    latents = prepared[name].run()
-                except NotRun as error:
-                    records[name] = {"not_run": str(error)}
-                    bar.update(1 + rounds)
-                    continue
-                except torch.OutOfMemoryError:
+                    latents = _first_latents(prepared[name])
+                    if not latents.isfinite().all():
+                        raise NotRun("latents became NaN or infinite; change the seed of the weights")
+                except Exception as error:
                     prepared.pop(name, None)
-                    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-                    records[name] = {"not_run": f"needs more than {total:.0f} GiB of GPU memory"}
+                    records[name] = {"not_run": _why(error, device)}
                     bar.update(1 + rounds)
                     continue
-            if not latents.isfinite().all():
-                raise UserError(f"{title}: {name}: latents became NaN or infinite; change the seed of the weights")
             records[name] = {"peak_bytes": peak()}
+            if isinstance(replay := prepared[name], Replay):
+                records[name]["cache_bytes"] = replay.cache_bytes + replay.policy_bytes
             _release(prepared[name])
             bar.update()
         runs: dict[str, list[float]] = {name: [] for name in prepared}
@@ -206,6 +216,30 @@ def time_interleaved(
         records[name] |= spread(runs[name][protocol.warmup :])
         records[name]["step_s"] = np.median(steps[name], axis=0).round(8).tolist()
     return prepared, records
+
+
+def _why(error: Exception, device: torch.device) -> str:
+    """Why a row was not run: one of many, so the others are timed all the same.
+
+    Raises:
+        UserError: the error is one that running other rows does not excuse.
+    """
+    match error:
+        case NotRun():
+            return str(error)
+        case torch.OutOfMemoryError():
+            total = torch.cuda.get_device_properties(device).total_memory / 2**30
+            return f"needs more than {total:.0f} GiB of GPU memory"
+        case UserError():
+            raise error
+    traceback.print_exception(error)
+    said = str(error).strip().partition("\n")[0]
+    return f"failed with {type(error).__name__}: {said}"
+
+
+def _first_latents(prepared: Prepared) -> Tensor:
+    """Those of a first run; where nothing is captured, preparing was one."""
+    return prepared.latents if isinstance(prepared, Replay) and not prepared.captured else prepared.run()
 
 
 def _release(prepared: Prepared) -> None:

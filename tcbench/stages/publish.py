@@ -38,7 +38,12 @@ MEASURED = (
 )
 SHOWN = ("tables/*.md", "tables/verdicts.csv")  # the CSV is what `tcbench claims` reads
 RENDERED_FROM = "tables/*.json"  # the digests of these
-PICTURES = {"digits": "grids/nfe20.png", "fashion": "grids/nfe20.png", "speed": "figures/speed.png"}
+TIMED = ("speed", "speed-rivals", "speed-flows")
+PICTURES = {
+    "digits": "grids/nfe20.png",
+    "fashion": "grids/nfe20.png",
+    **dict.fromkeys(TIMED, "figures/speed.png"),
+}
 """By suite, what README.md and docs/speed.md show."""
 LIMIT_BYTES = 1_000_000
 
