@@ -8,6 +8,7 @@ additions are not. `Macs.paper_rule` adds 4 per LayerNorm element, the accountin
 
 from collections import defaultdict
 from fractions import Fraction
+from typing import Any
 
 from tcbench.plan import ALL, All, Decision, Deferred, Keys, Merged, Nothing, Plan, Rows, Settled, Site, Tokens
 from tcbench.shapes import Macs, ModelShape, PartShape
@@ -56,16 +57,28 @@ def predictor_macs(shape: ModelShape) -> Macs:
 
 def plan_macs(plan: Plan, shape: ModelShape) -> Macs:
     """What executing a plan costs for one row of the batch, scorers and other overheads apart."""
-    total, gated = shape.outer, set[int]()
+    # a model's blocks are one, many times, and most is decided of them alike: of what is, one is costed
+    parts: dict[tuple[Any, ...], list[PartShape]] = {}
+    blocks: dict[tuple[Any, ...], list[int]] = {}
+    gated = set[int]()
     for unit, decision in shape.walk(plan):
         count, keys = _tokens(decision)
         if isinstance(unit, Site):
-            total += part_macs(shape, part := shape.part(unit), count, keys) * _rows(decision)
-            if decision and isinstance(_who(decision), Merged):  # all tokens are normalised before some are merged
-                total += Macs(0, part.per_token.norm_elements * (shape.num_tokens - (count or 0)))
+            merged = decision is not None and isinstance(_who(decision), Merged)
+            part = shape.part(unit)
+            parts.setdefault((count, keys, _rows(decision), merged, id(part)), []).append(part)
             gated.add(unit.block)
         else:
-            total += sum((block_macs(shape, block, count, keys) for block in unit.blocks), Macs())
+            for block in unit.blocks:
+                blocks.setdefault((count, keys, id(shape.blocks[block])), []).append(block)
+    total = shape.outer
+    for (count, keys, rows, merged, _), alike in parts.items():
+        each = part_macs(shape, alike[0], count, keys) * rows
+        if merged:  # all tokens are normalised before some are merged
+            each += Macs(0, alike[0].per_token.norm_elements * (shape.num_tokens - (count or 0)))
+        total += each * len(alike)
+    for (count, keys, _), numbers in blocks.items():
+        total += block_macs(shape, numbers[0], count, keys) * len(numbers)
     # gates of parts are applied at the current step whatever is reused
     return sum((shape.blocks[block].modulation for block in gated), total)
 
@@ -99,14 +112,13 @@ def observation_macs(plan: Plan, shape: ModelShape) -> Macs:
 
 def _tokens(decision: Decision | None) -> tuple[int | None, Keys]:
     """(number of recomputed tokens, None for all; what they attend to)."""
-    decision = decision or Decision(ALL)
-    match who := _who(decision):
+    match who := _who(decision) if decision else ALL:
         case All():
             return None, "fresh"
         case Nothing():
             return 0, "fresh"
         case Tokens() | Merged():
-            return who.count, decision.keys
+            return who.count, decision.keys if decision else "fresh"
         case Rows():
             return None, "fresh"
 

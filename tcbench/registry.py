@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import marshal
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -99,12 +100,27 @@ def _class_in(path: Path, kind: type, package: str) -> Any:
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
-    """A method with its options.
+    """A method with its options; the same one for the same options, because no method changes.
 
     Raises:
         UserError: unknown method, or an option that is unknown, of the wrong type or impossible; one line each.
     """
     cls = method_class(name)
+    try:
+        written = marshal.dumps(options)
+    except ValueError:  # a value of another type than a config has; its method may refuse it
+        return _made(cls, options)
+    if (cls, written) not in _METHODS:
+        _METHODS[cls, written] = _made(cls, options)
+    return _METHODS[cls, written]
+
+
+_METHODS: dict[tuple[type[Method], bytes], Method] = {}
+"""By class and options: a workflow asks for those of a suite's rows thousands of times."""
+
+
+def _made(cls: type[Method], options: dict[str, Any]) -> Method:
+    name = cls.name
     with blamed(f"methods/{name}.py", "options", sys.modules[cls.__module__].__file__):
         try:
             return cls(**options)

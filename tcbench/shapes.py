@@ -199,7 +199,7 @@ class ModelShape:
         block = 0
         while block < self.num_blocks:
             unit: Unit = spans.get(block) or Block(block)
-            sites = [Site(block, part.name) for part in self.blocks[block].parts]
+            sites = self._sites[block]
             if decision := plan.at(unit):
                 yield unit, decision
             elif self.blocks[block].parallel and not any(plan.at(site) for site in sites):
@@ -234,6 +234,11 @@ class ModelShape:
                 parts = (self.part(unit),) if isinstance(unit, Site) else self.blocks[unit.blocks.start].parts
                 if ("cross" if decision.observe == "cross" else "mix") not in [part.kind for part in parts]:
                     raise PlanError(f"a plan observes {decision.observe} at {unit}, which does not compute it")
+
+    @cached_property
+    def _sites(self) -> tuple[tuple[Site, ...], ...]:
+        """The parts by block."""
+        return tuple(tuple(Site(n, part.name) for part in block.parts) for n, block in enumerate(self.blocks))
 
     @cached_property
     def _parts(self) -> dict[Site, PartShape]:

@@ -33,9 +33,23 @@ GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_workflow.py", "test_contract.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-combination", action="store_true", help="what is marked `combination` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files first: at the end one core would work on them while the others wait."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    if not config.getoption("--every-combination"):
+        left_out = [item for item in items if item.get_closest_marker("combination")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("combination")]
+
+
+@pytest.fixture(scope="session")
+def every_combination(pytestconfig: pytest.Config) -> bool:
+    """Whether tests that draw or pair what they try shall try all of it."""
+    return bool(pytestconfig.getoption("--every-combination"))
 
 
 @pytest.fixture(autouse=True, scope="session")

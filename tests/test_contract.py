@@ -8,6 +8,7 @@ default asks for more steps or blocks than a small model has are scaled down by 
 """
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -25,12 +26,14 @@ from tcbench.errors import UserError
 from tcbench.method import Artefacts, Decides, Look, Method, Policy, Run
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.models.predictor import CachePredictor
-from tcbench.plan import ALL, Block, Keys, Plan, Span, Tokens, every_unit
+from tcbench.plan import ALL, All, Block, Keys, Plan, Span, Tokens, every_unit
 from tcbench.record.executed import PlanRecord
 from tcbench.registry import documentation, make_method, method_class, method_names
 from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Samples, sample_batch
 from tests.floors import NETWORK, TRAJECTORY, assert_close
+from tests.flops import TorchFlops
+from tests.pairs import COVERING, marks_of
 
 from .conftest import make_adapter, make_prompt, make_run, model_inputs
 
@@ -84,7 +87,11 @@ def variants(name: str) -> list[dict[str, Any]]:
 # every choice on one model; on the others those that change which parts of a block are computed
 CASES = [
     pytest.param(
-        model, name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items()), model])
+        model,
+        name,
+        options,
+        id="-".join([name, *(f"{key}={value}" for key, value in options.items()), model]),
+        marks=marks_of(ADAPTERS, model, name),
     )
     for model in ADAPTERS
     for name in METHODS
@@ -116,6 +123,7 @@ def adapter_of(model: str, device: str = "cpu") -> Adapter:
     return make_adapter(model, device)
 
 
+@cache
 def artefacts_for(adapter: Adapter, steps: int) -> Artefacts:
     """What training would have made: a scorer that tells tokens and blocks apart, a mean score per step, and gates by
     which some rows of a batch are computed."""
@@ -132,13 +140,18 @@ def artefacts_for(adapter: Adapter, steps: int) -> Artefacts:
 def sample(model: str, method: Method, *index: int) -> Samples:
     adapter = adapter_of(model)
     artefacts = artefacts_for(adapter, method.sampled_steps(NFE))
-    every = make_prompt(adapter, rows=16)
+    every = every_prompt(model)
     return sample_batch(
         adapter, method, NFE, settings_of(model), torch.tensor(index), artefacts, prompts=lambda samples: every[samples]
     )
 
 
 sample_once = cache(sample)
+
+
+@cache
+def every_prompt(model: str) -> Prompt:
+    return make_prompt(adapter_of(model), rows=16)
 
 
 def broken(rule: str, name: str) -> str:
@@ -214,29 +227,47 @@ def assert_off(adapter: Adapter, output: Tensor, expected: Tensor, says: str, by
 
 @over_cases
 def test_ledger_counts_what_is_executed(model: str, name: str, options: dict[str, Any]) -> None:
-    """Attention is taken in plain products, because torch's counter does not see the fused one of a CPU."""
     method, samples, adapter = small_method(name, options), 3, adapter_of(model)
     steps = method.sampled_steps(NFE)
     run = make_run(adapter, steps, torch.arange(samples), artefacts_for(adapter, steps))
     engine = Engine(adapter, run, method.start(run))
     latent, prompt = model_inputs(adapter, rows_of(adapter, samples))
-    with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+    with TorchFlops() as counted, torch.inference_mode():
         context = engine.prepare(prompt)
     once = engine.ledger.per_sample * samples
-    assert once == counter.get_total_flops() / 2, broken("MACs of the prompt as torch counts them", name)
+    assert once == counted.total / 2, broken("MACs of the prompt as torch counts them", name)
     for step in range(run.nfe):
         before = engine.ledger.per_sample * samples
-        with FlopCounterMode(display=False) as counter, torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with TorchFlops() as counted, torch.inference_mode():
             engine(step, latent, context)
         charged = engine.ledger.per_sample * samples - before
-        assert charged == counter.get_total_flops() / 2, broken(f"MACs of step {step} as torch counts them", name)
+        assert charged == counted.total / 2, broken(f"MACs of step {step} as torch counts them", name)
+
+
+@over_adapters
+def test_torch_counts_the_same_by_module(model: str) -> None:
+    """`FlopCounterMode` sees no fused attention of a CPU, so its is taken in plain products."""
+    adapter = adapter_of(model)
+    latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
+    with torch.inference_mode(), TorchFlops() as counted:
+        plain(adapter, 500, latent, prompt)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        plain(adapter, 500, latent, prompt)
+    assert counted.total == counter.get_total_flops() > 0
+
+
+def broadcast(x: Tensor, y: Any, **_: Any) -> Tensor:
+    shapes = [value.shape for value in (x, y) if isinstance(value, Tensor)]
+    return torch.empty(torch.broadcast_shapes(*shapes), dtype=torch.result_type(x, y), device="meta")
 
 
 class ShapesOfLayers(TorchDispatchMode):
-    """What layers make of meta tensors, at once: torch derives it op by op, in Python. None of them reads a value."""
+    """What layers, sums and products make of meta tensors, at once: torch derives it op by op, in Python. None of them
+    reads a value."""
 
     aten = torch.ops.aten
     made: ClassVar = {
+        **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), broadcast),
         aten.linear.default: lambda x, weight, *_: x.new_empty(*x.shape[:-1], len(weight)),
         aten.scaled_dot_product_attention.default: lambda q, k, v, *_, **__: q.new_empty(*q.shape[:-1], v.shape[-1]),
         **dict.fromkeys(
@@ -245,7 +276,8 @@ class ShapesOfLayers(TorchDispatchMode):
     }
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.made.get(op, op)(*args, **(kwargs or {}))
+        made = self.made.get(op, op) if any(isinstance(value, Tensor) and value.is_meta for value in args) else op
+        return made(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("model", "name", "options"), deciding("ahead", "device"))
@@ -315,6 +347,38 @@ def test_plans_are_json(model: str, name: str, options: dict[str, Any]) -> None:
     assert PlanRecord.from_json(json.loads(json.dumps(plans.to_json()))) == plans, broken(
         "plans round-trip through JSON", name
     )
+
+
+def kinds_of(plan: Plan) -> Iterator[tuple[Any, ...]]:
+    """What is decided in a plan, but for where and how much."""
+    for unit, decision in plan.decisions.items():
+        who, fill = decision.who, decision.fill
+        on_device = getattr(who, "used", None) is not None
+        filled = None if isinstance(who, All) else (type(fill), bool(getattr(fill, "order", 0)))
+        keys = decision.keys if isinstance(who, Tokens) else None
+        yield type(unit), type(who), on_device, filled, keys, decision.observe, decision.spread is not None
+    if plan.checks:
+        yield ("checks",)
+
+
+@pytest.mark.parametrize("model", ["tiny-dit", "tiny-pixart"])  # without a text and with one
+def test_covering_methods_decide_all_that_any_does(model: str) -> None:
+    """Otherwise some model would not be tried with all that is decided: add the method to `COVERING`."""
+    adapter, kinds = adapter_of(model), {True: set(), False: set()}
+    latent, prompt = model_inputs(adapter, rows_of(adapter, 2))
+    for name in METHODS:
+        for options in ({}, *({"keys": keys} for keys in get_args(Keys) if "keys" in method_class(name).model_fields)):
+            method = small_method(name, options)
+            steps = method.sampled_steps(NFE)
+            run = make_run(adapter, steps, torch.arange(2), artefacts_for(adapter, steps))
+            policy = Recorded(method.start(run))
+            engine = Engine(adapter, run, policy)
+            with torch.inference_mode():
+                context = engine.prepare(prompt)
+                for step in range(run.nfe):
+                    engine(step, latent, context)
+            kinds[name in COVERING] |= {kind for plan in policy.plans for kind in kinds_of(plan)}
+    assert kinds[False] - kinds[True] == set()
 
 
 # --- determinism and independence

@@ -26,6 +26,7 @@ from tcbench.samplers import SamplerSettings, Solver
 from tcbench.sampling import Passes, denoise, initial_noise, start_run
 from tests.conftest import make_adapter, make_prompt
 from tests.floors import TRAJECTORY, assert_close
+from tests.pairs import marks_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SAMPLES, NFE = 2, 6
@@ -106,7 +107,19 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(
-    "name, options", VARIANTS, ids=[f"{name} {o.get('keys', o.get('schedule', ''))}" for name, o in VARIANTS]
+    "model, name, options",
+    [
+        pytest.param(
+            model,
+            name,
+            options,
+            id=f"{model} {name} {options.get('keys', options.get('schedule', ''))}",
+            marks=marks_of(SOLVERS, model, name),
+        )
+        for model in SOLVERS
+        for name, options in VARIANTS
+    ],
+    indirect=["model"],
 )
 def test_every_method_samples_alike(model: Adapter, name: str, options: dict) -> None:
     plain, engine = sample(model, name, options, PlainBlocks)

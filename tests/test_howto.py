@@ -261,7 +261,7 @@ def test_a_suite_of_class_folders_is_sampled_and_scored(working: Path) -> None:
     score = read_json(working / "results/shapes/scores/nfe4-fora.json")
     assert list(score["quality"]) == ["kid", "mae", "psnr"]
     assert score["quality"]["kid"]["se"] > 0 and score["quality"]["mae"]["value"] > 0
-    measure_floor(suite)
+    measure_floor(changed(working / "config/shapes.yaml", {"scoring.floor_draws": 2}))
     assert read_json(working / "results/shapes/scores/floor.json")["fid"]["n"] == 12
 
 

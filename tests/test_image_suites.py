@@ -82,6 +82,7 @@ def coco(folder: Path) -> Suite:
         "paper-pixart-256",
         {
             "scoring.metrics": ["fid", "clip_score", "mae", "psnr"],
+            "scoring.floor_draws": 2,
             "show.tables": {"table3": {"title": "Table III", "metrics": ["fid", "clip_score"]}},
             "rows": {
                 "plain": {"method": "uncached", "nfe": 3},
@@ -98,6 +99,7 @@ def imagenet(folder: Path) -> Suite:
         "paper-dit-256",
         {
             "scoring.metrics": ["fid", "sfid", "is", "precision", "recall", "mae", "fid_imagenet"],
+            "scoring.floor_draws": 2,
             "show.tables": {"table2": {"title": "Table II", "metrics": ["fid", "sfid", "is", "precision", "recall"]}},
             "rows": {
                 "plain": {"method": "uncached", "nfe": 3},

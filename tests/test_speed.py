@@ -1,9 +1,6 @@
 """The speed suite: what is repeated is what is sampled, what is timed is kept, and the table's ratios are right."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +11,6 @@ import yaml
 
 from tcbench.budget.costing import macs_of
 from tcbench.budget.untrained import random_predictor, random_reads, random_router, untrained_artefacts
-from tcbench.cli import main
 from tcbench.config.speed import PeerName, load_speed_suite, parts
 from tcbench.errors import NotRun, UserError
 from tcbench.method import Artefacts
@@ -383,27 +379,6 @@ def test_nothing_timed_is_no_table(tmp_path):
         render_speed(suite, tmp_path)
     with pytest.raises(UserError, match="no ratio to draw"):
         figure_speed(read_lines(suite, tmp_path))
-
-
-def test_the_workflow_times_renders_and_publishes(tmp_path, monkeypatch):
-    suite = smoke(tmp_path, protocol={"warmup": 0, "repeats": 1}, peers=lambda peers: peers | {"names": ["tcbench"]})
-    scripts = Path(sys.executable).parent
-
-    def run(*command):
-        result = subprocess.run(
-            [scripts / command[0], *command[1:]], cwd=tmp_path, env=os.environ, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-        return result.stdout + result.stderr
-
-    workflow = ("snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "1", "speed", "--config", f"speed_file={suite}")
-    run(*workflow)
-    assert (tmp_path / "results" / "speed-smoke" / "tables" / "speed.md").exists()
-    assert "Nothing to be done" in run(*workflow)
-    monkeypatch.chdir(tmp_path)
-    assert main(["publish", str(suite), "--allow-dirty"]) == 0
-    published = tmp_path / "results" / "reference" / "speed-smoke"
-    assert {path.name for path in published.iterdir()} == {"tables", "runs", "peers", "provenance.json"}
 
 
 def test_results_of_another_config_are_not_published(timed, monkeypatch, tmp_path):

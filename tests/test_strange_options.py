@@ -10,7 +10,7 @@ from tcbench.errors import UserError
 from tcbench.method import LARGEST, LONGEST
 from tcbench.registry import make_method, method_class, method_names
 
-NFE = 20
+NFE = 12
 NUMBERS = [0, -1, 1, 2, LARGEST, LARGEST + 1, 10**9, 2**64, 10**400, -(10**12), 0.5, -0.5, 1e-300, 1e308]
 ODD = [float("nan"), float("inf"), True, False, None, 1j, b"x", object(), {}, {"a": 1}, {"x"}]
 TEXTS = ["", "x", "1", "1e9", "true", "x" * (LONGEST + 1), "a\nb", "\x00", "../x"]

@@ -525,8 +525,8 @@ def test_tensors_that_are_no_weights_are_named(tmp_path: Path, change: Any, says
 
 
 @pytest.mark.parametrize("name", ["dit-xl-2-256", "pixart-1024"])
-def test_checkpoints_of_another_model_are_refused(tmp_path: Path, name: str) -> None:
-    """In the other one's layout, and in the right one with a tensor of a wrong shape or missing."""
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path, every_combination: bool, name: str) -> None:
+    """In the other one's layout, and in the right one with a tensor of a wrong shape or missing: blocks are alike."""
     layouts = {"dit-xl-2-256": official.dit_layout, "pixart-1024": official.pixart_layout}
     spec, states = official.SPECS[name], {}
     for other, layout in layouts.items():
@@ -534,6 +534,8 @@ def test_checkpoints_of_another_model_are_refused(tmp_path: Path, name: str) -> 
     state, path = states[name], tmp_path / "a.pt"
     other = next(content for other, content in states.items() if other != name)
     for key in state.keys() - {"pos_embed"}:
+        if not every_combination and re.match(r"blocks\.[1-9]", key):
+            continue
         without = {other: tensor for other, tensor in state.items() if other != key}
         tensor = state[key]
         for wrong in ({}, {key: tensor[:-1]}, {key: tensor.flatten()[None]}, {key: torch.tensor(1.0)}):

@@ -23,6 +23,8 @@ from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
 from tests.warm import warm_programs
 
+from .test_speed import smoke as speed_suite
+
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
 OWN_ROW = "  nfe3-halved: {method: halved, nfe: 3}\n"
@@ -71,10 +73,10 @@ def snakemake(tmp_path_factory):
     program = tmp_path_factory.mktemp("checkout") / "snakemake"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(folder, *arguments):
+    def run(folder, *arguments, check=True):
         command = [program, "-s", ROOT / "Snakefile", "--cores", "2", *arguments]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout + result.stderr
 
     with warm_programs(sys.executable, {program: "snakemake.cli:main"}, environment, ["snakemake.cli"]):
@@ -322,7 +324,21 @@ def test_kill_9_and_resume_ends_bit_identical(scripts, tmp_path, monkeypatch):
     assert shards(killed) == shards(whole)
 
 
-def test_unlocking_works_as_the_docs_write_it(scripts, tmp_path):
+def test_a_speed_suite_is_timed_rendered_and_published(scripts, tmp_path):
+    suite = speed_suite(
+        tmp_path, protocol={"warmup": 0, "repeats": 1}, peers=lambda peers: peers | {"names": ["tcbench"]}
+    )
+    command = ("tcbench", "run", suite, "--cores", "1")
+    run(scripts, tmp_path, *command)
+    assert (tmp_path / "results" / "speed-smoke" / "tables" / "speed.md").exists()
+    again = run(scripts, tmp_path, *command)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    run(scripts, tmp_path, "tcbench", "publish", suite, "--allow-dirty")
+    published = tmp_path / "results" / "reference" / "speed-smoke"
+    assert {path.name for path in published.iterdir()} == {"tables", "runs", "peers", "provenance.json"}
+
+
+def test_unlocking_works_as_the_docs_write_it(scripts, snakemake, tmp_path):
     """After `kill -9` of a workflow and its jobs; of any suite, because a lock is the folder's."""
     (tmp_path / "smoke.yaml").write_text(SMOKE)
     page, locks, held = (
@@ -332,24 +348,28 @@ def test_unlocking_works_as_the_docs_write_it(scripts, tmp_path):
     )
     unlock, run_unlock = "snakemake --unlock", "--snakemake=--unlock"
     assert f"`{unlock}`" in page and f"`{run_unlock}`" in page
-    module = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile"]
     of_suite = ["--config", "suite_file=smoke.yaml"]
-    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*module, "--cores", "1", *of_suite], start_new_session=True, **here)
+    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--cores", "1", *of_suite]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("results/smoke/logs/*")):
         assert time.monotonic() < deadline and process.poll() is None, "no job to kill"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    refused = subprocess.run([*module, "--cores", "1", *of_suite], **here)
-    assert refused.returncode == 1 and "cannot be locked" in refused.stderr
+    process.wait()
+    assert "cannot be locked" in snakemake(tmp_path, *of_suite, check=False)
     shutil.copytree(locks, held)
-    plain = [*module, *unlock.split()[1:]]
-    for command in (plain, [*plain, *of_suite], [scripts / "tcbench", "run", "smoke.yaml", run_unlock]):
+    for unlocked in (
+        lambda: snakemake(tmp_path, *unlock.split()[1:]),
+        lambda: snakemake(tmp_path, *unlock.split()[1:], *of_suite),
+        lambda: run(scripts, tmp_path, "tcbench", "run", "smoke.yaml", run_unlock),
+    ):
         shutil.copytree(held, locks, dirs_exist_ok=True)
-        done = subprocess.run(command, **here | {"env": USERS} if command[0] != sys.executable else here)
-        assert done.returncode == 0 and not list(locks.glob("*")), done.stderr
+        said = unlocked()
+        assert not list(locks.glob("*")), said
 
 
 def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, capsys):

@@ -133,10 +133,11 @@ def _by_name(folders: Iterable[Path], suffix: str) -> dict[str, list[Path]]:
     for folder in folders:
         distinct.setdefault(folder.resolve(), folder)
     found: dict[str, list[Path]] = {}
-    for folder in distinct.values():
-        for path in sorted(folder.glob(f"*{suffix}")):
-            if not path.stem.startswith("_"):
-                found.setdefault(path.stem, []).append(path)
+    for folder in filter(Path.is_dir, distinct.values()):
+        for file in sorted(os.listdir(folder)):  # not `glob`, which takes ten times as long and is asked for often
+            stem, ending = os.path.splitext(file)
+            if ending == suffix and not stem.startswith("_"):
+                found.setdefault(stem, []).append(folder / file)
     return found
 
 
