@@ -66,7 +66,7 @@ def test_a_method_that_was_not_timed_is_no_promise() -> None:
     known = rates.efficiency("tokencache", "dit-xl-2-256", 50)
     likened = rates.efficiency("random_tokens", "dit-xl-2-256", 50)
     assert known.kind == "measured" and likened.kind == "derived" and likened.value == known.value
-    unknown = rates.efficiency("harmonica", "dit-xl-2-256", 50)
+    unknown = rates.efficiency("mine", "dit-xl-2-256", 50)
     assert unknown.kind == "derived" and unknown.value <= known.value
     assert rates.efficiency("uncached", "dit-xl-2-256", 50).value == 1
 

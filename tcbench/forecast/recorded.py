@@ -1,17 +1,21 @@
-"""Rates of the speed suite and of the embedded suites, from results/reference; `python -m tcbench.forecast.recorded`.
+"""Rates of the speed suites and of the embedded suites, from results/reference; `python -m tcbench.forecast.recorded`.
 
 Forecasts read what this writes, because results do not ship with a wheel. To be run after results are published.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tcbench.config.document import Document
+from tcbench.config.load import validated
+from tcbench.config.speed import SpeedSuite
 from tcbench.forecast.rates import RECORDED, Rate, precision_of
 from tcbench.forecast.training import PASSES
 from tcbench.record.files import PROVENANCE, write_json
-from tcbench.record.records import RUN, SCORE, TRAINED
+from tcbench.record.records import PUBLISHED, RUN, SCORE, TRAINED
 from tcbench.record.score import score_files
 
 REFERENCE = Path("results") / "reference"
@@ -21,41 +25,43 @@ CARDS = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SX
 
 def recorded(folder: Path = REFERENCE) -> list[Rate]:
     """Every rate that the committed results say."""
-    rates = [rate for path in sorted(folder.glob("speed/runs/*.json")) for rate in _timed(path)]
+    rates: list[Rate] = []
     for suite in sorted(path.parent for path in folder.glob(f"*/{PROVENANCE}")):
+        if (suite / "runs").exists():
+            settings = PUBLISHED.read(suite / PROVENANCE)["suite"]
+            timed = validated(Document(suite / PROVENANCE, settings), SpeedSuite)
+            rates += [rate for path in sorted((suite / "runs").glob("*.json")) for rate in _timed(path, timed)]
         if (suite / "scores").exists():
             rates += _embedded(suite)
     return rates
 
 
-def _timed(path: Path) -> Iterator[Rate]:
-    """Of a part of the speed suite."""
+def _timed(path: Path, suite: SpeedSuite) -> Iterator[Rate]:
+    """Of a part of a speed suite: by method, the median of its rows and the most memory that one took.
+
+    Rows with a label of their own are another setting than what the method is known by.
+    """
     run = RUN.read(path)
-    card = CARDS.get(run["machine"]["device"])
+    card, settings = CARDS.get(run["machine"]["device"]), suite.models[run["model"]].rows
     if card is None:
         return
-    of: dict[str, Any] = {"card": card, "model": run["model"], "dtype": precision_of(run["dtype"])}
-    of |= {"batch": run["batch_size"], "kind": "measured", "source": path.as_posix()}
-    macs = {
-        row: timed["macs"]["per_sample"] * run["batch_size"] for row, timed in run["rows"].items() if "macs" in timed
-    }
-    rates = {row: total / run["rows"][row]["median_s"] for row, total in macs.items()}
-    full = rates[f"nfe{run['nfe']}-uncached"]
-    yield Rate(what="step", value=float(f"{full:.4g}"), unit="MACs/s", nfe=run["nfe"], **of)
-    for row, rate in rates.items():
-        method = _METHODS[row.partition("-")[2].rstrip("0123456789")]
+    of: dict[str, Any] = {"card": card, "model": suite.network(run["model"]), "dtype": precision_of(run["dtype"])}
+    of |= {"batch": run["batch_size"], "kind": "measured", "source": path.as_posix(), "nfe": run["nfe"]}
+    speeds, peaks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for row, timed in run["rows"].items():
+        if "macs" in timed and not settings[row].label:
+            method = settings[row].method
+            speeds[method].append(timed["macs"]["per_sample"] * run["batch_size"] / timed["median_s"])
+            peaks[method].append(timed["peak_bytes"] / run["batch_size"])
+    full = median(speeds["uncached"])
+    for what in ("step", "uncached runs") if run.get("executed") == "plain" else ("step",):  # training's path is plain
+        yield Rate(what=what, value=float(f"{full:.4g}"), unit="MACs/s", **of)
+    for method in speeds:
         if method != "uncached":
-            share = float(f"{rate / full:.3g}")
-            yield Rate(what="efficiency", value=share, unit="", method=method, nfe=run["nfe"], **of)
-        peak = float(f"{run['rows'][row]['peak_bytes'] / run['batch_size']:.3g}")
-        yield Rate(what="sample memory", value=peak, unit="bytes", method=method, nfe=run["nfe"], **of)
-
-
-_METHODS = {
-    "uncached": "uncached", "steps": "fewer_steps", "fora": "fora", "l2c": "learning_to_cache", "toca": "toca",
-    "tokencache": "tokencache",
-}  # fmt: skip
-"""By how the rows of config/speed.yaml are called."""
+            share = float(f"{median(speeds[method]) / full:.3g}")
+            yield Rate(what="efficiency", value=share, unit="", method=method, **of)
+        peak = float(f"{max(peaks[method]):.3g}")
+        yield Rate(what="sample memory", value=peak, unit="bytes", method=method, **of)
 
 
 def _embedded(folder: Path) -> Iterator[Rate]:
