@@ -62,6 +62,7 @@ def _settings() -> dict[str, _Setting]:
 @cache
 def _of_numpy() -> dict[str, _Setting]:
     import numpy as np
+    from numpy.random.mtrand import get_bit_generator
 
     memory: bytes | None = None
     known: tuple[Any, ...] = ()
@@ -72,7 +73,7 @@ def _of_numpy() -> dict[str, _Setting]:
         It did not if the generator's memory did not, unless a normal number is left, of the two that are drawn at once.
         """
         nonlocal memory, known
-        now = string_at(np.random.get_bit_generator().ctypes.state_address, _MT19937_BYTES)
+        now = string_at(get_bit_generator().ctypes.state_address, _MT19937_BYTES)
         if now != memory:
             name, keys, position, normal_left, normal = cast("tuple[Any, ...]", np.random.get_state())
             known = (name, keys.tobytes(), position, normal_left, normal)
