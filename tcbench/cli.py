@@ -125,6 +125,10 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
             help="look early at a row's first N samples; more later repeat none",
         )
 
+    def of_rows(sub: argparse.ArgumentParser) -> None:
+        samples(sub)
+        sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="look early at these rows alone")
+
     def as_json(sub: argparse.ArgumentParser, what: str = "print JSON instead of text") -> None:
         sub.add_argument("--json", action="store_true", help=what)
 
@@ -136,8 +140,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}, or a file (default: {TARGETS[0]})"
     )
-    samples(sub)
-    sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="look early at these rows alone")
+    of_rows(sub)
     sub.add_argument("--cores", default="all", help="a number (default: all)")
     sub.add_argument("--gpus", type=int, metavar="N", help="GPUs that rows are sampled on at once (default: all here)")
     sub.add_argument("--profile", default="default", help="slurm, or a folder with a profile of yours (%(default)s)")
@@ -326,7 +329,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument("--environment", metavar="DIR", help=f"where that is (default: ${VBENCH}, else .vbench here)")
     samples(sub)
     samples(stage("floor", _floor, "measure the metrics of real subsets, the floor under every FID"))
-    samples(stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart"))
+    of_rows(stage("seed-noise", _seed_noise, "measure how far two uncached runs of different noise are apart"))
     sub = stage("latency", _latency, "measure the latency of every row")
     samples(sub)
     sub.add_argument("--missing", **missing)
@@ -662,7 +665,7 @@ def _floor(parsed: argparse.Namespace) -> None:
 
 
 def _seed_noise(parsed: argparse.Namespace) -> None:
-    suite = load_suite(parsed.config, Asked(parsed.samples))
+    suite = load_suite(parsed.config, Asked(parsed.samples, tuple(parsed.rows)))
     from tcbench.stages.score import measure_seed_noise
 
     _set_threads()

@@ -256,6 +256,16 @@ def test_a_row_that_is_added_is_scored_and_timed_alone(scripts, finished, tmp_pa
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+def test_a_look_at_some_rows_asks_nothing_of_the_others(scripts, tmp_path):
+    """Seed noise is that of the rows shown: no other number of steps is sampled, and no row is trained or timed."""
+    (tmp_path / "smoke.yaml").write_text(SMOKE)
+    run(scripts, tmp_path, "tcbench", "run", "smoke.yaml", "tables", "--rows", "nfe4-fora", "--cores", "2")
+    results = tmp_path / "results" / "smoke"
+    assert {path.name for path in (results / "samples").iterdir()} == {"nfe4-uncached", "nfe4-fora"}
+    shown = pd.read_csv(results / "partial" / "tables" / "table2.csv")
+    assert [*shown.row] == ["nfe4-uncached", "nfe4-fora", "floor"]
+
+
 def test_editing_a_stage_does_not_retrain(wheel, finished):
     with edited(wheel[1] / "tcbench" / "report" / "main_table.py"):
         assert plan(wheel[0], finished, "smoke.yaml", "tables") == {"render_tables", "tables"}

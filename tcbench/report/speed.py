@@ -57,7 +57,10 @@ def render_speed(suite: SpeedSuite, folder: Path, overwrite: bool = True) -> dic
 
 
 def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
-    """One record per row and setting, in the config's order; what was not timed says why in `not_run`."""
+    """One record per row and setting, in the config's order; what was not timed says why in `not_run`.
+
+    A part that was not timed, and has no cell of the paper to show, is one record of its uncached row.
+    """
     lines = []
     for part in parts(suite):
         model, path = suite.models[part.model], folder / "runs" / f"{part.name}.json"
@@ -65,10 +68,14 @@ def read_lines(suite: SpeedSuite, folder: Path) -> list[Record]:
         timed, executed = (run["rows"], run.get("executed", "fused")) if run else ({}, None)
         command = f"tcbench bench --model {part.model} --dtype {part.dtype} --batch-size {part.batch_size}"
         why = f"needs {model.needs}" if model.needs else f"needs `{command} --nfe {part.nfe}`"
-        for row, settings in model.rows.items():
-            if settings.nfe == part.nfe:
-                record = timed.get(row, {"not_run": why})
-                lines.append(_line(suite, part, row, record, timed) | {"executed": executed})
+        rows = [row for row, settings in model.rows.items() if settings.nfe == part.nfe]
+        if run is None and not any(model.rows[row].paper for row in rows):
+            unrun = _line(suite, part, model.reference(part.nfe), {"not_run": why}, {})
+            lines.append(unrun | {"label": f"all {len(rows)} rows", "executed": None})
+            continue
+        for row in rows:
+            record = timed.get(row, {"not_run": why})
+            lines.append(_line(suite, part, row, record, timed) | {"executed": executed})
     return lines
 
 

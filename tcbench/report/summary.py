@@ -1,4 +1,4 @@
-"""What was found, in six lines and one picture, from the results of all suites: what README.md begins with.
+"""What was found, in seven lines and one picture, from the results of all suites: what README.md begins with.
 
 Nothing of it is written by hand: `tcbench summary results/reference --write README.md` puts the lines between two marks
 of the page and draws the picture, and tests/test_readme.py compares both with the results that are committed.
@@ -35,6 +35,12 @@ from tcbench.workflow import SUITES
 BEGIN, END = "<!-- tcbench summary: begin -->", "<!-- tcbench summary: end -->"
 SPEED_AT = {"model": "dit-xl-2-256", "dtype": "bf16", "batch_size": 8, "nfe": 50}
 """The paper's own setting: batches of 8, 50 steps."""
+AT_EQUAL_MACS = "speed-rivals", "speed-flows"
+"""Suites of timings in which methods are brought to the same MACs."""
+PAPER_RATIO = 2.4
+"""TokenCache's there."""
+NEAR = 0.1
+"""How far from TokenCache's a MAC ratio may be to count as the same there: steps are whole."""
 
 
 def summary(folder: Path, link: str | None = None) -> list[str]:
@@ -56,6 +62,7 @@ def summary(folder: Path, link: str | None = None) -> list[str]:
         _selectors(found, link),
         _claims(folder, link),
         _speeds(folder, link),
+        _times(folder, link),
         _audited(folder, link),
     ]
 
@@ -176,6 +183,40 @@ def _speeds(folder: Path, link: str) -> str:
         f"{free:.2f} without it (the paper's {ours['paper_mac_ratio']:.2f}), {ours['mac_ratio']:.2f} with it, and "
         f"{ours['latency_ratio']:.2f} in [time on a GPU]({link}/speed/tables/speed.md), "
         f"{ours['efficiency']:.0%} of the MAC saving."
+    )
+
+
+def _times(folder: Path, link: str) -> str:
+    """How much faster methods are that cost about what TokenCache does, where that is nearest to the paper's ratio."""
+    told = []
+    for name in AT_EQUAL_MACS:
+        lines = [
+            line for line in read_lines(published(folder / name, SpeedSuite), folder / name) if not line["not_run"]
+        ]
+        ours = min(
+            (line for line in lines if line["method"] == OURS), key=lambda it: abs(it["mac_ratio"] - PAPER_RATIO)
+        )
+        level = sorted(
+            (
+                line
+                for line in lines
+                if all(line[key] == ours[key] for key in SPEED_AT)
+                and line["method"] != "uncached"
+                and abs(line["mac_ratio"] / ours["mac_ratio"] - 1) <= NEAR
+            ),
+            key=lambda line: -line["latency_ratio"],
+        )
+        named = [
+            f"**{said}**" if line is ours else said
+            for line in level
+            if line["method"] in ("fewer_steps", OURS) or line in (level[0], level[-1])
+            for said in [f"{line['label']} {line['latency_ratio']:.2f}"]
+        ]
+        where = f"[{ours['stands_for']}]({link}/{name}/tables/speed.md)"
+        told.append(f"{where} ({len(level)} rows, MAC ratio {ours['mac_ratio']:.2f}): {', '.join(named)}")
+    return (
+        "**Equal MACs are not equal time.** How many times faster than uncached on a GPU, the fastest, fewer steps, "
+        f"TokenCache and the slowest: {'; '.join(told)} ([why](docs/speed.md#methods-at-equal-macs-and-other-models))."
     )
 
 

@@ -93,4 +93,4 @@ rule seed_noise:
         gpu=int(ON_GPUS),
         **cluster_resources("score", ON_GPUS),
     shell:
-        f"tcbench seed-noise {OF_SAMPLES} 2> {{log}}"
+        f"tcbench seed-noise {OF_ROWS} 2> {{log}}"
