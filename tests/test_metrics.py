@@ -235,6 +235,18 @@ def test_frechet_distance_of_few_samples_is_torch_fidelitys():
     assert frechet_distance(generated, Gaussian.fit(real)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("generated, real", [(10, 20), (20, 10), (10, 80), (80, 10), (3, 3), (48, 47)])
+def test_frechet_distance_of_few_samples_is_that_of_their_covariances(generated, real):
+    """Of which only the moments are known."""
+    samples = [
+        Subsets(torch.randn(100, 48, generator=torch.Generator().manual_seed(seed)) * (1 + seed)).gaussian(kept)
+        for seed, kept in enumerate((np.arange(generated), np.arange(100 - real, 100)))
+    ]
+    assert [each.few is not None for each in samples] == [generated < 48, real < 48]
+    moments = [Gaussian(each.mu, each.sigma) for each in samples]
+    assert samples[0].distance(samples[1]) == pytest.approx(moments[0].distance(moments[1]), rel=1e-6)
+
+
 def test_published_moments_take_the_place_of_fitted_ones():
     samples, features = random_samples(60, 4), random_features(80, 5)
     moments = (Gaussian(np.zeros(64), np.eye(64)), Gaussian(np.zeros(112), np.eye(112)))

@@ -35,7 +35,7 @@ from tcbench.samplers import SamplerSettings
 from tcbench.sampling import Passes, denoise, initial_noise, sample_batch, start_run
 from tcbench.watch.checking import check_tokens, values_unchecked
 from tcbench.watch.guard import HOOKS
-from tcbench.watch.surroundings import _settings
+from tcbench.watch.surroundings import _settings, kept_surroundings
 
 from .conftest import make_adapter
 from .test_contract import small_method
@@ -192,6 +192,21 @@ def test_tokens_on_the_fused_path(name: str) -> None:
         passes = Passes(adapter, run, method.start, partial(FusedBlocks, backend="torch"))
         list(denoise(passes, sampler, initial_noise(adapter, 0, index), index))
     assert str(caught.value).startswith(str(line_of(name)))
+
+
+def test_half_a_pair_of_numpys_normal_numbers_is_noticed_and_given_back() -> None:
+    """Which is drawn from what the generator left, and leaves the generator as it was."""
+    before = np.random.get_state()
+    np.random.seed(1)
+    expected = np.random.randn(4)
+    np.random.seed(1)
+    for number in expected:
+        with pytest.raises(UserError, match="numpy's random generator"), kept_surroundings():
+            assert np.random.randn() == number
+        with kept_surroundings():
+            pass
+        assert np.random.randn() == number
+    np.random.set_state(before)
 
 
 @pytest.mark.parametrize("name", ["divides", "exits", "twice", "threads", "weights", "latent"])

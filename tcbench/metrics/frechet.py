@@ -4,7 +4,8 @@ sFID here is *spatial* FID (Nash et al., "Generating images with sparse represen
 distance on the first 7 channels of an intermediate feature map, as in ADM's evaluation. FID is Heusel et al.'s (NeurIPS
 2017), always in float64. The numbers are torch-fidelity's to rounding (a test compares); its arithmetic is not, because
 the jackknife asks for a distance as often as there are batches: here the sums of all samples serve every subset, and
-the trace of a square root takes the eigenvalues of a symmetric matrix, of 2048 rows in a tenth of the time.
+the trace of a square root takes the eigenvalues of a symmetric matrix: of as many rows as there are samples where
+those are fewer than the dimensions, else of 2048 in a tenth of the time.
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,15 @@ from tcbench.stats import Indices
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean [d] and covariance [d, d] of features, float64; published ones (ADM's .npz) fit in directly."""
+    """Mean [d] and covariance [d, d] of features, float64; published ones (ADM's .npz) fit in directly.
+
+    Attributes:
+        few: where they are fewer than d, what it was fitted to, centred and scaled: its Gram matrix is the covariance.
+    """
 
     mu: NDArray[np.float64]
     sigma: NDArray[np.float64]
+    few: NDArray[np.float64] | None = None
 
     @classmethod
     def fit(cls, features_ND: Tensor) -> "Gaussian":
@@ -36,17 +42,21 @@ class Gaussian:
 
     @cached_property
     def root(self) -> NDArray[np.float64]:
-        """The symmetric square root [d, d] of the covariance."""
+        """A square root of the covariance, R' R = S: `few` [n, d], or the symmetric one [d, d]."""
+        if self.few is not None:
+            return self.few
         values, vectors = np.linalg.eigh(self.sigma)
         return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
     def distance(self, other: "Gaussian") -> float:
         """|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)).
 
-        S S' has the eigenvalues of R S R, where R is the root of S', which is symmetric and kept by `other`.
+        S S' has the eigenvalues, but for zeros, of R S' R', which is symmetric: R is the root of S, or of the other
+        covariance, which is kept there for further distances.
         """
         between = self.mu - other.mu
-        values = np.linalg.eigvalsh(other.root @ self.sigma @ other.root)
+        rooted, whole = (other, self) if self.few is None else (self, other)
+        values = np.linalg.eigvalsh(rooted.root @ whole.sigma @ rooted.root.T)
         shared = np.sqrt(values.clip(0)).sum()
         return float(between @ between + np.trace(self.sigma) + np.trace(other.sigma) - 2 * shared)
 
@@ -76,7 +86,10 @@ class Subsets:
         count = len(indices) * self.frames
         mean_D = sum_D / count
         sigma = (squares_DD - count * np.outer(mean_D, mean_D)) / (count - 1)
-        return Gaussian(self.mean_D + mean_D, sigma)
+        few = None
+        if count < len(mean_D):
+            few = (self.centred_NTD[indices].reshape(count, -1) - mean_D) / np.sqrt(count - 1)
+        return Gaussian(self.mean_D + mean_D, sigma, few)
 
 
 def _sums(values_NTD: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

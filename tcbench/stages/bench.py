@@ -270,10 +270,10 @@ def by_kind(replay: Replay, shape: ModelShape, step_s: list[float]) -> Record:
 @contextmanager
 def _peak_memory(adapter: Adapter) -> Iterator[Callable[[], int | None]]:
     """Peak bytes of one row as if it were alone: the weights and what preparing and running it adds."""
-    gc.collect()
     if adapter.device.type != "cuda":
         yield lambda: None
         return
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
