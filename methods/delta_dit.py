@@ -23,7 +23,7 @@ class DeltaDiT(Method):
         cached_share: of the blocks, the share that is held between full steps. The MACs printed for it on DiT-XL/2 at
             interval 3 (16.46 TFLOP of 23.74) are those of 13 of 28 blocks.
         boundary: the share of steps that count as early; the paper's value is not known. A full step's group is held
-            until the next full step, so that one group is stored at a time.
+            until the next full step.
     """
 
     name = "delta_dit"
