@@ -675,6 +675,15 @@ def test_the_yardstick_is_the_distance_of_two_runs_of_different_noise():
     assert of_halves > compute("fid_uncached", one, Reference(real, other)) > 0  # half as many, about twice the bias
 
 
+def test_too_few_pairs_are_no_yardstick():
+    """Six pairs of classes that lie in two batches each: without either batch none is left of the halves."""
+    samples = replace(random_samples(24, 0), labels=torch.arange(24) % 12)
+    _, yardstick = seed_noise(samples, Real(samples.features), batches(24, 12), ["mae", "fid_uncached"], {})
+    assert not yardstick
+    _, yardstick = seed_noise(samples, Real(samples.features), batches(24, 4), ["mae", "fid_uncached"], {})
+    assert set(yardstick) == {"mae", "fid_uncached"}
+
+
 def test_leaving_out_a_batch_leaves_out_its_pairs():
     samples = random_samples(40, 50)
     _, yardstick = seed_noise(samples, Real(samples.features), batches(40, 10), ["mae"], {})

@@ -16,6 +16,7 @@ from tcbench.stages.sample import row_fingerprint
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
 BATCH = "batch_size: 4\n  traced"
 CONFIG = SMOKE.replace("count: 8", "count: 40").replace(BATCH, BATCH.replace("\n", "\n  shard_batches: 2\n"))
+CONFIG = CONFIG.replace("nfe: 4, options: {interval: 2}}", "nfe: 4, options: {num_full_steps: 2}, target: nfe4-tokencache}")
 ROWS = ("nfe4-uncached", "nfe4-fora")
 
 
@@ -40,6 +41,13 @@ def test_fewer_samples_are_a_suite_of_their_own_folder_whose_samples_are_the_sui
     assert ours.samples.count == 16 and ours[name].shard(0) == others[name].shard(0)
     assert ours[name].scores == Path(f"results/smoke/previews/16-samples/ablations/cache_ratio/scores/{name}.json")
     assert whole.preview is None and load_suite(config, Asked(samples=40)).preview is None
+
+
+def test_rows_without_the_rivals_reference_have_no_rivals() -> None:
+    """`digits` has rivals at 50 steps; rows of 20 are looked at without."""
+    digits = Path(__file__).parent.parent / "config" / "digits.yaml"
+    assert load_suite(digits, Asked(rows=("nfe20-fora",))).rivals is None
+    assert load_suite(digits, Asked(rows=("nfe50-fora",))).rivals
 
 
 def test_few_shards_leave_out_fewer_batches_each(config: Path) -> None:

@@ -93,6 +93,8 @@ def _of_rows(suite: Suite, part: Suite, rows: Sequence[str], kind: str) -> Suite
             "trainings": 1,
         }
     )
+    if suite.rivals and not any(row.method == "uncached" and row.nfe == suite.rivals.nfe for row in kept.values()):
+        fewer = fewer.model_copy(update={"rivals": None})  # there is nothing to hold them against
     trainings = f", the first of {suite.trainings} trainings" if suite.trainings > 1 else ""
     counts = f"{part.samples.count} of {suite.samples.count} samples, {len(rows)} of {len(suite.rows)} rows{trainings}"
     fewer._preview = Preview(f"{kind}: {counts}", part.folder, part.jackknife_size, partial=True)

@@ -9,7 +9,8 @@ another.
 - A Frechet distance is of two halves, every second sample of those that show the same. They are half as large as the
   sets that a row is compared by, and its bias at finite n is about twice that of two whole runs.
 
-Leaving out a batch leaves out all pairs with a sample in it.
+Leaving out a batch leaves out all pairs with a sample in it. Where that leaves no two pairs, as it can of the first
+few samples of a row, there is no yardstick for that metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,16 +84,18 @@ def seed_noise(
     """
     partners = Partners.among(uncached.labels, len(uncached))
     distances = [find_metric(name) for name in metrics if find_metric(name).distance and name not in uncached.not_run]
-    return partners, {
-        metric.name: quality_of(_between(metric, uncached, partners, real, scorers), groups) for metric in distances
-    }
+    found = {}
+    for metric in distances:
+        pairs = partners.halves if metric.moments else partners.next
+        if all((~np.isin(pairs, group).any(axis=0)).sum() >= 2 for group in groups):
+            found[metric.name] = quality_of(_between(metric, uncached, pairs, real, scorers), groups)
+    return partners, found
 
 
 def _between(
-    metric: Metric, uncached: Samples, partners: Partners, real: Real, scorers: Mapping[str, PairScorer]
+    metric: Metric, uncached: Samples, pairs: Pairs, real: Real, scorers: Mapping[str, PairScorer]
 ) -> Statistic:
     """The metric between partners, of which both must be among the indices."""
-    pairs = partners.halves if metric.moments else partners.next
     one, other = (uncached.taken(torch.from_numpy(side)) for side in pairs)
     statistic = prepare(metric, one, Reference(real, other, scorers))
     return lambda indices: statistic(np.flatnonzero(np.isin(pairs, indices).all(axis=0)))

@@ -349,7 +349,8 @@ class Kind(Generic[Content]):
             UserError: it is missing, damaged, edited or another row's or suite's, or a field is missing or misshapen;
                 says what makes it again.
         """
-        value = read_record(path, f"run `{self.command}`")
+        command = self.command.replace("ROW", row or "ROW").replace("SUITE", suite or "SUITE")
+        value = read_record(path, f"run `{command}`")
         content = self.not_run if self.not_run and value.get("not_run") else self.content
         try:
             _checker(content).validate_python(value, strict=True)
@@ -357,10 +358,10 @@ class Kind(Generic[Content]):
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"] if part != "[key]")
             what = " is missing" if problem["type"] == "missing" else f": {problem['msg']}"
-            raise UserError(f"{path}: field `{field}`{what}; run `{self.command}`") from error
+            raise UserError(f"{path}: field `{field}`{what}; run `{command}`") from error
         for what, expected in {"row": row, "suite": suite}.items():
             if expected is not None and (said := value.get(what, expected)) != expected:
-                raise UserError(f"{path}: is of {what} {str(said)[:80]}, not {expected}; run `{self.command}`")
+                raise UserError(f"{path}: is of {what} {str(said)[:80]}, not {expected}; run `{command}`")
         return cast(Content, value)
 
 

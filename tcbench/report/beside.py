@@ -1,6 +1,6 @@
 """TokenCache in a suite beside what costs as much: the comparison that decides, for summaries and pages."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tcbench.metrics.catalogue import METRICS
@@ -18,8 +18,10 @@ class Beside:
         suite: its name.
         ours: TokenCache's row.
         ratio: its MAC ratio, predictor charged.
-        rivals: of each other method the row nearest in MACs, the nearest to the uncached samples first.
+        rivals: of each other method the row whose knob was solved for TokenCache's MACs, else the row nearest in MACs;
+            the nearest to the uncached samples first.
         selectors: the same of the controls: other choices of tokens in TokenCache's place.
+        plain: TokenCache and these where all are without its LoRA, as far as there are such rows.
         table: the suite's first table.
     """
 
@@ -28,6 +30,7 @@ class Beside:
     ratio: float
     rivals: tuple[Row, ...]
     selectors: tuple[Row, ...]
+    plain: tuple[Row, ...]
     table: str
 
 
@@ -35,20 +38,24 @@ def beside(results: Results, nfe: int | None = None) -> Beside | None:
     """What stands beside TokenCache in a suite at an NFE (default: of its figures); None if no such row was run."""
     suite, rows = results.suite, results.own_rows
     nfe = nfe or suite.show.figure.nfe
-    at = [row for row in rows if row["nfe"] == nfe and was_run(row) and row["refiners"] is True]
+    run = [row for row in rows if row["nfe"] == nfe and was_run(row)]
+    at = [row for row in run if row["refiners"] is True]
     ours = next((row for row in at if row["method"] == OURS and not row["control"]), None)
     ratio = mac_ratio(ours, rows) if ours else None
     if ours is None or ratio is None:
         return None
 
-    def nearest(control: bool) -> tuple[Row, ...]:
+    def nearest(rows: list[Row], fits: Callable[[Row], bool]) -> tuple[Row, ...]:
         found: dict[str, Row] = {}
-        for row in sorted(matched(ours, at), key=lambda row: macs_off(row, ours)):
-            if row["control"] is control and row["method"] not in (OURS, "uncached") and distance_of(row) is not None:
+        for row in sorted(matched(ours, rows), key=lambda row: (row["target"] != ours["row"], macs_off(row, ours))):
+            if fits(row) and row["method"] != "uncached" and distance_of(row) is not None:
                 found.setdefault(row["method"], row)
         return tuple(sorted(found.values(), key=distance_of))  # type: ignore[arg-type]
 
-    return Beside(suite.suite, ours, ratio, nearest(False), nearest(True), next(iter(suite.tables)))
+    rivals = nearest(at, lambda row: not row["control"] and row["method"] != OURS)
+    selectors = nearest(at, lambda row: row["control"])
+    plain = nearest(run, lambda row: not row["refiners"] and (row["control"] or row["method"] == OURS))
+    return Beside(suite.suite, ours, ratio, rivals, selectors, plain, next(iter(suite.tables)))
 
 
 def distance_of(row: Row) -> float | None:
@@ -74,6 +81,6 @@ def in_order(rows: Iterable[Row], metric: str = "mae") -> str:
 
 
 def _named(row: Row, metric: str) -> str:
-    method = row["label"].partition(",")[0]  # "FORA, matched" is FORA here: all are
+    method = row["label"].partition(",")[0].removesuffix(" without LoRA")  # "FORA, matched" is FORA here: all are
     text = f"{method} {value_of(row, metric):.3g}"
     return f"**{text}**" if row["method"] == OURS else text
