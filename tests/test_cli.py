@@ -123,9 +123,11 @@ def test_rows_without_a_predictor(capsys: pytest.CaptureFixture[str], command: s
         ("--method fora --nfe 50 --set interval=0", "interval: Input should be greater than 0, not 0"),
         ("--method fora --nfe 50 --set interval", "--set interval: give KEY=VALUE"),
         ("--method fora --nfe 50 --set interval=[", "--set interval: not valid YAML"),
-        ("--method fora --nfe 1", "nfe: 1 sampling steps; give 2 to 1000"),
+        ("--method fora --nfe 1", "tcbench: --nfe 1: give 2 to 1000"),
         ("--method fora --nfe 10 --set num_full_steps=11", "num_full_steps=11 must lie between 1 and"),
         ("--method fewer_steps --nfe 20", "fewer_steps: steps: 21 are more than the run's 20; give 20 or fewer"),
+        ("--method fora --nfe 0", "tcbench: --nfe 0: give 2 to 1000"),
+        ("--method fora --nfe ten", "tcbench: --nfe ten: give 2 to 1000"),
         ("--method tokencache --nfe 30", "tokencache: the paper names no num_full_steps and beta"),
     ],
 )
@@ -160,6 +162,25 @@ def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
 )  # fmt: skip
 def test_near_misses(capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
     assert says in fails(capsys, *command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run digits --limit 8", "tcbench run: error: unrecognized arguments: --limit 8; did you mean '--samples'?"),
+        ("run digits --limit=8", "did you mean '--samples'?"),
+        ("sample digits --rows fora --smples 8", "did you mean '--samples'?"),
+        ("golden here --limit 8", "unrecognized arguments: --limit 8; known: --help, --methods"),
+        ("audit here", "unrecognized arguments: here\n"),
+        ("ru digits", "argument COMMAND: unknown 'ru'; did you mean 'run'?"),
+        ("list sutes", "unknown 'sutes'; did you mean 'suites'?"),
+        ("list xyzzy", "unknown 'xyzzy'; known: suites, "),
+    ],
+)
+def test_what_the_command_line_does_not_know(capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(command.split())
+    assert refused.value.code == 2 and says in capsys.readouterr().err
 
 
 def printed_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
