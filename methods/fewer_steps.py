@@ -2,6 +2,7 @@
 
 from pydantic import PositiveInt
 
+from tcbench.errors import UserError
 from tcbench.method import Look, Method
 from tcbench.plan import Plan
 
@@ -21,7 +22,9 @@ class FewerSteps(Method):
     steps: PositiveInt = 21
 
     def sampled_steps(self, nfe: int) -> int:
-        """`steps`, whatever the reference takes."""
+        """`steps`, of no more than the reference takes."""
+        if self.steps > nfe:
+            raise UserError(f"fewer_steps: steps: {self.steps} are more than the run's {nfe}; give {nfe} or fewer")
         return self.steps
 
     def plan(self, look: Look) -> Plan:

@@ -8,13 +8,14 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 from tcbench import __version__
 from tcbench.budget.borrowing import check_borrowing
@@ -32,6 +33,7 @@ from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
 from tcbench.record.records import PUBLISHED
 from tcbench.registry import make_method, method_names
+from tcbench.timesteps import TRAIN_TIMESTEPS
 from tcbench.workflow import TARGETS, run_workflow
 
 if TYPE_CHECKING:
@@ -80,13 +82,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+SYNONYMS = {word: "--samples" for word in ("--limit", "--count", "--num-samples", "--n-samples", "--num-images")} | {
+    **{word: "--nfe" for word in ("--steps", "--num-steps", "--num-inference-steps")},
+    **{"--option": "--set", "--options": "--set", "--output": "--out", "--dir": "--results"},
+}
+"""What other tools call our options."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, of all commands or of one, that suggests what may be meant by what it does not know."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Also a command refuses what it does not know: it is the command whose options are near, not all of them."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+            known = [word for word in self._option_string_actions if word.startswith("--")]
+            meant = SYNONYMS.get(option or "")
+            hint = f"; {did_you_mean(meant if meant in known else option, known)}" if option else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Of a choice, the nearest is named instead of all."""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            known = [word.strip("'") for word in choice[2].split(", ")]
+            message = f"{message[: choice.start()]}unknown {choice[1]!r}; {did_you_mean(choice[1], known)}"
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
     return _parser_naming(", ".join(method_names()))
 
 
 @cache  # a process may call `main` many times
 def _parser_naming(methods: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tcbench",
         usage="tcbench [-h] [--version] COMMAND ...",
         description=__doc__.splitlines()[0].replace("`", ""),
@@ -150,7 +181,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     )
     sub = command("demo", _demo, "a small suite from start to table and picture, in this one process: about a minute")
     sub.add_argument(
-        *("config",), nargs="?", metavar="SUITE", type=suite_file, default="demo", help="another one (%(default)s)"
+        *("config",), nargs="?", metavar="SUITE", type=suite_file, default="demo", help="another suite than %(default)s"
     )
     sub = command("init", _init, "write a method and a suite with it in a row, to start from: methods/ and config/")
     sub.add_argument("name", metavar="NAME", help="what both are called, e.g. mine")
@@ -196,7 +227,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     as_json(sub)
     sub = command("index", _index, "write index.html over the reports of all suites below a folder")
     sub.add_argument("results", type=Path, nargs="?", default=Path("results"), help="folder of suites (%(default)s)")
-    sub = command("summary", _summary, "what was found, in five lines, from published results")
+    sub = command("summary", _summary, "what was found, in a few lines, from published results")
     sub.add_argument("results", type=Path, help="e.g. results/reference")
     sub.add_argument("--write", type=Path, metavar="PAGE", help="put them, with their picture, into README.md's place")
     sub = command("export", _export, "every number of some suites in one tidy file, a line each")
@@ -207,7 +238,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub = command("macs", _macs, "MACs of any model, method and NFE, from shapes alone")
     sub.add_argument("--model", required=True, type=_model, metavar="MODEL", help=", ".join(MODELS))
     sub.add_argument("--method", required=True, metavar="METHOD", help=methods)
-    sub.add_argument("--nfe", type=int, required=True, help="steps of the uncached sampler")
+    sub.add_argument("--nfe", type=_nfe, required=True, help="steps of the uncached sampler")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the method")
     as_json(sub, "print JSON, in MACs, instead of text")
     sub.add_argument(
@@ -225,7 +256,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", type=_model, metavar="MODEL", help=", ".join(MODELS))
     sub.add_argument("--method", metavar="METHOD", help=methods)
-    sub.add_argument("--nfe", type=int, help="steps of the uncached sampler")
+    sub.add_argument("--nfe", type=_nfe, help="steps of the uncached sampler")
     sub.add_argument("--suite", type=suite_file, help="a suite's name or config, in place of --model and --nfe")
     sub.add_argument("--row", help="one of its rows, in place of --method")
     sub.add_argument("--batches", type=int, default=2, help="calibration batches, where MACs depend on the sample")
@@ -244,7 +275,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument("--model", action="append", default=[], help="only this model; may be given again, as may others")
     sub.add_argument("--dtype", action="append", default=[], choices=get_args(Dtype))
     sub.add_argument("--batch-size", action="append", default=[], type=int)
-    sub.add_argument("--nfe", action="append", default=[], type=int)
+    sub.add_argument("--nfe", action="append", default=[], type=_nfe)
     sub.add_argument("--path", default="fused", choices=("fused", "plain"), help="how plans are executed (%(default)s)")
     sub.add_argument("--no-peers", action="store_true", help="time no other implementations")
     sub.add_argument(
@@ -357,6 +388,13 @@ def _model(name: str) -> str:
     if name not in MODELS:
         raise UserError(f"--model: {name!r} is unknown; {did_you_mean(name, MODELS)}")
     return name
+
+
+def _nfe(text: str) -> int:
+    """A number of steps that there are timesteps for."""
+    if not (text.isdecimal() and 2 <= int(text) <= TRAIN_TIMESTEPS):
+        raise UserError(f"--nfe {text}: give 2 to {TRAIN_TIMESTEPS}")
+    return int(text)
 
 
 def _print_json(value: Any) -> None:
@@ -865,6 +903,8 @@ def _macs(parsed: argparse.Namespace) -> None:
     from tcbench.method import Artefacts
 
     totals = macs_of(parsed.model, method, parsed.nfe)
+    uncached = macs_of(parsed.model, make_method("uncached", {}), parsed.nfe)
+    totals["of_uncached"] = totals["per_sample"] / uncached["per_sample"]
     if parsed.memory:
         from tcbench.stages.memory import cache_bytes
 
@@ -887,6 +927,8 @@ def _macs(parsed: argparse.Namespace) -> None:
     letter, unit = ("T", 1e12) if totals["per_sample"] >= 1e11 else ("G", 1e9)
     for what, macs in lines.items():
         print(f"  {what:<22}{macs / unit:12.4f} {letter}")
+    share = "of uncached" + (", at most" if bounds else "")
+    print(f"  {share:<22}{totals['of_uncached']:12.2%}")
     if parsed.memory:
         print(f"  {'cache':<22}{totals['cache_bytes'] / 2**20:12.4f} MiB in {parsed.memory}")
 

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+NEAR = 0.6
+"""Share of two words' letters that are common, in order, from which on one may be meant by the other."""
+
 
 class UserError(Exception):
     """Bad input, said in one line that names the file or field and the fix; the CLI prints it without a traceback."""
@@ -13,7 +16,17 @@ class NotRun(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word that is nearest, upper and lower case being alike, or all of them if none is near."""
-    names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), names, n=1)
-    return f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(names.values()) or 'none'}"
+    """The known word that is nearest, upper and lower case being alike; up to three if they are equally near.
+
+    If none is near, all of them.
+    """
+
+    def plain(name: str) -> str:
+        return name.lower().removesuffix(".yaml")  # that both are configs makes no two names alike
+
+    likeness = {name: difflib.SequenceMatcher(None, plain(name), plain(word)).ratio() for name in known}
+    best = max(likeness.values(), default=0.0)
+    if best < NEAR:
+        return f"known: {', '.join(likeness) or 'none'}"
+    near = [repr(name) for name, like in likeness.items() if like == best]
+    return f"did you mean {' or '.join(near[:3])}?"

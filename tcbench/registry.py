@@ -16,6 +16,7 @@ from tcbench.data.source import DataSource
 from tcbench.errors import UserError
 from tcbench.method import Decides, Method
 from tcbench.outside.places import PACKAGE, data_file, data_files, method_file, method_files
+from tcbench.plan import described
 from tcbench.watch.guard import blamed
 
 
@@ -93,9 +94,12 @@ def _class_in(path: Path, kind: type, package: str) -> Any:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, kind) and value.__module__ == module_name
     ]
-    if len(found) != 1 or getattr(found[0], "name", None) != path.stem:
-        what = kind.__name__
+    what = kind.__name__
+    if len(found) != 1:
         raise UserError(f"{path}: must define exactly one {what} with name = {path.stem!r}; found {len(found)}")
+    if (said := getattr(found[0], "name", None)) != path.stem:
+        has = f"has name = {described(said)}" if said is not None else "has no name"
+        raise UserError(f"{path}: its {what} {has}; set name = {path.stem!r}, or rename the file")
     return found[0]
 
 
@@ -133,4 +137,6 @@ def _explain(name: str, problem: Any, cls: type[Method]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"methods/{name}.py: unknown option {field!r}; options: {', '.join(cls.model_fields)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] != "value_error":  # pydantic's own words do not say what was given
+        message += f", not {described(problem['input'])}"
     return f"methods/{name}.py: {field + ': ' if field else ''}{message}"

@@ -92,7 +92,9 @@ def test_validate_sees_artefacts_that_were_trained_otherwise(
 
 
 def test_missing_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "no such config" in fails(capsys, "validate", str(tmp_path / "none.yaml"))
+    (tmp_path / "o.yaml").touch()
+    assert "no such config; known: " in fails(capsys, "validate", str(tmp_path / "none.yaml"))
+    assert "no such config; did you mean 'o.yaml'?" in fails(capsys, "validate", str(tmp_path / "oo.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +120,14 @@ def test_rows_without_a_predictor(capsys: pytest.CaptureFixture[str], command: s
         ("--method FORA --nfe 50", "did you mean 'fora'?"),
         ("--method Learning-to-Cache --nfe 50", "did you mean 'learning_to_cache'?"),
         ("--method fora --nfe 50 --set intervall=3", "methods/fora.py: unknown option 'intervall'"),
-        ("--method fora --nfe 50 --set interval=0", "methods/fora.py: interval: "),
+        ("--method fora --nfe 50 --set interval=0", "interval: Input should be greater than 0, not 0"),
         ("--method fora --nfe 50 --set interval", "--set interval: give KEY=VALUE"),
         ("--method fora --nfe 50 --set interval=[", "--set interval: not valid YAML"),
-        ("--method fora --nfe 1", "nfe: 1 sampling steps; give 2 to 1000"),
+        ("--method fora --nfe 1", "tcbench: --nfe 1: give 2 to 1000"),
         ("--method fora --nfe 10 --set num_full_steps=11", "num_full_steps=11 must lie between 1 and"),
+        ("--method fewer_steps --nfe 20", "fewer_steps: steps: 21 are more than the run's 20; give 20 or fewer"),
+        ("--method fora --nfe 0", "tcbench: --nfe 0: give 2 to 1000"),
+        ("--method fora --nfe ten", "tcbench: --nfe ten: give 2 to 1000"),
         ("--method tokencache --nfe 30", "tokencache: the paper names no num_full_steps and beta"),
     ],
 )
@@ -148,6 +153,7 @@ def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
     ("command", "says"),
     [
         ("macs --model dit-xl-2-25 --method fora --nfe 50", "'dit-xl-2-25' is unknown; did you mean 'dit-xl-2-256'?"),
+        ("macs --model DiT-XL/2 --method fora --nfe 50", "did you mean 'dit-xl-2-256' or 'dit-xl-2-512'?"),
         ("figures digits fig10_deviatoin", "did you mean 'fig10_deviation'?"),
         ("ablate digits --name cache-ratio", "did you mean 'cache_ratio'?"),
         ("match --suite digits --row nfe20-forra", "did you mean 'nfe20-fora'?"),
@@ -156,6 +162,25 @@ def test_one_method(capsys: pytest.CaptureFixture[str], name: str) -> None:
 )  # fmt: skip
 def test_near_misses(capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
     assert says in fails(capsys, *command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run digits --limit 8", "tcbench run: error: unrecognized arguments: --limit 8; did you mean '--samples'?"),
+        ("run digits --limit=8", "did you mean '--samples'?"),
+        ("sample digits --rows fora --smples 8", "did you mean '--samples'?"),
+        ("golden here --limit 8", "unrecognized arguments: --limit 8; known: --help, --methods"),
+        ("audit here", "unrecognized arguments: here\n"),
+        ("ru digits", "argument COMMAND: unknown 'ru'; did you mean 'run'?"),
+        ("list sutes", "unknown 'sutes'; did you mean 'suites'?"),
+        ("list xyzzy", "unknown 'xyzzy'; known: suites, "),
+    ],
+)
+def test_what_the_command_line_does_not_know(capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(command.split())
+    assert refused.value.code == 2 and says in capsys.readouterr().err
 
 
 def printed_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

@@ -246,9 +246,10 @@ def test_artefacts_of_another_nfe_are_refused(tmp_path: Path) -> None:
 
 
 def test_steps_out_of_range_are_refused(tmp_path: Path) -> None:
-    config = changed("rows/few", {"method": "fewer_steps", "nfe": 20, "options": {"steps": 1}})
-    with pytest.raises(UserError, match=r"rows\.few: samples 1 steps; give 2 to 1000"):
-        load_suite(written(tmp_path, config))
+    for steps, says in (1, "samples 1 steps; give 2 to 1000"), (25, "fewer_steps: steps: 25 are more than"):
+        config = changed("rows/few", {"method": "fewer_steps", "nfe": 20, "options": {"steps": steps}})
+        with pytest.raises(UserError, match=rf"rows\.few: {says}"):
+            load_suite(written(tmp_path, config))
 
 
 @pytest.mark.parametrize(

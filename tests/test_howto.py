@@ -203,6 +203,11 @@ def test_what_init_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         write_starter("mine", None)
     with pytest.raises(UserError, match=r"config/scenes\.yaml: 'scenes' is there already"):
         write_starter("scenes", None)
+    with pytest.raises(UserError, match=r"my-method: use lower-case letters, digits and '_', a letter first"):
+        write_starter("my-method", None)
+    for name, images in (("my_method", None), ("my_other_1", Path("pictures"))):
+        assert f"next: tcbench demo {name.replace('_', '-')}  " in "".join(write_starter(name, images))
+        assert load_suite(Path("config") / f"{name.replace('_', '-')}.yaml")[name].method.label == name
     settings = yaml.safe_load(Path("config/shapes.yaml").read_text(encoding="utf-8"))
     rows = {"uncached": {"method": "uncached"}, "shapes": {"method": "shapes", "options": {"num_full_steps": 3}}}
     settings["rows"] = {name: row | {"nfe": 3} for name, row in rows.items()}

@@ -150,7 +150,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"data", "engine", "errors", "method", "models", "record", "replay", "samplers", "sampling", "watch"},
         ),
         ("artefacts", {"errors", "method", "models", "plan", "record", "trainable"}),
-        ("registry", {"data", "errors", "method", "outside", "watch"}),
+        ("registry", {"data", "errors", "method", "outside", "plan", "watch"}),
         ("config/fields", {"errors", "metrics", "models", "precision", "registry"}),
         ("config/document", {"errors"}),
         ("config/depends", {"config"}),

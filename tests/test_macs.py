@@ -1,6 +1,7 @@
 """The MAC ruler against torch's counter and against hand-made sums; `test_paper_cells.py` holds it to the paper."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -128,6 +129,7 @@ def test_command_prints_json(capsys) -> None:
     assert main(["macs", "--model", "dit-xl-2-256", "--method", "tokencache", "--nfe", "50", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert "share out the tokens over blocks" in printed.pop("estimate")
+    assert 0.4 < printed.pop("of_uncached") < 0.5
     assert printed == json.loads(json.dumps(macs_of("dit-xl-2-256", make_method("tokencache", {}), 50)))
     assert set(printed) == {
         "model",
@@ -150,6 +152,7 @@ def test_command_prints_text(capsys) -> None:
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  of uncached +\d\d\.\d\d%", lines[-1])
     totals = macs_of("dit-xl-2-256", make_method("tokencache", {"cache_ratio": 0.5}), 50)
     assert "tokencache on dit-xl-2-256, NFE 50" in lines[0]
     assert lines[1].startswith("  an estimate: the batch's scores share out the tokens over blocks")

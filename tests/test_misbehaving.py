@@ -82,7 +82,7 @@ BROKEN = {
     "stopped": ("raise KeyboardInterrupt", "KeyboardInterrupt (line 1)"),
     "hollow": ("", "must define exactly one Method with name = 'hollow'; found 0"),
     "double": (HEAD.replace("NAME", "double") + HEAD.replace("Misbehaving", "Other"), "must define exactly one Method"),
-    "misnamed": (HEAD.replace("NAME", "other"), "must define exactly one Method with name = 'misnamed'"),
+    "misnamed": (HEAD.replace("NAME", "other"), "its Method has name = 'other'; set name = 'misnamed'"),
     "unlabelled": (HEAD.replace("NAME", "unlabelled").replace('label = "unlabelled"', ""), "set label = a text"),
     "unknobbed": (HEAD.replace("NAME", "unknobbed") + '    knob = "zzz"\n', "set knob = one of its options, or None"),
     "undecided": (HEAD.replace("NAME", "undecided") + '    decides = "never"\n', "set decides = one of ahead, device"),

@@ -101,7 +101,11 @@ def _rows(it: _Suite) -> Problems:
         if it.has_all_rows and not any(other.is_reference_for(row) for other in rows.values()):
             at = "" if row.guidance_scale is None else f" and guidance_scale: {row.guidance_scale:g}"
             yield Problem(place, f"nothing to compare with; add a row with method: uncached and nfe: {row.nfe}{at}")
-        steps = method.sampled_steps(row.nfe)
+        try:
+            steps = method.sampled_steps(row.nfe)
+        except UserError as error:
+            yield Problem(place, str(error))
+            continue
         if not 2 <= steps <= 1000:
             yield Problem(place, f"samples {steps} steps; give 2 to 1000")
         full = getattr(method, "num_full_steps", None)
