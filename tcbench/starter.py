@@ -48,7 +48,8 @@ def _of_digits(name: str) -> str:
     text = (SHIPPED / "config" / "demo.yaml").read_text(encoding="utf-8")
     body = text[text.index("suite: demo") :].replace("suite: demo", f"suite: {name}", 1)
     head = (
-        f"# {name}.py among methods that nothing is trained for: `tcbench demo {name}`. docs/config.md has every key.\n"
+        f"# {name}.py among methods that need no training (TeaCache is calibrated, not trained): "
+        f"`tcbench demo {name}`.\n# docs/config.md has every key.\n"
     )
     return f"{head}{body.rstrip()}\n  {name}: {{method: {name}, nfe: 20}}\n"
 
