@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -583,11 +584,12 @@ def _rehearse(parsed: argparse.Namespace) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
+    started = time.time()  # before torch is imported, which may take as long as the suite
     suite = load_suite(parsed.config)
     from tcbench.stages.demo import run_here
 
     _set_threads()
-    run_here(suite)
+    run_here(suite, started)
 
 
 def _init(parsed: argparse.Namespace) -> None:

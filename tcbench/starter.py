@@ -52,8 +52,11 @@ def _of_digits(name: str, method: str) -> str:
     """The suite `demo` under another name, with the method in a row more."""
     text = (SHIPPED / "config" / "demo.yaml").read_text(encoding="utf-8")
     body = text[text.index("suite: demo") :].replace("suite: demo", f"suite: {name}", 1)
-    about = f"{method}.py among methods that nothing is trained for: `tcbench demo {name}`"
-    return f"# {about}. docs/config.md has every key.\n{body.rstrip()}\n  {method}: {{method: {method}, nfe: 20}}\n"
+    head = (
+        f"# {method}.py among methods that need no training (TeaCache is calibrated, not trained): "
+        f"`tcbench demo {name}`.\n# docs/config.md has every key.\n"
+    )
+    return f"{head}{body.rstrip()}\n  {method}: {{method: {method}, nfe: 20}}\n"
 
 
 def _of_images(name: str, method: str, folder: Path) -> str:

@@ -217,6 +217,7 @@ def test_what_init_writes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main(["demo", "small.yaml"]) == 0
     printed = capsys.readouterr().out
     assert "MAC ratio" in printed and re.search(r"^shapes +1\.00", printed, re.MULTILINE)
+    assert "TokenCache is trained, so it is not here" in printed
     assert (tmp_path / "results/shapes/grids/nfe3.png").stat().st_size > 500
 
 

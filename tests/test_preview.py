@@ -16,7 +16,7 @@ from tcbench.stages.sample import row_fingerprint
 SMOKE = (Path(__file__).parent / "smoke.yaml").read_text(encoding="utf-8")
 BATCH = "batch_size: 4\n  traced"
 CONFIG = SMOKE.replace("count: 8", "count: 40").replace(BATCH, BATCH.replace("\n", "\n  shard_batches: 2\n"))
-CONFIG = CONFIG.replace("nfe: 4, options: {interval: 2}}", "nfe: 4, options: {num_full_steps: 2}, target: nfe4-tokencache}")
+CONFIG = CONFIG.replace("options: {interval: 2}}", "options: {num_full_steps: 2}, target: nfe4-tokencache}")
 ROWS = ("nfe4-uncached", "nfe4-fora")
 
 

@@ -22,7 +22,7 @@ from tcbench.record.files import read_json
 from tcbench.record.records import SCORE
 from tcbench.record.score import Score, score_files
 from tcbench.report.names import figure_names, reported_names
-from tcbench.report.page import PAPER
+from tcbench.report.page import PAPER, report_page
 from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
@@ -92,6 +92,17 @@ def test_every_table_is_made_again_and_what_is_committed_to_the_byte(remade):
     assert made == {f"{name}.{kind}" for name in tables for kind in ("md", "csv", "tex", "html", "json")}
     for path in [*(committed / "tables").glob("*.md"), committed / "tables" / "verdicts.csv"]:
         assert path.read_bytes() == (copy / "tables" / path.name).read_bytes(), path.name
+
+
+def test_verdicts_come_last_and_folded_where_none_of_the_papers_models_is_stood_for():
+    folder = REFERENCE / "digits"
+    suite = suite_of(folder)
+    alone = suite.model_copy(update={"about": suite.about.model_copy(update={"stands_for": None})})
+    whole, folded = report_page(suite, folder), report_page(alone, folder)
+    assert whole.index('<section id="verdicts">') < whole.index('<section id="tables">')
+    assert folded.index('<section id="samples">') < folded.index('<section id="verdicts">')
+    assert len(re.findall(r"<details>\n<summary>None of \d+ is tested", folded)) == 1
+    assert "Findings on the paper" in whole and "Findings on the paper" not in folded
 
 
 def test_every_figure_and_grid_is_made_again(remade):

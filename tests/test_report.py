@@ -189,6 +189,22 @@ def test_a_table_of_another_models_question_has_none_of_the_papers_columns():
     assert shown.formatted["FID"].iloc[-1] == "1.10 ± 0.25"
 
 
+def test_a_table_says_only_what_it_has():
+    """One of distances alone has no marks, floor or Frechet distance to explain, and of one timing no range."""
+    rows = make_rows()
+    for row in rows:
+        row["quality"] = {"mae": row["quality"]["mae"]} if "mae" in row["quality"] else {}
+    latency = make_latency(rows)
+    for timing in latency["rows"].values():
+        timing |= {"min_s": timing["median_s"], "max_s": timing["median_s"]}
+    table = PaperTable(title="First look", metrics=("mae",), paper=False)
+    shown = main_table(rows, latency, None, differs=DIFFERS, guidance_scale=1.5, table=table)
+    assert "floor" not in shown.tidy["row"].tolist() and "Real images" not in shown.groups
+    assert line_of(shown, "nfe50-uncached")[1]["Latency (s, batch 8)"] == "5"
+    for words in ("Marks", "better", "Floor", "FID"):
+        assert words not in shown.caption, words
+
+
 def make_latency(rows):
     timed = [row for row in rows if row["method"] != "fora"]
     seconds = {row["row"]: row["macs"]["per_sample"] / 1e9 for row in timed}

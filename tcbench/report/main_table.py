@@ -48,6 +48,10 @@ IDENTITY = ("row", "suite", "method", "label", "control", "model", "resolution",
 """Fields of a row that the CSV begins with."""
 Marked = Mapping[tuple[str, str], str]
 """The mark of a cell, by row and metric."""
+FLOORED = ("fid", "sfid")
+"""Metrics that a floor of real images is measured in."""
+MARKED = "Marks compare with the uncached run at the same NFE, paired on noise and labels."
+FLOOR_TOLD = "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation."
 CLASSES = {
     "balanced": "Every class comes as often, which raises IS above that of classes drawn at random.",
     "drawn": "Classes are drawn at random, as DiT's script does.",
@@ -95,21 +99,23 @@ def main_table(
     records = [_record(row, rows, columns, latency, found) for row in shown]
     marked = {(row["row"], metric): mark_of(row, metric, found) for row in shown for metric in table.metrics}
     cells = [_cells(record, columns, marked) for record in records]
-    floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
-    explained = marks_explained(shown, table.metrics, found)
-    if "is" in table.metrics:
-        explained += f" {CLASSES[labels]}"
-    explained = " ".join(filter(None, [explained, yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])]))
-    caption = _caption(shown, columns, latency, differs, guidance_scale, explained)
-    records, cells = [*records, floor_record], [*cells, floor_cells]
+    groups = [f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in shown]
+    if columns.floored:
+        floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
+        records, cells, groups = [*records, floor_record], [*cells, floor_cells], [*groups, "Real images"]
     if not table.paper:
         records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
+    explained = [f"{MARKED} {marks_explained(shown, table.metrics, found)}"] if any(marked.values()) else []
+    explained += [CLASSES[labels]] if "is" in table.metrics else []
+    explained += filter(None, [yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])])
+    dashed = any(NO_CELL in line.values() for line in cells)
+    caption = _caption(shown, columns, latency, differs, guidance_scale, explained, dashed)
     return Table(
         title=table_title(table.title, suite, differs),
         caption=caption,
         tidy=pd.DataFrame(records).convert_dtypes(),
         formatted=pd.DataFrame(cells),
-        groups=[*(f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in shown), "Real images"],
+        groups=groups,
         text_columns=("Method",),
         lead=tuple(
             column
@@ -138,6 +144,7 @@ class _Columns:
         unit: of MACs.
         latency: heading of the latency.
         targets: whether any row was solved for another one's MACs.
+        floored: whether a floor of real images lies under any of the metrics.
     """
 
     printed: tuple[str, ...]
@@ -146,18 +153,21 @@ class _Columns:
     unit: MacUnit
     latency: str
     targets: bool
+    floored: bool
 
 
 def _columns(rows: Sequence[Row], table: PaperTable, latency: dict[str, Any] | None) -> _Columns:
     run = [row for row in rows if was_run(row)]
     cited = {*table.metrics, *(key for row in rows for key in paper_of(row))}
+    stored = tuple(dict.fromkeys([*table.metrics, "mae", *(metric for row in run for metric in row["quality"])]))
     return _Columns(
         printed=table.metrics,
-        stored=tuple(dict.fromkeys([*table.metrics, "mae", *(metric for row in run for metric in row["quality"])])),
+        stored=stored,
         paper=tuple(key for key in PAPER_QUALITY if key in cited),
         unit=mac_unit(max((row["macs"]["per_sample"] for row in run), default=0)),
         latency=f"Latency (s, batch {latency['protocol']['batch_size']})" if latency else "Latency (s)",
         targets=any(row["target"] for row in rows),
+        floored=any(metric in FLOORED for metric in stored),
     )
 
 
@@ -282,9 +292,9 @@ def _macs_cells(record: Record, columns: _Columns) -> dict[str, str]:
 
 def _latency_cells(record: Record, columns: _Columns) -> dict[str, str]:
     median = _ours(record, record["latency_s"], ".3g", "not timed")
-    spread = " ({latency_min_s:.3g}–{latency_max_s:.3g})"
+    low, high = record["latency_min_s"], record["latency_max_s"]
     return {
-        columns.latency: median if record["latency_s"] is None else median + spread.format(**record),
+        columns.latency: median if low == high else f"{median} ({low:.3g}–{high:.3g})",  # one timing has no range
         "paper latency (s)": _paper(record, "latency_s"),
         "Latency ratio": _ours(record, record["latency_ratio"], ".2f", "not timed"),
         "paper latency ratio": _paper(record, "latency_ratio"),
@@ -300,7 +310,7 @@ def _floor(suite: str, floor: dict[str, Any] | None, columns: Sequence[str]) -> 
         cells |= {column: "not run" for column in ("FID", "sFID") if column in cells}
     else:
         label, numbers = f"Real subset of {floor['fid']['n']}, floor", {"samples": floor["fid"]["n"]}
-        for metric, spread in ((metric, floor[metric]) for metric in ("fid", "sfid")):
+        for metric, spread in ((metric, floor[metric]) for metric in FLOORED):
             numbers |= {metric: spread["mean"], f"{metric}_se": spread["std"]}
             if (column := METRICS[metric].label) in cells:
                 cells[column] = spread_text(spread["mean"], spread["std"])
@@ -322,7 +332,8 @@ def _caption(
     latency: dict[str, Any] | None,
     differs: str,
     guidance_scale: float,
-    marks: str,
+    marks: Sequence[str],
+    dashed: bool,
 ) -> str:
     run = [row for row in rows if was_run(row)]
     unit = columns.unit.name
@@ -330,10 +341,9 @@ def _caption(
         "Quality: value [95 % interval], delete-one-batch jackknife over",
         f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",
         f"CFG scale {guidance_scale:g}.",
-        "Marks compare with the uncached run at the same NFE, paired on noise and labels.",
-        marks,
+        *marks,
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels cut off to [-1, 1].",
-        "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation.",
+        *([FLOOR_TOLD] if columns.floored else []),
         f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
         "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
@@ -365,8 +375,9 @@ def _caption(
         )
     if untimed := [row["row"] for row in run if not timings_of(row["row"], row["reference"], latency)[0]]:
         lines.append(f"Not timed (`tcbench latency {suite_of(rows)}`): {', '.join(untimed)}.")
-    lines.append(f"{NO_CELL}: no such cell.")
-    if differs:
+    if dashed:
+        lines.append(f"{NO_CELL}: no such cell.")
+    if differs and columns.floored:
         lines.append("FID and sFID of this suite and of the paper compare in ranking only, not in value.")
     return " ".join(lines)
 

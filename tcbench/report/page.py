@@ -47,6 +47,7 @@ def report_page(suite: Suite, folder: Path) -> str:
         paper=PAPER,
         in_short=_in_short(results),
         verdicts=verdicts,
+        tested=suite.about.stands_for is not None,
         counts=counts,
         by_kind=counts_by_kind(verdicts.tidy),
         symbols=SYMBOLS,

@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 from tcbench.config.suite import Suite
+from tcbench.report.beside import OURS
 from tcbench.stages.latency import measure_latency
 from tcbench.stages.render import render_grids, render_strips, render_tables
 from tcbench.stages.sample import sample_rows
@@ -16,14 +17,20 @@ from tcbench.stages.score import measure_floor, score_rows
 from tcbench.stages.search import search_row
 from tcbench.stages.train import train_row
 
+WITHOUT_OURS = (
+    "TokenCache is trained, so it is not here: `tcbench run digits`, or results/reference/digits/tables/table2.md"
+)
 
-def run_here(suite: Suite) -> None:
+
+def run_here(suite: Suite, started: float) -> None:
     """Train, search, sample, score, time and render; print the first table and where the pictures are.
+
+    Args:
+        started: when the command was, seconds since the epoch: what it took is counted from there.
 
     Raises:
         UserError: as the stages do.
     """
-    started = time.time()
     for name in suite.trained_rows:
         if not (suite[name].trained / "artefacts.json").exists():
             train_row(suite[name])
@@ -39,6 +46,8 @@ def run_here(suite: Suite) -> None:
     render_grids(suite, suite.folder)
     for table in tables.values():
         print(table.lead_text())
+    if all(row.method != OURS for row in suite.rows.values()):
+        tqdm.write(WITHOUT_OURS)
     pictures = sorted((suite.folder / "grids").glob("nfe*.png"))
     tqdm.write(f"pictures: {', '.join(map(str, pictures))}; tables: {suite.folder / 'tables'}")
     tqdm.write(f"{time.time() - started:.0f} s; the page of everything: tcbench report {suite.suite}")

@@ -19,7 +19,7 @@ from tcbench.report.page import report_page
 from tcbench.report.published_table import published_table
 from tcbench.report.results import all_searched_rows, read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
-from tcbench.report.rows import Row
+from tcbench.report.rows import Row, is_reference, mac_ratio, quality_of
 from tcbench.report.strips import read_strip, write_clips, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables, verdict_tables
 from tcbench.report.table import Table, is_published
@@ -122,6 +122,8 @@ def render_grids(suite: Suite, folder: Path, overwrite: bool = True) -> None:
         rows = read_rows(folder, [entry.name for entry in entries], suite.suite)
         first = [read_strip(folder, row)[0][0] for row in rows]
         labels = [entry.label + _knob(entry, row) for entry, row in zip(entries, rows, strict=True)]
+        if not any(table.paper for table in suite.show.tables.values()):  # a picture to be read by itself
+            labels = [label + _numbers(row, rows) for label, row in zip(labels, rows, strict=True)]
         picture = f"nfe{nfe}"
         save_grid(grid(first, labels), folder / "grids" / f"{picture}.png", picture_of(suite.suite, picture))
 
@@ -132,6 +134,13 @@ def _knob(entry: Entry, row: Row) -> str:
     if not knob or not (value := settings.get(knob)):
         return ""
     return f" ({knob.removeprefix('num_').replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value})"
+
+
+def _numbers(row: Row, rows: Sequence[Row]) -> str:
+    """What a row costs and how far it is from the uncached one, in words."""
+    quality, saved = quality_of(row, "mae"), mac_ratio(row, rows)
+    told = [f"MAC ratio {saved:.2f}" if saved else "", f"MAE {quality['value']:.2g}" if quality else ""]
+    return "".join(f", {words}" for words in told if words and not is_reference(row))
 
 
 def _first_images(folder: Path, count: int) -> np.ndarray:
