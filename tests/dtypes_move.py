@@ -12,6 +12,7 @@ black is -1 and white 1; and the metrics.
 import argparse
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import yaml
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.record.files import write_json
+from tcbench.record.provenance import collect
 from tcbench.record.records import SCORE
 from tcbench.record.shards import read_shards
 from tcbench.stages.sample import sample_rows
@@ -88,6 +90,7 @@ def main(folder: Path, count: int) -> None:
     """Train once; sample and score under every setting; compare with the first."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"machine": machine(torch.device(device)), "samples": count, "rows": {}}
+    found["provenance"] = collect({"rows": ROWS, "settings": settings(device)}, [0, 1, 2], time.time())
     first: dict[str, np.ndarray] = {}
     for name, changes in settings(device).items():
         suite = suite_in(folder / name.replace(" ", "-"), changes, device, count)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from tcbench.record.provenance import collect
 from tcbench.rehearse.layouts import write_autoencoder
 from tcbench.rehearse.sizes import FULL
 
@@ -109,6 +110,7 @@ def sample(folder: Path, parts: int) -> dict:
 
 def main(folder: Path) -> int:
     """Measure and print; 0 if every shard is equal."""
+    began = time.time()
     if not os.environ.get("TCBENCH_PRETEND_GPUS"):
         write_autoencoder(folder / "autoencoder", FULL.autoencoder)
     one, two = sample(folder / "one", 1), sample(folder / "two", 2)
@@ -119,6 +121,7 @@ def main(folder: Path) -> int:
     if not os.environ.get("TCBENCH_PRETEND_GPUS"):
         found["bench_samples_per_s"] = bench = timed(folder / "bench")
         found["of_bench"] = {row: one["samples_per_s"][row] / bench[row] for row in ROWS}
+    found["provenance"] = collect(config(folder / "autoencoder"), [0], began)
     (folder / "two-gpus.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
     return int(equal != len(shards))

@@ -37,8 +37,6 @@ SPEED_AT = {"model": "dit-xl-2-256", "dtype": "bf16", "batch_size": 8, "nfe": 50
 """The paper's own setting: batches of 8, 50 steps."""
 AT_EQUAL_MACS = "speed-rivals", "speed-flows"
 """Suites of timings in which methods are brought to the same MACs."""
-PAPER_RATIO = 2.4
-"""TokenCache's there."""
 NEAR = 0.1
 """How far from TokenCache's a MAC ratio may be to count as the same there: steps are whole."""
 
@@ -181,16 +179,16 @@ def _claims(folder: Path, link: str) -> str:
     return f"**[The paper's claims]({link}/verdicts.md), as these small suites see them:** {'; '.join(told)}."
 
 
-def _speeds(folder: Path, link: str) -> str:
+def _timed(folder: Path, method: str) -> Any:
+    """A method's line at the paper's own setting."""
     lines = read_lines(published(folder / "speed", SpeedSuite), folder / "speed")
-    ours = next(
-        line for line in lines if line["method"] == OURS and all(line[key] == value for key, value in SPEED_AT.items())
+    return next(
+        line for line in lines if line["method"] == method and all(line[key] == SPEED_AT[key] for key in SPEED_AT)
     )
-    reference = next(
-        line
-        for line in lines
-        if line["method"] == "uncached" and all(line[key] == value for key, value in SPEED_AT.items())
-    )
+
+
+def _speeds(folder: Path, link: str) -> str:
+    ours, reference = _timed(folder, OURS), _timed(folder, "uncached")
     free = reference["macs_per_sample"] / ours["macs_without_overheads"]
     return (
         f"**The paper's speedup leaves the predictor out:** DiT-XL/2 at {SPEED_AT['nfe']} steps has a MAC ratio of "
@@ -202,14 +200,12 @@ def _speeds(folder: Path, link: str) -> str:
 
 def _times(folder: Path, link: str) -> str:
     """How much faster methods are that cost about what TokenCache does, where that is nearest to the paper's ratio."""
-    told = []
+    told, ratio = [], _timed(folder, OURS)["paper_mac_ratio"]
     for name in AT_EQUAL_MACS:
         lines = [
             line for line in read_lines(published(folder / name, SpeedSuite), folder / name) if not line["not_run"]
         ]
-        ours = min(
-            (line for line in lines if line["method"] == OURS), key=lambda it: abs(it["mac_ratio"] - PAPER_RATIO)
-        )
+        ours = min((line for line in lines if line["method"] == OURS), key=lambda it: abs(it["mac_ratio"] - ratio))
         level = sorted(
             (
                 line
