@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tcbench.data import Decode, refuse_nan
-from tcbench.engine.fused import can_fuse
+from tcbench.engine.fastest import fastest
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter
@@ -115,8 +115,8 @@ class Batches:
             return f"{GRAPHS} is off"
         if self.row.method.decides == "host":
             return f"{self.row.method.name} decides on the host"
-        if self._graphs is None and not can_fuse(self.row.adapter):
-            return f"{self.row.adapter.spec.name} has no fused kernels here"
+        if self._graphs is None and fastest(self.row.adapter).execution == "plain":
+            return f"{self.row.adapter.spec.name} has no fused or compiled layers here"
         return None
 
     def _give_up(self, reason: str) -> None:

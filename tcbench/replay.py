@@ -8,11 +8,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from tcbench.engine.fused import FusedBlocks, can_fuse
+from tcbench.engine.fastest import fastest
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
-from tcbench.record.executed import PlanRecord
+from tcbench.record.executed import Execution, PlanRecord
 from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
 from tcbench.sampling import (
     MacTotals,
@@ -167,10 +167,11 @@ def _send(target: Tensor, source: Tensor) -> None:
 class Replay:
     """A run that can be repeated step by step, from the same noise and an empty cache, or filled with another batch.
 
-    With fused blocks on a GPU every step is a captured CUDA graph. A method's decisions are captured with it: they are
-    kernels that read the current latents. Where a method decides on the host, a step is as many graphs as its reads cut
-    it into; a repetition waits for each number again, and takes the outcome that was captured, because it starts from
-    the same noise.
+    On a GPU, with fused or compiled blocks, every step is a captured CUDA graph. A method's decisions are captured with
+    it: they are kernels that read the current latents. Where a method decides on the host, a step is as many graphs as
+    its reads cut it into; a repetition waits for each number again, and takes the outcome that was captured, because it
+    starts from the same noise. Nothing is captured where the host waits for how many tokens to compute
+    (`Blocks.counts_on_device`).
 
     Args:
         nfe: steps of the uncached reference; the method may take fewer.
@@ -186,7 +187,6 @@ class Replay:
         nfe: steps that the method takes.
         macs: the ledger's totals per sample (`Ledger.totals`) of the run ahead.
         step_macs: MACs per sample of every step, all overheads charged, of the run ahead.
-        reads: numbers that the host waits for in a run.
         counts: int32 on the device, how many tokens the device chose in the last run, wherever it alone knows that.
     """
 
@@ -205,7 +205,8 @@ class Replay:
         graphs: Graphs | None = None,
         stand_in: Callable[[], Read] | None = None,
     ) -> None:
-        self._adapter, self._method, self._settings, self._path = adapter, method, settings, path
+        self._adapter, self._method, self._settings = adapter, method, settings
+        self._blocks = fastest(adapter) if path == "fused" else PlainBlocks
         self._stand_in = stand_in
         self._sample_index = sample_index
         _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
@@ -213,7 +214,8 @@ class Replay:
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
-        self.reads = 0
+        self.counts = torch.empty(0, dtype=torch.int32)
+        self._reads = 0
         self.step_macs: list[int] = []
         self.macs: dict[str, Any] = {}
         if ahead:
@@ -223,7 +225,8 @@ class Replay:
                     so_far: dict[str, Any] = self._passes.macs
                     self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
                     self.macs = so_far
-        if graphs is None and path == "fused" and can_fuse(adapter):
+        counted = ahead and self._counted  # without a run ahead, capturing fails where the host waits
+        if graphs is None and self._blocks is not PlainBlocks and not counted:
             graphs = CudaGraphs()
         if graphs is not None:
             self._capture(graphs)
@@ -270,6 +273,20 @@ class Replay:
         return self._latents
 
     @property
+    def execution(self) -> Execution:
+        """How units are executed."""
+        return self._blocks.execution
+
+    @property
+    def reads(self) -> int:
+        """Numbers that the host waits for in a run: that the method decides by, and how many tokens to compute."""
+        return self._reads + self._counted
+
+    @property
+    def _counted(self) -> int:
+        return 0 if self._blocks.counts_on_device else len(self.counts)
+
+    @property
     def captured(self) -> bool:
         """Whether steps are graphs."""
         return bool(self._graphs)
@@ -301,7 +318,7 @@ class Replay:
         return self._passes.policy_bytes
 
     def _read(self, value: Tensor) -> float:
-        self.reads += 1
+        self._reads += 1
         return value.item()
 
     def _reading(self, read: Read) -> None:
@@ -310,8 +327,7 @@ class Replay:
             engine.read = _instead(read, self._stand_in()) if self._stand_in else read
 
     def _begin(self) -> None:
-        blocks = FusedBlocks if self._path == "fused" and can_fuse(self._adapter) else PlainBlocks
-        self._passes, self.reads = Passes(self._adapter, self._run, self._method.start, blocks), 0
+        self._passes, self._reads = Passes(self._adapter, self._run, self._method.start, self._blocks), 0
         self._reading(self._read)
         # a fresh one, because multistep samplers remember
         draw = self._inputs.ancestral
@@ -327,7 +343,7 @@ class Replay:
 
         def cut(value: Tensor) -> float:
             """End a graph where the host reads a number, run what there is, and go on in another."""
-            self.reads += 1
+            self._reads += 1
             number = graphs[-1][-1].end(value)
             graphs[-1].append(_Segment(where.begin()))
             return number

@@ -15,9 +15,8 @@ from torch import Tensor
 from tcbench.engine.blocks import Blocks
 from tcbench.engine.cache import Cache, num_bytes
 from tcbench.engine.engine import Engine
-from tcbench.engine.fused import FusedBlocks, can_fuse
+from tcbench.engine.fastest import fastest
 from tcbench.engine.kept import kept
-from tcbench.engine.plain import PlainBlocks
 from tcbench.errors import UserError
 from tcbench.ledger import Ledger
 from tcbench.method import Artefacts, Method, Policy, Run
@@ -238,7 +237,7 @@ def sample_batch(
     x0s, xts = [], []
     watched = (adapter.model, *run.artefacts.scorers.values(), run.sample_index)
     with undisturbed(method, *watched) if checks_values() else nullcontext():
-        passes = Passes(adapter, run, method.start, FusedBlocks if can_fuse(adapter) else PlainBlocks)
+        passes = Passes(adapter, run, method.start, fastest(adapter))
         for _, x0, x in denoise(passes, sampler, x, prompt.to(device)):  # noqa: B020 (x: threaded)
             x0s.append(x0[:traced])
             xts.append(x[:traced])

@@ -29,6 +29,7 @@ from tcbench.models.specs import MODELS
 from tcbench.models.wf_vae import BLOCKS, WEIGHTS, VideoAutoencoder, WFVAEConfig, build_wf_vae
 from tcbench.precision import set_products, weights_dtype
 from tcbench.record.files import write_json
+from tcbench.record.provenance import collect
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
 
@@ -62,13 +63,14 @@ class Measurements:
         self.device, self.out = device, out
         name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
         self.record: dict[str, Any] = {"device": name, "torch": torch.__version__}
+        self.began = time.time()
 
     def keep(self, part: str, **measured: Any) -> None:
         """Print and write."""
         self.record[part] = measured
         print(f"{part}: {json.dumps(measured)}", flush=True)
         if self.out:
-            write_json(self.out, self.record)
+            write_json(self.out, self.record | {"provenance": collect({}, [0], self.began)})
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float, float | None]:
         """(what `work` returns, seconds, peak GiB on a GPU)."""
@@ -178,6 +180,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--steps", type=int, default=10, help="of 50")
+    parser.add_argument(
+        "--dtype", choices=("fp16", "bf16", "fp32"), action="append", help="of the denoiser; may be repeated"
+    )
     parser.add_argument("--out", type=Path, help="a JSON file")
     parsed = parser.parse_args(arguments)
     size = SIZES[parsed.size]
@@ -190,9 +195,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     latents = torch.randn(BATCH, *spec.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         videos = measure_autoencoder(measured, autoencoder, latents)
-    for dtype in size["dtypes"]:
-        measure_rows(measured, size, parsed.steps, dtype, autoencoder)
     measure_files(measured, videos)
+    for dtype in parsed.dtype or size["dtypes"]:
+        measure_rows(measured, size, parsed.steps, dtype, autoencoder)
     return measured.record
 
 

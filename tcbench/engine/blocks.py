@@ -1,10 +1,11 @@
 """What an engine needs of whatever executes the units of a plan."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from tcbench.plan import All, Decision, Nothing, Settled, Site, Tokens
+from tcbench.record.executed import Execution
 
 
 class Blocks(Protocol):
@@ -12,7 +13,14 @@ class Blocks(Protocol):
 
     `whole` and `part` move the stream through a block or one of its parts; `who` is already resolved. Without a
     decision all tokens are computed and nothing is stored.
+
+    Attributes:
+        execution: how.
+        counts_on_device: whether the host waits for no number of tokens that the device decided.
     """
+
+    execution: ClassVar[Execution]
+    counts_on_device: ClassVar[bool]
 
     def prepare(self, context: Any) -> None:
         """Called once per run, with the run's context (`Adapter.prepare`)."""

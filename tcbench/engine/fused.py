@@ -20,7 +20,7 @@ The stream, the caches and the gates are the model's dtype; sums inside a kernel
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, LinearLayers, Modulation
 from tcbench.models.text_adapter import Cross
 from tcbench.plan import All, Block, Decision, Merged, Nothing, PlanError, Rows, Settled, Site, Tokens
+from tcbench.record.executed import Execution
 
 
 def can_fuse(adapter: Adapter) -> bool:
@@ -51,6 +52,9 @@ class FusedBlocks:
     Args:
         backend: `torch` runs the kernels' references instead, on any device; for tests.
     """
+
+    execution: ClassVar[Execution] = "fused"
+    counts_on_device: ClassVar[bool] = True
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, backend: Backend = "triton") -> None:
         self.adapter, self.run, self.cache, self.backend = adapter, run, cache, backend

@@ -1,7 +1,7 @@
 """Units executed by the model's own layers; runs everywhere, and is what every other execution is held to."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +11,14 @@ from tcbench.engine.merging import part_of_groups
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated, rows_of
 from tcbench.plan import All, Block, Decision, Merged, Nothing, Rows, Settled, Site, Tokens
+from tcbench.record.executed import Execution
 
 
 class PlainBlocks:
     """`Blocks` by the model's own layers, in the order of its own forward."""
 
+    execution: ClassVar[Execution] = "plain"
+    counts_on_device: ClassVar[bool] = False
     backend: Literal["torch"] = "torch"
 
     def __init__(self, adapter: Adapter, run: Run, cache: Cache) -> None:
@@ -71,7 +74,7 @@ class PlainBlocks:
             if joined and self.run.shape.kinds[name] != "mix":
                 continue  # the projection behind attention has joined it
             value = self._compute(Site(block, name), after, gated, decision, index, joined)
-            after = self.adapter.gated_sum(after, gated, value)
+            after = self.gated_sum(after, gated, value)
         if index is None:
             self.cache.store(unit, after - before, self.step, decision.fill)
             self.stream = after
@@ -83,7 +86,7 @@ class PlainBlocks:
         """One part of a block."""
         gated = self._modulation(site.block)[site.part]
         value = self._value(site, who, decision, self._taken(site), gated)
-        self.stream = self.adapter.gated_sum(self.stream, gated, value)
+        self.stream = self.gated_sum(self.stream, gated, value)
 
     def block(self, module: Any, x_RND: Tensor, condition: Any) -> Tensor:
         """A whole block beside the stream."""
@@ -92,6 +95,20 @@ class PlainBlocks:
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
         return self.adapter.unembed(self.stream, condition)
+
+    # --- what a subclass computes otherwise
+
+    def everyone(
+        self, module: Any, part: str, x_RND: Tensor, gated: Gated, joined: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """A part of all tokens (`everyone`)."""
+        return everyone(self.adapter, module, part, x_RND, gated, joined)
+
+    def gated_sum(self, x_RKD: Tensor, gated: Gated, value_RKD: Tensor) -> Tensor:
+        """The stream behind a part (`Adapter.gated_sum`)."""
+        return self.adapter.gated_sum(x_RKD, gated, value_RKD)
+
+    # --- parts
 
     def _taken(self, site: Site) -> Tensor:
         """The stream as it reaches a part: parallel ones take it as the first of them found it."""
@@ -152,8 +169,42 @@ class PlainBlocks:
 
         `joined`: of a parallel block, attention and what stands beside it.
         """
-        adapter, block, text = self.adapter, site.block, self.run.shape.joint_text
-        module, kind = adapter.blocks[block], self.run.shape.kind(site)
+        module = self.adapter.blocks[site.block]
+        if index_RK is not None:
+            return self._few(site, module, x_RKD, gated, decision, index_RK, joined)
+        value, seen = self.everyone(module, site.part, x_RKD, gated, joined)
+        if decision:
+            self._store_seen(site, seen, gated, decision)
+        return value
+
+    def _store_seen(self, site: Site, seen: tuple[Tensor, ...], gated: Gated, decision: Decision) -> None:
+        """Store what is decided to be seen of an attention of all tokens: `seen` is its queries, keys and values."""
+        block, text = site.block, self.run.shape.joint_text
+        match self.run.shape.kind(site), decision.observe:
+            case "cross", "cross":
+                self.cache.store_entropy(block, self.adapter.attention_entropy(seen[0], gated), None)
+            case "mix", observed:
+                queries, keys, values = seen
+                if decision.keys == "cached":
+                    self.cache.store_keys_values(block, keys, values)
+                if observed == "attn":
+                    received = self.adapter.attention_received(self.adapter.blocks[block], queries, keys)
+                    self.cache.store_attention(block, received[:, text:])
+                if observed == "values":
+                    self.cache.store_value_norms(block, value_norms(values)[:, text:])
+
+    def _few(
+        self,
+        site: Site,
+        module: Any,
+        x_RKD: Tensor,
+        gated: Gated,
+        decision: Decision | None,
+        index_RK: Tensor,
+        joined: bool,
+    ) -> Tensor:
+        """Compute a part for some tokens, which attend to what is decided."""
+        adapter, block, kind = self.adapter, site.block, self.run.shape.kind(site)
         h = adapter.part_input(module, site.part, x_RKD, gated)
         if kind == "pointwise":
             return adapter.pointwise(module, h)
@@ -163,23 +214,44 @@ class PlainBlocks:
                 self.cache.store_entropy(block, adapter.attention_entropy(queries, gated), index_RK)
             return adapter.cross(module, queries, gated)
         policy = decision.keys if decision else "fresh"
-        if index_RK is not None and policy == "recomputed":
+        if policy == "recomputed":
             everything = adapter.part_input(module, site.part, self._taken(site), gated)
             keys, values = adapter.keys_values(module, everything)
         else:
             keys, values = adapter.keys_values(module, h, index_RK)
         if policy == "cached":
-            if index_RK is None:
-                self.cache.store_keys_values(block, keys, values)
-            else:
-                keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
+            keys, values = self.cache.refresh_keys_values(block, index_RK, keys, values)
         queries = adapter.queries(module, h, index_RK)
-        if index_RK is None and decision and decision.observe == "attn":
-            self.cache.store_attention(block, adapter.attention_received(module, queries, keys)[:, text:])
-        if index_RK is None and decision and decision.observe == "values":
-            self.cache.store_value_norms(block, value_norms(values)[:, text:])
         mix = adapter.joined if joined else adapter.mix
         return mix(module, h, queries, keys, values, index_RK, index_RK if policy == "fresh" else None)
+
+
+def everyone(
+    adapter: Adapter, module: Any, part: str, x_RND: Tensor, gated: Gated, joined: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A part of all tokens from the stream that it takes.
+
+    Args:
+        joined: of a parallel block, attention and what stands beside it.
+
+    Returns:
+        its output before its gate, [R, N, D], and of attention the queries, and keys and values that are tokens'
+    """
+    h = adapter.part_input(module, part, x_RND, gated)
+    match adapter.kind(part):
+        case "pointwise":
+            return adapter.pointwise(module, h), ()
+        case "cross":
+            queries = adapter.text_queries(module, h)
+            return adapter.cross(module, queries, gated), (queries,)
+        case "mix":
+            keys, values = adapter.keys_values(module, h)
+            queries = adapter.queries(module, h)
+            return (adapter.joined if joined else adapter.mix)(module, h, queries, keys, values), (
+                queries,
+                keys,
+                values,
+            )
 
 
 def part_of_rows(adapter: Adapter, site: Site, rows_K: Tensor, x_RND: Tensor, gated: Gated) -> Tensor:

@@ -370,7 +370,10 @@ class Adapter(ABC):
             x = self.gated_sum(x, gated, self.part(module, part, x, gated))
         return x
 
-    # --- for fused kernels
+    # --- for what is faster than the model's own layers
+
+    compiles: ClassVar[bool] = False
+    """Whether torch compiles the parts of this family (`tcbench.engine.compiled`)."""
 
     @property
     def fuses(self) -> bool:

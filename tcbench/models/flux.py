@@ -42,6 +42,7 @@ class FluxAdapter(Adapter):
     """Block-wise access to a FLUX.1."""
 
     spec: FluxSpec
+    compiles = True
     refiner_layers = r"attn\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)|proj_mlp|proj_out"
 
     def __init__(self, model: FluxTransformer2DModel, spec: FluxSpec) -> None:
@@ -232,7 +233,7 @@ class FluxAdapter(Adapter):
 
     def _turned(self, x: Tensor, index_RK: Tensor | None) -> Tensor:
         """Heads turned to the positions of their tokens, [R, heads, K, head_dim]."""
-        assert self.rotary
+        assert self.rotary is not None
         return turn_pairs(x, self.rotary, index_RK)
 
 

@@ -44,6 +44,7 @@ class WanAdapter(Adapter):
     """Block-wise access to a Wan 2.1."""
 
     spec: WanSpec
+    compiles = True
     refiner_layers = r"attn1\.(to_q|to_k|to_v|to_out\.0)|attn2\.(to_q|to_out\.0)|ffn\.net\.(0\.proj|2)"
 
     def __init__(self, model: WanTransformer3DModel, spec: WanSpec) -> None:
@@ -164,7 +165,7 @@ class WanAdapter(Adapter):
 
     def _turned(self, x: Tensor, index_RK: Tensor | None) -> Tensor:
         """Heads turned to the positions of their tokens, [R, heads, K, head_dim]."""
-        assert self.rotary
+        assert self.rotary is not None
         return turn_pairs(x, self.rotary, index_RK)
 
 

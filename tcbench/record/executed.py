@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+Execution = Literal["fused", "compiled", "plain"]
+"""What executes units: kernels of this project, the model's own layers compiled, or those as they are."""
+
 _WORDS = re.compile(r"(?:forecast|mix|rows) [\d/]+|\S+")
 
 

@@ -12,7 +12,6 @@ from typing import (
     Annotated,
     Any,
     Generic,
-    Literal,
     NotRequired,  # pydantic needs these before Python 3.12
     TypeVar,
     cast,
@@ -31,6 +30,7 @@ from pydantic import StringConstraints as Text
 from typing_extensions import TypedDict
 
 from tcbench.errors import UserError
+from tcbench.record.executed import Execution
 from tcbench.record.files import read_record, write_record
 from tcbench.record.score import Identity, MacCounts, Provenance, Score, Word
 
@@ -290,7 +290,7 @@ class Run(TypedDict):
     nfe: PositiveInt
     machine: dict[str, Any]
     rows: dict[str, dict[str, Any]]
-    executed: NotRequired[Literal["fused", "plain"]]
+    executed: NotRequired[Execution]
     fingerprint: NotRequired[str]
     provenance: Provenance
 

@@ -26,7 +26,16 @@ HOST_READS = (
     "on random weights a threshold would not have the MACs of its budget. "
 )
 CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
-PLAIN = "by the model's own layers, without graphs"
+UNCAPTURED = (
+    "Without graphs, because the host reads how many tokens each block computes, and no kernel of this project serves "
+    "the model: {}. "
+)
+EXECUTION = {
+    "plain": ", by the model's own layers, without graphs",
+    "compiled": ", by the model's own layers, compiled",
+    "fused": "",
+    None: "",
+}
 
 
 def render_speed(suite: SpeedSuite, folder: Path, overwrite: bool = True) -> dict[str, Table]:
@@ -115,6 +124,7 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "sampled_steps": record.get("sampled_steps"),
         "full_steps": full.get("count"),
         "host_reads": record.get("host_reads"),
+        "captured": record.get("captured"),
         "macs_per_sample": macs,
         "macs_without_overheads": record.get("macs", {}).get("per_sample_without_overheads"),
         "mac_ratio": mac_ratio,
@@ -196,6 +206,9 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         raise UserError(f"suite {suite.suite}: nothing was timed; run `tcbench bench` first")
     unit, scale = ("TMACs", 1e-12) if max(line["macs_per_sample"] or 0 for line in lines) >= 1e11 else ("MMACs", 1e-6)
     on_host = any(line["host_reads"] for line in lines)
+    uncaptured = dict.fromkeys(
+        line["label"] for line in lines if line["executed"] == "compiled" and not line["captured"]
+    )
     cached = any(line["cache_bytes"] is not None for line in lines)
     cells = []
     for line in lines:
@@ -244,6 +257,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
         "choices are those of the method without skill. "
         f"{HOST_READS if on_host else ''}"
+        f"{UNCAPTURED.format(', '.join(uncaptured)) if uncaptured else ''}"
         f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
     )
     return Table(
@@ -253,7 +267,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         formatted=pd.DataFrame(cells),
         groups=[
             f"{line['stands_for']} {line['resolution']}×{line['resolution']}, {_setting(line)}, NFE {line['nfe']}"
-            + (f", {PLAIN}" if line["executed"] == "plain" else "")
+            + EXECUTION[line["executed"]]
             for line in lines
         ],
         text_columns=("Model", "dtype", "Method"),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tcbench.budget.untrained import random_captions, random_reads, untrained_artefacts
 from tcbench.config.speed import Part, SpeedSuite
-from tcbench.engine.fused import can_fuse
+from tcbench.engine.fastest import fastest
 from tcbench.errors import NotRun, UserError
 from tcbench.ledger import plan_macs
 from tcbench.method import ModelShape
@@ -140,7 +140,8 @@ def _time_part(suite: SpeedSuite, part: Part, adapter: Adapter, path: ExecutionP
         assert isinstance(replay, Replay)
         kinds = by_kind(replay, adapter.shape, rows[name]["step_s"])
         rows[name] |= {"macs": replay.macs, "sampled_steps": replay.nfe, "host_reads": replay.reads, "steps": kinds}
-    executed: ExecutionPath = "fused" if path == "fused" and can_fuse(adapter) else "plain"
+        rows[name]["captured"] = replay.captured
+    executed = fastest(adapter).execution if path == "fused" else "plain"
     return _described(suite, part, adapter) | {"nfe": part.nfe, "path": path, "executed": executed, "rows": rows}
 
 
