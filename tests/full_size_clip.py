@@ -68,9 +68,10 @@ class Measurements:
     def keep(self, part: str, **measured: Any) -> None:
         """Print and write."""
         self.record[part] = measured
+        self.record["provenance"] = collect({}, [0], self.began)
         print(f"{part}: {json.dumps(measured)}", flush=True)
         if self.out:
-            write_json(self.out, self.record | {"provenance": collect({}, [0], self.began)})
+            write_json(self.out, self.record)
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float, float | None]:
         """(what `work` returns, seconds, peak GiB on a GPU)."""
