@@ -209,7 +209,7 @@ class Replay:
         self._blocks = fastest(adapter) if path == "fused" else PlainBlocks
         self._stand_in = stand_in
         self._sample_index = sample_index
-        _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
+        sampler, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         self._inputs = Inputs(adapter, settings, self._run.nfe, self._run.sample_index, sample_index, prompts)
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next, self.nfe = 0, self._run.nfe
@@ -226,7 +226,7 @@ class Replay:
                     self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
                     self.macs = so_far
         counted = ahead and self._counted  # without a run ahead, capturing fails where the host waits
-        if graphs is None and self._blocks is not PlainBlocks and not counted:
+        if graphs is None and self._blocks is not PlainBlocks and sampler.captures and not counted:
             graphs = CudaGraphs()
         if graphs is not None:
             self._capture(graphs)

@@ -39,7 +39,13 @@ def training_alphas_cumprod() -> np.ndarray:
 
 
 class Sampler(Protocol):
-    """One step back along a chain of noise levels; made for one run, because some remember the last steps."""
+    """One step back along a chain of noise levels; made for one run, because some remember the last steps.
+
+    Attributes:
+        captures: whether steps can be captured in a CUDA graph.
+    """
+
+    captures: ClassVar[bool]
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -58,11 +64,13 @@ class Chain:
     Attributes:
         timesteps: what the network is told, in sampling order.
         prediction: what the network predicts.
+        captures: whether its steps can be captured in a CUDA graph.
         signal, sigma: scales of the clean latent and of the noise at every step, and at the end of the chain; float32
             [S + 1].
     """
 
     prediction: ClassVar[Prediction] = "eps"
+    captures: ClassVar[bool] = True
 
     def __init__(self, timesteps: tuple[float, ...], signal: Tensor, sigma: Tensor) -> None:
         self.timesteps, self.signal, self.sigma = timesteps, signal, sigma
@@ -281,6 +289,8 @@ class FlowUniPC(Flow):
         shift: as `FlowEuler`'s; 3 for 480 lines and 5 for 720 in diffusers' conversion of Wan 2.1.
     """
 
+    captures: ClassVar[bool] = False  # it keeps sigmas on the host and copies them to the device at every step
+
     def __init__(self, nfe: int, shift: float = 1.0) -> None:
         respaced_timesteps(nfe)  # refuses an impossible number
         self._scheduler = UniPCMultistepScheduler(
@@ -314,6 +324,8 @@ class AncestralDDPM:
         nfe: number of steps.
         noise: standard normal, [S, n, C, H, W] in sampling order; the last step's may be left out.
     """
+
+    captures: ClassVar[bool] = True
 
     def __init__(self, nfe: int, noise: Tensor, spacing: str = "linspace") -> None:
         self.timesteps = respaced_timesteps(nfe, spacing)
