@@ -214,7 +214,7 @@ class Replay:
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
-        self.counts = torch.empty(0, dtype=torch.int32)
+        self._counted = 0  # numbers of tokens that the host waited for in the run ahead
         self._reads = 0
         self.step_macs: list[int] = []
         self.macs: dict[str, Any] = {}
@@ -222,11 +222,11 @@ class Replay:
             with undisturbed(method, adapter.model, *self._run.artefacts.scorers.values(), self._run.sample_index):
                 for step in range(self.nfe):
                     self._step(step)
+                    self._counted += 0 if self._blocks.counts_on_device else len(self._passes.undecided)
                     so_far: dict[str, Any] = self._passes.macs
                     self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
                     self.macs = so_far
-        counted = ahead and self._counted  # without a run ahead, capturing fails where the host waits
-        if graphs is None and self._blocks is not PlainBlocks and sampler.captures and not counted:
+        if graphs is None and self._blocks is not PlainBlocks and sampler.captures and not self._counted:
             graphs = CudaGraphs()
         if graphs is not None:
             self._capture(graphs)
@@ -281,10 +281,6 @@ class Replay:
     def reads(self) -> int:
         """Numbers that the host waits for in a run: that the method decides by, and how many tokens to compute."""
         return self._reads + self._counted
-
-    @property
-    def _counted(self) -> int:
-        return 0 if self._blocks.counts_on_device else len(self.counts)
 
     @property
     def captured(self) -> bool:
