@@ -26,9 +26,10 @@ HOST_READS = (
     "on random weights a threshold would not have the MACs of its budget. "
 )
 CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
-UNCAPTURED = (
-    "Without graphs, because the host reads how many tokens each block computes, and no kernel of this project serves "
-    "the model: {}. "
+UNCAPTURED = "Without graphs, because the host reads how many tokens each block computes: {}. "
+UNCAPTURED_MODELS = (
+    "Without graphs in any row, because the sampler copies from the host at every step, so that steps of little work "
+    "wait for the host: {}. "
 )
 EXECUTION = {
     "plain": ", by the model's own layers, without graphs",
@@ -192,6 +193,16 @@ def _seconds(record: Record, median: str = "latency_s", low: str = "latency_min_
     return f"{record[median]:.4g} ({record[low]:.4g}–{record[high]:.4g})"
 
 
+def _uncaptured(lines: Sequence[Record]) -> str:
+    """Which rows of compiled layers run without graphs, and why."""
+    compiled = [line for line in lines if line["executed"] == "compiled" and not line["not_run"]]
+    captured = {line["stands_for"] for line in compiled if line["captured"]}
+    rows = dict.fromkeys(line["label"] for line in compiled if not line["captured"] and line["stands_for"] in captured)
+    models = dict.fromkeys(line["stands_for"] for line in compiled if line["stands_for"] not in captured)
+    said = ((UNCAPTURED, rows), (UNCAPTURED_MODELS, models))
+    return "".join(sentence.format(", ".join(which)) for sentence, which in said if which)
+
+
 def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[str]) -> Table:
     """MACs, latency, their ratios and wall-clock efficiency of every row, the paper's numbers beside them.
 
@@ -206,9 +217,6 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         raise UserError(f"suite {suite.suite}: nothing was timed; run `tcbench bench` first")
     unit, scale = ("TMACs", 1e-12) if max(line["macs_per_sample"] or 0 for line in lines) >= 1e11 else ("MMACs", 1e-6)
     on_host = any(line["host_reads"] for line in lines)
-    uncaptured = dict.fromkeys(
-        line["label"] for line in lines if line["executed"] == "compiled" and not line["captured"]
-    )
     cached = any(line["cache_bytes"] is not None for line in lines)
     cells = []
     for line in lines:
@@ -257,7 +265,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
         "choices are those of the method without skill. "
         f"{HOST_READS if on_host else ''}"
-        f"{UNCAPTURED.format(', '.join(uncaptured)) if uncaptured else ''}"
+        f"{_uncaptured(lines)}"
         f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
     )
     return Table(
