@@ -101,4 +101,6 @@ def test_a_stage_that_fails_is_named_and_pieces_go_on(tmp_path: Path, monkeypatc
     assert not ran and "not begun after" in said[0]
     with pytest.raises(UserError, match="--only trane: give some of files, encode"):
         run.rehearse(config, Path("there"), "tiny", only=["trane"], run=pretend)
+    with pytest.raises(UserError, match="--batches 1: an interval takes two shards"):
+        run.rehearse(config, Path("there"), "full", run=pretend, batches=1)
     assert main(["rehearse", str(config), "--into", "there", "--size", "tiny", "--only", "trane"]) == 2

@@ -65,6 +65,8 @@ def rehearse(
     """
     if unknown := sorted(set(only) - {FILES, *STAGES}):
         raise UserError(f"--only {unknown[0]}: give some of {FILES}, {', '.join(STAGES)}")
+    if batches < 2:
+        raise UserError(f"--batches {batches}: an interval takes two shards, of a batch each; give 2 or more")
     settings = read_document(config).value
     with networks(size):
         small = reduced(load_suite(config), settings, size, batches)
