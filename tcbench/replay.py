@@ -3,7 +3,8 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
 from tcbench.record.executed import Execution, PlanRecord
-from tcbench.samplers import SamplerSettings, ancestral_noise, make_sampler
+from tcbench.samplers import Sampler, SamplerSettings, ancestral_noise, make_sampler
 from tcbench.sampling import (
     MacTotals,
     Passes,
@@ -170,8 +171,8 @@ class Replay:
     On a GPU, with fused or compiled blocks, every step is a captured CUDA graph. A method's decisions are captured with
     it: they are kernels that read the current latents. Where a method decides on the host, a step is as many graphs as
     its reads cut it into; a repetition waits for each number again, and takes the outcome that was captured, because it
-    starts from the same noise. Nothing is captured where the host waits for how many tokens to compute
-    (`Blocks.counts_on_device`).
+    starts from the same noise. A sampler that cannot be captured (`Sampler.captures`) takes its steps between graphs.
+    Nothing is captured where the host waits for how many tokens to compute (`Blocks.counts_on_device`).
 
     Args:
         nfe: steps of the uncached reference; the method may take fewer.
@@ -209,11 +210,12 @@ class Replay:
         self._blocks = fastest(adapter) if path == "fused" else PlainBlocks
         self._stand_in = stand_in
         self._sample_index = sample_index
-        sampler, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
+        _, self._run = start_run(adapter, method, nfe, settings, sample_index, artefacts or Artefacts())
         self._inputs = Inputs(adapter, settings, self._run.nfe, self._run.sample_index, sample_index, prompts)
         self._steps: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
         self._next, self.nfe = 0, self._run.nfe
         self._graphs: list[list[_Segment]] = []  # by step
+        self._between: _Between | None = None
         self._counted = 0  # numbers of tokens that the host waited for in the run ahead
         self._reads = 0
         self.step_macs: list[int] = []
@@ -226,7 +228,7 @@ class Replay:
                     so_far: dict[str, Any] = self._passes.macs
                     self.step_macs.append(so_far["per_sample"] - sum(self.step_macs))
                     self.macs = so_far
-        if graphs is None and self._blocks is not PlainBlocks and sampler.captures and not self._counted:
+        if graphs is None and self._blocks is not PlainBlocks and not self._counted:
             graphs = CudaGraphs()
         if graphs is not None:
             self._capture(graphs)
@@ -254,6 +256,8 @@ class Replay:
         if self._graphs:
             for segment in self._graphs[index]:
                 segment.replay(self._method.name, index, self._stand_in is None)
+            if self._between:
+                self._between.again(index)
             return
         if index == 0:
             self._begin()
@@ -322,12 +326,15 @@ class Replay:
         for engine in self._passes.engines:
             engine.read = _instead(read, self._stand_in()) if self._stand_in else read
 
-    def _begin(self) -> None:
+    def _begin(self, end: Callable[[], object] | None = None) -> None:
+        """Start a run; `end` ends the graph that is captured."""
         self._passes, self._reads = Passes(self._adapter, self._run, self._method.start, self._blocks), 0
         self._reading(self._read)
-        # a fresh one, because multistep samplers remember
         draw = self._inputs.ancestral
-        sampler = make_sampler(self._adapter, self.nfe, self._settings, self._sample_index, draw)
+        fresh = partial(make_sampler, self._adapter, self.nfe, self._settings, self._sample_index, draw)
+        sampler: Sampler = fresh()  # because multistep samplers remember
+        if end and not sampler.captures:
+            sampler = self._between = _Between(fresh, self._inputs.noise, end)
         self._steps = denoise(self._passes, sampler, self._inputs.noise, self._inputs.prompt)
 
     @torch.inference_mode()
@@ -335,7 +342,9 @@ class Replay:
     def _capture(self, where: Graphs) -> None:
         """Capture every step."""
         graphs: list[list[_Segment]] = []
-        self._begin()
+        # later reads need the values, so what is captured is run if there are any
+        end = lambda: graphs[-1][-1].end(None, run=self._method.decides == "host")  # noqa: E731
+        self._begin(end)
 
         def cut(value: Tensor) -> float:
             """End a graph where the host reads a number, run what there is, and go on in another."""
@@ -355,8 +364,8 @@ class Replay:
                 except BaseException:
                     graphs[-1][-1].abandon()
                     raise
-                # later reads need the values, so what is captured is run if there are any
-                graphs[-1][-1].end(None, run=self._method.decides == "host")
+                if not self._between:
+                    end()
         self._graphs = graphs
 
 
@@ -368,6 +377,47 @@ def _instead(read: Read, stand_in: Read) -> Read:
         return stand_in(value)
 
     return waited
+
+
+class _Between:
+    """A sampler whose steps are taken between graphs, and taken again after every repetition of the graph before.
+
+    Args:
+        fresh: makes the sampler of a run.
+        like: latents.
+        end: ends the graph that is captured.
+    """
+
+    captures: ClassVar[bool] = True
+
+    def __init__(self, fresh: Callable[[], Sampler], like: Tensor, end: Callable[[], object]) -> None:
+        self._fresh, self._sampler, self._end = fresh, fresh(), end
+        self._x = torch.empty_like(like)  # where the graphs read latents, from the second step on
+        self._given: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The sampler's."""
+        return self._sampler.timesteps
+
+    def step(self, output: Tensor, step: int, x: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sampler's, behind the graph that gives `output`."""
+        self._end()
+        self._given.append((output, x, variance))
+        return self._x, self._take(step)
+
+    def again(self, step: int) -> None:
+        """Take a step on what the graph has written now."""
+        if step == 0:
+            self._sampler = self._fresh()
+        self._take(step)
+
+    def _take(self, step: int) -> Tensor:
+        output, x, variance = self._given[step]
+        # copies, because a sampler may remember what it is given, and graphs write over it
+        following, x0 = self._sampler.step(output.clone(), step, x.clone(), variance)
+        self._x.copy_(following)
+        return x0
 
 
 class _Segment:

@@ -32,6 +32,8 @@ SETTINGS = {
     "tiny-dit": SamplerSettings(1.5),
     "tiny-pixart": SamplerSettings(4.5, solver="dpm"),
     "tiny-osp": SamplerSettings(7.5, solver="euler_ancestral"),
+    "tiny-flux": SamplerSettings(3.5, solver="flow"),
+    "tiny-wan": SamplerSettings(5.0, solver="flow_unipc"),  # takes its steps between graphs
 }
 METHODS: dict[str, dict[str, Any]] = {
     "uncached": {},
@@ -134,6 +136,7 @@ def assert_batches_are_those_one_by_one(row: Row, captured: Batches) -> None:
         *(("tiny-dit", name) for name in METHODS),
         # what differs by model is shown by two methods
         *((model, name) for model in ("tiny-pixart", "tiny-osp") for name in ("toca", "random_tokens")),
+        *((model, name) for model in ("tiny-flux", "tiny-wan") for name in ("fora", "tokencache")),
     ],
 )
 def test_captured_batches_are_those_one_by_one(model: str, name: str, capfd: pytest.CaptureFixture[str]) -> None:
