@@ -49,9 +49,9 @@ class Batches:
     On a CPU, batches are sampled one by one and every value is checked. On a GPU this holds for the first of them. The
     others run no code of the method: their steps are those of a batch that was checked, captured and filled with other
     noise. Where that cannot be, they are sampled one by one with values unchecked, and a line on stderr says why:
-    where `TCBENCH_GRAPHS` is off, the method decides on the host, the model has no fused kernels, a capture fails, or
-    captured steps, filled with the first batch, do not give its samples to the bit. Rounding is no excuse: which batch
-    is a process's first depends on where an interrupted run stopped, and a sample must not. Batches of another size
+    where `TCBENCH_GRAPHS` is off, the method decides on the host, the model's own layers run as they are, a capture
+    fails, or captured steps, filled with the first batch, do not give its samples to the bit. Rounding is no excuse:
+    which batch is a process's first depends on where an interrupted run stopped, and a sample must not. Batches of another size
     (the last), and those whose trajectory is kept, are sampled so too.
 
     Args:

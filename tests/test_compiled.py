@@ -13,6 +13,7 @@ from torch import Tensor
 from tcbench.engine.compiled import CompiledBlocks
 from tcbench.engine.fastest import fastest
 from tcbench.engine.plain import PlainBlocks
+from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter
 from tcbench.registry import make_method
 from tcbench.replay import Replay
@@ -78,6 +79,19 @@ def test_what_is_chosen() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(flux), "device", torch.device("cuda"))
         assert fastest(flux) is CompiledBlocks
+        patch.setenv("TCBENCH_COMPILE", "off")
+        assert fastest(flux) is PlainBlocks
+        patch.setenv("TCBENCH_COMPILE", "no")
+        with pytest.raises(UserError, match="TCBENCH_COMPILE=no: is not known; set it to off, or unset it"):
+            fastest(flux)
+
+
+def test_a_compiler_that_fails_says_how_to_go_without(model: Adapter) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise OSError("no C compiler found")
+
+    with pytest.raises(UserError, match=r"no C compiler found.*TCBENCH_COMPILE=off runs the model's own layers"):
+        sample(model, "uncached", partial(CompiledBlocks, compiler=broken))
 
 
 def test_nothing_is_captured_where_the_host_counts_tokens(model: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:

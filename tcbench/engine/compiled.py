@@ -5,8 +5,9 @@ code. What few tokens compute, whose number changes from step to step and block 
 layers. Operations are fused, so in 16 bits results differ from `PlainBlocks` by rounding (tests/test_compiled.py).
 """
 
+import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks, everyone
+from tcbench.errors import UserError
 from tcbench.method import Run
 from tcbench.models.adapter import Adapter, Gated
 from tcbench.record.executed import Execution
@@ -22,22 +24,29 @@ VARIANTS = 64
 """How often one function is compiled before torch says that something is wrong: classes of blocks, with and without
 LoRA, by part, batch size and dtype. torch's own limit is 8."""
 
+SWITCH = "TCBENCH_COMPILE"
+
+Compiler = str | Callable[..., Any]
+"""As `torch.compile` takes its `backend`."""
+
 
 def can_compile(adapter: Adapter) -> bool:
-    """Whether `CompiledBlocks` serves this model where it is."""
-    return adapter.compiles and adapter.device.type == "cuda"
+    """Whether `CompiledBlocks` serves this model where it is, and is not switched off."""
+    if (said := os.environ.get(SWITCH)) not in (None, "off"):
+        raise UserError(f"{SWITCH}={said}: is not known; set it to off, or unset it")
+    return adapter.compiles and adapter.device.type == "cuda" and not said
 
 
 class CompiledBlocks(PlainBlocks):
     """`Blocks` by compiled parts, for sampling: nothing has a gradient.
 
     Args:
-        compiler: torch's name of what compiles; another one in tests.
+        compiler: what compiles; another one in tests.
     """
 
     execution: ClassVar[Execution] = "compiled"
 
-    def __init__(self, adapter: Adapter, run: Run, cache: Cache, compiler: str = "inductor") -> None:
+    def __init__(self, adapter: Adapter, run: Run, cache: Cache, compiler: Compiler = "inductor") -> None:
         super().__init__(adapter, run, cache)
         self._compiler, self._tokens = compiler, run.shape.joint_text + run.shape.num_tokens
 
@@ -72,7 +81,19 @@ def _gated_sum(adapter: Adapter, x_RND: Tensor, gated: Gated, value_RND: Tensor)
 
 
 @cache
-def _compiled(function: Callable[..., Any], compiler: str) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], compiler: Compiler) -> Callable[..., Any]:
     """Compiled for shapes as they come, and refused if a piece of it cannot be."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
-    return torch._dynamo.config.patch(recompile_limit=VARIANTS)(compiled)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+                return compiled(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            why = " ".join(str(error).split("\n")[:2])  # who failed, and how
+            raise UserError(
+                f"torch.compile failed ({why}); it takes a C compiler, and {SWITCH}=off runs the model's own layers"
+            ) from error
+
+    return call
