@@ -51,12 +51,12 @@ class Batches:
     noise. Where that cannot be, they are sampled one by one with values unchecked, and a line on stderr says why:
     where `TCBENCH_GRAPHS` is off, the method decides on the host, the model's own layers run as they are, a capture
     fails, or captured steps, filled with the first batch, do not give its samples to the bit. Rounding is no excuse:
-    which batch is a process's first depends on where an interrupted run stopped, and a sample must not. Batches of another size
-    (the last), and those whose trajectory is kept, are sampled so too.
+    which batch is a process's first depends on where an interrupted run stopped, and a sample must not. Batches of
+    another size (the last), and those whose trajectory is kept, are sampled so too.
 
     Args:
         decode: makes images of samples.
-        graphs: where to capture, for tests; without it, on a GPU that has fused kernels.
+        graphs: where to capture, for tests; without it, on a GPU.
     """
 
     def __init__(self, row: Row, decode: Decode, graphs: Graphs | None = None) -> None:
