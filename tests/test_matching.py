@@ -234,6 +234,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, and its `ours` and `router` trained for an iteration or two."""
     folder = tmp_path_factory.mktemp("trained")
     config = changed("samples/batch_size", 2)
+    config["show"]["figure"]["nfe"] = NFE
     for row in config["rows"].values():
         row["nfe"] = NFE
         if "options" in row:
