@@ -5,6 +5,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TCBENCH_TEST_THREADS", "1")  # before torch, whatever the cores
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +116,16 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torc
 
     path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
     return path, official.write_inception(path)
+
+
+@contextmanager
+def not_laid_out() -> Iterator[None]:
+    """Figures are drawn with their parts where these first are: laying them out takes as long as drawing them."""
+    from matplotlib.figure import Figure  # slow to import, and most tests do without
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "get_layout_engine", lambda self: None)
+        yield
 
 
 def make_adapter(model: str, device: str = "cpu", **changes: int) -> Adapter:

@@ -48,7 +48,14 @@ class TorchFlops(TorchDispatchMode):
             return op.decompose(*args, **kwargs)
 
 
+WITHOUT_PRODUCTS = {
+    *(aten.layer_norm, aten.rms_norm, aten.dropout),
+    *(aten.flatten, aten.unflatten, aten.chunk, aten.expand_as, aten.to, aten.type_as),
+}
+"""What a model calls most of the operations that are made of others, none of which is a product."""
+
+
 @cache
 def _hides_others(op: Any) -> bool:
     """Whether an operation is made of others, which may be products."""
-    return bool(op._can_decompose())
+    return op.overloadpacket not in WITHOUT_PRODUCTS and op._can_decompose()

@@ -217,7 +217,7 @@ def test_chains_as_long_as_the_schedules_gaps_cost_more_than_one_step(adapter, d
 
 def test_refiners_that_are_merged_at_i_steps_are_trained_not_to_move_them(adapter, data) -> None:
     """At full steps their output moves less than that of refiners which never saw one."""
-    options = {"refiner_iterations": 40, "refiner_learning_rate": 3e-3, "patience": None, "num_full_steps": 3}
+    options = {"refiner_iterations": 20, "refiner_learning_rate": 3e-3, "patience": None, "num_full_steps": 3}
     moved = {}
     for reach in ("gaps", "every"):
         made = trained_with(adapter, data, refiner_reach=reach, **options)

@@ -57,7 +57,8 @@ SOLVERS: dict[str, Solver] = {"tiny-dit": "ddim", "tiny-pixart": "dpm", "tiny-os
 
 @pytest.fixture(scope="module", params=SOLVERS)
 def model(request: pytest.FixtureRequest) -> Adapter:
-    return make_adapter(request.param, DEVICE)
+    """With two heads, because products take most of the time."""
+    return make_adapter(request.param, DEVICE, num_heads=2)
 
 
 def settings_of(adapter: Adapter) -> SamplerSettings:
@@ -141,7 +142,11 @@ def test_refiners_act_on_p_steps_alone(model: Adapter) -> None:
     assert torch.equal(*full)
 
 
-FEWER_TOKENS = {"tiny-dit": {"sample_size": 8}, "tiny-pixart": {"sample_size": 8}, "tiny-osp": {"sample_width": 4}}
+FEWER_TOKENS = {
+    "tiny-dit": {"sample_size": 8},
+    "tiny-pixart": {"sample_size": 8},
+    "tiny-osp": {"sample_height": 8, "sample_width": 4},
+}
 
 
 @pytest.mark.parametrize(
@@ -156,9 +161,9 @@ FEWER_TOKENS = {"tiny-dit": {"sample_size": 8}, "tiny-pixart": {"sample_size": 8
 def test_the_kernels_sample_alike(name: str, method: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full step and another through the kernels themselves, whose every part is tested in test_kernels.
 
-    Of few tokens, because many kernels have a program for each, which the interpreter takes milliseconds for."""
+    Of few tokens and heads, because kernels have programs for each, which the interpreter takes milliseconds for."""
     pytest.importorskip("triton")
-    model = make_adapter(name, DEVICE, **FEWER_TOKENS[name])
+    model = make_adapter(name, DEVICE, num_heads=2, **FEWER_TOKENS[name])
     plain, _ = sample(model, method, options, PlainBlocks, nfe=2, samples=1)
     monkeypatch.setattr(choice, "serves", lambda observed: True)
     fused, _ = sample(model, method, options, INTERPRETED, nfe=2, samples=1)

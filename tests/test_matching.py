@@ -225,16 +225,25 @@ def test_costs_that_depend_on_the_sample_are_matched_by_their_mean_over_batches(
 # --- rows of a suite, with what was trained for them
 
 
+NFE = 10
+"""Of those rows: as many steps as it takes for a router to have a setting within the tolerance."""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config, and its `ours` and `router` trained for an iteration or two."""
     folder = tmp_path_factory.mktemp("trained")
-    config = changed("samples/batch_size", 4)
+    config = changed("samples/batch_size", 2)
+    config["show"]["figure"]["nfe"] = NFE
+    for row in config["rows"].values():
+        row["nfe"] = NFE
+        if "options" in row:
+            row["options"]["num_full_steps"] //= 2
     config["defaults"]["tokencache"] |= dict.fromkeys(("predictor_iterations", "refiner_iterations"), 1)
     config["defaults"]["tokencache"] |= {"training_batch_size": 2, "alpha_samples": 2, "refiner_rank": 1}
-    config["rows"]["router"] = {"method": "learning_to_cache", "nfe": 20, "target": "ours"}
+    config["rows"]["router"] = {"method": "learning_to_cache", "nfe": NFE, "target": "ours"}
     config["rows"]["router"]["options"] = {"iterations": 1, "batch_size": 2, "threshold": 0.2}
-    config["rows"]["untrained"] = {"method": "learning_to_cache", "nfe": 20}
+    config["rows"]["untrained"] = {"method": "learning_to_cache", "nfe": NFE}
     suite = load_suite(written(folder, config))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -257,16 +266,22 @@ def test_what_macs_are_counted_from(suite: Suite) -> None:
     assert router.measure is None and router.estimate(suite["router"].method) is None
     assert set(router.artefacts.tables) == {"router"}
     none = basis_of(suite["none"])  # its schedule is that of the trained alpha-bar
-    assert none.measure is None and len(none.artefacts.alpha_bar) == 20
+    assert none.measure is None and len(none.artefacts.alpha_bar) == NFE
 
 
 def test_macs_that_depend_on_the_sample_are_those_of_a_run(suite: Suite) -> None:
     method, basis = suite["ours"].method, Calibration(suite, batches=3).basis(suite["ours"])
-    measured = basis.macs(suite.model.name, method, 20)
+    measured = basis.macs(suite.model.name, method, NFE)
     ready = ready_row(suite["ours"], load_adapter(suite))
-    start = CALIBRATION_INDEX + 2 * suite.samples.batch_size
+    size = suite.samples.batch_size
+    start = CALIBRATION_INDEX + 2 * size
     third = sample_batch(
-        ready.adapter, method, 20, sampler_settings(suite["ours"]), torch.arange(start, start + 4), ready.artefacts
+        ready.adapter,
+        method,
+        NFE,
+        sampler_settings(suite["ours"]),
+        torch.arange(start, start + size),
+        ready.artefacts,
     )
     assert len(measured) == 3 and measured[2] == third.macs["per_sample"]
 
@@ -283,12 +298,12 @@ def test_match_of_a_row(suite: Suite, capsys) -> None:
     artefacts = Calibration(suite).basis(suite["router"]).artefacts
     assert (
         record["macs"]
-        == macs_of(suite.model.name, with_knob(suite["router"].method, record["setting"]), 20, artefacts)["per_sample"]
+        == macs_of(suite.model.name, with_knob(suite["router"].method, record["setting"]), NFE, artefacts)["per_sample"]
     )
     assert len(record["target_macs_per_batch"]) == 1 and record["target_estimate"] is record["estimate"] is None
     assert main([*command[:-1], "2"]) == 0
     out = capsys.readouterr().out
-    assert "router on digits-dit, NFE 20: target" in out and "  target: mean of 2 calibration batches" in out
+    assert f"router on digits-dit, NFE {NFE}: target" in out and "  target: mean of 2 calibration batches" in out
     assert main(["match", "--suite", "mini.yaml", "--row", "fora", "--like", "untrained"]) == 0
     assert "  target: an estimate: it lacks a router: a row of learning_to_cache trains one" in capsys.readouterr().out
 
@@ -313,8 +328,8 @@ def test_a_row_settled_by_training_may_miss_by_the_tolerance(suite: Suite) -> No
     nearest = solve(
         suite.model.name,
         suite["router"].method,
-        20,
-        mean(basis_of(suite["ours"]).macs(suite.model.name, suite["ours"].method, 20)),
+        NFE,
+        mean(basis_of(suite["ours"]).macs(suite.model.name, suite["ours"].method, NFE)),
         basis=basis_of(suite["router"]),
     )
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from tcbench.config.speed import SpeedSuite
@@ -27,6 +26,8 @@ from tcbench.report.rows import replicates_of
 from tcbench.report.speed import render_speed
 from tcbench.report.verdicts import across_suites
 from tcbench.stages import publish, render
+
+from .conftest import not_laid_out
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 SUITES = sorted(path.parent.name for path in REFERENCE.glob("*/scores"))
@@ -72,8 +73,7 @@ def remade(request, tmp_path_factory):
         render.render_rivals(suite, copy)
     render.render_verdicts(suite, copy)
     render.render_grids(suite, copy)
-    with pytest.MonkeyPatch.context() as patch:  # laying figures out takes as long as drawing them, here 40 of them
-        patch.setattr(ConstrainedLayoutEngine, "execute", lambda self, figure: None)
+    with not_laid_out():  # 40 of them
         render.render_report(suite, copy)  # draws the figures, none of which is committed
     return committed, copy
 

@@ -17,6 +17,7 @@ from tcbench.rehearse.child import run_stage
 from tcbench.rehearse.reduced import BATCHES, ITERATIONS, reduced
 from tcbench.rehearse.sizes import FULL, TINY, SizeName
 from tests import official
+from tests.conftest import not_laid_out
 from tests.references import image_reward as reference
 
 
@@ -59,7 +60,8 @@ def test_every_stage_is_rehearsed_and_compared(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "there"))
     config, said = official.CONFIGS[0].with_name("paper-pixart-256-parti.yaml"), list[str]()
-    path = run.rehearse(config, Path("there"), "tiny", run=here, say=said.append)
+    with not_laid_out():
+        path = run.rehearse(config, Path("there"), "tiny", run=here, say=said.append)
     record = json.loads(path.read_text(encoding="utf-8"))
     assert path == tmp_path / "results" / "rehearsals" / "paper-pixart-256-parti.json"
     done = record["done"]

@@ -21,7 +21,7 @@ WORKFLOW = (*SLOW, "matplotlib.figure", "scipy.stats", "sklearn.datasets", "snak
 """And a workflow around them."""
 
 SERVER = """
-import gc, json, os, signal, socket, sys
+import atexit, gc, json, os, signal, socket, sys
 from importlib import import_module
 
 def reap(*_):  # so that their time counts as this process's
@@ -64,7 +64,14 @@ while True:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = arguments
-    sys.exit(getattr(import_module(module), function)())
+    try:
+        status = getattr(import_module(module), function)() or 0
+    except SystemExit as end:
+        status = end.code or 0
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # as a program ends, but for taking apart all that was imported, which would copy it
 """
 
 PROGRAM = """#!{python} -ISB

@@ -393,7 +393,7 @@ def save(figure: Figure, folder: Path, name: str, of: Mapping[str, str]) -> None
     figure gives the same bytes."""
     with sealed(Path(folder) / f"{name}.svg", of) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "tcbench"})
-    figure.set_layout_engine("none")  # it is laid out, which takes as long as drawing it
+    figure.set_layout_engine(None)  # it is laid out, which takes as long as drawing it; any other draws it once more
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=150)
     with sealed(Path(folder) / f"{name}.png", of) as temporary, Image.open(pixels) as picture:
