@@ -13,7 +13,7 @@ from tcbench.engine.fastest import fastest
 from tcbench.engine.plain import PlainBlocks
 from tcbench.method import Artefacts, Method
 from tcbench.models.adapter import Adapter, Prompt
-from tcbench.record.executed import Execution, PlanRecord
+from tcbench.record.executed import PlanRecord
 from tcbench.samplers import Sampler, SamplerSettings, ancestral_noise, make_sampler
 from tcbench.sampling import (
     MacTotals,
@@ -275,11 +275,6 @@ class Replay:
     def latents(self) -> Tensor:
         """Those of the last run, or of its last step so far."""
         return self._latents
-
-    @property
-    def execution(self) -> Execution:
-        """How units are executed."""
-        return self._blocks.execution
 
     @property
     def reads(self) -> int:

@@ -235,7 +235,8 @@ def everyone(
         joined: of a parallel block, attention and what stands beside it.
 
     Returns:
-        its output before its gate, [R, N, D], and of attention the queries, and keys and values that are tokens'
+        its output before its gate, [R, N, D]; of self-attention the queries, keys and values, of cross-attention the
+        queries
     """
     h = adapter.part_input(module, part, x_RND, gated)
     match adapter.kind(part):
@@ -247,11 +248,8 @@ def everyone(
         case "mix":
             keys, values = adapter.keys_values(module, h)
             queries = adapter.queries(module, h)
-            return (adapter.joined if joined else adapter.mix)(module, h, queries, keys, values), (
-                queries,
-                keys,
-                values,
-            )
+            mix = adapter.joined if joined else adapter.mix
+            return mix(module, h, queries, keys, values), (queries, keys, values)
 
 
 def part_of_rows(adapter: Adapter, site: Site, rows_K: Tensor, x_RND: Tensor, gated: Gated) -> Tensor:
