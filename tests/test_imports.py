@@ -125,6 +125,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
         ("engine/blocks", {"plan", "record"}),
         ("engine/merging", {"engine", "models", "plan"}),
         ("engine/plain", {"engine", "method", "models", "plan", "record"}),
+        ("engine/ahead", {"method", "models"}),
         ("engine/compiled", {"engine", "errors", "method", "models", "record"}),
         ("engine/fused", {"engine", "kernels", "method", "models", "plan", "record"}),
         ("engine/fastest", {"engine", "models"}),

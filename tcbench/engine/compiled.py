@@ -2,17 +2,19 @@
 
 Compiled are a part of all tokens, from the stream to its output, and the sum behind it; blocks of one class share the
 code. What few tokens compute, whose number changes from step to step and block to block, is left to the model's own
-layers. Operations are fused, so in 16 bits results differ from `PlainBlocks` by rounding (tests/test_compiled.py).
+layers. Modulation of all steps is made when the run starts. Results differ from `PlainBlocks` by rounding, because
+operations are fused and products have other sizes (tests/test_compiled.py).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tcbench.engine.ahead import Ahead
 from tcbench.engine.cache import Cache
 from tcbench.engine.plain import PlainBlocks, everyone
 from tcbench.errors import UserError
@@ -49,6 +51,15 @@ class CompiledBlocks(PlainBlocks):
     def __init__(self, adapter: Adapter, run: Run, cache: Cache, compiler: Compiler = "inductor") -> None:
         super().__init__(adapter, run, cache)
         self._compiler, self._tokens = compiler, run.shape.joint_text + run.shape.num_tokens
+        self._ahead = Ahead(adapter, run)
+
+    def prepare(self, context: Any) -> None:
+        """Make what modulates all steps."""
+        self._ahead.prepare(context)
+
+    def condition(self, step: int, context: Any) -> Any:
+        """What conditions the rows at a step."""
+        return self._ahead.condition(step)
 
     def everyone(
         self, module: Any, part: str, x_RND: Tensor, gated: Gated, joined: bool
@@ -71,6 +82,9 @@ class CompiledBlocks(PlainBlocks):
             value, _ = self.everyone(module, part, x, gated, joined)
             x = self.gated_sum(x, gated, value)
         return x
+
+    def _modulation(self, block: int) -> Mapping[str, Gated]:
+        return self._ahead.modulation(self.step, block)
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return _compiled(function, self._compiler)

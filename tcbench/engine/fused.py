@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tcbench.engine.ahead import Ahead
 from tcbench.engine.cache import Cache
 from tcbench.engine.merging import merge, part_of_groups, unmerge
 from tcbench.engine.plain import part_of_rows, value_norms
@@ -60,26 +61,20 @@ class FusedBlocks:
         self.adapter, self.run, self.cache, self.backend = adapter, run, cache, backend
         self._attention = SelfAttention(adapter.spec.num_heads, adapter.rotary, backend)
         self._eps = {part: _eps_before(part, adapter) for part in adapter.shape.kinds}
-        self._rows = len(run.sample_index) * run.rows_per_sample
-        self._timesteps = torch.tensor(run.timesteps, device=adapter.device)
-        self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype)
-        self._ones = self._ones.expand(self._rows, -1)
+        self._ahead = Ahead(adapter, run)
+        rows = len(run.sample_index) * run.rows_per_sample
+        self._ones = torch.ones(1, adapter.spec.width, device=adapter.device, dtype=adapter.dtype).expand(rows, -1)
         self._qkv: dict[int, Tensor] = {}  # whose key and value parts the cache holds
 
     # --- a run
 
     def prepare(self, context: Any) -> None:
-        """Make conditions and modulations of all steps; they depend on timesteps and prompts alone."""
-        self._conditions = self.adapter.condition(self._timesteps.repeat_interleave(self._rows), context)
-        self._modulations = [self.adapter.modulation(module, self._conditions) for module in self.adapter.blocks]
-        self._final = self.adapter.final_modulation(self._conditions)
+        """Make what modulates all steps."""
+        self._ahead.prepare(context)
 
     def condition(self, step: int, context: Any) -> Any:
         """What conditions the rows at a step."""
-        return self._conditions[self._rows_of(step)]
-
-    def _rows_of(self, step: int) -> slice:
-        return slice(step * self._rows, (step + 1) * self._rows)
+        return self._ahead.condition(step)
 
     # --- the stream
 
@@ -221,7 +216,7 @@ class FusedBlocks:
 
     def unembed(self, condition: Any) -> Tensor:
         """The model's output."""
-        shift, scale = (whole[self._rows_of(self._step)].squeeze(1) for whole in self._final)
+        shift, scale = (whole.squeeze(1) for whole in self._ahead.final(self._step))
         return self.adapter.final_layer(self._advance((shift, scale), self.adapter.model.norm_out.eps))
 
     # --- layers
@@ -231,11 +226,7 @@ class FusedBlocks:
 
     def _parts(self, block: int) -> Mapping[str, Gated]:
         """What the block's parts need at this step."""
-        here = self._rows_of(self._step)
-        return {
-            part: gated[here] if isinstance(gated, Modulation) else gated
-            for part, gated in self._modulations[block].items()
-        }
+        return self._ahead.modulation(self._step, block)
 
     def _chosen(self, who: Tokens) -> Chosen:
         index, tokens = who.index_RK, self.run.shape.num_tokens

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -92,15 +92,20 @@ Gated = Any
 
 
 @dataclass(frozen=True)
-class Modulation:
+class OfRows:
+    """What has a line for every row of the condition that it was made of, in all its fields."""
+
+    def __getitem__(self, rows: slice) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Modulation(OfRows):
     """Shift and scale of a part's normalised input, and gate of its output, each [R, 1, D]."""
 
     shift: Tensor
     scale: Tensor
     gate: Tensor
-
-    def __getitem__(self, rows: slice) -> "Modulation":
-        return Modulation(self.shift[rows], self.scale[rows], self.gate[rows])
 
 
 def rows_of(gated: Gated, rows_K: Tensor) -> Gated:

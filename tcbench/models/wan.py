@@ -39,6 +39,9 @@ class WanCondition:
     timestep_RD: Tensor
     context: WanContext
 
+    def __getitem__(self, rows: slice) -> "WanCondition":
+        return WanCondition(self.modulation_R6D[rows], self.timestep_RD[rows], self.context)
+
 
 class WanAdapter(Adapter):
     """Block-wise access to a Wan 2.1."""
