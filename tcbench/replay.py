@@ -329,7 +329,7 @@ class Replay:
         fresh = partial(make_sampler, self._adapter, self.nfe, self._settings, self._sample_index, draw)
         sampler: Sampler = fresh()  # because multistep samplers remember
         if end and not sampler.captures:
-            sampler = self._between = _Between(fresh, self._inputs.noise, end)
+            sampler = self._between = _Between(sampler, fresh, self._inputs.noise, end)
         self._steps = denoise(self._passes, sampler, self._inputs.noise, self._inputs.prompt)
 
     @torch.inference_mode()
@@ -378,15 +378,16 @@ class _Between:
     """A sampler whose steps are taken between graphs, and taken again after every repetition of the graph before.
 
     Args:
-        fresh: makes the sampler of a run.
+        sampler: of the run that is captured.
+        fresh: makes the sampler of a repetition.
         like: latents.
         end: ends the graph that is captured.
     """
 
     captures: ClassVar[bool] = True
 
-    def __init__(self, fresh: Callable[[], Sampler], like: Tensor, end: Callable[[], object]) -> None:
-        self._fresh, self._sampler, self._end = fresh, fresh(), end
+    def __init__(self, sampler: Sampler, fresh: Callable[[], Sampler], like: Tensor, end: Callable[[], object]) -> None:
+        self._sampler, self._fresh, self._end = sampler, fresh, end
         self._x = torch.empty_like(like)  # where the graphs read latents, from the second step on
         self._given: list[tuple[Tensor, Tensor, Tensor | None]] = []
 

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from tcbench.method import Run
-from tcbench.models.adapter import Adapter, Gated, OfRows
+from tcbench.models.adapter import Adapter, Gated, rows_of
+from tcbench.models.text_adapter import Cross
 
 
 class Ahead:
     """Conditions and modulation of all steps at once: they depend on timesteps and prompts alone.
 
-    Weights that modulate are then read once a run, not once a step. Made before a run is captured, because timesteps
-    come from the host.
+    Weights that modulate are then read once a run, not once a step. It is made before a run is captured, because
+    timesteps come from the host; what `prepare` does is captured.
     """
 
     def __init__(self, adapter: Adapter, run: Run) -> None:
@@ -33,9 +34,9 @@ class Ahead:
         return self._condition[self._at(step)]
 
     def modulation(self, step: int, block: int) -> Mapping[str, Gated]:
-        """What the block's parts need at a step (`Adapter.modulation`); some of it is the same at all steps."""
-        parts = self._modulation[block].items()
-        return {part: gated[self._at(step)] if isinstance(gated, OfRows) else gated for part, gated in parts}
+        """What the block's parts need at a step (`Adapter.modulation`); the text is the same at all."""
+        parts, rows = self._modulation[block].items(), self._at(step)
+        return {part: gated if isinstance(gated, Cross) else rows_of(gated, rows) for part, gated in parts}
 
     def final(self, step: int) -> tuple[Tensor, ...]:
         """(shift, scale) before the final layer at a step (`Adapter.final_modulation`)."""

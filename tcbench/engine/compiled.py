@@ -33,7 +33,11 @@ Compiler = str | Callable[..., Any]
 
 
 def can_compile(adapter: Adapter) -> bool:
-    """Whether `CompiledBlocks` serves this model where it is, and is not switched off."""
+    """Whether `CompiledBlocks` serves this model where it is, and is not switched off.
+
+    Raises:
+        UserError: the switch says something else.
+    """
     if (said := os.environ.get(SWITCH)) not in (None, "off"):
         raise UserError(f"{SWITCH}={said}: is not known; set it to off, or unset it")
     return adapter.compiles and adapter.device.type == "cuda" and not said
@@ -96,7 +100,7 @@ def _gated_sum(adapter: Adapter, x_RND: Tensor, gated: Gated, value_RND: Tensor)
 
 @cache
 def _compiled(function: Callable[..., Any], compiler: Compiler) -> Callable[..., Any]:
-    """Compiled for shapes as they come, and refused if a piece of it cannot be."""
+    """Compiled for shapes as they come; a UserError if a piece of it cannot be."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
 
     @wraps(function)

@@ -58,13 +58,11 @@ class PlainBlocks:
 
     def whole(self, block: int, who: All | Nothing | Tokens, decision: Decision | None) -> None:
         """A block whose update is one unit, or a parallel one that is left to be computed."""
-        if decision is None:
-            self.stream = self.block(self.adapter.blocks[block], self.stream, self._condition)
-            return
         unit = Block(block)
         if isinstance(who, Tokens):
             who = who.settled()
         if isinstance(who, Nothing):
+            assert decision is not None
             self.add(self.cache.read(unit, decision.fill, self.step))
             return
         index = self._places(who)
@@ -75,7 +73,9 @@ class PlainBlocks:
                 continue  # the projection behind attention has joined it
             value = self._compute(Site(block, name), after, gated, decision, index, joined)
             after = self.gated_sum(after, gated, value)
-        if index is None:
+        if decision is None:
+            self.stream = after
+        elif index is None:
             self.cache.store(unit, after - before, self.step, decision.fill)
             self.stream = after
         else:
@@ -171,7 +171,7 @@ class PlainBlocks:
         """
         module = self.adapter.blocks[site.block]
         if index_RK is not None:
-            return self._few(site, module, x_RKD, gated, decision, index_RK, joined)
+            return self._few(site, x_RKD, gated, decision, index_RK, joined)
         value, seen = self.everyone(module, site.part, x_RKD, gated, joined)
         if decision:
             self._store_seen(site, seen, gated, decision)
@@ -196,7 +196,6 @@ class PlainBlocks:
     def _few(
         self,
         site: Site,
-        module: Any,
         x_RKD: Tensor,
         gated: Gated,
         decision: Decision | None,
@@ -205,6 +204,7 @@ class PlainBlocks:
     ) -> Tensor:
         """Compute a part for some tokens, which attend to what is decided."""
         adapter, block, kind = self.adapter, site.block, self.run.shape.kind(site)
+        module = adapter.blocks[block]
         h = adapter.part_input(module, site.part, x_RKD, gated)
         if kind == "pointwise":
             return adapter.pointwise(module, h)

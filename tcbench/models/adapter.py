@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -92,15 +92,7 @@ Gated = Any
 
 
 @dataclass(frozen=True)
-class OfRows:
-    """What has a line for every row of the condition that it was made of, in all its fields."""
-
-    def __getitem__(self, rows: slice) -> Self:
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-
-@dataclass(frozen=True)
-class Modulation(OfRows):
+class Modulation:
     """Shift and scale of a part's normalised input, and gate of its output, each [R, 1, D]."""
 
     shift: Tensor
@@ -108,7 +100,7 @@ class Modulation(OfRows):
     gate: Tensor
 
 
-def rows_of(gated: Gated, rows_K: Tensor) -> Gated:
+def rows_of(gated: Gated, rows_K: Tensor | slice) -> Gated:
     """What modulation says of a part for some rows alone: every tensor in it has a line a row."""
     if isinstance(gated, Tensor):
         return gated[rows_K]

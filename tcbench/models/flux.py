@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from tcbench.models.adapter import Adapter, Family, Modulation, OfRows, Text, TransformerBlock
+from tcbench.models.adapter import Adapter, Family, Modulation, Text, TransformerBlock
 from tcbench.models.layers import turn_pairs
 from tcbench.models.specs import FluxSpec
 
@@ -31,7 +31,7 @@ class FluxContext:
 
 
 @dataclass(frozen=True)
-class Joint(OfRows):
+class Joint:
     """Modulation of the text's tokens and of the image's."""
 
     text: Modulation
