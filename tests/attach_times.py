@@ -4,8 +4,8 @@
     python -m tests.attach_times --size toy                    # the same code on a CPU, in seconds
 
 What somebody gains who writes `tcbench.enable_cache(pipe, ...)` and calls the pipeline as ever: in 16 bits, eager, the
-pipeline's own scheduler, decoding included. What a method cannot touch, the scheduler and decoding, is in a
-call's time.
+pipeline's own scheduler, decoding included. What a method cannot touch, the scheduler and decoding, is in a call's
+time.
 """
 
 import argparse
@@ -68,31 +68,29 @@ def make_pipeline(name: str, size: dict[str, Any], device: torch.device) -> tupl
     vae = AutoencoderKL(**size["vae"]).eval().to(device, dtype)
     batch, steps = size["batch"], size["steps"][name]
 
-    def generators() -> list[torch.Generator]:
-        return [torch.Generator(device).manual_seed(number) for number in range(batch)]
-
+    arguments: dict[str, Any]
     if name == "dit":
         pipe = DiTPipeline(transformer, vae, DDIMScheduler())
-        labels = list(range(batch))
-        call = lambda: pipe(labels, num_inference_steps=steps, generator=generators()[0])  # noqa: E731
+        arguments = {"class_labels": list(range(batch))}
     else:
         pipe = PixArtAlphaPipeline(
             tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=DPMSolverMultistepScheduler()
         )
         states = torch.randn(batch, spec.caption_tokens, spec.caption_channels).to(device, dtype)
-        mask = torch.ones(states.shape[:2], device=device)
-        call = lambda: pipe(  # noqa: E731
-            prompt_embeds=states,
-            prompt_attention_mask=mask,
-            negative_prompt=None,
-            negative_prompt_embeds=states.flip(1),
-            negative_prompt_attention_mask=mask,
-            num_inference_steps=steps,
-            generator=generators(),
-            height=pipe.vae_scale_factor * spec.sample_size,
-            width=pipe.vae_scale_factor * spec.sample_size,
-            use_resolution_binning=False,
-        )
+        mask, side = torch.ones(states.shape[:2], device=device), pipe.vae_scale_factor * spec.sample_size
+        arguments = {
+            **{"prompt_embeds": states, "prompt_attention_mask": mask},
+            **{
+                "negative_prompt": None,
+                "negative_prompt_embeds": states.flip(1),
+                "negative_prompt_attention_mask": mask,
+            },
+            **{"height": side, "width": side, "use_resolution_binning": False},
+        }
+
+    def call() -> Any:
+        return pipe(**arguments, num_inference_steps=steps, generator=torch.Generator(device).manual_seed(0))
+
     pipe.set_progress_bar_config(disable=True)
     return pipe, call
 

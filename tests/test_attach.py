@@ -45,6 +45,7 @@ from tcbench.registry import make_method
 from tcbench.samplers import Chain, ReferenceDDIM, ReferenceDPMSolver, SamplerSettings
 from tcbench.sampling import Passes, denoise
 from tcbench.training.caching import train
+from tests import attach_times
 from tests.floors import TRAJECTORY, assert_close
 
 NFE, SCALE, SIZE, CAPTION = 6, 3.0, 8, (5, 32)
@@ -633,3 +634,10 @@ print(sorted({"torch", "diffusers", "numpy.random"} & set(sys.modules)))
     with pytest.raises(AttributeError, match="module 'tcbench' has no attribute 'enable'"):
         tcbench.enable  # noqa: B018
     assert all(getattr(tcbench, name) for name in tcbench.__all__)
+
+
+def test_the_measurement_at_full_size_runs_at_toy_size() -> None:
+    """`tests/attach_times.py`, which needs a GPU to mean something."""
+    rows = attach_times.main(["--size", "toy"])["rows"]
+    assert [row["pipeline"] for row in rows] == ["dit"] * 4 + ["pixart"] * 4
+    assert all(row["mac_ratio"] > 1.5 and row["cache_bytes"] for row in rows if row["method"])
