@@ -313,6 +313,9 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and `files`, again")
     sub.add_argument("--minutes", type=float, metavar="N", help="begin no other stage after so many")
     sub.add_argument("--batches", type=int, default=4, metavar="N", help="of samples of a row (default: %(default)s)")
+    sub.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="these, with what they need (default: one of every method)"
+    )
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -580,7 +583,12 @@ def _forecast(parsed: argparse.Namespace) -> None:
 def _rehearse(parsed: argparse.Namespace) -> None:
     from tcbench.rehearse.run import rehearse
 
-    print(rehearse(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes, batches=parsed.batches))
+    path = rehearse(
+        *(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes),
+        batches=parsed.batches,
+        rows=parsed.rows,
+    )
+    print(path)
 
 
 def _demo(parsed: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from tcbench.record.files import read_json, write_json
 from tcbench.rehearse import layouts, run
 from tcbench.rehearse.child import run_stage
 from tcbench.rehearse.reduced import BATCHES, ITERATIONS, reduced
-from tcbench.rehearse.sizes import FULL, TINY, SizeName
+from tcbench.rehearse.sizes import FULL, TINY, SizeName, write_stand_ins
 from tests import official
 from tests.conftest import not_laid_out
 from tests.references import image_reward as reference
@@ -43,6 +43,18 @@ def test_image_rewards_tensors_are_named_as_recorded() -> None:
         torch.Size(shape).numel() for shape in layouts.image_reward_shapes(FULL.vision, FULL.text).values()
     )
     assert 4.4e8 < parameters < 4.9e8  # 1.8 GB
+
+
+def test_a_folder_is_filled_though_a_file_in_it_is_listed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite = load_suite(official.CONFIGS[0].with_name("paper-wan.yaml"))
+    listed = {name: suite.files[name] for name in ("training_captions", "training")}
+    assert listed["training_captions"].path.parent == listed["training"].path
+    write_stand_ins(suite.model_copy(update={"files": listed}), "tiny")
+    assert len([*Path(listed["training"].path).rglob("*.mp4")]) == len(TINY.videos)
+    assert listed["training_captions"].path.is_file()
 
 
 def test_drawn_weights_keep_sizes() -> None:
@@ -103,6 +115,11 @@ def test_a_stage_that_fails_is_named_and_pieces_go_on(tmp_path: Path, monkeypatc
     assert not ran and "not begun after" in said[0]
     with pytest.raises(UserError, match="--only trane: give some of files, encode"):
         run.rehearse(config, Path("there"), "tiny", only=["trane"], run=pretend)
+    with pytest.raises(UserError, match=r"rows: suite paper-dit-256 has no row 'nfe50-foro'; did you mean 'nfe50-fora"):
+        run.rehearse(config, Path("there"), "tiny", run=pretend, rows=["nfe50-foro"])
+    run.rehearse(config, Path("there"), "tiny", minutes=-1, run=pretend, say=said.append, rows=["nfe20-none11"])
+    rows = yaml.safe_load(Path("there", run.CONFIG).read_text(encoding="utf-8"))["rows"]
+    assert [*rows] == ["nfe20-uncached", "nfe20-tokencache", "nfe20-none11"], "what a row compares with and trains"
     with pytest.raises(UserError, match="--batches 1: an interval takes two shards"):
         run.rehearse(config, Path("there"), "full", run=pretend, batches=1)
     assert main(["rehearse", str(config), "--into", "there", "--size", "tiny", "--only", "trane"]) == 2

@@ -1,23 +1,30 @@
 """A suite's config with few rows, samples and iterations: every batch, network and stage as large as the suite's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcbench.config.suite import Suite
+from tcbench.errors import UserError, did_you_mean
 from tcbench.rehearse.sizes import SizeName
 
 ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-3
 """Of everything that is trained; of samples; of a predictor, so that what few iterations learn shows."""
 
 
-def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName, batches: int = BATCHES) -> dict[str, Any]:
+def reduced(
+    suite: Suite, settings: Mapping[str, Any], size: SizeName, batches: int = BATCHES, asked: Sequence[str] = ()
+) -> dict[str, Any]:
     """The config of a rehearsal.
 
     Args:
         suite: as `settings` says it.
         batches: of samples, and no more samples to calibrate with.
+        asked: rows, which bring what they refer to; a row of every method if none is named.
+
+    Raises:
+        UserError: the suite has no such row.
     """
-    rows, tiny = _rows(suite), size == "tiny"
+    rows, tiny = _rows(suite, asked), size == "tiny"
     batch = 1 if tiny else suite.samples.batch_size
     samples = {
         "count": 8 if tiny else batches * batch,
@@ -47,13 +54,15 @@ def reduced(suite: Suite, settings: Mapping[str, Any], size: SizeName, batches: 
     return {**settings, **changed}
 
 
-def _rows(suite: Suite) -> list[str]:
-    """A row of every method, at as few steps as it has any, with what these rows refer to, in the suite's order."""
-    chosen: dict[str, str] = {}
+def _rows(suite: Suite, asked: Sequence[str]) -> list[str]:
+    """Those asked for, or a row of every method at as few steps as it has any; with what these refer to, in order."""
+    if unknown := [name for name in asked if name not in suite.rows]:
+        raise UserError(f"rows: suite {suite.suite} has no row {unknown[0]!r}; {did_you_mean(unknown[0], suite.rows)}")
+    of_methods: dict[str, str] = {}
     for name, row in sorted(suite.rows.items(), key=lambda item: item[1].nfe):
-        chosen.setdefault(row.method, name)
-    needed = {*chosen.values()}
-    for name in chosen.values():
+        of_methods.setdefault(row.method, name)
+    needed = {*(asked or of_methods.values())}
+    for name in [*needed]:
         needed |= {entry.name for entry in (suite[name].reference, suite[name].trained_as) if entry}
     needed |= {suite[name].reference.name for name in needed}
     return [name for name in suite.rows if name in needed]

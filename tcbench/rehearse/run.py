@@ -23,6 +23,7 @@ from tcbench.forecast.text import size as bytes_of
 from tcbench.forecast.work import Job
 from tcbench.outside.places import PACKAGE
 from tcbench.record.files import digest, read_json, write_json, write_text
+from tcbench.record.provenance import collect
 from tcbench.rehearse.reduced import BATCHES, reduced
 from tcbench.rehearse.sizes import SizeName, networks
 
@@ -48,6 +49,7 @@ def rehearse(
     run: Runner | None = None,
     say: Callable[[str], object] = print,
     batches: int = BATCHES,
+    rows: Sequence[str] = (),
 ) -> Path:
     """Write stand-ins for what a suite names into a folder and run every stage there that did not run yet.
 
@@ -56,6 +58,7 @@ def rehearse(
         minutes: after so many no other job is begun.
         run: runs a stage; in a process of its own, if not given.
         batches: of samples of each row.
+        rows: of the suite, with what they refer to; a row of every method if none is named.
 
     Returns:
         results/rehearsals/<suite>.json of the working directory, which was added to after every stage.
@@ -69,7 +72,7 @@ def rehearse(
         raise UserError(f"--batches {batches}: an interval takes two shards, of a batch each; give 2 or more")
     settings = read_document(config).value
     with networks(size):
-        small = reduced(load_suite(config), settings, size, batches)
+        small = reduced(load_suite(config), settings, size, batches, rows)
         into.mkdir(parents=True, exist_ok=True)
         write_text(into / CONFIG, yaml.safe_dump(small, sort_keys=False))
         target = (RECORDS / f"{small['suite']}.json").resolve()
@@ -87,7 +90,7 @@ def _run_all(
     run: Runner,
     say: Callable[[str], object],
 ) -> None:
-    record, began = _begun(suite, size), time.monotonic()
+    record, began, started = _begun(suite, size), time.monotonic(), time.time()
     for job in _jobs(suite):
         name = f"{job.stage} {job.of}".strip()
         files_too = job.stage == FILES and not only  # those that are there are left as they are
@@ -97,6 +100,7 @@ def _run_all(
             say(f"{name} and what follows: not begun after {minutes:g} minutes; run the same command to go on")
             break
         record["done"][name] = _ran(job, name, size, run, say)
+        record["provenance"] = collect(suite.model_dump(mode="json"), [suite.samples.seed], started)
         for path in (STATE, target):
             write_json(path, record)
     say(compared(record))

@@ -179,9 +179,10 @@ def write_stand_ins(suite: Suite, size: SizeName) -> list[Path]:
         KeyError: the config lists a file that nothing here imitates.
     """
     writers, written = _writers(suite, size), []
-    for name in suite.files.keys() - NOT_HERE:
-        path, holds = locate(suite.files[name].path.expanduser()), suite.files[name].holds
-        # one may lie in another, whose folder is then there, without what it holds
+    paths = {name: locate(suite.files[name].path.expanduser()) for name in suite.files.keys() - NOT_HERE}
+    # a folder before the files in it, which would make it be there without what it holds
+    for name, path in sorted(paths.items(), key=lambda item: len(item[1].parts)):
+        holds = suite.files[name].holds
         if not path.exists() or (holds and not any((path / held).exists() for held in holds)):
             path.parent.mkdir(parents=True, exist_ok=True)
             writers[name](path)
