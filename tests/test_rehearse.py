@@ -52,8 +52,8 @@ def test_a_folder_is_filled_though_a_file_in_it_is_listed_first(
     suite = load_suite(official.CONFIGS[0].with_name("paper-wan.yaml"))
     listed = {name: suite.files[name] for name in ("training_captions", "training")}
     assert listed["training_captions"].path.parent == listed["training"].path
-    write_stand_ins(suite.model_copy(update={"files": listed}), "tiny")
-    assert len([*Path(listed["training"].path).rglob("*.mp4")]) == len(TINY.videos)
+    write_stand_ins(suite.model_copy(update={"files": listed}), "full")
+    assert len([*Path(listed["training"].path).rglob("*.mp4")]) == len(FULL.videos)
     assert listed["training_captions"].path.is_file()
 
 

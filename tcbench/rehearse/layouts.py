@@ -516,8 +516,8 @@ def write_mixkit_captions(path: Path, lengths: Sequence[int] = MIXKIT) -> None:
 
 
 def grey(number: int) -> int:
-    """Of the right half of a frame of `write_video`."""
-    return 20 + 4 * number
+    """Of the right half of a frame of `write_video`; again from the start after 59 frames."""
+    return 20 + 4 * (number % 59)
 
 
 def write_video(path: Path, frames: int, rate: int = 24, times: Sequence[int] | None = None, side: int = 64) -> None:
