@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from tcbench.budget.borrowing import check_borrowing
 from tcbench.budget.costing import macs_of
 from tcbench.budget.reaching import reach
 from tcbench.cli import main
-from tcbench.config.fields import Rivals
+from tcbench.config.fields import Rivals, Row
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
@@ -41,6 +42,11 @@ DECLARED = {
 def declaring(**changes: Any) -> Suite:
     """The smoke suite with rivals."""
     return altered(load_suite(SMOKE), {"rivals": Rivals.model_validate(DECLARED | changes)})
+
+
+def with_rows(suite: Suite, rows: dict[str, Any]) -> Suite:
+    """The same with further rows."""
+    return altered(suite, {"rows": suite.rows | {name: Row.model_validate(row) for name, row in rows.items()}})
 
 
 # --- solving
@@ -111,9 +117,34 @@ def test_what_needs_a_schedule_borrows_it() -> None:
     assert suite.rival_suite["rivals-tome"].row.artefacts_from == "nfe4-tokencache"
 
 
+def test_a_method_can_be_trained_anew_for_the_table() -> None:
+    anew = {"iterations": 7, "batch_size": 4}
+    declared = {"methods": {"fewer_steps": {}, "learning_to_cache": {}}}
+    rows = {"nfe4-l2c": {"method": "learning_to_cache", "nfe": 4, "options": {"cost_weight": 0.01}}}
+    part = with_rows(declaring(**declared), rows).rival_suite
+    assert part is not None and part["rivals-learning_to_cache"].row.artefacts_from == "nfe4-l2c"
+    part = with_rows(declaring(**declared, anew={"learning_to_cache": anew}), rows).rival_suite
+    assert part is not None and part["rivals-learning_to_cache"].trains
+    assert part["rivals-learning_to_cache"].row.options == anew, "none of the suite's row"
+
+
+def test_what_is_tried_may_not_change_what_was_trained() -> None:
+    rows = {"nfe4-l2c": {"method": "learning_to_cache", "nfe": 4}}
+    tried = {"fewer_steps": {}, "fora": {"placement": ["end"]}, "learning_to_cache": {"cost_weight": [5e-6, 0.1]}}
+    with pytest.raises(UserError) as refused:
+        check_borrowing(with_rows(declaring(methods=tried), rows))
+    assert str(refused.value) == (
+        "rivals.methods.learning_to_cache.cost_weight: changes what nfe4-l2c was trained with; "
+        "name it under `rivals.anew`, which trains once more"
+    )
+    check_borrowing(with_rows(declaring(methods=tried | {"learning_to_cache": {"cost_weight": [5e-6]}}), rows))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"anew": {"tome": {}}}, "rivals.anew.tome: is not among `rivals.methods`; add it there"),
+        ({"anew": {"smoothcache": {"calibration_samples": 0}}}, "rivals.anew.smoothcache"),
         ({"nfe": 5}, "rivals.nfe: nothing to compare with; add a row with method: uncached, nfe: 5"),
         ({"methods": {"fora": {}}}, "rivals.methods: lacks fewer_steps"),
         ({"methods": {"fewer_steps": {}, "uncached": {}}}, "rivals.methods.uncached: has no knob"),

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tcbench.budget.costing import run_of_shapes
-from tcbench.config.suite import Entry, Suite
+from tcbench.config.suite import RIVALS, Entry, Suite
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, refuse_lacking
 from tcbench.record.records import TRAINED, Trained
+from tcbench.registry import make_method
 from tcbench.trainable import Trainable, TrainRefiners, described
 
 
@@ -24,8 +25,28 @@ def check_borrowing(suite: Suite) -> None:
                 check_training(entry)
             except UserError as error:
                 problems.append(str(error))
+    problems += _rivals_that_train_otherwise(suite)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _rivals_that_train_otherwise(suite: Suite) -> list[str]:
+    """Methods of the table of rivals whose values to try are read in training: nothing is trained between trials."""
+    problems = []
+    for method, tried in suite.rivals.methods.items() if suite.rivals and suite.rival_suite else ():
+        source = suite.rival_suite[f"{RIVALS}-{method}"].trained_as
+        if source is None or source.method.name != method:
+            continue
+        run = run_of_shapes(source.suite.model.name, source.nfe)
+        stages = source.method.training(run)
+        for option, value in ((option, value) for option, values in tried.items() for value in values):
+            if make_method(method, source.method.model_dump() | {option: value}).training(run) != stages:
+                problems.append(
+                    f"rivals.methods.{method}.{option}: changes what {source.name} was trained with; "
+                    "name it under `rivals.anew`, which trains once more"
+                )
+                break
+    return problems
 
 
 def check_training(entry: Entry) -> None:

@@ -266,10 +266,11 @@ def _rivals(it: _Suite) -> Problems:
     if rivals.samples and rivals.samples < 2 * suite.samples.group_size:
         yield Problem((*place, "samples"), f"an interval needs two shards of {suite.samples.group_size}; give more")
     for name, tried in rivals.methods.items():
+        anew = rivals.anew.get(name, {})
         try:
-            method = make_method(name, suite.defaults.get(name, {}))
+            method = make_method(name, suite.defaults.get(name, {}) | anew)
         except UserError as error:
-            yield Problem((*place, "methods", name), str(error))
+            yield Problem((*place, "anew" if anew else "methods", name), str(error))
             continue
         if method.knob is None:
             yield Problem((*place, "methods", name), "has no knob, so it meets no budget; remove it")
@@ -279,6 +280,8 @@ def _rivals(it: _Suite) -> Problems:
                 yield Problem((*place, "methods", name), says)
             elif not values:
                 yield Problem((*place, "methods", name, option), "give values to try")
+    for name in rivals.anew.keys() - rivals.methods.keys():
+        yield Problem((*place, "anew", name), "is not among `rivals.methods`; add it there")
     if it.has_all_rows:
         if not any(row.method == "uncached" and row.nfe == rivals.nfe for row in suite.rows.values()):
             yield Problem(
@@ -298,7 +301,8 @@ def _rival_rows(it: _Suite, rivals: Rivals) -> Problems:
     for problem in (*_methods(inner), *_rows(inner)):
         if problem.field[1] in own:
             method = str(problem.field[1]).removeprefix(f"{RIVALS}-")
-            yield Problem(("rivals", "methods", method, *problem.field[2:]), problem.says)
+            field = ("anew", method) if method in rivals.anew else ("methods", method)
+            yield Problem(("rivals", *field, *problem.field[2:]), problem.says)
 
 
 def _bases(place: Field, ablation: Ablation) -> Iterator[tuple[Field, str]]:

@@ -568,7 +568,10 @@ class Rivals(Strict):
     methods: dict[MethodName, dict[str, list[Any]]] = Field(min_length=1)
     """What is compared. A method has the options and the training of the first row with it at this nfe, otherwise the
     suite's defaults; its knob is solved. Values of further options are tried in their order, all combinations, where
-    those before do not reach a budget."""
+    those before do not reach a budget; none may change what is trained."""
+    anew: dict[MethodName, dict[str, Any]] = {}
+    """Methods that are trained for this table alone, with these options beside the suite's defaults: a router that
+    closes fewer gates than the one of the suite's row, say."""
 
 
 class File(Strict):

@@ -609,12 +609,14 @@ def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
             for name, row in suite.rows.items()
             if (row.method, row.nfe) == (method, rivals.nfe) and not (row.searched or row.full_steps_of)
         )
-        if name := next(fits, None):
+        anew = rivals.anew.get(method)
+        if anew is None and (name := next(fits, None)):
             rows[method] = {"base": name, "label": suite[name].method.label}
         else:
-            made = make_method(method, suite.defaults.get(method, {}))
+            made = make_method(method, suite.defaults.get(method, {}) | (anew or {}))
             learned = getattr(made, "schedule", None) in ("adaptive", "reversed") and not made.trains
-            rows[method] = {"method": method, "label": made.label} | ({"artefacts_from": predictor} if learned else {})
+            borrowed = {"artefacts_from": predictor} if learned else {}
+            rows[method] = {"method": method, "label": made.label, "options": anew or {}} | borrowed
     described = {"title": "Rivals", "question": "Which method is best at equal MACs?", "base": uncached, "rows": rows}
     return Ablation.model_validate(described | {"samples": rivals.samples})
 
