@@ -144,6 +144,12 @@ def test_an_ablation_of_a_suite_of_single_rows_is_shared_out_on_cards(smoke: Sui
     assert shared == {name: len(ablation.own) for name, ablation in single.ablation_suites.items()}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("paper-*.yaml")), ids=lambda path: path.stem)
+def test_every_stage_of_the_papers_suites_fits_a_card(path: Path) -> None:
+    told = forecast(load_suite(path), "h100", 1)
+    assert 1e9 < told.memory.memory < 80e9, (told.memory.stage, told.memory.of)
+
+
 def test_jobs_begin_when_what_they_need_is_there_and_a_card_is_free() -> None:
     chain = [job("a", 3), job("b", 2, "a"), job("c", 4), job("d", 1, "b", "c")]
     assert wall_seconds(chain, 1) == 10

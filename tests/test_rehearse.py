@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.errors import UserError
+from tcbench.forecast.estimate import forecast
+from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json, write_json
 from tcbench.rehearse import layouts, run
 from tcbench.rehearse.child import run_stage
@@ -55,6 +58,8 @@ def test_a_folder_is_filled_though_a_file_in_it_is_listed_first(
     write_stand_ins(suite.model_copy(update={"files": listed}), "full")
     assert len([*Path(listed["training"].path).rglob("*.mp4")]) == len(FULL.videos)
     assert listed["training_captions"].path.is_file()
+    encoded = next(job for job in forecast(suite, "h100", 1).jobs if job.stage == "encode")
+    assert encoded.disk == 2 * len(FULL.videos) * prod(MODELS[suite.model.name].latent_shape), "these, not the real set"
 
 
 def test_drawn_weights_keep_sizes() -> None:

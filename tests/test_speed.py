@@ -313,6 +313,11 @@ def test_every_method_of_the_new_suites_runs_and_says_what_it_keeps(tmp_path):
     assert reads["lazydit"] == 4 * 2 * 4 and reads["first_block"]
     table = speed_table(lines, suite, ["cpu"]).markdown()
     assert "Cache memory (GiB)" in table and "TaylorSeer, stack" in table
+    smooth = [line | {"latency_by_steps": 1.0} for line in lines]
+    assert "†" not in speed_table(smooth, suite, ["cpu"]).markdown()
+    smooth[1]["latency_by_steps"] = 2.69
+    held_up = speed_table(smooth, suite, ["cpu"]).markdown()
+    assert held_up.count("†") == 2 and "took 2.7 times what its steps take one by one" in held_up
 
 
 def test_a_row_that_fails_is_not_run_and_says_why(tmp_path, monkeypatch):

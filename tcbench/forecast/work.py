@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tcbench.budget.costing import macs_of, run_of_shapes
 from tcbench.config.suite import Entry, Suite
-from tcbench.data.images import list_images
+from tcbench.data.videos import list_media
 from tcbench.errors import UserError
 from tcbench.forecast.rates import Rate, Rates
 from tcbench.forecast.training import forward_macs, training_work
@@ -354,8 +354,8 @@ class _Jobs:
     def _training_images(self) -> int:
         images = self.suite.training.images
         assert images is not None
-        if images.folder.exists() and not isinstance(self.spec, VideoSpec):
-            return len(list_images(images.folder, images.captions))
+        if images.folder.exists():
+            return len(list_media(images.folder, images.captions, images.frames_per_second))
         known = next((count for word, count in FULL_SETS.items() if word in images.folder.parts), None)
         if known is None:
             raise UserError(f"{images.folder}: not there, so its images cannot be counted; put them there first")
@@ -381,11 +381,13 @@ class _Jobs:
     def _training_memory(self, batch: int) -> float:
         if not self.rates.on_gpu:
             return 0.0
-        activations = batch * self.shape.stream_tokens * self.shape.width * self.shape.num_blocks
-        if self.suite.training.checkpointed:
-            activations //= self.shape.num_blocks
+        values = batch * self.shape.stream_tokens * self.shape.width * self.shape.num_blocks
         rate = self.rates.memory("training memory", self.model, batch)
-        return rate.of(activations) + 8 * forward_macs(self.model) / self.shape.num_tokens + self._weights()
+        if self.suite.training.checkpointed:  # both updates and the input of every block, and all of one block
+            activations = 3 * 4 * values + rate.of(values / self.shape.num_blocks)
+        else:
+            activations = rate.of(values)
+        return activations + 4 * forward_macs(self.model) / self.shape.num_tokens + self._weights()
 
 
 @cache

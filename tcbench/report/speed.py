@@ -27,10 +27,9 @@ HOST_READS = (
 )
 CACHE = "Cache memory: what the method keeps of a batch between steps, at the end of a run. "
 UNCAPTURED = "Without graphs, because the host reads how many tokens each block computes: {}. "
-UNCAPTURED_MODELS = (
-    "Without graphs in any row, because the sampler copies from the host at every step, so that steps of little work "
-    "wait for the host: {}. "
-)
+HELD_UP = 1.3
+"""A run that took so many times what its steps take one by one waited for something that is not the method's."""
+WAS_HELD_UP = "† The run took {:.1f} times what its steps take one by one, so something else held it up. "
 EXECUTION = {
     "plain": ", by the model's own layers, without graphs",
     "compiled": ", by the model's own layers, compiled",
@@ -132,6 +131,7 @@ def _line(suite: SpeedSuite, part: Any, row: str, record: Record, others: dict[s
         "latency_s": latency,
         "latency_min_s": record.get("min_s"),
         "latency_max_s": record.get("max_s"),
+        "latency_by_steps": ratio(latency, sum(record.get("step_s", ())) or None),
         "latency_per_image_s": ratio(latency, part.batch_size),
         "latency_ratio": latency_ratio,
         "efficiency": ratio(latency_ratio, mac_ratio),
@@ -196,11 +196,18 @@ def _seconds(record: Record, median: str = "latency_s", low: str = "latency_min_
 def _uncaptured(lines: Sequence[Record]) -> str:
     """Which rows of compiled layers run without graphs, and why."""
     compiled = [line for line in lines if line["executed"] == "compiled" and not line["not_run"]]
-    captured = {line["stands_for"] for line in compiled if line["captured"]}
-    rows = dict.fromkeys(line["label"] for line in compiled if not line["captured"] and line["stands_for"] in captured)
-    models = dict.fromkeys(line["stands_for"] for line in compiled if line["stands_for"] not in captured)
-    said = ((UNCAPTURED, rows), (UNCAPTURED_MODELS, models))
-    return "".join(sentence.format(", ".join(which)) for sentence, which in said if which)
+    rows = dict.fromkeys(line["label"] for line in compiled if not line["captured"])
+    return UNCAPTURED.format(", ".join(rows)) if rows else ""
+
+
+def was_held_up(line: Record) -> bool:
+    """Whether the run took much longer than its steps, timed one by one, do."""
+    return (line["latency_by_steps"] or 0) > HELD_UP
+
+
+def _held_up(lines: Sequence[Record]) -> str:
+    most = max((line["latency_by_steps"] for line in lines if was_held_up(line)), default=None)
+    return WAS_HELD_UP.format(most) if most else ""
 
 
 def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[str]) -> Table:
@@ -232,7 +239,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
                 "paper TMACs": _cell(line["paper_tmacs"], ".2f"),
                 "MAC ratio": _cell(line["mac_ratio"], ".2f", 1, absent),
                 "paper MAC ratio": _cell(line["paper_mac_ratio"], ".2f"),
-                "Latency (s)": absent if line["latency_s"] is None else _seconds(line),
+                "Latency (s)": absent if line["latency_s"] is None else _seconds(line) + "†" * was_held_up(line),
                 "Latency per image (s)": _cell(line["latency_per_image_s"], ".3g", 1, absent),
                 "paper latency (s)": _cell(line["paper_latency_s"], ".2f"),
                 "Latency ratio": _cell(line["latency_ratio"], ".2f", 1, absent),
@@ -265,7 +272,7 @@ def speed_table(lines: Sequence[Record], suite: SpeedSuite, machines: Sequence[s
         "Weights are random and stand-ins take the place of trained parts (tcbench/budget/untrained.py), so token "
         "choices are those of the method without skill. "
         f"{HOST_READS if on_host else ''}"
-        f"{_uncaptured(lines)}"
+        f"{_uncaptured(lines)}{_held_up(lines)}"
         f"Timed on: {'; '.join(machines)}. {NO_CELL}: no such cell."
     )
     return Table(

@@ -28,7 +28,7 @@ from tcbench.report.figures import LOOK, styles
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.results import Results, read_results
 from tcbench.report.rows import Row, interval_of
-from tcbench.report.speed import read_lines
+from tcbench.report.speed import read_lines, was_held_up
 from tcbench.report.verdicts import read_all_verdicts
 from tcbench.workflow import SUITES
 
@@ -202,35 +202,37 @@ def _times(folder: Path, link: str) -> str:
     """How much faster methods are that cost about what TokenCache does, where that is nearest to the paper's ratio."""
     told, ratio = [], _timed(folder, OURS)["paper_mac_ratio"]
     for name in AT_EQUAL_MACS:
-        timed = [
-            line for line in read_lines(published(folder / name, SpeedSuite), folder / name) if not line["not_run"]
-        ]
-        # a model whose rows run without graphs tells how long the host takes
-        slowed = {line["stands_for"] for line in timed if line["method"] == "uncached" and line["captured"] is False}
-        lines = [line for line in timed if line["stands_for"] not in slowed]
-        ours = min((line for line in lines if line["method"] == OURS), key=lambda it: abs(it["mac_ratio"] - ratio))
-        level = sorted(
-            (
-                line
-                for line in lines
-                if all(line[key] == ours[key] for key in SPEED_AT)
-                and line["method"] != "uncached"
-                and abs(line["mac_ratio"] / ours["mac_ratio"] - 1) <= NEAR
-            ),
-            key=lambda line: -line["latency_ratio"],
-        )
-        named = [
-            f"**{said}**" if line is ours else said
-            for line in level
-            if line["method"] in ("fewer_steps", OURS) or line in (level[0], level[-1])
-            for said in [f"{line['label']} {line['latency_ratio']:.2f}"]
-        ]
-        where = f"[{ours['stands_for']}]({link}/{name}/tables/speed.md)"
-        told.append(f"{where} ({len(level)} rows, MAC ratio {ours['mac_ratio']:.2f}): {', '.join(named)}")
+        lines = read_lines(published(folder / name, SpeedSuite), folder / name)
+        timed = [line for line in lines if not line["not_run"] and not was_held_up(line)]
+        for model in dict.fromkeys(line["stands_for"] for line in timed):
+            of_model = [line for line in timed if line["stands_for"] == model]
+            told.append(f"[{model}]({link}/{name}/tables/speed.md) {_at_equal_macs(of_model, ratio)}")
     return (
         "**Equal MACs are not equal time.** How many times faster than uncached on a GPU, the fastest, fewer steps, "
         f"TokenCache and the slowest: {'; '.join(told)} ([why](docs/speed.md#methods-at-equal-macs-and-other-models))."
     )
+
+
+def _at_equal_macs(timed: Sequence[dict[str, Any]], ratio: float) -> str:
+    """The rows of one model whose MACs are those of the TokenCache row nearest to a MAC ratio."""
+    ours = min((line for line in timed if line["method"] == OURS), key=lambda it: abs(it["mac_ratio"] - ratio))
+    level = sorted(
+        (
+            line
+            for line in timed
+            if all(line[key] == ours[key] for key in SPEED_AT)
+            and line["method"] != "uncached"
+            and abs(line["mac_ratio"] / ours["mac_ratio"] - 1) <= NEAR
+        ),
+        key=lambda line: -line["latency_ratio"],
+    )
+    named = [
+        f"**{said}**" if line is ours else said
+        for line in level
+        if line["method"] in ("fewer_steps", OURS) or line in (level[0], level[-1])
+        for said in [f"{line['label']} {line['latency_ratio']:.2f}"]
+    ]
+    return f"({len(level)} rows, MAC ratio {ours['mac_ratio']:.2f}): {', '.join(named)}"
 
 
 def _audited(folder: Path, link: str) -> str:

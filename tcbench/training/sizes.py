@@ -25,6 +25,10 @@ LARGEST_SPAN = 1e3
 
 PAIRS_PER_STEP = 2
 BATCH = 16
+"""Pairs at once, or as many as fit."""
+
+PAIR_BYTES = 2**34
+"""What the updates of all pairs at once may take: each has two of every block, in float32."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
     """Measure it at every step, on a few pairs each, whose cache is one step old."""
     adapter, nfe = pairs.adapter, len(pairs.sampler.timesteps)
     closed: dict[Unit, Tensor] = {Block(block): torch.zeros((), device=adapter.device) for block in range(free_blocks)}
-    total_S = torch.zeros(nfe)
-    for step_R in torch.arange(nfe - 1).repeat(PAIRS_PER_STEP).split(BATCH):
+    total_S, shape = torch.zeros(nfe), adapter.shape
+    fit = PAIR_BYTES // (8 * shape.num_blocks * shape.stream_tokens * shape.width)
+    for step_R in torch.arange(nfe - 1).repeat(PAIRS_PER_STEP).split(max(1, min(BATCH, fit))):
         pair = pairs.at(step_R)
         hidden = soft_hidden(adapter, pair.tokens, pair.condition, closed, pair.cached)
         total_S.index_add_(0, pair.step_R, row_errors(hidden, pair.target, adapter.shape.joint_text).float().cpu())
