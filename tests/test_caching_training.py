@@ -23,6 +23,7 @@ from tcbench.registry import make_method
 from tcbench.samplers import ReferenceDDIM, SamplerSettings
 from tcbench.sampling import sample_batch
 from tcbench.trainable import CollectScores
+from tcbench.training import sizes as sizes_module
 from tcbench.training.caching import train
 from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.refiners import plain_model, walk
@@ -143,17 +144,25 @@ def test_relative_errors_count_every_step_as_a_median_one() -> None:
         ReuseErrors(torch.tensor([0.0, 0.0, 1.0])).weights("relative")
 
 
-def test_the_error_of_reuse_is_that_of_closed_gates(adapter, data) -> None:
-    """By the engine, on the same pairs."""
-    sampler = ReferenceDDIM(NFE)
+@pytest.mark.parametrize("at_once", [16, 3])
+def test_the_error_of_reuse_is_that_of_closed_gates(adapter, data, at_once, monkeypatch) -> None:
+    """By the engine, on the same pairs, of which fewer run together where their updates take much memory."""
+    sampler, shape = ReferenceDDIM(NFE), adapter.shape
+    monkeypatch.setattr(
+        sizes_module, "PAIR_BYTES", 8 * at_once * shape.num_blocks * shape.stream_tokens * shape.width + 7
+    )
     sizes = measure_reuse(Pairs(adapter, data, sampler, 3), free_blocks=2)
-    pair = Pairs(adapter, data, sampler, 3).at(torch.arange(NFE - 1).repeat(PAIRS_PER_STEP))
-    engine = Engine(adapter, Run(adapter.shape, sampler.timesteps, Unguided(), torch.arange(len(pair.tokens))))
-    for unit in (Block(0), Block(1)):
-        engine.cache.store(unit, pair.cached[unit], 0)
-    with torch.no_grad():
-        hidden = engine.hidden(every_unit([Block(0), Block(1)], NONE), 1, pair.tokens, pair.condition)
-    error_RS = (hidden - pair.target).square().mean((1, 2)).view(PAIRS_PER_STEP, NFE - 1)
+    drawn, errors = Pairs(adapter, data, sampler, 3), []
+    for step_R in torch.arange(NFE - 1).repeat(PAIRS_PER_STEP).split(at_once):
+        pair = drawn.at(step_R)
+        engine = Engine(adapter, Run(shape, sampler.timesteps, Unguided(), torch.arange(len(pair.tokens))))
+        for unit in (Block(0), Block(1)):
+            engine.cache.store(unit, pair.cached[unit], 0)
+        with torch.no_grad():
+            hidden = engine.hidden(every_unit([Block(0), Block(1)], NONE), 1, pair.tokens, pair.condition)
+        errors.append((hidden - pair.target).square().mean((1, 2)))
+    error_RS = torch.cat(errors).view(PAIRS_PER_STEP, NFE - 1)
+    assert len(errors) == -(-PAIRS_PER_STEP * (NFE - 1) // at_once)
     assert_close(sizes.error_S[1:], error_RS.mean(0), LOSS)
     assert sizes.error_S[0] == sizes.error_S[1]
 
