@@ -573,6 +573,21 @@ def test_kid_of_some_samples_is_that_of_these_samples_alone():
         compute("kid", Samples(Features(*(torch.zeros(4, 3, 2) for _ in range(3)))), Reference(real))
 
 
+def test_kid_of_other_networks_does_not_depend_on_the_size_of_their_features():
+    """Inception's are what the published kernel is for; of others 32 times as large it would be in millions."""
+    generated, real = random_features(60, 36, shift=0.1), random_features(90, 37)
+    large = [Features(*(32 * values for values in vars(features).values())) for features in (generated, real)]
+
+    def scored(samples, others, kernel):
+        return compute("kid", Samples(samples), Reference(Real(others, kid_kernel=kernel)))
+
+    assert scored(*large, False) == pytest.approx(scored(generated, real, False), rel=1e-9)
+    assert scored(*large, True) > 1000 * scored(generated, real, True) > 0
+    size = real.pooled.double().square().mean().sqrt()
+    unit = [Features(*(part.double() / size for part in vars(features).values())) for features in (generated, real)]
+    assert scored(generated, real, False) == pytest.approx(scored(*unit, True), rel=1e-9)
+
+
 def test_kid_is_unbiased_where_the_frechet_distance_is_not():
     """Of samples like the real ones its mean is 0 at any number; the distance is far above the floor of many."""
     draw = torch.Generator().manual_seed(0)

@@ -311,6 +311,7 @@ class ExtractorEntry:
         pooled, spatial, classes: how many features and logits it gives an image.
         ships: whether its weights do, or a package of them; a suite must name those of others.
         knows: the data sets that it was trained for; empty if its features describe any image.
+        kid_kernel: whether KID's kernel was published for its features; that of others is fitted to their size.
     """
 
     load: str
@@ -319,6 +320,7 @@ class ExtractorEntry:
     classes: int
     ships: bool = True
     knows: tuple[str, ...] = ()
+    kid_kernel: bool = False
 
     def network(self) -> Any:
         """The class, imported."""
@@ -331,7 +333,7 @@ EXTRACTORS = {
     "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", 64, 112, 10, knows=("scenes", "moving")),
     "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", 128, 448, 10, ships=False, knows=("fashion",)),
     IMAGENET: ExtractorEntry(f"{_NETWORKS}:EfficientNetLite0", 1280, 343, 1000),
-    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", 2048, 2023, 1008, ships=False),
+    "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", 2048, 2023, 1008, ships=False, kid_kernel=True),
 }
 
 

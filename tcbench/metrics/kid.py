@@ -3,6 +3,10 @@
 The Frechet distance is biased upwards at finite n, by more than small suites' differences; this estimate is unbiased at
 any n, and may be below 0. torch-fidelity averages it over random subsets; here it is the U-statistic over all pairs,
 which draws nothing at random and of which leaving out a batch is a sum less.
+
+The kernel, (x.y / d + 1)^3, is not free of scale: it is meant for Inception's features, whose x.y / d is below 1. For
+other networks d gives way to the real images' mean square |x|^2, so that KID is the same whatever their features are
+multiplied with.
 """
 
 from collections.abc import Iterator
@@ -30,8 +34,8 @@ def kid(samples: Samples, reference: Reference) -> Statistic:
     Raises:
         UserError: of videos, or with fewer than two images on a side.
     """
-    generated, real = _pooled(samples.features), _pooled(reference.real.features)
-    among_real = reference.real.once(_mean_of_pairs)
+    size, among_real = reference.real.once(_as_published if reference.real.kid_kernel else _fitted)
+    generated, real = _pooled(samples.features) / size, _pooled(reference.real.features) / size
     across_N = _kernel_sums(generated, real) / len(real)
     pairs_N = _pair_sums(generated)
 
@@ -53,9 +57,19 @@ def _pooled(features: Features) -> Array:
     return values.double().numpy()
 
 
-def _mean_of_pairs(features: Features) -> float:
-    """Mean of the kernel over pairs of different images."""
+def _as_published(features: Features) -> tuple[float, float]:
+    """(what features are divided by, mean of the kernel over pairs of different images)."""
+    return 1.0, _mean_of_pairs(_pooled(features))
+
+
+def _fitted(features: Features) -> tuple[float, float]:
+    """The same with features as large as the kernel takes them to be: of a mean square of 1 a number."""
     real = _pooled(features)
+    size = float(np.sqrt(np.square(real).mean())) or 1.0
+    return size, _mean_of_pairs(real / size)
+
+
+def _mean_of_pairs(real: Array) -> float:
     if len(real) < 2:
         raise UserError(f"kid: {len(real)} real image makes no pair; give more")
     return float(_pair_sums(real).sum() / (len(real) * (len(real) - 1)))

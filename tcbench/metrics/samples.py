@@ -86,11 +86,13 @@ class Real:
         features: of the real images, or of the reference batch that goes with published moments.
         moments: (pooled, spatial) Gaussians where they are published; by default fitted to `features`.
         imagenet: the same images by a network of ImageNet, if a metric looks at them.
+        kid_kernel: whether KID's kernel was published for these features (`tcbench.metrics.kid`).
     """
 
     features: Features
     moments: tuple[Gaussian, Gaussian] | None = None
     imagenet: "Real | None" = None
+    kid_kernel: bool = True
     _computed: dict[Callable[[Features], Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, compute: Callable[[Features], T]) -> T:

@@ -17,7 +17,7 @@ from tcbench.data import to_uint8
 from tcbench.data.images import list_images
 from tcbench.errors import UserError
 from tcbench.metrics.adm import read_moments, read_reference_images
-from tcbench.metrics.catalogue import IMAGENET, METRICS
+from tcbench.metrics.catalogue import IMAGENET, METRICS, find_extractor
 from tcbench.metrics.deviation import trajectory_mae
 from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
@@ -184,7 +184,7 @@ def load_real(suite: Suite, networks: Networks) -> Real:
     moments = None
     if real and real.suffix == ".npz":
         moments = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
-    return Real(features, moments, imagenet)
+    return Real(features, moments, imagenet, find_extractor(suite.scoring.extractor).kid_kernel)
 
 
 def _real_features(suite: Suite, extractor: Extractor, path: Path) -> Features:
