@@ -18,7 +18,7 @@ from tcbench.forecast.estimate import forecast, minutes, wall_seconds
 from tcbench.forecast.progress import EVERY, Left, Listener, announce, minutes_of
 from tcbench.forecast.rates import Rate, Rates, known_cards, recorded_rates
 from tcbench.forecast.recorded import recorded
-from tcbench.forecast.training import forward_macs, training_work
+from tcbench.forecast.training import forward_macs, parameters, training_work
 from tcbench.forecast.work import Job, Work
 from tcbench.registry import make_method
 
@@ -59,6 +59,22 @@ def test_rates_of_the_card_at_hand_come_first_and_others_are_converted_by_peaks(
     assert on_cpu.source == "results/reference/digits" and on_cpu.value < 1e12
     with pytest.raises(UserError, match="--gpu k80: is not among h200"):
         Rates("k80")
+
+
+def test_memory_of_a_model_that_was_not_timed_goes_by_its_stream() -> None:
+    for model, published in {
+        "dit-xl-2-256": 675e6,
+        "pixart-1024": 611e6,
+        "wan-1.3b": 1.42e9,
+        "osp-93x256": 2.77e9,
+    }.items():
+        assert parameters(model) == pytest.approx(count, rel=0.03)
+    assert 0.8 < parameters("flux-dev") / 11.9e9 < 1, "without the text's own weights"
+    small, large = (
+        Rates("h200").memory("sample memory", model, 32, "fora") for model in ("fashion-dit", "dit-xl-2-256")
+    )
+    assert large.kind == "measured" and small.kind == "derived"
+    assert small.value / large.value == pytest.approx(192 / 1152)  # as many tokens and blocks
 
 
 def test_a_method_that_was_not_timed_is_no_promise() -> None:

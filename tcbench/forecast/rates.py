@@ -32,7 +32,8 @@ plain: the plain path's rate as a share of it, where training was not measured.
 efficiency: of a method's MACs, as a share of it.
 uncached runs: by the path that training takes, without a gradient.
 Train*: a training stage's iterations.
-sample memory: bytes of a sample in a batch. training memory: bytes of a token's channel in a block, for a pair.
+sample memory: bytes of a sample in a batch, weights apart.
+training memory: bytes of a token's channel in a block, for a pair.
 score: what scoring a row of an embedded suite takes in all.
 frechet: one Frechet distance. distances, kept: what recall computes once and for every replicate.
 """
@@ -195,7 +196,7 @@ class Rates:
     def memory(
         self, what: Literal["sample memory", "training memory"], model: str, batch: int, method: str = ""
     ) -> Rate:
-        """Bytes; where a method was not seen, the most of all."""
+        """Bytes; where a method was not seen, the most of all; of another model's sample, by the sizes of streams."""
         found = self._candidates(what, lambda rate: True)
         stand_in = _files().like.get(method, method)
         for fits in (lambda rate: rate.model == model, lambda rate: rate.method == stand_in):
@@ -204,6 +205,8 @@ class Rates:
             raise UserError(f"{RECORDED.name}: has no rate of {what!r} for {self.card}; run the speed suite there")
         nearest = min(abs(math.log(batch / (rate.batch or batch))) for rate in found)
         near = [rate for rate in found if abs(math.log(batch / (rate.batch or batch))) <= nearest]
+        if what == "sample memory":
+            near = [_as_large(rate, model) for rate in near]
         return self._use(max(near, key=lambda rate: rate.value))
 
     def per_row(self, model: str) -> Rate | None:
@@ -248,6 +251,17 @@ class Rates:
     def _use(self, rate: Rate) -> Rate:
         self.used[rate] = None
         return rate
+
+
+def _as_large(rate: Rate, model: str) -> Rate:
+    """The rate of a model whose stream is larger or smaller."""
+    if rate.model == model:
+        return rate
+    theirs, ours = (
+        shape.stream_tokens * shape.width * shape.num_blocks
+        for shape in (MODELS[rate.model].shape, MODELS[model].shape)
+    )
+    return rate.times(ours / theirs, f"times {ours / theirs:.2g}, the stream of {rate.model}")
 
 
 def _far(measured: str, asked: str) -> tuple[bool, float]:

@@ -13,7 +13,7 @@ from tcbench.config.document import Document
 from tcbench.config.load import validated
 from tcbench.config.speed import SpeedSuite
 from tcbench.forecast.rates import RECORDED, Rate, precision_of
-from tcbench.forecast.training import PASSES
+from tcbench.forecast.training import PASSES, parameters
 from tcbench.record.files import PROVENANCE, write_json
 from tcbench.record.records import PUBLISHED, RUN, SCORE, TRAINED
 from tcbench.record.score import score_files
@@ -47,12 +47,13 @@ def _timed(path: Path, suite: SpeedSuite) -> Iterator[Rate]:
         return
     of: dict[str, Any] = {"card": card, "model": suite.network(run["model"]), "dtype": precision_of(run["dtype"])}
     of |= {"batch": run["batch_size"], "kind": "measured", "source": path.as_posix(), "nfe": run["nfe"]}
+    weights = (2 if of["dtype"] == "16 bit" else 4) * parameters(of["model"])
     speeds, peaks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for row, timed in run["rows"].items():
         if "macs" in timed and not settings[row].label:
             method = settings[row].method
             speeds[method].append(timed["macs"]["per_sample"] * run["batch_size"] / timed["median_s"])
-            peaks[method].append(timed["peak_bytes"] / run["batch_size"])
+            peaks[method].append((timed["peak_bytes"] - weights) / run["batch_size"])
     full = median(speeds["uncached"])
     for what in ("step", "uncached runs") if run.get("executed") == "plain" else ("step",):  # training's path is plain
         yield Rate(what=what, value=float(f"{full:.4g}"), unit="MACs/s", **of)

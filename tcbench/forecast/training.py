@@ -56,6 +56,19 @@ def forward_macs(model: str) -> int:
     return int(plan_macs(Plan(), MODELS[model].shape).matmul)
 
 
+def parameters(model: str) -> int:
+    """About how many weights the blocks of a transformer have: as many as MACs of one token and one row, attention's
+    products left out. Of weights that text tokens have to themselves there is no account."""
+    return sum(
+        int(block.modulation.matmul)
+        + sum(
+            int(part.per_token.matmul + part.per_key.matmul) + part.text_macs // max(1, part.text_tokens)
+            for part in block.parts
+        )
+        for block in MODELS[model].shape.blocks
+    )
+
+
 def training_work(method: Method, model: str, run: Run) -> list[TrainingWork]:
     """The stages that a method declares, every iteration of them: patience may end a training before."""
     forward, nfe = forward_macs(model), run.nfe

@@ -12,7 +12,7 @@ from tcbench.config.suite import Entry, Suite
 from tcbench.data.videos import list_media
 from tcbench.errors import UserError
 from tcbench.forecast.rates import Rate, Rates
-from tcbench.forecast.training import forward_macs, training_work
+from tcbench.forecast.training import forward_macs, parameters, training_work
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, ExtractorEntry
 from tcbench.models.specs import MODELS, VideoSpec
 from tcbench.precision import Dtype
@@ -376,7 +376,7 @@ class _Jobs:
         batch = entry.suite.samples.batch_size
         rate = self.rates.memory("sample memory", self.model, batch, entry.row.method)
         wide = 1 if self.dtypes["denoiser"] in ("bf16", "fp16") else 2
-        return rate.of(batch) * wide + self._weights()
+        return (rate.of(batch) + 2 * parameters(self.model)) * wide + self._weights()
 
     def _training_memory(self, batch: int) -> float:
         if not self.rates.on_gpu:
@@ -387,7 +387,7 @@ class _Jobs:
             activations = 3 * 4 * values + rate.of(values / self.shape.num_blocks)
         else:
             activations = rate.of(values)
-        return activations + 4 * forward_macs(self.model) / self.shape.num_tokens + self._weights()
+        return activations + 4 * parameters(self.model) + self._weights()
 
 
 @cache
