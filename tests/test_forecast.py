@@ -62,17 +62,12 @@ def test_rates_of_the_card_at_hand_come_first_and_others_are_converted_by_peaks(
 
 
 def test_memory_of_a_model_that_was_not_timed_goes_by_its_stream() -> None:
-    for model, published in {
-        "dit-xl-2-256": 675e6,
-        "pixart-1024": 611e6,
-        "wan-1.3b": 1.42e9,
-        "osp-93x256": 2.77e9,
-    }.items():
+    published = {"dit-xl-2-256": 675e6, "pixart-1024": 611e6, "wan-1.3b": 1.42e9, "osp-93x256": 2.77e9}
+    for model, count in published.items():
         assert parameters(model) == pytest.approx(count, rel=0.03)
     assert 0.8 < parameters("flux-dev") / 11.9e9 < 1, "without the text's own weights"
-    small, large = (
-        Rates("h200").memory("sample memory", model, 32, "fora") for model in ("fashion-dit", "dit-xl-2-256")
-    )
+    rates = Rates("h200")
+    small, large = (rates.memory("sample memory", model, 32, "fora") for model in ("fashion-dit", "dit-xl-2-256"))
     assert large.kind == "measured" and small.kind == "derived"
     assert small.value / large.value == pytest.approx(192 / 1152)  # as many tokens and blocks
 
