@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from tcbench.cli import main
+from tcbench.config.load import load_suite
+from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, is_whole, read_json, read_tensors, seal, vouch, write_record, write_tensors
+from tcbench.stages import publish
 
 from .conftest import not_laid_out
 
@@ -476,6 +479,27 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
     capsys.readouterr()
     assert main(tables) == 2 and "--overwrite" in one_line(capsys)
     assert main([*tables, "--overwrite"]) == 0 and "FORA, as published" in capsys.readouterr().out
+
+
+def test_results_of_several_commits_are_published_where_their_code_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a change of a metric, when samples are kept and scored again."""
+    smoke = load_suite(Path(__file__).parent / "smoke.yaml")
+    first, last = {"git": {"commit": "a" * 40}}, {"git": {"commit": "b" * 40}}
+    records: Any = {"r": (last, "", "score"), "r, samples": (first, "", "sample"), "latency": (last, "", "latency")}
+    monkeypatch.setattr(publish, "is_ancestor", lambda commit, other: commit <= other)
+    changed: set[Path] = set()
+    monkeypatch.setattr(publish, "changed_between", lambda commit, other: changed if commit != other else set())
+    code = Path(publish.__file__).parents[1]
+    changed |= {code / "metrics" / "kid.py", code / "report" / "page.py"}
+    assert publish._newest_of_one_code(smoke, records) is last
+    for module in ("samplers.py", "training/scorers.py"):
+        changed.add(code / module)
+        with pytest.raises(UserError, match=rf"r, samples is of aaaaaaaa, since when {Path(module).name} changed"):
+            publish._newest_of_one_code(smoke, records)
+        changed.remove(code / module)
+    monkeypatch.setattr(publish, "is_ancestor", lambda commit, other: commit == other)
+    with pytest.raises(UserError, match="none of which has all others before it"):
+        publish._newest_of_one_code(smoke, records)
 
 
 @pytest.mark.parametrize("name", ["tables/verdicts.md", "tables/verdicts.csv", "tables/verdicts.json"])

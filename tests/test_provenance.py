@@ -70,6 +70,21 @@ def test_commit_and_dirty_flag(checkout, tmp_path):
     assert provenance.collect({}, [], 0)["git"] == {"commit": commit, "dirty": True}
 
 
+def test_what_changed_between_two_commits(checkout, tmp_path):
+    checkout("init", "-q")
+    commits = []
+    for name in ("first.py", "second.py"):
+        (tmp_path / "tcbench" / name).write_text("")
+        checkout("add", ".")
+        checkout("commit", "-qm", name)
+        commits.append(checkout("rev-parse", "HEAD"))
+    first, second = commits
+    assert provenance.is_ancestor(first, second) and provenance.is_ancestor(first, first)
+    assert not provenance.is_ancestor(second, first) and not provenance.is_ancestor("a" * 40, first)
+    assert provenance.changed_between(first, second) == {tmp_path / "tcbench" / "second.py"}
+    assert provenance.changed_between(first, first) == set()
+
+
 @pytest.mark.parametrize("above", ["", "below/"])
 def test_the_package_s_own_folder_is_asked(tmp_path, above):
     """A copy of the package, in a checkout of its own or below a foreign one; its process has no other tcbench."""

@@ -39,6 +39,21 @@ def _checkout() -> dict[str, Any]:
     return {"commit": "unknown", "dirty": "unknown"}
 
 
+def is_ancestor(commit: str, other: str) -> bool:
+    """Whether a commit is another, or before it; False for those that git does not know."""
+    try:
+        _git("merge-base", "--is-ancestor", commit, other)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+def changed_between(commit: str, other: str) -> set[Path]:
+    """The files, absolute, that differ between two commits of this checkout."""
+    top = Path(_git("rev-parse", "--show-toplevel"))
+    return {(top / name).resolve() for name in _git("diff", "--name-only", commit, other).splitlines()}
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -52,11 +52,9 @@ FLOORED = ("fid", "sfid")
 """Metrics that a floor of real images is measured in."""
 MARKED = "Marks compare with the uncached run at the same NFE, paired on noise and labels."
 FLOOR_TOLD = "Floor: Frechet distance of random real subsets to all real images, mean ± standard deviation."
-CLASSES = {
-    "balanced": "Every class comes as often, which raises IS above that of classes drawn at random.",
-    "drawn": "Classes are drawn at random, as DiT's script does.",
-}
-"""What IS depends on, by the config's `samples.labels`."""
+BALANCED = "Every class comes as often, which raises IS above{} that of classes drawn at random."
+"""With pairs of one class fewer than by chance, samples are less alike among themselves than KID takes them to be."""
+DRAWN = "Classes are drawn at random, as DiT's script does."
 
 
 def main_table(
@@ -106,7 +104,9 @@ def main_table(
     if not table.paper:
         records, cells = ([_without_paper(line) for line in lines] for lines in (records, cells))
     explained = [f"{MARKED} {marks_explained(shown, table.metrics, found)}"] if any(marked.values()) else []
-    explained += [CLASSES[labels]] if "is" in table.metrics else []
+    if "is" in table.metrics:  # samples have classes
+        and_kid = " and lowers KID below" if "kid" in table.metrics else ""
+        explained.append(DRAWN if labels == "drawn" else BALANCED.format(and_kid))
     explained += filter(None, [yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])])
     dashed = any(NO_CELL in line.values() for line in cells)
     caption = _caption(shown, columns, latency, differs, guidance_scale, explained, dashed)

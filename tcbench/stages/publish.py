@@ -14,9 +14,11 @@ from tcbench.config.speed import SpeedSuite
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, check_seal, copy_file, read_json, sha256
+from tcbench.record.provenance import changed_between, is_ancestor
 from tcbench.record.records import DIAGNOSTICS, LATENCY, PROFILE, PUBLISHED, RUN, SCORE, SEARCHED, TRAINED, Kind
 from tcbench.record.rivals import RIVAL
 from tcbench.record.score import Provenance
+from tcbench.record.sources import source_files
 from tcbench.report.names import picture_of
 from tcbench.report.strips import Shows, read_strip, strip_path
 from tcbench.report.table import check_face
@@ -48,8 +50,8 @@ PICTURES = {
 LIMIT_BYTES = 1_000_000
 
 
-Records = dict[str, tuple[Provenance, str]]
-"""Provenance, and the digest of the config it should be of, by what it is the provenance of."""
+Records = dict[str, tuple[Provenance, str, str]]
+"""Provenance, the digest of the config it should be of, and the stage, by what it is the provenance of."""
 
 
 def _records(suite: Suite) -> Records:
@@ -62,16 +64,17 @@ def _records(suite: Suite) -> Records:
                 if strip_path(part.folder, entry.name, shows).exists():
                     read_strip(part.folder, score, shows)
             if not score.get("not_run"):
-                records[entry.name] = score["provenance"], part.digest()
-                records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest()
+                records[entry.name] = score["provenance"], part.digest(), "score"
+                records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest(), "sample"
     for path in sorted((suite.folder / "rivals").glob("*.json")):
-        records[str(path)] = RIVAL.read(path, suite=suite.suite)["provenance"], suite.digest()
+        records[str(path)] = RIVAL.read(path, suite=suite.suite)["provenance"], suite.digest(), "rivals"
     latency = suite.folder / "latency.json"
     timed = LATENCY.read(latency, suite=suite.suite)
     for number, session in enumerate([timed, *timed.get("later", [])], 1):
-        records[str(latency) + (f", session {number}" if number > 1 else "")] = session["provenance"], suite.digest()
+        name = str(latency) + (f", session {number}" if number > 1 else "")
+        records[name] = session["provenance"], suite.digest(), "latency"
     for path in (suite.folder / "diagnostics").glob("*.json"):
-        records[str(path)] = DIAGNOSTICS.read(path, path.stem, suite.suite)["provenance"], suite.digest()
+        records[str(path)] = DIAGNOSTICS.read(path, path.stem, suite.suite)["provenance"], suite.digest(), "diagnose"
     for path in (suite.folder / "trained").glob("*/artefacts.json"):
         TRAINED.read(path, path.parent.name, suite.suite)
     for path in (suite.folder / "searched").glob("*.json"):
@@ -82,7 +85,7 @@ def _records(suite: Suite) -> Records:
 def _speed_records(suite: SpeedSuite) -> Records:
     """The same for a speed suite."""
     records: Records = {
-        str(path): (kind.read(path)["provenance"], suite.digest())
+        str(path): (kind.read(path)["provenance"], suite.digest(), "bench")
         for pattern, kind in SPEED_RECORDS.items()
         for path in sorted(suite.folder.glob(pattern))
     }
@@ -109,23 +112,22 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
-    """Copy what is kept; refuse results that cannot be traced to one config and commit.
+    """Copy what is kept; refuse results that cannot be traced to one config and one state of the code.
 
     Raises:
-        UserError: results of another config, of an uncommitted work tree, or of several commits, unless they are
-            timings, whose parts are compared within themselves and name their commits; or a large or damaged file.
+        UserError: results of another config, of an uncommitted work tree, or of commits between which their stage's
+            code changed, unless they are timings, whose parts are compared within themselves and name their commits;
+            or a large or damaged file.
     """
     records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
-    for what, (record, digest) in records.items():
+    for what, (record, digest, _) in records.items():
         if record["config_digest"] != digest:
             raise UserError(f"{what}: was run with another config; run it again before publishing")
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
-    commits = {record["git"]["commit"] for record, _ in records.values()}
-    if len(commits) > 1 and not allow_dirty and isinstance(suite, Suite):
-        raise UserError(
-            f"results come from several commits ({', '.join(sorted(commits))}); run from a clean results folder"
-        )
+    newest = next(iter(records.values()))[0]
+    if isinstance(suite, Suite) and not allow_dirty:
+        newest = _newest_of_one_code(suite, records)
     target = Path("results") / "reference" / suite.suite
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     files = kept(suite, suite.folder)
@@ -141,11 +143,10 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             read_json(path)  # it carries no digest; from here on it is listed with one
         else:
             check_seal(path)
-    first, _ = next(iter(records.values()))
     described = suite.model_dump(mode="json", by_alias=True)
-    provenance: dict[str, Any] = {"suite": described, **first, "files": digests(suite.folder)}
+    provenance: dict[str, Any] = {"suite": described, **newest, "files": digests(suite.folder)}
     if isinstance(suite, SpeedSuite):
-        provenance["git"] = {what: record["git"] for what, (record, _) in records.items()}
+        provenance["git"] = {what: record["git"] for what, (record, *_) in records.items()}
     try:  # what was published before stays until all of this is there
         for path in files:
             copy_file(path, staged / path.relative_to(suite.folder))
@@ -155,3 +156,33 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return files
+
+
+def _newest_of_one_code(suite: Suite, records: Records) -> Provenance:
+    """The record of the last commit, after a look at whether up to it nothing changed that others were made by.
+
+    Raises:
+        UserError: something did, or no commit has all others before it.
+    """
+    commits = {record["git"]["commit"]: record for record, *_ in records.values()}
+    if len(commits) == 1:
+        return next(iter(commits.values()))
+    said = f"results come from several commits ({', '.join(sorted(commits))})"
+    try:
+        last = next(commit for commit in commits if all(is_ancestor(other, commit) for other in commits))
+    except StopIteration:
+        raise UserError(f"{said}, none of which has all others before it; run from a clean results folder") from None
+    changed = {commit: changed_between(commit, last) for commit in commits}
+    methods = {entry.row.method for part in (suite, *suite.ablation_suites.values()) for entry in part.entries}
+    methods |= {*suite.rivals.methods} if suite.rivals else set()
+    for what, (record, _, stage) in records.items():
+        made_by = ("train", "sample") if stage == "sample" else (stage,)
+        code = {
+            path.resolve() for each in made_by for path in source_files(each, *sorted(methods), data=suite.data.name)
+        }
+        if touched := sorted(changed[commit := record["git"]["commit"]] & code):
+            raise UserError(
+                f"{said}, and {what} is of {commit[:8]}, since when {touched[0].name} changed; run it again, or all of "
+                "it from a clean results folder"
+            )
+    return commits[last]
