@@ -32,9 +32,12 @@ def check_borrowing(suite: Suite) -> None:
 
 def _rivals_that_train_otherwise(suite: Suite) -> list[str]:
     """Methods of the table of rivals whose values to try are read in training: nothing is trained between trials."""
-    problems = []
-    for method, tried in suite.rivals.methods.items() if suite.rivals and suite.rival_suite else ():
-        source = suite.rival_suite[f"{RIVALS}-{method}"].trained_as
+    problems: list[str] = []
+    part, rivals = suite.rival_suite, suite.rivals
+    if part is None or rivals is None:
+        return problems
+    for method, tried in rivals.methods.items():
+        source = part[f"{RIVALS}-{method}"].trained_as
         if source is None or source.method.name != method:
             continue
         run = run_of_shapes(source.suite.model.name, source.nfe)

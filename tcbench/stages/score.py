@@ -175,16 +175,16 @@ def load_real(suite: Suite, networks: Networks) -> Real:
     Raises:
         UserError: the real images are missing or damaged.
     """
-    folder, real, imagenet = suite.folder, suite.scoring.real, None
+    folder, real, own, imagenet = suite.folder, suite.scoring.real, suite.scoring.extractor, None
     if networks.imagenet:
         imagenet = Real(_real_features(suite, networks.imagenet, folder / "real-features-imagenet.safetensors"))
-    if networks.own is None:
+    if networks.own is None or own is None:
         return Real(Features.none(0), imagenet=imagenet)
     features = _real_features(suite, networks.own, folder / "real-features.safetensors")
     moments = None
     if real and real.suffix == ".npz":
         moments = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
-    return Real(features, moments, imagenet, find_extractor(suite.scoring.extractor).kid_kernel)
+    return Real(features, moments, imagenet, find_extractor(own).kid_kernel)
 
 
 def _real_features(suite: Suite, extractor: Extractor, path: Path) -> Features:
