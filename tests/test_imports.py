@@ -169,7 +169,7 @@ def test_methods_import_the_vocabulary_only(name: str) -> None:
             {"artefacts", "ledger", "method", "models", "observations", "plan", "shapes", "timesteps", "trainable"}
             | {"tensors", "watch"},
         ),
-        ("budget/borrowing", {"budget", "config", "errors", "method", "record", "trainable"}),
+        ("budget/borrowing", {"budget", "config", "errors", "method", "record", "registry", "trainable"}),
         ("budget/searching", {"schedule"}),
     ],
 )
