@@ -17,6 +17,9 @@ def test_a_record_survives_both_forms() -> None:
     record = PlanRecord.from_json(STEPS)
     assert record.to_json() == STEPS
     assert record.to_lines() == LINES
+    alike = PlanRecord.from_json([{"block 0": "all", "block 1": "none", "block 2": "none", "block 3": "all"}] * 2)
+    assert alike.to_lines() == {"block 0": "all all", "block 1, block 2": "none none", "block 3": "all all"}
+    assert PlanRecord.from_lines(alike.to_lines()) == alike
     filled = PlanRecord.from_lines(LINES)  # which mentions every unit at every step
     assert filled.to_lines() == LINES and filled.units == record.units
     assert all(filled.at(step, unit) == record.at(step, unit) for step in range(len(STEPS)) for unit in LINES)

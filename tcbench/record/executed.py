@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 Execution = Literal["fused", "compiled", "plain"]
 """What executes units: kernels of this project, the model's own layers compiled, or those as they are."""
 
+AND = ", "
 _WORDS = re.compile(r"(?:forecast|mix|rows) [\d/]+|\S+")
 
 
@@ -124,11 +126,16 @@ class PlanRecord:
         return cls(tuple({unit: Executed.from_json(said) for unit, said in step.items()} for step in steps))
 
     def to_lines(self) -> dict[str, str]:
-        """By unit, what every step did in it: a line of words, the form of score files."""
-        return {unit: " ".join(str(self.at(step, unit)) for step in range(len(self.steps))) for unit in self.units}
+        """What every step did, a line of words, by the units in a row that it did it in: the form of score files."""
+        lines = {unit: " ".join(str(self.at(step, unit)) for step in range(len(self.steps))) for unit in self.units}
+        return {AND.join(alike): line for line, alike in groupby(lines, key=lines.__getitem__)}
 
     @classmethod
     def from_lines(cls, lines: Mapping[str, str]) -> "PlanRecord":
         """The inverse of `to_lines`, where every unit is mentioned at every step; of no unit it knows no step."""
-        words = {unit: [Executed.from_json(word) for word in _WORDS.findall(line)] for unit, line in lines.items()}
+        words = {
+            unit: [Executed.from_json(word) for word in _WORDS.findall(line)]
+            for units, line in lines.items()
+            for unit in units.split(AND)
+        }
         return cls(tuple(dict(zip(words, step, strict=True)) for step in zip(*words.values(), strict=True)))

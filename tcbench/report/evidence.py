@@ -8,6 +8,7 @@ import numpy as np
 
 from tcbench.config.suite import Entry
 from tcbench.metrics.catalogue import METRICS
+from tcbench.record.executed import PlanRecord
 from tcbench.registry import documentation, method_class
 from tcbench.report.cells import difference_text
 from tcbench.report.compare import compare, decide_together
@@ -84,7 +85,7 @@ def _of_row(row: Row, results: Results) -> dict[str, Any]:
         "label": label_of(row),
         "nfe": row["nfe"],
         "kept": kept,
-        "units": list(row["plan"]),
+        "units": PlanRecord.from_lines(row["plan"]).units,
         "summary": _summary(row, kept),
         "ratio": f"{mac_ratio(row, results.rows):.2f}",
         "macs": {tag: (f"{count / 1e9:.4g}", count) for tag, count in macs["by_tag"].items()},
