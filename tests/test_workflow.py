@@ -407,11 +407,14 @@ def test_a_damaged_shard_is_named_not_scored(finished, tmp_path, monkeypatch, ca
 
 
 def test_all_embedded_suites_by_default_and_one_on_request(snakemake, tmp_path):
-    every = snakemake(tmp_path, "tables", "scenes_figures", "-n")
+    every = snakemake(tmp_path, "tables", "digits_figures", "scenes_figures", "scenes_rivals", "-n")
     for suite, tables in (("digits", [2, 6]), ("scenes", [3, 4, 6]), ("moving", [5])):
         assert f"rule {suite}_render_tables:" in every
         assert all(f"results/{suite}/tables/table{number}.csv" in every for number in tables)
-    assert "rule scenes_render_figures:" in every and "rule digits_render_figures:" not in every
+    assert "rule scenes_render_figures:" in every and "rule moving_render_figures:" not in every
+    reads = {suite: every.split(f"rule {suite}_render_figures:")[1].split("\n\n")[0] for suite in ("digits", "scenes")}
+    assert "results/scenes/tables/rivals.md" in reads["scenes"], "rivals that this call runs are waited for"
+    assert "rivals" not in reads["digits"].split("output:")[0], "and no others are run"
     alone = snakemake(tmp_path, "-n", "--config", "suite=moving")  # tables are the default target
     assert "rule render_tables:" in alone and "results/moving/tables/table5.csv" in alone
     assert "results/digits" not in alone and "results/scenes" not in alone

@@ -29,7 +29,7 @@ CACHE = "Cache memory: what the method keeps of a batch between steps, at the en
 UNCAPTURED = "Without graphs, because the host reads how many tokens each block computes: {}. "
 HELD_UP = 1.3
 """A run that took so many times what its steps take one by one waited for something that is not the method's."""
-WAS_HELD_UP = "† The run took {:.1f} times what its steps take one by one, so something else held it up. "
+WAS_HELD_UP = "† The run took {:.1f} times what its steps take one by one, so something else held it up; the figure leaves it out. "
 EXECUTION = {
     "plain": ", by the model's own layers, without graphs",
     "compiled": ", by the model's own layers, compiled",
@@ -384,12 +384,16 @@ def profile_table(records: Sequence[Record], suite: SpeedSuite) -> Table:
 def figure_speed(lines: Sequence[Record]) -> Figure:
     """Latency ratio against MAC ratio; on the diagonal time falls as far as MACs do. Hollow: the paper's cells.
 
-    One panel per model, dtype and batch size that was timed.
+    One panel per model, dtype and batch size that was timed, without rows that were held up.
 
     Raises:
         UserError: nothing was timed.
     """
-    timed = [line for line in lines if line["mac_ratio"] is not None and line["method"] != "uncached"]
+    timed = [
+        line
+        for line in lines
+        if line["mac_ratio"] is not None and line["method"] != "uncached" and not was_held_up(line)
+    ]
     if not timed:
         raise UserError("no row was timed beside an uncached one, so there is no ratio to draw; run `tcbench bench`")
     panels = list(dict.fromkeys((line["model"], line["dtype"], line["batch_size"]) for line in timed))

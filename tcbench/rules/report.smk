@@ -91,15 +91,29 @@ EVERYTHING = {
 }
 
 
+# Figures and page show as many rivals as there are, and have none run, but wait for those that this call runs. They are
+# made again when there are others.
+def rivals_asked_for(_):
+    asked = {"rivals", f"{SUITE.suite}_rivals"} & {*workflow.dag_settings.targets}
+    return [f"{SHOWN}/tables/rivals.md"] if SUITE.rivals and asked else []
+
+
+def rivals_there(_):
+    there = [] if rivals_asked_for(_) else sorted(glob.glob(f"{glob.escape(SHOWN)}/rivals/*.json"))
+    return [f"{path} {os.path.getmtime(path)}" for path in there]
+
+
 rule render_figures:
     input:
         **EVERYTHING,
+        rivals=rivals_asked_for,
     output:
         expand(f"{SHOWN}/figures/{{name}}.svg", name=FIGURES),
         figure_files(),
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),
+        rivals=rivals_there,
     log:
         f"{SHOWN}/logs/figures.log",
     threads: 1
@@ -122,15 +136,10 @@ rule render_verdicts:
         f"tcbench verdicts {OF_ROWS} 2> {{log}}"
 
 
-# Rivals are no input, because the page shows as many as there are and must not have them run; it is made again when
-# others are there.
-def rivals_there():
-    return [f"{path} {os.path.getmtime(path)}" for path in sorted(glob.glob(f"{glob.escape(SHOWN)}/rivals/*.json"))]
-
-
 rule render_report:
     input:
         **EVERYTHING,
+        rivals=rivals_asked_for,
         figures=rules.render_figures.output,
     output:
         report(
@@ -142,7 +151,7 @@ rule render_report:
     params:
         code=source_digest("report"),
         settings=SUITE.digest(),
-        rivals=rivals_there(),
+        rivals=rivals_there,
     log:
         f"{SHOWN}/logs/report.log",
     threads: 1
