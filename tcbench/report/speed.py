@@ -29,7 +29,9 @@ CACHE = "Cache memory: what the method keeps of a batch between steps, at the en
 UNCAPTURED = "Without graphs, because the host reads how many tokens each block computes: {}. "
 HELD_UP = 1.3
 """A run that took so many times what its steps take one by one waited for something that is not the method's."""
-WAS_HELD_UP = "† The run took {:.1f} times what its steps take one by one, so something else held it up; the figure leaves it out. "
+WAS_HELD_UP = (
+    "† The run took {:.1f} times what its steps take one by one: something else held it up, and no figure has it. "
+)
 EXECUTION = {
     "plain": ", by the model's own layers, without graphs",
     "compiled": ", by the model's own layers, compiled",
