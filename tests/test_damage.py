@@ -535,7 +535,7 @@ def test_rows_of_a_suite_and_of_an_ablation_are_sampled_apart(results: Path, cap
 
 WRITES = {  # by command, what it makes, and how many KiB are not enough for that
     "sample tiny.yaml --rows nfe4-fora": ("samples/nfe4-fora", 40),
-    "score tiny.yaml --rows nfe4-fora": ("features/nfe4-fora.safetensors", 12),
+    "score tiny.yaml --rows nfe4-fora": ("features/nfe4-fora.safetensors", 8),
     "latency tiny.yaml": ("latency.json", 0),
     "ablate tiny.yaml --name cache_ratio": ("ablations", 24),
     "tables tiny.yaml": ("grids/nfe4.png", 0),

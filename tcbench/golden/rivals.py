@@ -31,9 +31,9 @@ TOLERANCES = {
     "diff": 1e-5,
     "distance": 1e-5,
     "accumulated": 1e-5,
-    "error": 2e-5,
+    "error": 3e-5,
     "error_mean": 2e-5,
-    "logit": 2e-4,
+    "logit": 4e-4,
 }
 """Several times what the references differ by from themselves in float64; decisions, which are not named, are exact."""
 
