@@ -342,7 +342,11 @@ def test_a_learning_rate_out_of_bounds_is_refused() -> None:
 
 
 def test_a_predictor_that_diverges_is_refused(adapter, data) -> None:
-    with pytest.raises(UserError, match=r"TrainScorer: the (held-out )?loss .*lower the learning rate"):
+    """Where it ends is a matter of rounding: its loss has risen, or its scores no longer tell steps or tokens apart."""
+    says = (
+        r"TrainScorer: the (held-out )?loss .*lower the learning rate|predictor: (alpha-bar is flat|scores every token)"
+    )
+    with pytest.raises(UserError, match=says):
         trained_with(adapter, data, predictor_learning_rate=1.0, cost_weight=1e-9, refiner_rank=0, patience=None)
 
 
