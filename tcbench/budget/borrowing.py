@@ -42,13 +42,13 @@ def _rivals_that_train_otherwise(suite: Suite) -> list[str]:
             continue
         run = run_of_shapes(source.suite.model.name, source.nfe)
         stages = source.method.training(run)
-        for option, value in ((option, value) for option, values in tried.items() for value in values):
-            if make_method(method, source.method.model_dump() | {option: value}).training(run) != stages:
-                problems.append(
-                    f"rivals.methods.{method}.{option}: changes what {source.name} was trained with; "
-                    "name it under `rivals.anew`, which trains once more"
-                )
-                break
+        given = source.method.model_dump()
+        problems += [
+            f"rivals.methods.{method}.{option}: changes what {source.name} was trained with; "
+            "name it under `rivals.anew`, which trains once more"
+            for option, values in tried.items()
+            if any(make_method(method, given | {option: value}).training(run) != stages for value in values)
+        ]
     return problems
 
 

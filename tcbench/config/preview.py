@@ -40,7 +40,7 @@ def narrowed(suite: Suite, asked: Asked) -> Suite:
     part = _of_samples(suite, asked.samples or suite.samples.count)
     if asked.scored:
         return _of_rows(suite, part, _scored(part, asked.rows or tuple(suite.rows)), "PARTIAL, what is scored so far")
-    rows = _with_needed(suite, asked.rows or tuple(suite.rows))
+    rows = with_needed(suite, asked.rows or tuple(suite.rows))
     return part if len(rows) == len(suite.rows) else _of_rows(suite, part, rows, "PARTIAL")
 
 
@@ -103,14 +103,18 @@ def _of_rows(suite: Suite, part: Suite, rows: Sequence[str], kind: str) -> Suite
 
 def _scored(part: Suite, asked: Sequence[str]) -> tuple[str, ...]:
     """The rows that are scored, with all that they need."""
-    rows = tuple(row for row in asked if all(part[name].scores.exists() for name in _with_needed(part, [row])))
+    rows = tuple(row for row in asked if all(part[name].scores.exists() for name in with_needed(part, [row])))
     if not rows:
         raise UserError(f"{part.folder}: no row is scored yet beside its reference row; look again later")
-    return _with_needed(part, rows)
+    return with_needed(part, rows)
 
 
-def _with_needed(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
-    """Rows and those that they need, in the suite's order."""
+def with_needed(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
+    """Rows and those that they need, in the suite's order.
+
+    Raises:
+        UserError: the suite has no such row.
+    """
     needed: set[str] = set()
     left = list(asked)
     while left:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tcbench.config.preview import with_needed
 from tcbench.config.suite import Suite
-from tcbench.errors import UserError, did_you_mean
 from tcbench.rehearse.sizes import SizeName
 
 ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-3
@@ -54,15 +54,15 @@ def reduced(
     return {**settings, **changed}
 
 
-def _rows(suite: Suite, asked: Sequence[str]) -> list[str]:
+def _rows(suite: Suite, asked: Sequence[str]) -> Sequence[str]:
     """Those asked for, or a row of every method at as few steps as it has any; with what these refer to, in order."""
-    if unknown := [name for name in asked if name not in suite.rows]:
-        raise UserError(f"rows: suite {suite.suite} has no row {unknown[0]!r}; {did_you_mean(unknown[0], suite.rows)}")
-    of_methods: dict[str, str] = {}
+    if asked:
+        return with_needed(suite, asked)
+    chosen: dict[str, str] = {}
     for name, row in sorted(suite.rows.items(), key=lambda item: item[1].nfe):
-        of_methods.setdefault(row.method, name)
-    needed = {*(asked or of_methods.values())}
-    for name in [*needed]:
+        chosen.setdefault(row.method, name)
+    needed = {*chosen.values()}
+    for name in chosen.values():
         needed |= {entry.name for entry in (suite[name].reference, suite[name].trained_as) if entry}
     needed |= {suite[name].reference.name for name in needed}
     return [name for name in suite.rows if name in needed]

@@ -7,6 +7,7 @@ the repository's browser.
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -175,14 +176,18 @@ def _newest_of_one_code(suite: Suite, records: Records) -> Provenance:
     changed = {commit: changed_between(commit, last) for commit in commits}
     methods = {entry.row.method for part in (suite, *suite.ablation_suites.values()) for entry in part.entries}
     methods |= {*suite.rivals.methods} if suite.rivals else set()
+    stages = {stage for *_, stage in records.values()}
+    code = {stage: _code(suite, stage, sorted(methods)) for stage in stages}
     for what, (record, _, stage) in records.items():
-        made_by = ("train", "sample") if stage == "sample" else (stage,)
-        code = {
-            path.resolve() for each in made_by for path in source_files(each, *sorted(methods), data=suite.data.name)
-        }
-        if touched := sorted(changed[commit := record["git"]["commit"]] & code):
+        if touched := sorted(changed[commit := record["git"]["commit"]] & code[stage]):
             raise UserError(
                 f"{said}, and {what} is of {commit[:8]}, since when {touched[0].name} changed; run it again, or all of "
                 "it from a clean results folder"
             )
     return commits[last]
+
+
+def _code(suite: Suite, stage: str, methods: Sequence[str]) -> set[Path]:
+    """The files that made what a stage left; samples are their training's, too."""
+    stages = ("train", "sample") if stage == "sample" else (stage,)
+    return {path.resolve() for each in stages for path in source_files(each, *methods, data=suite.data.name)}
