@@ -50,7 +50,7 @@ def test_the_bias_is_taken_out_where_it_is_tested(results):
 
 def test_the_simulated_distance_is_the_one_that_scores_have():
     samples = np.random.default_rng(1).normal(size=(200, 8))
-    exact = Gaussian(np.zeros(8), np.eye(8))
+    exact = Gaussian(torch.zeros(8).double(), torch.eye(8).double())
     assert frechet(samples) == pytest.approx(frechet_distance(torch.from_numpy(samples), exact), rel=1e-6)
     assert isinstance(features(samples), Features)
 

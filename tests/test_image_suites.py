@@ -154,7 +154,7 @@ def test_coco_from_images_to_the_report(coco: Suite) -> None:
 def test_imagenet_from_images_to_tables(imagenet: Suite) -> None:
     scores = run(imagenet)
     images = samples_of(imagenet["l2c"]).float() / 255
-    published = Gaussian(np.full(3, np.float32(0.4), np.float64), np.eye(3) * 0.1)
+    published = Gaussian(torch.full((3,), float(np.float32(0.4))).double(), torch.eye(3).double() * 0.1)
     quality, pooled = scores["l2c"]["quality"], images.mean((2, 3))
     assert_close(quality["fid"]["value"], frechet_distance(pooled, published), DISTANCE)
     real = (read_reference_images(Path(ADM)).float() / 255).mean((2, 3))

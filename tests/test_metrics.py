@@ -33,8 +33,10 @@ from tcbench.metrics.samples import Real, Reference, Samples, odd_images
 from tcbench.metrics.scoring import compute, prepare, score_row
 from tcbench.metrics.seed_noise import Partners, seed_noise
 from tcbench.models.classifier import DigitsCNN
+from tcbench.precision import products
 from tcbench.record.files import sha256
 from tcbench.stats import batches, jackknife
+from tests import score_times
 from tests.floors import DISTANCE, NETWORK, READING, assert_close
 
 READINGS = [name for name, metric in METRICS.items() if metric.per_sample]
@@ -50,6 +52,10 @@ def random_features(count, seed, shift=0.0):
     pooled = torch.randn(count, 64, generator=draw) @ mix + shift
     spatial = torch.randn(count, 112, generator=draw) + shift
     return Features(pooled, spatial, 3 * torch.randn(count, 10, generator=draw))
+
+
+def standard_normal(size):
+    return Gaussian(torch.zeros(size).double(), torch.eye(size).double())
 
 
 def random_samples(count, seed, shift=0.0):
@@ -249,7 +255,7 @@ def test_frechet_distance_of_few_samples_is_that_of_their_covariances(generated,
 
 def test_published_moments_take_the_place_of_fitted_ones():
     samples, features = random_samples(60, 4), random_features(80, 5)
-    moments = (Gaussian(np.zeros(64), np.eye(64)), Gaussian(np.zeros(112), np.eye(112)))
+    moments = (standard_normal(64), standard_normal(112))
     reference = Reference(Real(features, moments))
     assert compute("fid", samples, reference) == frechet_distance(samples.features.pooled, moments[0])
     assert compute("sfid", samples, reference) == frechet_distance(samples.features.spatial, moments[1])
@@ -289,6 +295,24 @@ def test_metrics_are_bounded_as_the_catalogue_says():
         for name, metric in METRICS.items():
             low, high = metric.bounds
             assert low <= compute(name, samples, Reference(real, uncached, SCORERS)) <= high, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_card_scores_as_a_core_does(row):
+    """Metrics run where features are; images and labels stay on the host."""
+    samples, uncached, real = row
+
+    def on_card(of):
+        return replace(of, features=of.features.to("cuda"), imagenet=of.imagenet.to("cuda"))
+
+    there = Real(real.features.to("cuda"), imagenet=Real(real.imagenet.features.to("cuda")))
+    groups, names = batches(len(samples), 16), list(METRICS)
+    expected = score_row(samples, uncached, real, groups, names, SCORERS)
+    with products("fp32"):
+        found = score_row(on_card(samples), on_card(uncached), there, groups, names, SCORERS)
+    assert found.keys() == expected.keys() == set(METRICS)
+    for name, quality in expected.items():
+        assert found[name]["deleted"] == pytest.approx(quality["deleted"], rel=1e-5, abs=1e-6), name
 
 
 def test_a_second_opinion_is_the_same_metric_of_other_features(row):
@@ -711,7 +735,7 @@ def test_leaving_out_a_batch_leaves_out_its_pairs():
 
 def test_jackknife_of_a_frechet_distance_covers_its_mean_at_this_sample_size():
     rng, trials, groups = np.random.default_rng(0), 400, batches(128, 16)
-    real = Gaussian(np.zeros(4), np.eye(4))
+    real = standard_normal(4)
     intervals = []
     for _ in range(trials):
         features = torch.from_numpy(rng.normal(0.3, 1.1, size=(128, 4)))
@@ -729,3 +753,10 @@ def test_odd_images_are_named():
     assert odd_images(varied, varied.clone()) == [
         "its samples are the uncached row's to the bit, though it computed less"
     ]
+
+
+def test_the_script_that_times_scoring_still_runs():
+    """`tests/score_times.py`, which needs a GPU to mean something."""
+    rows = score_times.main(["--size", "toy"])["rows"]
+    assert [row["metric"] for row in rows] == [*score_times.OF_FEATURES, *score_times.OF_IMAGES]
+    assert all(row["replicates"] == 5 for row in rows)

@@ -59,7 +59,7 @@ def _gaussian(path: Path, mean: str, mu: NDArray, covariance: str, sigma: NDArra
         raise UserError(
             f"{path}: {mean} is of {len(mu)} features, and the suite's extractor has {size}; give moments of the same"
         )
-    return Gaussian(mu.astype(np.float64), sigma.astype(np.float64))
+    return Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
 
 
 def _read(path: Path, *names: str) -> list[NDArray]:

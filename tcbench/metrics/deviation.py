@@ -2,6 +2,8 @@
 
 Images are compared as they are seen: in [-1, 1] (data range 2), what a float image has outside cut off as `to_uint8`
 cuts it, but not rounded, which would hide differences below 1/255. States of the sampler are compared as it holds them.
+
+Images of a full run exceed a card's memory, so they are compared in blocks; with a `device`, there.
 """
 
 from collections.abc import Iterator
@@ -21,22 +23,22 @@ WINDOW = 11
 _ROWS = 256
 
 
-def final_mae(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+def final_mae(images_BCHW: Tensor, reference_BCHW: Tensor, device: torch.device | None = None) -> Tensor:
     """Mean absolute difference of each image from the uncached one at the same noise, float32 [B]."""
-    return _mean_absolute(_seen(images_BCHW), _seen(reference_BCHW))
+    return _mean_absolute(_seen(images_BCHW), _seen(reference_BCHW), device)
 
 
-def psnr(images_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+def psnr(images_BCHW: Tensor, reference_BCHW: Tensor, device: torch.device | None = None) -> Tensor:
     """Peak signal-to-noise ratio of each image against the uncached one, dB, float32 [B].
 
     The squared error is taken as at least that of 8-bit rounding, so equal images score 58.9 dB and not
     infinity.
     """
-    mse_B = _mean_square(_seen(images_BCHW), _seen(reference_BCHW))
+    mse_B = _mean_square(_seen(images_BCHW), _seen(reference_BCHW), device)
     return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
 
 
-def ssim(images: Tensor, reference: Tensor) -> Tensor:
+def ssim(images: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
     """Structural similarity of each image or video with the uncached one, float32 [B] in -1..1, 1 where they are equal.
 
     Wang et al. (2004): a Gaussian window of 11 pixels with sigma 1.5, where it lies inside; mean over places, channels
@@ -50,7 +52,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         raise UserError(
             f"ssim: images of {images.shape[-2]}x{images.shape[-1]} are smaller than its window of {WINDOW}"
         )
-    pairs = zip(images.split(_ROWS), reference.split(_ROWS), strict=True)
+    pairs = _blocks(images, reference, device)
     sides = ([(shown(side) + 1).flatten(1, -3) / PEAK for side in pair] for pair in pairs)  # frames as channels
     return torch.cat([piq.ssim(*pair, reduction="none", downsample=False) for pair in sides])
 
@@ -102,17 +104,22 @@ def _seen(images: Tensor) -> Tensor:
     return images.clamp(-1, 1) if images.is_floating_point() else images
 
 
-def _mean_absolute(values: Tensor, reference: Tensor) -> Tensor:
-    return torch.cat([difference.abs().mean(1) for difference in _differences(values, reference)])
+def _mean_absolute(values: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
+    return torch.cat([difference.abs().mean(1) for difference in _differences(values, reference, device)])
 
 
-def _mean_square(values: Tensor, reference: Tensor) -> Tensor:
-    return torch.cat([difference.square().mean(1) for difference in _differences(values, reference)])
+def _mean_square(values: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
+    return torch.cat([difference.square().mean(1) for difference in _differences(values, reference, device)])
 
 
-def _differences(values: Tensor, reference: Tensor) -> Iterator[Tensor]:
+def _differences(values: Tensor, reference: Tensor, device: torch.device | None) -> Iterator[Tensor]:
     """Float32 differences [rows, features] in blocks of rows: memory-mapped images may exceed memory."""
     _same_shape(values, reference)
     unit = 127.5 if values.dtype == torch.uint8 else 1.0
-    for a, b in zip(values.split(_ROWS), reference.split(_ROWS), strict=True):
+    for a, b in _blocks(values, reference, device):
         yield (a.float() - b.float()).flatten(1) / unit
+
+
+def _blocks(values: Tensor, reference: Tensor, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for a, b in zip(values.split(_ROWS), reference.split(_ROWS), strict=True):
+        yield a.to(device or a.device), b.to(device or b.device)

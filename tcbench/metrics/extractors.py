@@ -34,7 +34,7 @@ INCEPTION_SHA256 = "6726825d"
 
 @dataclass(frozen=True)
 class Features:
-    """What the metrics need to know of n images: float32 on the CPU, stored as `vars(features)`.
+    """What the metrics need to know of n images: float32, stored as `vars(features)`; metrics run where they are.
 
     Of n videos they have a second dimension, the frames, and Frechet distances are over frames.
 
@@ -64,6 +64,10 @@ class Features:
     def taken(self, index: Tensor) -> "Features":
         """Of some of the images."""
         return Features(*(values[index] for values in vars(self).values()))
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same on a device."""
+        return Features(*(values.to(device) for values in vars(self).values()))
 
     @classmethod
     def none(cls, count: int) -> "Features":
@@ -266,7 +270,7 @@ class Extractor:
 
     @torch.no_grad()
     def extract(self, images_BCHW: Tensor, batch_size: int = 64) -> Features:
-        """One pass over uint8 images [n, C, H, W], or over the frames of videos [n, C, T, H, W].
+        """One pass over uint8 images [n, C, H, W], or over the frames of videos [n, C, T, H, W]; features on the CPU.
 
         TF32 is off: it would make features depend on the card.
 

@@ -5,16 +5,16 @@ distance on the first 7 channels of an intermediate feature map, as in ADM's eva
 2017), always in float64. The numbers are torch-fidelity's to rounding (a test compares); its arithmetic is not, because
 the jackknife asks for a distance as often as there are batches: here the sums of all samples serve every subset, and
 the trace of a square root takes the eigenvalues of a symmetric matrix: of as many rows as there are samples where
-those are fewer than the dimensions, else of 2048 in a tenth of the time.
+those are fewer than the dimensions, else of 2048 in a tenth of the time. It runs where the features are.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,22 +31,27 @@ class Gaussian:
         few: where they are fewer than d, what it was fitted to, centred and scaled: its Gram matrix is the covariance.
     """
 
-    mu: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    few: NDArray[np.float64] | None = None
+    mu: Tensor
+    sigma: Tensor
+    few: Tensor | None = None
 
     @classmethod
     def fit(cls, features_ND: Tensor) -> "Gaussian":
         """Moments of features [n, d], or of the frames of videos [n, t, d]; the covariance is the unbiased one."""
         return Subsets(features_ND).gaussian(np.arange(len(features_ND)))
 
+    def to(self, device: torch.device | str) -> "Gaussian":
+        """The same on a device."""
+        few = None if self.few is None else self.few.to(device)
+        return Gaussian(self.mu.to(device), self.sigma.to(device), few)
+
     @cached_property
-    def root(self) -> NDArray[np.float64]:
+    def root(self) -> Tensor:
         """A square root of the covariance, R' R = S: `few` [n, d], or the symmetric one [d, d]."""
         if self.few is not None:
             return self.few
-        values, vectors = np.linalg.eigh(self.sigma)
-        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        values, vectors = torch.linalg.eigh(self.sigma)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     def distance(self, other: "Gaussian") -> float:
         """|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)).
@@ -56,9 +61,9 @@ class Gaussian:
         """
         between = self.mu - other.mu
         rooted, whole = (other, self) if self.few is None else (self, other)
-        values = np.linalg.eigvalsh(rooted.root @ whole.sigma @ rooted.root.T)
-        shared = np.sqrt(values.clip(0)).sum()
-        return float(between @ between + np.trace(self.sigma) + np.trace(other.sigma) - 2 * shared)
+        values = torch.linalg.eigvalsh(rooted.root @ whole.sigma @ rooted.root.T)
+        shared = values.clamp(min=0).sqrt().sum()
+        return float(between @ between + self.sigma.trace() + other.sigma.trace() - 2 * shared)
 
 
 class Subsets:
@@ -69,30 +74,29 @@ class Subsets:
     """
 
     def __init__(self, features_ND: Tensor) -> None:
-        values_NTD = features_ND.double().reshape(len(features_ND), -1, features_ND.shape[-1]).numpy()
+        values_NTD = features_ND.double().reshape(len(features_ND), -1, features_ND.shape[-1])
         self.frames, self.mean_D = values_NTD.shape[1], values_NTD.mean((0, 1))
         self.centred_NTD = values_NTD - self.mean_D  # so that differences of sums lose no digits
         self.sum_D, self.squares_DD = _sums(self.centred_NTD)
 
     def gaussian(self, indices: Indices) -> Gaussian:
         """Of the samples at these places, each once."""
-        left_out = np.ones(len(self.centred_NTD), bool)
-        left_out[indices] = False
-        if 2 * left_out.sum() < len(left_out):
+        left_out = np.setdiff1d(np.arange(len(self.centred_NTD)), indices)
+        if 2 * len(left_out) < len(self.centred_NTD):
             sum_D, squares_DD = _sums(self.centred_NTD[left_out])
             sum_D, squares_DD = self.sum_D - sum_D, self.squares_DD - squares_DD
         else:
             sum_D, squares_DD = _sums(self.centred_NTD[indices])
         count = len(indices) * self.frames
         mean_D = sum_D / count
-        sigma = (squares_DD - count * np.outer(mean_D, mean_D)) / (count - 1)
+        sigma = (squares_DD - count * mean_D.outer(mean_D)) / (count - 1)
         few = None
         if count < len(mean_D):
-            few = (self.centred_NTD[indices].reshape(count, -1) - mean_D) / np.sqrt(count - 1)
+            few = (self.centred_NTD[indices].reshape(count, -1) - mean_D) / math.sqrt(count - 1)
         return Gaussian(self.mean_D + mean_D, sigma, few)
 
 
-def _sums(values_NTD: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sums(values_NTD: Tensor) -> tuple[Tensor, Tensor]:
     rows = values_NTD.reshape(-1, values_NTD.shape[-1])
     return rows.sum(0), rows.T @ rows
 

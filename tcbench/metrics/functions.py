@@ -59,22 +59,22 @@ def recall_imagenet(samples: Samples, reference: Reference) -> Statistic:
 
 def accuracy(samples: Samples, reference: Reference) -> Statistic:
     """Share of samples that the classifier takes for what they were conditioned on."""
-    return mean_of(correct(samples.features.logits, given(samples.labels, "labels")))
+    return mean_of(correct(samples.features.logits, given(samples.labels, "labels").to(samples.device)))
 
 
 def mae(samples: Samples, reference: Reference) -> Statistic:
     """Mean absolute difference from the uncached images."""
-    return mean_of(deviation.final_mae(*image_pair(samples, reference)))
+    return mean_of(deviation.final_mae(*image_pair(samples, reference), samples.device))
 
 
 def psnr(samples: Samples, reference: Reference) -> Statistic:
     """Peak signal-to-noise ratio against the uncached images."""
-    return mean_of(deviation.psnr(*image_pair(samples, reference)))
+    return mean_of(deviation.psnr(*image_pair(samples, reference), samples.device))
 
 
 def ssim(samples: Samples, reference: Reference) -> Statistic:
     """Structural similarity with the uncached images."""
-    return mean_of(deviation.ssim(*image_pair(samples, reference)))
+    return mean_of(deviation.ssim(*image_pair(samples, reference), samples.device))
 
 
 def fid_uncached(samples: Samples, reference: Reference) -> Statistic:

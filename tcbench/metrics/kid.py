@@ -12,9 +12,8 @@ multiplied with.
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
-from torch_fidelity.metric_kid import kernel_poly
 
 from tcbench.errors import UserError
 from tcbench.metrics.extractors import Features
@@ -24,8 +23,6 @@ from tcbench.stats import Indices, Statistic
 SCALE = 1000
 """KID is small, and tables print it times this."""
 _ENTRIES = 2**23  # of the kernel's matrix at a time, 64 MB
-
-Array = NDArray[np.float64]
 
 
 def kid(samples: Samples, reference: Reference) -> Statistic:
@@ -50,11 +47,10 @@ def kid(samples: Samples, reference: Reference) -> Statistic:
     return statistic
 
 
-def _pooled(features: Features) -> Array:
-    values: Tensor = features.pooled
-    if values.ndim > 2:
+def _pooled(features: Features) -> Tensor:
+    if features.pooled.ndim > 2:
         raise UserError("metrics: kid is of images; take it out of a video suite's list")
-    return values.double().numpy()
+    return features.pooled.double()
 
 
 def _as_published(features: Features) -> tuple[float, float]:
@@ -65,35 +61,28 @@ def _as_published(features: Features) -> tuple[float, float]:
 def _fitted(features: Features) -> tuple[float, float]:
     """The same with features as large as the kernel takes them to be: of a mean square of 1 a number."""
     real = _pooled(features)
-    size = float(np.sqrt(np.square(real).mean())) or 1.0
+    size = float(real.square().mean().sqrt()) or 1.0
     return size, _mean_of_pairs(real / size)
 
 
-def _mean_of_pairs(real: Array) -> float:
+def _mean_of_pairs(real: Tensor) -> float:
     if len(real) < 2:
         raise UserError(f"kid: {len(real)} real image makes no pair; give more")
     return float(_pair_sums(real).sum() / (len(real) * (len(real) - 1)))
 
 
-def _pair_sums(x_ND: Array) -> Array:
+def _pair_sums(x_ND: Tensor) -> Tensor:
     """Of each row, the sum of the kernel with the others, [n]."""
-    sums_N = np.zeros(len(x_ND))
-    for rows, kernel in _kernel(x_ND, x_ND):
-        sums_N[rows] = kernel.sum(1) - kernel[np.arange(len(kernel)), np.arange(rows.start, rows.start + len(kernel))]
-    return sums_N
+    return torch.cat([kernel.sum(1) - kernel.diagonal(first) for first, kernel in _kernel(x_ND, x_ND)])
 
 
-def _kernel_sums(x_ND: Array, y_MD: Array) -> Array:
+def _kernel_sums(x_ND: Tensor, y_MD: Tensor) -> Tensor:
     """Of each row, the sum of the kernel with all of `y_MD`, [n]."""
-    sums_N = np.zeros(len(x_ND))
-    for rows, kernel in _kernel(x_ND, y_MD):
-        sums_N[rows] = kernel.sum(1)
-    return sums_N
+    return torch.cat([kernel.sum(1) for _, kernel in _kernel(x_ND, y_MD)])
 
 
-def _kernel(x_ND: Array, y_MD: Array) -> Iterator[tuple[slice, Array]]:
-    """The kernel's matrix [n, m] in blocks of rows; torch-fidelity's default is (x.y / d + 1)^3."""
+def _kernel(x_ND: Tensor, y_MD: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The kernel's matrix [n, m], in blocks of rows with the number of their first."""
     size = max(1, _ENTRIES // max(1, len(y_MD)))
-    for first in range(0, len(x_ND), size):
-        rows = slice(first, first + size)
-        yield rows, kernel_poly(x_ND[rows], y_MD)
+    for number, rows in enumerate(x_ND.split(size)):
+        yield number * size, (rows @ y_MD.T / x_ND.shape[1] + 1) ** 3

@@ -2,13 +2,12 @@
 
 A sample's ball reaches to its k-th nearest neighbour in its own set. Precision is the share of generated
 samples inside some real ball, recall the share of real samples inside some generated ball. torch-fidelity has
-both in one call; here its distances are kept, so that leaving out a batch costs a look-up and no new
-distance.
+both in one call; here distances are kept, so that leaving out a batch costs a look-up and no new distance. It runs
+where the features are.
 """
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_prc import calc_cdist_full
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import NEIGHBOURS
@@ -30,13 +29,13 @@ def thin(real_MD: Tensor, limit: int = MAX_REFERENCES) -> Tensor:
 
 def radii(features_ND: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """Distance [n] from each feature to its k-th nearest neighbour within the set, itself not counted."""
-    everyone = torch.arange(len(features_ND))
-    return _kth(calc_cdist_full(features_ND, features_ND), everyone, everyone, neighbours)
+    everyone = torch.arange(len(features_ND), device=features_ND.device)
+    return _kth(_distances(features_ND, features_ND), everyone, everyone, neighbours)
 
 
 def inside_real(generated_ND: Tensor, real_MD: Tensor, real_radii_M: Tensor) -> Tensor:
     """Whether each generated sample lies in a real ball, bool [n]; precision is the mean."""
-    return (calc_cdist_full(real_MD, generated_ND) <= real_radii_M[:, None]).any(0)
+    return (_distances(real_MD, generated_ND) <= real_radii_M[:, None]).any(0)
 
 
 def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) -> Statistic:
@@ -48,8 +47,8 @@ def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) 
     Holds 4 n (n + m) bytes of distances for n generated and m real samples, 12 GB at ADM's 50 000 and 10 000, and n m
     of who is inside.
     """
-    distance_NN = calc_cdist_full(generated_ND, generated_ND)
-    distance_MN = calc_cdist_full(real_MD, generated_ND)
+    distance_NN = _distances(generated_ND, generated_ND)
+    distance_MN = _distances(real_MD, generated_ND)
     nearest = distance_NN.topk(min(_NEAR, len(distance_NN)), largest=False)
     if len(distance_NN) <= neighbours:
         raise _too_few(len(distance_NN), neighbours)
@@ -57,8 +56,8 @@ def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) 
     balls_M, bounds_NK = inside_MN.sum(1), nearest.indices[:, : neighbours + 1]
 
     def statistic(indices: Indices) -> float:
-        kept = torch.from_numpy(indices)
-        left_out = torch.ones(len(distance_NN), dtype=torch.bool)
+        kept = torch.from_numpy(indices).to(distance_NN.device)
+        left_out = torch.ones(len(distance_NN), dtype=torch.bool, device=kept.device)
         left_out[kept] = False
         grown = kept[left_out[bounds_NK[kept]].any(1)]
         radius_G = _kth(distance_NN, grown, kept, neighbours, nearest.values, nearest.indices)
@@ -67,6 +66,14 @@ def recall(generated_ND: Tensor, real_MD: Tensor, neighbours: int = NEIGHBOURS) 
         return covered_M.double().mean().item()
 
     return statistic
+
+
+def _distances(rows_ND: Tensor, columns_MD: Tensor) -> Tensor:
+    """Euclidean ones, [n, m]."""
+    found_NM = rows_ND.new_empty(len(rows_ND), len(columns_MD))
+    for rows, found in zip(rows_ND.split(_ROWS), found_NM.split(_ROWS), strict=True):  # no second matrix as large
+        found.copy_(torch.cdist(rows, columns_MD))
+    return found_NM
 
 
 def _kth(
@@ -83,9 +90,9 @@ def _kth(
     """
     if len(kept) <= neighbours:
         raise _too_few(len(kept), neighbours)
-    found, open_rows = distance_NN.new_empty(len(rows)), torch.arange(len(rows))
+    found, open_rows = distance_NN.new_empty(len(rows)), torch.arange(len(rows), device=rows.device)
     if nearest_NT is not None and who_NT is not None:
-        is_kept = torch.zeros(len(distance_NN), dtype=torch.bool)
+        is_kept = torch.zeros(len(distance_NN), dtype=torch.bool, device=rows.device)
         is_kept[kept] = True
         rank_RT = is_kept[who_NT[rows]].cumsum(1)  # the sample itself is among its nearest
         enough = rank_RT[:, -1] > neighbours

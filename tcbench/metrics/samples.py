@@ -58,6 +58,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.features.pooled)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its features are, and its images are compared block by block."""
+        return self.features.pooled.device
+
     def taken(self, index: Tensor) -> "Samples":
         """Some of them, in another order, without readings."""
         imagenet = self.imagenet and self.imagenet.taken(index)
@@ -145,7 +150,7 @@ class Reference:
 
 def mean_of(values_N: Tensor) -> Statistic:
     """The metric that is the mean of a number per sample."""
-    values = values_N.double().numpy()
+    values = values_N.double().cpu().numpy()
     return lambda indices: float(values[indices].mean())
 
 

@@ -1,4 +1,7 @@
-"""Score a row's samples: quality with the jackknife's replicates, per-step deviations from the uncached row."""
+"""Score a row's samples: quality with the jackknife's replicates, per-step deviations from the uncached row.
+
+Products are of float32 numbers in full (`products("fp32")`), so that a score does not depend on the card.
+"""
 
 import hashlib
 import sys
@@ -24,6 +27,7 @@ from tcbench.metrics.frechet import real_floor
 from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.seed_noise import seed_noise
+from tcbench.precision import products
 from tcbench.record.executed import PlanRecord
 from tcbench.record.files import digest, kept_tensors, shortened, write_tensors
 from tcbench.record.identity import content_digest
@@ -39,6 +43,7 @@ from tcbench.stages.readings import Scorers, load_scorers, pair_scorers, read_sa
 _DECODED = 256  # images decoded at a time
 
 
+@products("fp32")
 def score_rows(entries: Sequence[Entry], missing: bool = False) -> None:
     """Write results/<suite>/scores/<row>.json for the rows, from their samples and those of their uncached rows.
 
@@ -94,6 +99,7 @@ def _key(entry: Entry) -> str | None:
     )
 
 
+@products("fp32")
 def measure_floor(suite: Suite) -> None:
     """Write scores/floor.json: the metrics of real subsets as large as a row's sample set, against all real images.
 
@@ -112,6 +118,7 @@ def measure_floor(suite: Suite) -> None:
     FLOOR.write(suite.folder / "scores" / "floor.json", {"suite": suite.suite, **floor})
 
 
+@products("fp32")
 def measure_seed_noise(suite: Suite) -> None:
     """Write scores/seed-noise.json, the distance of two uncached runs of different noise, from samples of the uncached
     rows."""
@@ -183,7 +190,8 @@ def load_real(suite: Suite, networks: Networks) -> Real:
     features = _real_features(suite, networks.own, folder / "real-features.safetensors")
     moments = None
     if real and real.suffix == ".npz":
-        moments = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
+        pooled, spatial = read_moments(real, features.pooled.shape[-1], features.spatial.shape[-1])
+        moments = pooled.to(networks.own.device), spatial.to(networks.own.device)
     return Real(features, moments, imagenet, find_extractor(own).kid_kernel)
 
 
@@ -192,13 +200,14 @@ def _real_features(suite: Suite, extractor: Extractor, path: Path) -> Features:
     if (real := suite.scoring.real) is None:
         images = to_uint8(suite.source.images().images)
         key = digest([hashlib.sha256(images.numpy().tobytes()).hexdigest(), identity_of(extractor, suite)])
-        return _kept(path, key, lambda: extractor.extract(images))
+        return _kept(path, key, extractor.device, lambda: extractor.extract(images))
     if real.suffix == ".npz":
         key = digest([content_digest(real), identity_of(extractor, suite)])
-        return _kept(path, key, lambda: extractor.extract(read_reference_images(real)))
+        return _kept(path, key, extractor.device, lambda: extractor.extract(read_reference_images(real)))
     side, listing = image_side(suite), list_images(real, suite.captions_of_real)
     key = digest([listing.digest, side, identity_of(extractor, suite)])
-    return _kept(path, key, lambda: Features.joined(map(extractor.extract, listing.decoded(side, _DECODED))))
+    parts = map(extractor.extract, listing.decoded(side, _DECODED))  # an iterator: read only if they are made
+    return _kept(path, key, extractor.device, lambda: Features.joined(parts))
 
 
 def classes_of_real(suite: Suite) -> Sequence[int] | None:
@@ -211,13 +220,16 @@ def classes_of_real(suite: Suite) -> Sequence[int] | None:
     return None if real.suffix == ".npz" else list_images(real).classes or None
 
 
-def _kept(path: Path, key: str, make: Callable[[], Features], count: int | None = None) -> Features:
-    """Features that are on disk under this key, undamaged and of `count` images, or are made and put there."""
+def _kept(
+    path: Path, key: str, device: torch.device, make: Callable[[], Features], count: int | None = None
+) -> Features:
+    """Features that are on disk under this key, undamaged and of `count` images, or are made and put there; on a
+    device, where the metrics run: a Frechet distance or a neighbour takes a core far longer than a card."""
     if (stored := kept_tensors(path)) and stored[1].get("key") == key and Features.fit(stored[0], count):
-        return Features(**stored[0])
+        return Features(**stored[0]).to(device)
     features = make()
     write_tensors(path, dict(vars(features)), {"key": key})
-    return features
+    return features.to(device)
 
 
 def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
@@ -317,9 +329,10 @@ def _samples(
     def features(extractor: Extractor, path: Path) -> Features:
         key = digest([manifest["shards"], identity_of(extractor, entry.suite)])
         parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
-        return _kept(path, key, lambda: Features.joined(parts), manifest["samples"])
+        return _kept(path, key, extractor.device, lambda: Features.joined(parts), manifest["samples"])
 
-    own = features(networks.own, entry.features) if networks.own else Features.none(manifest["samples"])
+    nothing = Features.none(manifest["samples"]).to(device_of(entry.suite))
+    own = features(networks.own, entry.features) if networks.own else nothing
     second = entry.features.parent / "imagenet" / entry.features.name
     imagenet = features(networks.imagenet, second) if networks.imagenet else None
     read, not_run = read_samples(entry, manifest, tensors, scorers)
