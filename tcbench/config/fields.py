@@ -399,10 +399,12 @@ class Latency(Strict):
 
 
 class Diagnostics(Strict):
-    """The one-step local errors of trained predictors."""
+    """What is measured of trained predictors: one-step local errors, and what they say along whole runs."""
 
     pairs: Count = 64
     """Pairs of neighbouring steps that they are measured on."""
+    trajectories: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    """Uncached runs of which Figs. 3 and 8 are, in two batches."""
 
 
 class Figure(Strict):

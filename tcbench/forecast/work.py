@@ -333,10 +333,11 @@ class _Jobs:
             yield self._running("latency", "", entry, samples, protocol.batch_size)
 
     def _diagnosing(self) -> Iterator[Work]:
-        """Two passes a case and pair, of 3 ratios, 2 kinds of keys, 3 selectors and 2 allocations; 16 trajectories."""
-        rate = self.rates.plain(self.model, self.dtypes["training"], self.suite.diagnostics.pairs)
-        nfe = self.suite.show.figure.nfe
-        passes = self.suite.diagnostics.pairs * (2 + 2 * 37) + 16 * 2 * nfe
+        """Two passes a case and pair, of 3 ratios, 2 kinds of keys, 3 selectors and 2 allocations; trajectories."""
+        asked, guidance = self.suite.diagnostics, self.spec.guidance(self.suite.sampler.guidance_scale)
+        rate = self.rates.plain(self.model, self.dtypes["training"], asked.pairs)
+        rows = guidance.rows_per_sample * guidance.passes
+        passes = asked.pairs * (2 + 2 * 37) + asked.trajectories * rows * self.suite.show.figure.nfe
         yield self._start("diagnose", "")
         yield Work("diagnose", "", rate, passes * forward_macs(self.model))
 

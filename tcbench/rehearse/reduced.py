@@ -41,7 +41,7 @@ def reduced(
         "scoring": {**settings["scoring"], "floor_draws": 2},
         "search": {"samples": 2 if tiny else suite.search.samples, "trials": 4},
         "latency": {"batch_size": 1 if tiny else suite.latency.batch_size, "warmup": 1, "repeats": 1},
-        "diagnostics": {"pairs": 2 if tiny else suite.diagnostics.pairs},
+        "diagnostics": {"pairs": 2, "trajectories": 2},
         "show": {"figure": {"nfe": suite[next(iter(rows))].nfe, "columns": 2}, "tables": tables},
         "trainings": 1,
         "jobs": "row",

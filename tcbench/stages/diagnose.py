@@ -11,7 +11,8 @@ and what the predictor makes of them.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,10 +41,12 @@ from tcbench.stages.ready import load_adapter, sampler_settings
 from tcbench.tensors import draws
 from tcbench.trainable import TrainScorer
 from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
+from tcbench.training.sizes import pairs_at_once
 
-BATCH = 8  # samples in each of the two batches whose trajectories are observed
 SEED_OFFSET = 7919  # the pairs are not the ones that training saw
 RATIOS = (0.9, 0.7, 0.5)
+SHOWN = 1024
+"""Tokens at most of which Fig. 3 shows how large updates are, evenly spaced."""
 
 
 @torch.inference_mode()
@@ -54,32 +57,26 @@ def diagnose_row(entry: Entry) -> None:
     adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)  # errors of float32
     training_record(entry)  # refuses another row's
     artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
-    shape, method = adapter.shape, entry.method
+    shape, count = adapter.shape, suite.diagnostics.pairs
     sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry, training=True), torch.arange(0))
-    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(suite.diagnostics.pairs))
-    free = next(stage.free_blocks for stage in method.training(run) if isinstance(stage, TrainScorer))
+    run = Run(shape, sampler.timesteps, Unguided(), torch.arange(count))
+    free = next(stage.free_blocks for stage in entry.method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training.seed + SEED_OFFSET)
-
-    step = pairs.steps(suite.diagnostics.pairs)
-    x, label = pairs.start(step)
-    earlier = pairs.embed(x, step, label)
-    hidden, before = uncached_updates(adapter, *earlier)
-    later = pairs.embed(pairs.next(x, hidden, earlier[1], step), step + 1, label)
-    target, after = uncached_updates(adapter, *later)
-
     units = [Block(block) for block in range(free)]
-    alpha_RLN = artefacts.scorers["predictor"](adapter, *later)[:, :free]
-    change_RLN = torch.stack([(after[unit] - before[unit]).square().sum(-1) for unit in units], dim=1)
-    index = torch.arange(len(x), device=x.device)
+    at_once = pairs_at_once(shape)
+    parts = [_look(pairs, step_R, units, artefacts) for step_R in pairs.steps(count).split(at_once)]
+    rows = [slice(first, first + at_once) for first in range(0, count, at_once)]
+
+    alpha_RLN, change_RLN = (torch.cat([getattr(part, name) for part in parts]) for name in ("alpha_RLN", "change_RLN"))
+    index = torch.arange(count, device=alpha_RLN.device)
     random_RLN = draws.uniform(suite.training.seed, index, free * shape.num_tokens).view_as(alpha_RLN)
 
-    def local_error(plan: Plan, keys: Keys) -> dict[str, float]:
-        engine = Engine(adapter, run)
-        engine.hidden(every_unit(units, ALL, keys=keys), 0, *earlier)
-        error_R = (engine.hidden(plan, 1, *later) - target).square().sum((1, 2))
-        return {"error": error_R.mean().item(), "standard_error": error_R.std().item() / len(x) ** 0.5}
+    def local_error(plan_of: Callable[[slice], Plan], keys: Keys) -> dict[str, float]:
+        first, planned = every_unit(units, ALL, keys=keys), zip(parts, map(plan_of, rows), strict=True)
+        error_R = torch.cat([part.error(adapter, run, first, plan) for part, plan in planned])
+        return {"error": error_R.mean().item(), "standard_error": error_R.std().item() / count**0.5}
 
-    cases: list[dict[str, Any]] = [{"selector": "none", **local_error(every_unit(units, NONE), "fresh")}]
+    cases: list[dict[str, Any]] = [{"selector": "none", **local_error(lambda _: every_unit(units, NONE), "fresh")}]
     selectors = {"predictor": alpha_RLN, "random": random_RLN, "oracle": change_RLN}
     grid = [(r, keys, name) for r in RATIOS for keys in ("cached", "fresh") for name in selectors]
     for ratio, keys, name in tqdm(grid, desc=f"diagnose {entry.name}", mininterval=1):
@@ -88,12 +85,7 @@ def diagnose_row(entry: Entry) -> None:
             ("batch", torch.as_tensor(allocate_tokens(selectors[name], budget)).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
-            plan = Plan(
-                {
-                    unit: Decision(top_tokens(selectors[name][:, unit.block], counts[unit.block]), keys=keys)
-                    for unit in units
-                }
-            )
+            plan = partial(_best, selectors[name], counts, keys)
             case = {"selector": name, "cache_ratio": ratio, "keys": keys, "allocation": allocation, "kept": counts}
             cases.append(case | local_error(plan, keys))
     top = change_RLN.flatten(1).sort(descending=True).values
@@ -102,7 +94,7 @@ def diagnose_row(entry: Entry) -> None:
         {
             "row": entry.name,
             "suite": suite.suite,
-            "pairs": len(x),
+            "pairs": count,
             "cases": cases,
             "rank_correlation_per_block": _rank_correlation(alpha_RLN, change_RLN),
             "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
@@ -114,6 +106,49 @@ def diagnose_row(entry: Entry) -> None:
             ),
         },
     )
+
+
+def _best(score_RLN: Tensor, counts: Sequence[int], keys: Keys, rows: slice) -> Plan:
+    """So many tokens of every block recomputed, those of the highest scores."""
+    blocks = enumerate(counts)
+    return Plan({Block(b): Decision(top_tokens(score_RLN[rows, b], count), keys=keys) for b, count in blocks})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """As many pairs as fit at once: what enters the first block at both steps, and what follows from it.
+
+    Attributes:
+        earlier, later: (tokens, condition).
+        target: x^L at the later step.
+        alpha_RLN: what the predictor says there.
+        change_RLN: how much the update of every token changed, in squares summed over channels.
+    """
+
+    earlier: tuple[Tensor, Any]
+    later: tuple[Tensor, Any]
+    target: Tensor
+    alpha_RLN: Tensor
+    change_RLN: Tensor
+
+    def error(self, adapter: Adapter, run: Run, first: Plan, plan: Plan) -> Tensor:
+        """|x-hat^L - x^L|^2 of every pair, [R], over the tokens that the output is made of; `first` fills the cache."""
+        engine = Engine(adapter, replace(run, sample_index=torch.arange(len(self.target))))
+        engine.hidden(first, 0, *self.earlier)
+        return (engine.hidden(plan, 1, *self.later) - self.target)[:, adapter.shape.joint_text :].square().sum((1, 2))
+
+
+def _look(pairs: Pairs, step_R: Tensor, units: Sequence[Unit], artefacts: Artefacts) -> _Part:
+    adapter = pairs.adapter
+    x, label = pairs.start(step_R)
+    earlier = pairs.embed(x, step_R, label)
+    hidden, before = uncached_updates(adapter, *earlier)
+    later = pairs.embed(pairs.next(x, hidden, earlier[1], step_R), step_R + 1, label)
+    target, after = uncached_updates(adapter, *later)
+    text = adapter.shape.joint_text
+    change = [(after[unit] - before[unit])[:, text:].square().sum(-1) for unit in units]
+    alpha_RLN = artefacts.scorers["predictor"](adapter, *later)[:, : len(units)]
+    return _Part(earlier, later, target, alpha_RLN, torch.stack(change, dim=1))
 
 
 class _Observer:
@@ -128,6 +163,60 @@ class _Observer:
         return self.everything
 
 
+@dataclass(frozen=True)
+class _Observed:
+    """A few trajectories. Rows are those of all passes, the guided half before the other.
+
+    Attributes:
+        similarity_SLR, spread_SLR: of a block's update with that of the step before, mean and standard deviation over
+            tokens.
+        size_SLN: norms of the updates of the first sample's tokens.
+        alpha_SHRLN: the scores, guided halves apart.
+    """
+
+    similarity_SLR: Tensor
+    spread_SLR: Tensor
+    size_SLN: Tensor
+    alpha_SHRLN: Tensor
+
+
+def _observe(
+    entry: Entry,
+    adapter: Adapter,
+    captions: Captions | PromptedCaptions | None,
+    artefacts: Artefacts,
+    free: int,
+    index: Tensor,
+) -> _Observed:
+    settings = sampler_settings(entry, training=True)
+    sampler, run = start_run(adapter, entry.method, entry.nfe, settings, index, artefacts)
+    units, text = [Block(block) for block in range(run.shape.num_blocks)], run.shape.joint_text
+    observers: list[_Observer] = []
+
+    def observer(_: Run) -> _Observer:
+        """One for each pass of guidance."""
+        observers.append(_Observer(units, free))
+        return observers[-1]
+
+    passes = Passes(adapter, run, observer)
+    x = initial_noise(adapter, settings.seed, index).to(adapter.device)
+    prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
+    similarity, spread, size, before = [], [], [], None
+    for step, _ in enumerate(denoise(passes, sampler, x, prompt)):
+        update_LRND = torch.stack(
+            [torch.cat([each.cache.read(unit, Hold(), step)[:, text:] for each in passes.engines]) for unit in units]
+        )
+        size.append(update_LRND[:, 0].norm(dim=-1).cpu())
+        if before is not None:
+            likeness_LRN = F.cosine_similarity(update_LRND, before, dim=-1)
+            similarity.append(likeness_LRN.mean(2).cpu())
+            spread.append(likeness_LRN.std(2).cpu())
+        before = update_LRND
+    alpha_SRLN = torch.cat([torch.stack(each.alphas) for each in observers], dim=1).cpu()
+    halves_SHRLN = alpha_SRLN.unflatten(1, (-1, len(index)))
+    return _Observed(torch.stack(similarity), torch.stack(spread), torch.stack(size), halves_SHRLN)
+
+
 def _observe_trajectories(
     entry: Entry,
     adapter: Adapter,
@@ -136,42 +225,31 @@ def _observe_trajectories(
     free: int,
 ) -> dict[str, Any]:
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
-    settings = sampler_settings(entry, training=True)
-    index = CALIBRATION_INDEX + torch.arange(2 * BATCH)
-    sampler, run = start_run(adapter, entry.method, entry.nfe, settings, index, artefacts)
-    units = [Block(block) for block in range(run.shape.num_blocks)]
-    observer = _Observer(units, free)
-    passes = Passes(adapter, run, lambda _: observer)
-    engine = passes.engines[0]
-    x = initial_noise(adapter, settings.seed, index).to(adapter.device)
-    prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
-    similarity, size, before = [], [], None
-    for step, _ in enumerate(denoise(passes, sampler, x, prompt)):
-        update_LRND = torch.stack([engine.cache.read(unit, Hold(), step) for unit in units])
-        size.append(update_LRND[:, 0].norm(dim=-1))  # of the first sample, [L, N]
-        if before is not None:
-            similarity.append(F.cosine_similarity(update_LRND, before, dim=-1))
-        before = update_LRND
-    similarity_SLRN = torch.stack(similarity)
-    alpha_SRLN = torch.stack(observer.alphas).cpu()
-    middle = alpha_SRLN[len(alpha_SRLN) // 2]
-    counts = allocate_tokens(middle, round(0.3 * free * run.shape.num_tokens))
+    shape, guidance = adapter.shape, adapter.spec.guidance(sampler_settings(entry, training=True).guidance_scale)
+    index = CALIBRATION_INDEX + torch.arange(entry.suite.diagnostics.trajectories)
+    at_once = max(1, pairs_at_once(shape) // (guidance.rows_per_sample * guidance.passes))
+    parts = [_observe(entry, adapter, captions, artefacts, free, some) for some in index.split(at_once)]
+    similarity_SLR, spread_SLR = (
+        torch.cat([getattr(part, name) for part in parts], dim=2) for name in ("similarity_SLR", "spread_SLR")
+    )
+    alpha_SHRLN = torch.cat([part.alpha_SHRLN for part in parts], dim=2)
+    middle = alpha_SHRLN[len(alpha_SHRLN) // 2].flatten(0, 1)
+    counts = allocate_tokens(middle, round(0.3 * free * shape.num_tokens))
     kept = [sorted(tokens.index_RK[0, : tokens.count].tolist()) for tokens in top_tokens_by_block(middle, counts)]
-    halves = alpha_SRLN.unflatten(1, (2, 2, -1))  # guided halves, then batches
-    shown = [0, free // 2, run.shape.num_blocks - 1]
+    size_SLN = parts[0].size_SLN[:, :, :: -(-shape.num_tokens // SHOWN)]
     return {
         "updates": {
-            "similarity": shortened(similarity_SLRN.mean((2, 3)).tolist(), 3),
-            "similarity_over_tokens_std": shortened(similarity_SLRN.std(3).mean(2).tolist(), 3),
-            "size": {str(block): _on_one_scale(torch.stack(size)[:, block]) for block in shown},
+            "similarity": shortened(similarity_SLR.mean(2).tolist(), 3),
+            "similarity_over_tokens_std": shortened(spread_SLR.mean(2).tolist(), 3),
+            "size": {str(block): _on_one_scale(size_SLN[:, block]) for block in (0, free // 2, shape.num_blocks - 1)},
         },
         "alpha": {
-            "per_batch": shortened(halves.mean((1, 3, 4, 5)).T.tolist(), 3),
+            "per_batch": shortened(alpha_SHRLN.unflatten(2, (2, -1)).mean((1, 3, 4, 5)).T.tolist(), 3),
             "histogram_per_block": [
-                np.histogram(alpha_SRLN[:, :, block].numpy(), bins=20, range=(0, 1))[0].tolist()
+                np.histogram(alpha_SHRLN[..., block, :].numpy(), bins=20, range=(0, 1))[0].tolist()
                 for block in range(free)
             ],
-            "kept_at_0.7": {"step": len(alpha_SRLN) // 2, "tokens": kept},
+            "kept_at_0.7": {"step": len(alpha_SHRLN) // 2, "tokens": kept},
         },
     }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tcbench.engine.soft import soft_hidden
 from tcbench.errors import UserError
 from tcbench.plan import Block, Unit
+from tcbench.shapes import ModelShape
 from tcbench.trainable import Loss
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ BATCH = 16
 
 PAIR_BYTES = 2**34
 """What the updates of all pairs at once may take: each has two of every block, in float32."""
+
+
+def pairs_at_once(shape: ModelShape) -> int:
+    """As many as `PAIR_BYTES` hold, or one."""
+    return max(1, PAIR_BYTES // (8 * shape.num_blocks * shape.stream_tokens * shape.width))
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,8 @@ def measure_reuse(pairs: "Pairs", free_blocks: int) -> ReuseErrors:
     """Measure it at every step, on a few pairs each, whose cache is one step old."""
     adapter, nfe = pairs.adapter, len(pairs.sampler.timesteps)
     closed: dict[Unit, Tensor] = {Block(block): torch.zeros((), device=adapter.device) for block in range(free_blocks)}
-    total_S, shape = torch.zeros(nfe), adapter.shape
-    fit = PAIR_BYTES // (8 * shape.num_blocks * shape.stream_tokens * shape.width)
-    for step_R in torch.arange(nfe - 1).repeat(PAIRS_PER_STEP).split(max(1, min(BATCH, fit))):
+    total_S = torch.zeros(nfe)
+    for step_R in torch.arange(nfe - 1).repeat(PAIRS_PER_STEP).split(min(BATCH, pairs_at_once(adapter.shape))):
         pair = pairs.at(step_R)
         hidden = soft_hidden(adapter, pair.tokens, pair.condition, closed, pair.cached)
         total_S.index_add_(0, pair.step_R, row_errors(hidden, pair.target, adapter.shape.joint_text).float().cpu())
