@@ -7,7 +7,7 @@ from tcbench.config.preview import with_needed
 from tcbench.config.suite import Suite
 from tcbench.rehearse.sizes import SizeName
 
-ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-3
+ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-4
 """Of everything that is trained; of samples; of a predictor, so that what few iterations learn shows."""
 
 
