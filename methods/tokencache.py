@@ -9,7 +9,7 @@ Where the paper is silent or contradicts itself the reading taken is an option b
 says why.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -111,10 +111,19 @@ class TokenCache(TokenSelector):
             f"{run.nfe} steps; set both"
         )
 
+    def refiners(self, run: Run) -> int:
+        """K: the row's own, or the paper's."""
+        return self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
+
     def free_blocks(self, run: Run) -> int:
         """L - K: the blocks that may be cached."""
-        refiners = self.refiner_blocks if self.refiner_blocks is not None else 2 if run.nfe == 250 else 4
-        return free_blocks(run.shape, refiners)
+        return free_blocks(run.shape, self.refiners(run))
+
+    def implied(self, run: Run) -> dict[str, Any]:
+        """The paper's values, where the row leaves them to it and they choose anything."""
+        by_beta = self.schedule != "even" and not self.full_steps
+        beta = {"beta": self.smoothing(run)} if by_beta else {}
+        return super().implied(run) | {"refiner_blocks": self.refiners(run)} | beta
 
     def choose(self, look: Look) -> list[Tokens]:
         """The tokens that the predictor scores highest."""

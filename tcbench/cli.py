@@ -332,7 +332,14 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "--gpus", type=int, default=1, metavar="N", help="GPUs that share a denoiser's batches (default: 1)"
     )
-    stage("encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept")
+    in_parts: dict[str, Any] = {
+        **{"type": _part, "default": (1, 1), "metavar": "I/N"},
+        "help": "of N jobs that do this at once, on as many GPUs or machines, this is the I-th",
+    }
+    sub = stage(
+        "encode", _encode, "put the images of `training.images` through the autoencoder; finished shards are kept"
+    )
+    sub.add_argument("--part", "-p", **in_parts)
     sub = stage("train", _train, "train what a row's method declares (predictor, refiners)")
     sub.add_argument("--row", required=True)
     sub = stage("search", _search, "search what a row says is `searched`: its full steps, or options")
@@ -345,13 +352,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
         sub.add_argument("--rows", nargs="+", required=True, metavar="ROW")
         samples(sub)
         if name == "sample":
-            sub.add_argument(
-                *("--part", "-p"),
-                type=_part,
-                default=(1, 1),
-                metavar="I/N",
-                help="of N jobs that sample these rows at once, on as many GPUs or machines, this is the I-th",
-            )
+            sub.add_argument("--part", "-p", **in_parts)
     missing: dict[str, Any] = {
         "action": "store_true",
         "help": "keep what is there of the same samples, settings and code",
@@ -664,14 +665,16 @@ def _search(parsed: argparse.Namespace) -> None:
 def _encode(parsed: argparse.Namespace) -> None:
     suite = load_suite(parsed.config)
     from tcbench.stages.encode import encode_images
+    from tcbench.stages.part import Part
 
     _set_threads()
-    encode_images(suite)
+    encode_images(suite, Part(*parsed.part))
 
 
 def _sample(parsed: argparse.Namespace) -> None:
     entries = _entries(parsed, parsed.rows)
-    from tcbench.stages.sample import Part, sample_rows
+    from tcbench.stages.part import Part
+    from tcbench.stages.sample import sample_rows
 
     _set_threads()
     sample_rows(entries, Part(*parsed.part))

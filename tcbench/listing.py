@@ -97,8 +97,8 @@ def _tables() -> Entries:
             continue
         suite = load_suite(path)
         titles = {name: table.title for name, table in suite.tables.items()}
-        if suite.predictor_rows:
-            titles |= {"table1": "Table I", "local_error": "One-step local errors"}
+        titles |= {"table1": "Table I"} if suite.adaptive_rows else {}
+        titles |= {"local_error": "One-step local errors"} if suite.predictor_rows else {}
         titles |= {f"ablation-{name}": ablation.title for name, ablation in suite.ablations.items()}
         titles["verdicts"] = "Verdicts on the paper's claims"
         for table, title in titles.items():

@@ -286,6 +286,10 @@ class Method(BaseModel):
         """The steps at which everything is computed, in sampling order."""
         return tuple(range(run.nfe))
 
+    def implied(self, run: Run) -> dict[str, Any]:
+        """What options that were left open (None) are in this run, by name; records and tables show these."""
+        return {}
+
     def plan(self, look: Look) -> Plan:
         """The decisions for step `look.step`."""
         raise UserError("a method plans every step; define plan(look), here or in what start(run) returns")

@@ -7,7 +7,7 @@ makes its plans with `everything` and `recompute`.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -56,6 +56,10 @@ class BlockUpdates(Method):
         if self.full_steps:
             return listed_steps(self.full_steps, run.nfe)
         return full_steps(run, self.full_count(run), self.schedule, self.smoothing(run), self.placement)
+
+    def implied(self, run: Run) -> dict[str, Any]:
+        """How many I-steps there are, where nothing says which."""
+        return {} if self.full_steps else {"num_full_steps": self.full_count(run)}
 
     def full_count(self, run: Run) -> int:
         """How many steps compute everything."""

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcbench.artefacts import as_table
-from tcbench.budget.costing import macs_of
+from tcbench.budget.costing import macs_of, run_of_shapes
 from tcbench.engine.engine import Engine
 from tcbench.errors import UserError
 from tcbench.method import Artefacts, Decides, Look, Method, Policy, Run
@@ -500,6 +500,17 @@ def test_options(name: str) -> None:
     assert all(option in text for option in cls.model_fields), broken(
         "a wrong option is answered with the right ones", name
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_options_imply_can_be_said(name: str) -> None:
+    """Records hold it, and whoever sets a row's options from a record gets the row."""
+    method = small_method(name, {})
+    said = make_method(
+        name, method.model_dump() | method.implied(run_of_shapes(ADAPTERS[0], method.sampled_steps(NFE)))
+    )
+    costs = [macs_of(ADAPTERS[0], each, NFE)["per_sample"] for each in (method, said)]
+    assert costs[0] == costs[1], broken("implied options are those of the run", name)
 
 
 def documented(cls: type[Method]) -> str:

@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tcbench.budget.costing import macs_of
+from tcbench.budget.costing import macs_of, run_of_shapes
 from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.engine.engine import Engine
@@ -322,6 +322,19 @@ def test_a_full_gpu_is_not_the_methods_fault() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         macs_of(MODEL, Large(), NFE)
+
+
+@pytest.mark.parametrize("implied", ["all", {"zzz": 1}], ids=["text", "unknown"])
+def test_implied_options_are_options(implied: Any) -> None:
+    class Odd(Method):
+        name = "odd"
+        label = "odd"
+
+        def implied(self, run: object) -> Any:
+            return implied
+
+    with pytest.raises(UserError, match=r"methods/odd.py: implied returned .*; return a dict of its options"):
+        Odd().implied(run_of_shapes(MODEL, NFE))
 
 
 def test_every_hook_of_a_method_is_known() -> None:

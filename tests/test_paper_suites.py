@@ -22,10 +22,11 @@ from tcbench.models.pretrained import Autoencoder, TextEncoder, clean_captions, 
 from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json, read_tensors, write_json
 from tcbench.registry import data_source
+from tcbench.report.schedule_table import table1
 from tcbench.stages.conditioning import load_captions, load_examples
 from tcbench.stages.images import autoencoder_digests, load_decoder
 from tcbench.stages.readings import load_scorers
-from tcbench.stages.ready import load_adapter
+from tcbench.stages.ready import load_adapter, recorded_options
 from tcbench.stages.render import _first_images
 from tcbench.stages.sample import row_fingerprint, sample_rows
 from tcbench.stages.score import score_rows
@@ -70,6 +71,24 @@ def test_settings_cost_what_the_paper_says(path: Path) -> None:
         if row.method in ("uncached", "fewer_steps") and row.paper:
             tmacs = macs_of(suite.model.name, suite[name].method, row.nfe)["paper_rule"] / 1e12
             assert tmacs == pytest.approx(row.paper.tmacs, rel=off, abs=0.01)  # the paper cuts digits off
+
+
+@pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)
+def test_table_1_has_the_papers_line_for_every_setting_of_tokencache(path: Path) -> None:
+    """Rows that leave #Full and beta to the method are scheduled by the paper's, and their records say so."""
+    suite = load_suite(path)
+    assert suite.adaptive_rows
+    options = {name: recorded_options(suite[name]) for name in suite.adaptive_rows if not suite[name].row.full_steps_of}
+    rows = [
+        {"suite": suite.suite, "model": suite.model.name, "resolution": 256, "nfe": suite[name].nfe,
+         "settings": said, "i_steps": range(said["num_full_steps"])}
+        for name, said in options.items()
+    ]  # fmt: skip
+    stands_for = suite.about.stands_for
+    table = table1(rows, differs="", stands_for=(stands_for.name, stands_for.resolution) if stands_for else None).tidy
+    assert set(table["nfe"]) == {suite[name].nfe for name in suite.predictor_rows}
+    published = table.dropna(subset="paper_beta")
+    assert (published["beta"] == published["paper_beta"]).any() or published.empty
 
 
 @pytest.mark.parametrize("path", official.CONFIGS, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.errors import UserError
-from tcbench.stages.sample import Part
+from tcbench.stages.part import Part
 from tcbench.workflow import CONFIG_KEYS, asked_of, sampling_parts
 from tests.suites import altered
 

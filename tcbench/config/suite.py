@@ -420,6 +420,16 @@ class Suite(Strict):
         return tuple(name for name in self.trained_rows if self[name].method.predicts)
 
     @cached_property
+    def adaptive_rows(self) -> tuple[str, ...]:
+        """Rows whose full steps beta chooses (Eq. 13), in order."""
+        methods = {name: self[name].method for name in self.rows}
+        return tuple(
+            name
+            for name, method in methods.items()
+            if getattr(method, "schedule", None) == "adaptive" and not getattr(method, "full_steps", None)
+        )
+
+    @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Rows by workflow job that samples."""
         groups: dict[str, tuple[str, ...]] = {}

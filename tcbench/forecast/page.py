@@ -43,7 +43,7 @@ GPU hours of an H100 by stage; `ablate` samples and scores the rows of ablations
 LIMITS = """
 What would bring them down, in this order: training that is faster or uses several cards (`training_gpus`, where one
 training is what all wait for; `tcbench forecast` of a config that has it says what it gives); other jobs beside
-`encode`; scoring's Frechet distances and neighbours, which take one core of the host.
+`encode`.
 """
 
 RATES = """\

@@ -23,8 +23,8 @@ HAND, RECORDED = ASSETS / "forecast" / "rates.yaml", ASSETS / "forecast" / "reco
 
 What = Literal[
     "step", "plain", "efficiency", "uncached runs", "TrainScorer", "TrainRefiners", "TrainRouter", "sample memory",
-    "training memory", "encode", "decode", "features", "readings", "score", "frechet", "distances", "kept", "process",
-    "first batch", "render",
+    "training memory", "encode", "decode", "features", "readings", "score", "frechet", "distances", "kept", "kernel",
+    "pairs", "read", "process", "first batch", "render",
 ]  # fmt: skip
 """
 step: a step that computes everything, by the path that sampling takes.
@@ -35,7 +35,8 @@ Train*: a training stage's iterations.
 sample memory: bytes of a sample in a batch, weights apart.
 training memory: bytes of a token's channel in a block, for a pair.
 score: what scoring a row of an embedded suite takes in all.
-frechet: one Frechet distance. distances, kept: what recall computes once and for every replicate.
+frechet: Frechet distances. distances, kept: what recall computes once and for every replicate. kernel: KID's.
+pairs: pixels of images that one metric compares with the uncached ones. read: samples from disk, checked and copied.
 """
 
 

@@ -11,14 +11,14 @@ from tcbench.budget.costing import macs_of, run_of_shapes
 from tcbench.config.suite import Entry, Suite
 from tcbench.data.videos import list_media
 from tcbench.errors import UserError
-from tcbench.forecast.rates import Rate, Rates
+from tcbench.forecast.rates import Rate, Rates, What
 from tcbench.forecast.training import forward_macs, parameters, training_work
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, ExtractorEntry
 from tcbench.models.specs import MODELS, VideoSpec
 from tcbench.precision import Dtype
 from tcbench.registry import make_method
 
-ALONE = {"encode", "latency"}
+ALONE = {"latency"}
 """Stages beside which nothing runs, by their rules."""
 
 FULL_SETS = {"imagenet": 1_281_167, "train2017": 118_287, "val2017": 5_000, "mixkit": 1_997}
@@ -32,6 +32,9 @@ _MEASURED_WIDTH = 2048
 
 _NEIGHBOURS = 10_000
 """Real images in ADM's reference batch, for precision and recall."""
+
+_ENCODED = 1024
+"""Images of a shard of latents; of videos there are fewer."""
 
 _SIDE = 8
 """Pixels of an image for one of its latent, along a side."""
@@ -168,7 +171,8 @@ class _Jobs:
                 yield Work("encode", "", rate, count * self.pixels)
 
         index = self.suite.latents_index
-        return self._job("encode", "images", ("encode",), [index], [], work, disk=2.0 * count * numel)
+        parts = -(-count // _ENCODED) if self.rates.on_gpu else 1
+        return self._job("encode", "images", ("encode",), [index], [], work, parts=parts, disk=2.0 * count * numel)
 
     def _train(self, entry: Entry) -> Job:
         run = run_of_shapes(self.model, entry.method.sampled_steps(entry.nfe))
@@ -251,6 +255,9 @@ class _Jobs:
     def _one(self, stage: str, of: str, what: str, amount: float = 1) -> Work:
         return Work(stage, of, self.rates.throughput(what), amount)  # type: ignore[arg-type]
 
+    def _metric(self, of: str, what: What, amount: float) -> Work:
+        return Work("score", of, self.rates.throughput(what, "fp32"), amount)
+
     def _running(self, stage: str, of: str, entry: Entry, samples: float, batch: int) -> Work:
         """Samples of a row, from noise to latents."""
         rate = self.rates.step(self.model, self.dtypes["denoiser"], batch)
@@ -279,16 +286,18 @@ class _Jobs:
             yield Work("score", "features", self.rates.throughput("features", "tf32"), count * len(self._networks))
         if any(metric.per_sample and not metric.distance for metric in metrics) and self.rates.on_gpu:
             yield Work("score", "readings", self.rates.throughput("readings", "tf32"), count)
-        if (compared := sum(metric.per_sample and metric.distance for metric in metrics)) and self.rates.on_gpu:
-            # as are those that compare two images
-            yield Work("score", "pairs of images", self.rates.throughput("features", "tf32"), 2 * count * compared)
-        yield self._one("score", "Frechet distances", "frechet", self._moments * replicates)
+        if (compared := sum({"images", "uncached"} <= metric.needs for metric in metrics)) and self.rates.on_gpu:
+            yield self._metric("pairs of images", "pairs", float(count) * self.pixels * compared)
+            yield self._one("score", "samples read", "read", 2.0 * count * self.pixels * self.channels)
+        yield self._metric("Frechet distances", "frechet", self._moments * replicates)
         for name, network in self._networks.items():
             seen = [metric for metric in metrics if metric.extractor(suite.scoring.extractor) == name]
             if any("recall" in (metric.name, metric.repeats) for metric in seen):
                 pairs = float(count) * (count + 2 * _NEIGHBOURS)
-                yield self._one("score", "precision and recall", "distances", pairs * network.pooled)
-                yield self._one("score", "precision and recall", "kept", float(count) * _NEIGHBOURS * replicates)
+                yield self._metric("precision and recall", "distances", pairs * network.pooled)
+                yield self._metric("precision and recall", "kept", float(count) * _NEIGHBOURS * replicates)
+            if any(metric.name == "kid" for metric in seen) and self.rates.on_gpu:
+                yield self._metric("KID", "kernel", float(count) * (count + _NEIGHBOURS) * network.pooled)
 
     @property
     def _networks(self) -> dict[str, ExtractorEntry]:
@@ -323,7 +332,7 @@ class _Jobs:
     def _floor(self) -> Iterator[Work]:
         yield self._start("score", "floor")
         if self.rates.on_gpu:
-            yield self._one("score", "floor", "frechet", self._moments * self.suite.scoring.floor_draws)
+            yield self._metric("floor", "frechet", self._moments * self.suite.scoring.floor_draws)
 
     def _latency(self) -> Iterator[Work]:
         protocol = self.suite.latency

@@ -43,18 +43,19 @@ def _by_block(panel: Axes, curves_SB: np.ndarray, **keywords: Any) -> None:
 
 
 @rc_context(LOOK)
-def figure_updates(updates: dict[str, Any], nfe: int) -> Figure:
+def figure_updates(updates: dict[str, Any], nfe: int, tokens: int) -> Figure:
     """The paper's Fig. 3: size of token updates over steps for some blocks, and their similarity from step to step.
 
     Args:
         updates: `updates` of a row's diagnostics.
         nfe: for the title.
+        tokens: N; of many, sizes are of some, evenly spaced.
     """
     figure = Figure(figsize=(9.6, 6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
     panels = top.subplots(1, len(updates["size"]), squeeze=False, sharey=True)[0]
     for panel, (block, size_SN) in zip(panels, updates["size"].items(), strict=True):
-        image = _heat(panel, np.array(size_SN).T)
+        image = _heat(panel, np.array(size_SN).T, extent=(-0.5, len(size_SN) - 0.5, tokens - 0.5, -0.5))
         panel.set(title=f"block {block}", xlabel=STEPS)
         top.colorbar(image, ax=panel, shrink=0.9)
     panels[0].set_ylabel("token (raster order)")

@@ -54,14 +54,13 @@ def _diagnosed(results: Results, key: str) -> tuple[str, dict[str, Any]]:
 
 def _updates(results: Results, folder: Path) -> Figure:
     row, updates = _diagnosed(results, "updates")
-    return figures_predictor.figure_updates(updates, results.row(row)["nfe"])
+    return figures_predictor.figure_updates(updates, results.row(row)["nfe"], results.row(row)["tokens"])
 
 
 def _predictor(results: Results, folder: Path) -> Figure:
     row, alpha = _diagnosed(results, "alpha")
-    sizes = next(iter(_diagnosed(results, "updates")[1]["size"].values()))  # [S, N]
-    nfe = results.row(row)["nfe"]
-    return figures_predictor.figure_predictor(alpha, results.training[row]["scores"], nfe, len(sizes[0]))
+    nfe, tokens = results.row(row)["nfe"], results.row(row)["tokens"]
+    return figures_predictor.figure_predictor(alpha, results.training[row]["scores"], nfe, tokens)
 
 
 def _cache_ratio(results: Results, folder: Path) -> Figure:

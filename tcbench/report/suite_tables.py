@@ -41,7 +41,7 @@ def main_tables(results: Results) -> dict[str, Table]:
         )
         for name, table in suite.tables.items()
     }
-    if suite.predictor_rows:
+    if suite.adaptive_rows:
         stands_for = (
             (suite.about.stands_for.name, suite.about.stands_for.resolution) if suite.about.stands_for else None
         )

@@ -1,4 +1,4 @@
-TABLES = [*SUITE.tables] + (["table1"] if SUITE.predictor_rows else [])
+TABLES = [*SUITE.tables] + (["table1"] if SUITE.adaptive_rows else [])
 FIGURES = figure_names(SUITE)
 # A row's numbers are means over its trainings.
 SCORES = expand(f"{RESULTS}/scores/{{row}}.json", row=SUITE.rows) + [

@@ -1,6 +1,26 @@
 # What the methods themselves train: predictor, alpha-bar, refiners. The images that they need beside what ships are
-# encoded once; suites of the same images share the latents.
+# encoded once; suites of the same images share the latents. On several GPUs several jobs encode them, each a range of
+# shards, and one that finds all there writes what they are.
+ENCODERS = GPUS if ON_GPUS else 1
+
+if ENCODERS > 1:
+
+    rule encode_part:
+        output:
+            temp(touch(f"{ROOT}/encoding/{{part}}-of-{ENCODERS}")),
+        log:
+            f"{ROOT}/logs/encode-{{part}}-of-{ENCODERS}.log",
+        threads: 1
+        resources:
+            gpu=1,
+            **cluster_resources("encode", ON_GPUS),
+        shell:
+            f"tcbench encode {CONFIG} --part {{wildcards.part}}/{ENCODERS} 2> {{log}}"
+
+
 rule encode:
+    input:
+        expand(f"{ROOT}/encoding/{{part}}-of-{ENCODERS}", part=range(1, ENCODERS + 1)) if ENCODERS > 1 else [],
     output:
         SUITE.latents_index,
     params:
@@ -8,9 +28,9 @@ rule encode:
         settings=SUITE.settings("encode"),
     log:
         f"{ROOT}/logs/encode.log",
-    threads: ALL_CORES
+    threads: ALL_CORES if ENCODERS == 1 else 1
     resources:
-        gpu=int(ON_GPUS),
+        gpu=int(ON_GPUS and ENCODERS == 1),
         **cluster_resources("encode", ON_GPUS),
     shell:
         f"tcbench encode {CONFIG} 2> {{log}}"

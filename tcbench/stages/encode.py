@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from tcbench.record.files import digest, is_whole, read_metadata, seal, write_te
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENTS, LEFT_OUT
 from tcbench.record.sources import source_digest
-from tcbench.record.spent import Spent
 from tcbench.stages.images import autoencoder_digests, image_side, list_training_images, load_autoencoder
+from tcbench.stages.part import WHOLE, Part
 from tcbench.tensors import draws
 
 Encoder = Autoencoder | VideoAutoencoder | WanAutoencoder
@@ -32,8 +33,10 @@ BATCH = 16
 MOST_LEFT_OUT = 0.1  # of all videos
 
 
-def encode_images(suite: Suite) -> None:
+def encode_images(suite: Suite, part: Part = WHOLE) -> None:
     """Write results/latents/<key>/shard-*.safetensors, where not there and whole, and results/<suite>/latents.json.
+
+    Several jobs, on as many GPUs, may each make a part of the shards; one without a part then writes latents.json.
 
     A latent is one draw from its image's posterior, keyed by the image's number, and kept in float16. The key
     identifies images (by name), autoencoder, resolution, seed and code. Videos that cannot be used are left out, each
@@ -43,8 +46,7 @@ def encode_images(suite: Suite) -> None:
         UserError: the suite trains on no images, one cannot be read, or a tenth of the videos cannot be used, or the
             autoencoder is missing or not the model's.
     """
-    started = time.time()
-    listing, autoencoder = list_training_images(suite), load_autoencoder(suite)
+    started, listing = time.time(), list_training_images(suite)
     assert suite.model.latents and suite.training.images  # else refused above
     settings = {
         "images": listing.digest,
@@ -57,20 +59,24 @@ def encode_images(suite: Suite) -> None:
         "code": source_digest("encode"),
     }
     folder = Path("results") / "latents" / digest(settings)
-    spent = Spent(folder / "spent.json", digest(settings))
+    spent = part.spent(folder, digest(settings))
+    load = cache(partial(load_autoencoder, suite))  # only where a shard is missing
     size = VIDEO_SHARD if isinstance(listing, VideoListing) else SHARD
-    shards = {f"shard-{start // size:05d}.safetensors": start for start in range(0, len(listing), size)}
+    starts = range(0, len(listing), size)
+    own = [starts[number] for number in part.shards(len(starts))]
+    shards = {f"shard-{start // size:05d}.safetensors": start for start in own}
+    total = sum(min(size, len(listing) - start) for start in own)
     left_out: dict[str, str] = {}
-    with tqdm(total=len(listing), desc="encode images", unit="image", mininterval=1) as bar:
+    with tqdm(total=total, desc="encode images", unit="image", mininterval=1) as bar:
         for name, start in shards.items():
             stop, record = min(start + size, len(listing)), (folder / name).with_suffix(".left-out.json")
             key = digest([settings, start])  # so that no shard is taken for another, nor what it left out
             if not _is_encoded(folder / name, record if isinstance(listing, VideoListing) else None, key):
                 if isinstance(listing, VideoListing):
-                    latents, without = _videos(suite, listing, autoencoder, start, stop, bar)
+                    latents, without = _videos(suite, listing, load(), start, stop, bar)
                     LEFT_OUT.write(record, {"left_out": without, "key": key})
                 else:
-                    latents = _images(suite, listing, autoencoder, start, stop)
+                    latents = _images(suite, listing, load(), start, stop)
                 write_tensors(folder / name, {"latent": latents.half()}, {"key": key})
                 spent.keep()
             left_out |= LEFT_OUT.read(record)["left_out"] if isinstance(listing, VideoListing) else {}
@@ -80,6 +86,8 @@ def encode_images(suite: Suite) -> None:
                     f"{next(iter(left_out.values()))} for one; get them again or list others"
                 )
             bar.update(stop - start)
+    if part != WHOLE:
+        return
     LATENTS.write(
         suite.latents_index,
         {
@@ -89,7 +97,8 @@ def encode_images(suite: Suite) -> None:
             "left_out": left_out,
             "settings": settings,
             "provenance": collect(
-                suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes, spent.earlier
+                *(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
+                spent.earlier + sum(spent.of_others().values()),
             ),
         },
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tcbench.artefacts import artefacts_digest, load_artefacts, load_numbers
 from tcbench.budget.borrowing import check_training, training_record
@@ -98,6 +99,17 @@ def sampled_method(entry: Entry) -> Method:
         training_record(source)
         run = replace(run, artefacts=load_numbers(source.artefacts))
     return make_method(method.name, method.model_dump() | as_options(of_source.i_steps(run), method))
+
+
+def recorded_options(entry: Entry) -> dict[str, Any]:
+    """The options of the row's method, and in the place of those that were left open what they are in its runs.
+
+    Raises:
+        UserError: as `sampled_method`, or the method cannot say.
+    """
+    method = sampled_method(entry)
+    run = run_of_shapes(entry.suite.model.name, method.sampled_steps(entry.nfe))
+    return method.model_dump(mode="json") | method.implied(run)
 
 
 def _with_found(entry: Entry) -> Method:

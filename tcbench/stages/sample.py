@@ -8,8 +8,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +27,18 @@ from tcbench.record.provenance import collect
 from tcbench.record.records import MANIFEST
 from tcbench.record.shards import misshapen
 from tcbench.record.sources import source_digest
-from tcbench.record.spent import Spent, seconds_kept
+from tcbench.record.spent import Spent
 from tcbench.record.videos import packed
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
 from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
+from tcbench.stages.part import WHOLE, Part
 from tcbench.stages.ready import (
     ReadyRow,
     files_digests,
     load_adapter,
     ready_row,
+    recorded_options,
     sampled_method,
     sampler_settings,
     text_encoder_digests,
@@ -77,22 +79,6 @@ def shards(suite: Suite) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of several jobs that sample a row: `Part(2, 8)` is the second of eight."""
-
-    number: int = 1
-    of: int = 1
-
-    def shards(self, suite: Suite) -> range:
-        """Its shards by number: a range of them all, as long as the other parts' or one shorter."""
-        total = len(shards(suite))
-        return range((self.number - 1) * total // self.of, self.number * total // self.of)
-
-
-WHOLE = Part()
-
-
 def sample_rows(entries: Iterable[Entry], part: Part = WHOLE) -> None:
     """Write every shard that is not there whole, and the row.json, which lists them, of each row that has all.
 
@@ -103,15 +89,16 @@ def sample_rows(entries: Iterable[Entry], part: Part = WHOLE) -> None:
     adapter = shown = decode = None
     for entry in entries:
         suite, started, fingerprint = entry.suite, time.time(), row_fingerprint(entry)
-        spent = Spent(entry.samples / f"spent-{part.number}-of-{part.of}.json", fingerprint)
+        options = recorded_options(entry)
+        spent, total = part.spent(entry.samples, fingerprint), len(shards(suite))
         # who asks for a whole row again may do so because a shard was found to be damaged
         again = entry.manifest.exists()
         missing = [
             number
-            for number in part.shards(suite)
+            for number in part.shards(total)
             if not (_is_done(entry, number, fingerprint, again) or _take_over(entry, number, fingerprint))
         ]
-        if len(missing) == len(shards(suite)):
+        if len(missing) == total:
             spent.earlier = 0.0
         elif again:
             spent.earlier = _seconds_of(entry.manifest)
@@ -120,10 +107,11 @@ def sample_rows(entries: Iterable[Entry], part: Part = WHOLE) -> None:
             decode = decode or load_decoder(suite)
             adapter, shown = adapter or load_adapter(suite), shown or load_shown(suite)
             _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode, spent)
-        if all(_is_done(entry, number, fingerprint, compare=False) for number in _of_others(suite, part)):
-            others = set(entry.samples.glob("spent-*.json")) - {spent.path}
-            earlier = spent.earlier + sum(seconds_kept(path, fingerprint) for path in others)
-            _write_manifest(entry, started, len(missing) < len(shards(suite)), earlier)
+        of_others = set(range(total)).difference(part.shards(total))
+        if all(_is_done(entry, number, fingerprint, compare=False) for number in of_others):
+            others = spent.of_others()
+            earlier = spent.earlier + sum(others.values())
+            _write_manifest(entry, options, started, len(missing) < total, earlier)
             for path in (spent.path, *others):
                 path.unlink(missing_ok=True)
 
@@ -134,12 +122,6 @@ def _seconds_of(manifest: Path) -> float:
         return MANIFEST.read(manifest)["provenance"].get("wall_s", 0.0)
     except UserError:
         return 0.0
-
-
-def _of_others(suite: Suite, part: Part) -> list[int]:
-    """The shards of other parts."""
-    own = part.shards(suite)
-    return [number for number in range(len(shards(suite))) if number not in own]
 
 
 def _sample_shards(
@@ -259,7 +241,7 @@ def _images(suite: Suite, images: Tensor) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in packed(images.numpy(), suite.vbench.fps).items()}
 
 
-def _write_manifest(entry: Entry, started: float, resumed: bool, earlier: float) -> None:
+def _write_manifest(entry: Entry, options: dict[str, Any], started: float, resumed: bool, earlier: float) -> None:
     """What later stages need to know of a row without opening its shards."""
     suite = entry.suite
     config, seeds = suite.model_dump(mode="json"), [suite.samples.seed]
@@ -272,7 +254,7 @@ def _write_manifest(entry: Entry, started: float, resumed: bool, earlier: float)
             "row": entry.name,
             "suite": suite.suite,
             "settings": entry.sample_settings,
-            "options": sampled_method(entry).model_dump(mode="json"),
+            "options": options,
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
             "resolution": image_side(suite),

@@ -200,6 +200,13 @@ def _steps(method: Any, value: Any) -> Any:
     return value
 
 
+def _options(method: Any, value: Any) -> Any:
+    fields = type(method).model_fields
+    if not isinstance(value, dict) or not all(name in fields for name in value):
+        raise UserError(f"implied returned {described(value)}; return a dict of its options' values by name")
+    return value
+
+
 def _tuple_of(hook: str, kind: Any, what: str) -> Callable[[Any, Any], Any]:
     def check(method: Any, value: Any) -> Any:
         if not isinstance(value, tuple) or not all(isinstance(each, kind) for each in value):
@@ -228,6 +235,7 @@ HOOKS: dict[str, Callable[[Any, Any], Any]] = {
     "sampled_steps": _number_of_steps,
     "start": _policy,
     "i_steps": _steps,
+    "implied": _options,
     "plan": _plan,
     "outcomes": _outcomes,
     "training": _tuple_of("training", Trainable, "declarations of tcbench.trainable"),
