@@ -316,6 +316,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="these, with what they need (default: one of every method)"
     )
+    sub.add_argument("--nfe", type=_nfe, metavar="N", help="of a row at most (default: its own)")
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -588,6 +589,7 @@ def _rehearse(parsed: argparse.Namespace) -> None:
         *(parsed.config, parsed.into, parsed.size, parsed.only, parsed.minutes),
         batches=parsed.batches,
         rows=parsed.rows,
+        most_steps=parsed.nfe,
     )
     print(path)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from tcbench.stages.latency import measure_latency
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import read_images
 from tcbench.stages.train import train_row
+from tcbench.training import sizes
 from tests.floors import NETWORK, assert_close
 from tests.suites import altered
 
@@ -116,6 +118,23 @@ def test_every_row_is_timed_and_the_trained_one_diagnosed(suite: Suite, finished
     timed = read_json(results / "latency.json")["rows"]
     assert all(timed[row]["median_s"] > 0 for row in suite.rows)
     assert len(read_json(results / "diagnostics" / "nfe3-tokencache.json")["cases"]) == 37
+
+
+def test_diagnosing_few_at_once_finds_the_same(suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pairs others are drawn; whole runs are the same, whatever they run beside."""
+    monkeypatch.chdir(finished)
+    entry = suite["nfe3-tokencache"]
+    before = read_json(entry.diagnostics)
+    monkeypatch.setattr(sizes, "PAIR_BYTES", 1)
+    diagnose_row(entry)
+    after = read_json(entry.diagnostics)
+    for part, name in (("updates", "similarity"), ("updates", "similarity_over_tokens_std"), ("alpha", "per_batch")):
+        np.testing.assert_allclose(after[part][name], before[part][name], atol=2e-3, err_msg=name)  # three digits
+    for block, size_SN in before["updates"]["size"].items():
+        np.testing.assert_allclose(after["updates"]["size"][block], size_SN, rtol=0.02)
+    assert np.shape(after["alpha"]["histogram_per_block"]) == np.shape(before["alpha"]["histogram_per_block"])
+    assert [case["selector"] for case in after["cases"]] == [case["selector"] for case in before["cases"]]
+    assert all(case["error"] > 0 for case in after["cases"])
 
 
 def test_a_model_without_captions_is_refused(suite: Suite) -> None:

@@ -142,7 +142,7 @@ def test_cards_that_train_together_shorten_the_clock_and_share_the_memory() -> N
     together = alone.model_copy(update={"training_gpus": 4})
     one, four = (forecast(suite, "h200", 8) for suite in (alone, together))
     assert four.seconds == pytest.approx(one.seconds)
-    assert 0.4 * one.wall < four.wall < 0.6 * one.wall
+    assert 0.25 * one.wall < four.wall < 0.5 * one.wall  # one training is what all else waits for
     memory = [max(job.memory for job in told.jobs if job.stage == "train") for told in (one, four)]
     assert memory[1] < memory[0]
 

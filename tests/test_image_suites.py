@@ -26,6 +26,7 @@ from tcbench.stages import encode
 from tcbench.stages.conditioning import load_captions, load_examples, load_shown
 from tcbench.stages.encode import encode_images
 from tcbench.stages.images import load_decoder
+from tcbench.stages.part import Part
 from tcbench.stages.sample import sample_rows
 from tcbench.stages.score import classes_of_real, measure_floor, score_rows
 from tcbench.stages.train import train_row
@@ -240,6 +241,22 @@ def test_a_damaged_shard_of_latents_is_refused_and_encoded_again(coco: Suite) ->
     coco.latents_index.write_text("{}")
     with pytest.raises(UserError, match=r"latents\.json: .*run `tcbench encode"):
         load_examples(coco, load_captions(coco, held_out=False))
+
+
+def test_parts_encode_the_shards_of_one_job(coco: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_images(coco)
+    index = read_json(coco.latents_index)
+    shards = [Path(index["folder"]) / name for name in index["shards"]]
+    whole = [path.read_bytes() for path in shards]
+    for path in (coco.latents_index, *shards):
+        path.unlink()
+    for number in (2, 1):
+        encode_images(coco, Part(number, 2))
+        assert [path.exists() for path in shards] == [number == 1, True, True] and not coco.latents_index.exists()
+    monkeypatch.setattr(encode, "load_autoencoder", lambda _: pytest.fail("nothing is left to encode"))
+    encode_images(coco)
+    assert [path.read_bytes() for path in shards] == whole
+    assert read_json(coco.latents_index)["shards"] == index["shards"]
 
 
 def test_an_interrupted_encoding_goes_on(coco: Suite) -> None:

@@ -39,6 +39,16 @@ def test_a_reduced_suite_is_the_suite_with_little_to_do(path: Path, tmp_path: Pa
         assert options.get("training_batch_size") == suite[name].method.model_dump().get("training_batch_size")
 
 
+def test_rows_of_a_rehearsal_take_fewer_steps_where_asked(tmp_path: Path) -> None:
+    path, small = Path("config/paper-wan.yaml").resolve(), tmp_path / "small.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    asked = reduced(load_suite(path), settings, "full", 2, ["nfe50-tokencache"], most_steps=20)
+    small.write_text(yaml.safe_dump(asked))
+    rehearsed = load_suite(small)
+    assert {row.nfe for row in rehearsed.rows.values()} == {20} == {rehearsed.show.figure.nfe}
+    assert len(rehearsed.rows) == 2
+
+
 def test_image_rewards_tensors_are_named_as_recorded() -> None:
     recorded = read_json(reference.HERE / "image_reward.json")["parameters"]
     assert layouts.image_reward_shapes(TINY.vision, TINY.text) == recorded
@@ -80,7 +90,7 @@ def test_every_stage_is_rehearsed_and_compared(tmp_path: Path, monkeypatch: pyte
     with not_laid_out():
         path = run.rehearse(config, Path("there"), "tiny", run=here, say=said.append)
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert path == tmp_path / "results" / "rehearsals" / "paper-pixart-256-parti.json"
+    assert path == tmp_path / "results" / "rehearsals" / "paper-pixart-256-parti-tiny.json"
     done = record["done"]
     stages = {name.split()[0] for name in done}
     assert stages == {"files", "encode", "train", "sample", "score", "latency", "diagnose", "render"}

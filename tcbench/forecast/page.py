@@ -1,7 +1,8 @@
 """docs/paper-scale.md, what the paper's suites cost at full scale; `python -m tcbench.forecast.page` makes it again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tcbench.config.load import load_suite
 from tcbench.config.suite import Suite
@@ -9,7 +10,7 @@ from tcbench.forecast.estimate import Estimate, forecast
 from tcbench.forecast.rates import HAND, RECORDED, known_cards
 from tcbench.forecast.text import size
 from tcbench.outside.places import SHIPPED
-from tcbench.record.files import digest, sha256
+from tcbench.record.files import digest, read_json, sha256
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper-scale.md"
 SUITES = tuple(
@@ -34,16 +35,25 @@ COSTS = """
 Hours. Rows are those of tables and ablations. Every training takes all of its iterations; with `patience` it may end
 after 30 % of them. The clock is that of list scheduling: jobs begin when what they need is there, a row's samples are
 made in as many parts as there are cards, an ablation's rows are shared out, a training is one job on one card
-(`training_gpus` of them share it, as if nothing were lost), and nothing runs beside `encode` and `latency`. *Measured*:
-the share of an H100's hours at measured rates; of an A100's, only what the host does is.
+(`training_gpus` of them share it, as if nothing were lost), and nothing runs beside `latency`. *Measured*: the share of
+an H100's hours at measured rates; of an A100's, only what the host does is.
 
 GPU hours of an H100 by stage; `ablate` samples and scores the rows of ablations:
 """
 
+TOGETHER = 4
+"""Cards that share a training, where the page says what that gives."""
+
 LIMITS = """
-What would bring them down, in this order: training that is faster or uses several cards (`training_gpus`, where one
-training is what all wait for; `tcbench forecast` of a config that has it says what it gives); other jobs beside
-`encode`.
+What would bring them down is training that takes less: all cards are busy nearly all of the time.
+"""
+
+REHEARSED = """\
+## What rehearsals took
+
+`tcbench rehearse` on one H200, networks at full size: seconds, and in brackets the forecast of the same jobs as it was
+then. That knows nothing of how long a process reads and hashes weights of many gigabytes, and did not yet know that
+metrics of features run on the card. Peaks are of the card, over all stages. A dash: not run.
 """
 
 RATES = """\
@@ -84,14 +94,52 @@ def page() -> str:
         for count in COUNTS
     }
     made = f"<!-- made of {made_of()} -->\n"
-    parts = [HEAD, made, *_costs(suites, told), COSTS, *_stages(told), *_targets(told), LIMITS, *_rates(told), STEPS]
+    targets = _targets(suites, told)
+    parts = [HEAD, made, *_costs(suites, told), COSTS, *_stages(told), *targets, LIMITS, *_rehearsed(), *_rates(told)]
+    parts.append(STEPS)
     return "\n".join(parts)
 
 
 def made_of() -> str:
     """Identifies what the page was made of: the configs, the rates, and the code of forecasts."""
     configs = [SHIPPED / "config" / f"{name}.yaml" for name in SUITES]
-    return digest([sha256(path) for path in (*configs, HAND, RECORDED, *sorted(Path(__file__).parent.glob("*.py")))])
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    return digest([sha256(path) for path in (*configs, HAND, RECORDED, *code, *rehearsals())])
+
+
+def rehearsals() -> list[Path]:
+    """The committed records of what rehearsals took."""
+    paths = sorted((SHIPPED / "results" / "rehearsals").glob("paper-*.json"))
+    return [path for path in paths if not path.stem.endswith("-tiny")]
+
+
+def _rehearsed() -> Iterator[str]:
+    yield REHEARSED
+    records = [read_json(path) for path in rehearsals()]
+    of_stages = [_by_stage(record["done"]) for record in records]
+    stages = list(dict.fromkeys(stage for by_stage in of_stages for stage in by_stage))
+    yield f"| suite | {' | '.join(stages)} | all | peak |"
+    yield "|---" * (len(stages) + 3) + "|"
+    for record, by_stage in zip(records, of_stages, strict=True):
+        cells = [_against(*by_stage[stage]) if stage in by_stage else "—" for stage in stages]
+        told = [pair for pair in by_stage.values() if pair[1]]
+        took, foreseen = (sum(pair[place] for pair in told) for place in (0, 1))
+        peak = size(max(job["gpu_bytes"] for job in record["done"].values()))
+        yield f"| `{record['suite']}` | {' | '.join(cells)} | {_against(took, foreseen)} | {peak} |"
+    yield ""
+
+
+def _by_stage(done: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """(seconds, forecast) of the jobs of every stage."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, job in done.items():
+        stage, (took, foreseen) = name.split()[0], found.get(name.split()[0], (0.0, 0.0))
+        found[stage] = took + job["seconds"], foreseen + job.get("forecast_s", 0.0)
+    return found
+
+
+def _against(took: float, foreseen: float) -> str:
+    return f"{took:.0f} ({foreseen:.0f})" if foreseen else f"{took:.0f}"
 
 
 def cost_line(suite: Suite, told: list[Estimate]) -> str:
@@ -130,7 +178,7 @@ def _stages(told: _Told) -> Iterator[str]:
     yield ""
 
 
-def _targets(told: _Told) -> Iterator[str]:
+def _targets(suites: dict[str, Suite], told: _Told) -> Iterator[str]:
     yield "## Targets\n"
     for name, hours in TARGETS.items():
         one = told[name, "h100", 8]
@@ -143,6 +191,8 @@ def _targets(told: _Told) -> Iterator[str]:
         yield f"  {one.seconds / 3600:.0f} GPU hours are {one.seconds / 8 / 3600:.1f} hours of 8 cards at best."
         yield f"  The longest job is `{longest.stage} {longest.of}`, {longest.seconds / 3600:.1f} hours on one card;"
         yield f"  most of all training is that of the {most} ({trained[most] / 3600:.0f} hours)."
+        together = forecast(suites[name].model_copy(update={"training_gpus": TOGETHER}), "h100", 8)
+        yield f"  With `training_gpus: {TOGETHER}` in the config it is {together.wall / 3600:.1f} hours."
 
 
 def _rates(told: _Told) -> Iterator[str]:

@@ -12,7 +12,12 @@ ITERATIONS, BATCHES, LEARNING_RATE = 12, 4, 1e-4
 
 
 def reduced(
-    suite: Suite, settings: Mapping[str, Any], size: SizeName, batches: int = BATCHES, asked: Sequence[str] = ()
+    suite: Suite,
+    settings: Mapping[str, Any],
+    size: SizeName,
+    batches: int = BATCHES,
+    asked: Sequence[str] = (),
+    most_steps: int | None = None,
 ) -> dict[str, Any]:
     """The config of a rehearsal.
 
@@ -20,12 +25,14 @@ def reduced(
         suite: as `settings` says it.
         batches: of samples, and no more samples to calibrate with.
         asked: rows, which bring what they refer to; a row of every method if none is named.
+        most_steps: of a row, whose NFE is at most that.
 
     Raises:
         UserError: the suite has no such row.
     """
     rows, tiny = _rows(suite, asked), size == "tiny"
     batch = 1 if tiny else suite.samples.batch_size
+    short = {name: _row(suite, settings["rows"][name], name, tiny, batches * batch, most_steps) for name in rows}
     samples = {
         "count": 8 if tiny else batches * batch,
         "batch_size": batch,
@@ -42,12 +49,12 @@ def reduced(
         "search": {"samples": 2 if tiny else suite.search.samples, "trials": 4},
         "latency": {"batch_size": 1 if tiny else suite.latency.batch_size, "warmup": 1, "repeats": 1},
         "diagnostics": {"pairs": 2, "trajectories": 2},
-        "show": {"figure": {"nfe": suite[next(iter(rows))].nfe, "columns": 2}, "tables": tables},
+        "show": {"figure": {"nfe": next(iter(short.values()))["nfe"], "columns": 2}, "tables": tables},
         "trainings": 1,
         "jobs": "row",
         "ablations": {},
         "rivals": None,
-        "rows": {name: _row(suite, settings["rows"][name], name, tiny, batches * batch) for name in rows},
+        "rows": short,
     }
     if tiny:
         changed["model"] = {**settings["model"], "device": "cpu"}
@@ -68,10 +75,13 @@ def _rows(suite: Suite, asked: Sequence[str]) -> Sequence[str]:
     return [name for name in suite.rows if name in needed]
 
 
-def _row(suite: Suite, row: Mapping[str, Any], name: str, tiny: bool, samples: int) -> dict[str, Any]:
+def _row(
+    suite: Suite, row: Mapping[str, Any], name: str, tiny: bool, samples: int, most_steps: int | None
+) -> dict[str, Any]:
     """A row with options that make its training short, and no references to rows that are not there."""
     entry = suite[name]
     kept = {key: value for key, value in row.items() if key not in ("target", "full_steps_of", "searched")}
+    kept["nfe"] = min(entry.nfe, most_steps or entry.nfe)
     fields = type(entry.method).model_fields
     short: dict[str, Any] = {field: ITERATIONS for field in fields if field.endswith("iterations")}
     for field in ("calibration_samples", "alpha_samples"):
@@ -84,5 +94,5 @@ def _row(suite: Suite, row: Mapping[str, Any], name: str, tiny: bool, samples: i
         short |= {field: value for field, value in small.items() if field in fields}
         short |= {field: 2 for field in fields if field.endswith("iterations")}
         if "beta" in fields and getattr(entry.method, "num_full_steps", 0) is None:  # published for the large model
-            short |= {"num_full_steps": entry.nfe // 2, "beta": -2000}
-    return {**kept, "options": {**row.get("options", {}), **short}} if short else dict(kept)
+            short |= {"num_full_steps": kept["nfe"] // 2, "beta": -2000}
+    return {**kept, "options": {**row.get("options", {}), **short}} if short else kept

@@ -50,6 +50,7 @@ def rehearse(
     say: Callable[[str], object] = print,
     batches: int = BATCHES,
     rows: Sequence[str] = (),
+    most_steps: int | None = None,
 ) -> Path:
     """Write stand-ins for what a suite names into a folder and run every stage there that did not run yet.
 
@@ -59,9 +60,11 @@ def rehearse(
         run: runs a stage; in a process of its own, if not given.
         batches: of samples of each row.
         rows: of the suite, with what they refer to; a row of every method if none is named.
+        most_steps: of a row, for models of which every step takes seconds.
 
     Returns:
-        results/rehearsals/<suite>.json of the working directory, which was added to after every stage.
+        results/rehearsals/<suite>.json of the working directory, of tiny networks <suite>-tiny.json, which was added to
+        after every stage.
 
     Raises:
         UserError: the config is wrong, a stage is unknown, or one failed; names the log.
@@ -72,25 +75,28 @@ def rehearse(
         raise UserError(f"--batches {batches}: an interval takes two shards, of a batch each; give 2 or more")
     settings = read_document(config).value
     with networks(size):
-        small = reduced(load_suite(config), settings, size, batches, rows)
+        small = reduced(load_suite(config), settings, size, batches, rows, most_steps)
         into.mkdir(parents=True, exist_ok=True)
         write_text(into / CONFIG, yaml.safe_dump(small, sort_keys=False))
-        target = (RECORDS / f"{small['suite']}.json").resolve()
+        other = "" if size == "full" else f"-{size}"
+        target = (RECORDS / f"{small['suite']}{other}.json").resolve()
         with chdir(into):  # where the suite's paths lead
-            _run_all(load_suite(CONFIG), size, target, only, minutes, run or in_a_process, say)
+            reduced_to = {"batches": batches, "most_steps": most_steps}
+            _run_all(load_suite(CONFIG), size, reduced_to, target, only, minutes, run or in_a_process, say)
     return target
 
 
 def _run_all(
     suite: Suite,
     size: SizeName,
+    reduced_to: dict[str, Any],
     target: Path,
     only: Collection[str],
     minutes: float | None,
     run: Runner,
     say: Callable[[str], object],
 ) -> None:
-    record, began, started = _begun(suite, size), time.monotonic(), time.time()
+    record, began, started = _begun(suite, size) | {"reduced_to": reduced_to}, time.monotonic(), time.time()
     for job in _jobs(suite):
         name = f"{job.stage} {job.of}".strip()
         files_too = job.stage == FILES and not only  # those that are there are left as they are
