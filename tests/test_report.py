@@ -17,7 +17,7 @@ from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.record.records import SCORE
 from tcbench.registry import method_names
-from tcbench.report import figures
+from tcbench.report import figures, figures_predictor
 from tcbench.report.cells import interval_text, marks, marks_explained
 from tcbench.report.compare import against_references
 from tcbench.report.grids import grid, save_grid
@@ -628,3 +628,16 @@ def test_a_table_has_its_own_rows_columns_and_order():
     assert "sFID" not in table.formatted and "paper FID" in table.formatted
     assert list(table.formatted["paper CLIP score, MSCOCO"]) == ["—", "31.11", "—"]
     assert table.formatted["Alignment (digit reader)"][0] == "not run: not scored"
+
+
+def test_predictor_figures_of_more_tokens_than_sizes_are_kept_of():
+    updates = {"size": {"0": np.ones((3, 1024)).tolist()}, "similarity": [[0.9, 0.8]] * 2}
+    (panel, *_) = figures_predictor.figure_updates(updates, nfe=3, tokens=4096).subfigs[0].axes
+    assert panel.get_ylim() == (4095.5, -0.5)
+    alpha = {
+        **{"kept_at_0.7": {"step": 1, "tokens": [[4095], [0, 7]]}, "histogram_per_block": [[1] * 20] * 2},
+        "per_batch": [[0.5] * 3] * 2,
+    }
+    figure = figures_predictor.figure_predictor(alpha, {"per_block": [[0.5, 0.5]] * 3}, nfe=3, tokens=4096)
+    kept_LN = figure.axes[0].get_images()[0].get_array()
+    assert kept_LN.shape == (2, 4096) and kept_LN.sum() == 3
