@@ -286,8 +286,13 @@ class _Jobs:
             yield Work("score", "features", self.rates.throughput("features", "tf32"), count * len(self._networks))
         if any(metric.per_sample and not metric.distance for metric in metrics) and self.rates.on_gpu:
             yield Work("score", "readings", self.rates.throughput("readings", "tf32"), count)
-        if (compared := sum({"images", "uncached"} <= metric.needs for metric in metrics)) and self.rates.on_gpu:
-            yield self._metric("pairs of images", "pairs", float(count) * self.pixels * compared)
+        compared = [metric for metric in metrics if {"images", "uncached"} <= metric.needs]
+        if compared and self.rates.on_gpu:
+            by_networks = sum(metric.per_sample for metric in compared)  # which are smaller than Inception, too
+            features = self.rates.throughput("features", "tf32")
+            yield Work("score", "pairs of images", features, 2 * count * by_networks)
+            by_pixels = len(compared) - by_networks
+            yield self._metric("pairs of images", "pairs", float(count) * self.pixels * by_pixels)
             yield self._one("score", "samples read", "read", 2.0 * count * self.pixels * self.channels)
         yield self._metric("Frechet distances", "frechet", self._moments * replicates)
         for name, network in self._networks.items():

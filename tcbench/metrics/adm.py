@@ -59,7 +59,7 @@ def _gaussian(path: Path, mean: str, mu: NDArray, covariance: str, sigma: NDArra
         raise UserError(
             f"{path}: {mean} is of {len(mu)} features, and the suite's extractor has {size}; give moments of the same"
         )
-    return Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
+    return Gaussian(*(torch.from_numpy(values.astype(np.float64)) for values in (mu, sigma)))
 
 
 def _read(path: Path, *names: str) -> list[NDArray]:
