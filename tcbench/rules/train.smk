@@ -14,6 +14,7 @@ if ENCODERS > 1:
         resources:
             gpu=1,
             **cluster_resources("encode", ON_GPUS),
+        priority: 20000  # before training, which waits for all of them
         shell:
             f"tcbench encode {CONFIG} --part {{wildcards.part}}/{ENCODERS} 2> {{log}}"
 
@@ -32,6 +33,7 @@ rule encode:
     resources:
         gpu=int(ON_GPUS and ENCODERS == 1),
         **cluster_resources("encode", ON_GPUS),
+    priority: 20000
     shell:
         f"tcbench encode {CONFIG} 2> {{log}}"
 
