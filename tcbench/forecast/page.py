@@ -52,8 +52,8 @@ REHEARSED = """\
 ## What rehearsals took
 
 `tcbench rehearse` on one H200, networks at full size: seconds, and in brackets the forecast of the same jobs as it was
-then. That knows nothing of how long a process reads and hashes weights of many gigabytes, and did not yet know that
-metrics of features run on the card. Peaks are of the card, over all stages. A dash: not run.
+then: it knew neither how long a process reads weights of many gigabytes nor that metrics of features run on the card.
+Peaks are of the card, over all stages. A dash: not run.
 """
 
 RATES = """\

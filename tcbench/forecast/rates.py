@@ -24,7 +24,7 @@ HAND, RECORDED = ASSETS / "forecast" / "rates.yaml", ASSETS / "forecast" / "reco
 What = Literal[
     "step", "plain", "efficiency", "uncached runs", "TrainScorer", "TrainRefiners", "TrainRouter", "sample memory",
     "training memory", "encode", "decode", "features", "readings", "score", "frechet", "distances", "kept", "kernel",
-    "pairs", "read", "process", "first batch", "render",
+    "pairs", "read", "process", "load", "first batch", "render",
 ]  # fmt: skip
 """
 step: a step that computes everything, by the path that sampling takes.

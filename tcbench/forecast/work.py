@@ -106,9 +106,8 @@ class Job:
 
         def share() -> Iterator[Work]:
             for work in self.work:
-                yield (
-                    work if work.rate.what in ("process", "first batch") else replace(work, amount=work.amount / parts)
-                )
+                once = work.rate.what in ("process", "load", "first batch")
+                yield work if once else replace(work, amount=work.amount / parts)
 
         outputs = [
             self.outputs if part == 0 else tuple(f"{name}#{part}" for name in self.outputs) for part in range(parts)
@@ -179,7 +178,7 @@ class _Jobs:
         stages = training_work(entry.method, self.model, run)
 
         def work() -> Iterator[Work]:
-            yield self._start("train", "processes")
+            yield from self._model("train", "processes")
             for stage in stages:
                 of = (self.model, self.dtypes["training"], max(1, stage.batch))
                 pair = forward_macs(self.model) * stage.passes
@@ -197,7 +196,7 @@ class _Jobs:
         return self._job(
             "sample", group, ("sample", "--rows", *rows), [entry.manifest for entry in entries],
             [path for entry in entries for path in entry.before_sampling],
-            lambda: [self._start("sample", "processes"), *(w for entry in entries for w in self._sampling(entry))],
+            lambda: [*self._model("sample", "processes"), *(w for entry in entries for w in self._sampling(entry))],
             parts=-(-suite.samples.count // suite.samples.group_size) if suite.jobs == "row" else 1,
             disk=sum(self._disk_of_samples(suite) for _ in entries),
             memory=max(map(self._sampling_memory, entries)),
@@ -219,7 +218,7 @@ class _Jobs:
         needs = [*twins, *(path for entry in own for path in entry.before_sampling)]
 
         def work() -> Iterator[Work]:
-            yield self._start("ablate", name)
+            yield from self._model("ablate", name)
             for entry in sampled:
                 yield from (replace(part, stage="ablate", of=name) for part in self._sampling(entry))
             for entry in own:
@@ -248,6 +247,12 @@ class _Jobs:
         return Job(stage, of, command, made, read, work, parts, disk, memory)
 
     # --- work
+
+    def _model(self, stage: str, of: str) -> Iterator[Work]:
+        """A process that begins with the denoiser's weights, of 16 bits as they are published."""
+        yield self._start(stage, of)
+        if self.rates.on_gpu:
+            yield self._one(stage, of, "load", 2 * parameters(self.model))
 
     def _start(self, stage: str, of: str) -> Work:
         return self._one(stage, of, "process")
@@ -329,7 +334,7 @@ class _Jobs:
 
     def _searching(self, entry: Entry) -> Iterator[Work]:
         search = self.suite.search
-        yield self._start("search", entry.name)
+        yield from self._model("search", entry.name)
         batch = search.samples
         yield self._running("search", entry.name, entry, batch * search.trials, batch)
         yield self._running("search", entry.name, entry.reference, batch, batch)
@@ -341,7 +346,7 @@ class _Jobs:
 
     def _latency(self) -> Iterator[Work]:
         protocol = self.suite.latency
-        yield self._start("latency", "")
+        yield from self._model("latency", "")
         for entry in self.suite.entries:
             samples = (protocol.warmup + protocol.repeats) * protocol.batch_size
             yield self._running("latency", "", entry, samples, protocol.batch_size)
@@ -352,7 +357,7 @@ class _Jobs:
         rate = self.rates.plain(self.model, self.dtypes["training"], asked.pairs)
         rows = guidance.rows_per_sample * guidance.passes
         passes = asked.pairs * (2 + 2 * 37) + asked.trajectories * rows * self.suite.show.figure.nfe
-        yield self._start("diagnose", "")
+        yield from self._model("diagnose", "")
         yield Work("diagnose", "", rate, passes * forward_macs(self.model))
 
     # --- sizes
