@@ -45,7 +45,8 @@ TOGETHER = 4
 """Cards that share a training, where the page says what that gives."""
 
 LIMITS = """
-What would bring them down is training that takes less: all cards are busy nearly all of the time.
+What would bring them down is training that takes less, and where one training is what all else waits for, that several
+cards share it.
 """
 
 REHEARSED = """\
@@ -101,7 +102,7 @@ def page() -> str:
 
 
 def made_of() -> str:
-    """Identifies what the page was made of: the configs, the rates, and the code of forecasts."""
+    """Identifies what the page was made of: the configs, the rates, the code of forecasts, and rehearsals."""
     configs = [SHIPPED / "config" / f"{name}.yaml" for name in SUITES]
     code = sorted(Path(__file__).parent.glob("*.py"))
     return digest([sha256(path) for path in (*configs, HAND, RECORDED, *code, *rehearsals())])

@@ -37,6 +37,7 @@ training memory: bytes of a token's channel in a block, for a pair.
 score: what scoring a row of an embedded suite takes in all.
 frechet: Frechet distances. distances, kept: what recall computes once and for every replicate. kernel: KID's.
 pairs: pixels of images that one metric compares with the uncached ones. read: samples from disk, checked and copied.
+load: a denoiser's weights, read, checked and placed.
 """
 
 

@@ -33,9 +33,6 @@ _MEASURED_WIDTH = 2048
 _NEIGHBOURS = 10_000
 """Real images in ADM's reference batch, for precision and recall."""
 
-_ENCODED = 1024
-"""Images of a shard of latents; of videos there are fewer."""
-
 _SIDE = 8
 """Pixels of an image for one of its latent, along a side."""
 
@@ -170,7 +167,7 @@ class _Jobs:
                 yield Work("encode", "", rate, count * self.pixels)
 
         index = self.suite.latents_index
-        parts = -(-count // _ENCODED) if self.rates.on_gpu else 1
+        parts = count if self.rates.on_gpu else 1
         return self._job("encode", "images", ("encode",), [index], [], work, parts=parts, disk=2.0 * count * numel)
 
     def _train(self, entry: Entry) -> Job:

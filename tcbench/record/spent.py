@@ -35,12 +35,6 @@ class Spent:
         """
         write_record(self.path, {"key": self._key, "wall_s": self.earlier + time.monotonic() - self._began})
 
-    def of_others(self) -> dict[Path, float]:
-        """What other jobs wrote down of the same work, by file."""
-        return {
-            path: seconds_kept(path, self._key) for path in self.path.parent.glob("spent-*.json") if path != self.path
-        }
-
     def remove(self) -> None:
         """The work is over, and its record says how long it took."""
         self.path.unlink(missing_ok=True)

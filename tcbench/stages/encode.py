@@ -88,6 +88,7 @@ def encode_images(suite: Suite, part: Part = WHOLE) -> None:
             bar.update(stop - start)
     if part != WHOLE:
         return
+    earlier = spent.earlier + sum(part.spent_by_others(folder, digest(settings)).values())
     LATENTS.write(
         suite.latents_index,
         {
@@ -96,10 +97,7 @@ def encode_images(suite: Suite, part: Part = WHOLE) -> None:
             "images": len(listing) - len(left_out),
             "left_out": left_out,
             "settings": settings,
-            "provenance": collect(
-                *(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes),
-                spent.earlier + sum(spent.of_others().values()),
-            ),
+            "provenance": collect(suite.model_dump(mode="json"), [suite.training.seed], started, suite.dtypes, earlier),
         },
     )
 

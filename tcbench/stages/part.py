@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcbench.record.spent import Spent
+from tcbench.record.spent import Spent, seconds_kept
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,15 @@ class Part:
 
     def spent(self, folder: Path, key: str) -> Spent:
         """Its seconds, kept beside those of the other parts."""
-        return Spent(folder / f"spent-{self.number}-of-{self.of}.json", key)
+        return Spent(self._kept(folder), key)
+
+    def spent_by_others(self, folder: Path, key: str) -> dict[Path, float]:
+        """Theirs, of however many parts, by file."""
+        return {path: seconds_kept(path, key) for path in folder.glob("spent-*.json") if path != self._kept(folder)}
+
+    def _kept(self, folder: Path) -> Path:
+        return folder / f"spent-{self.number}-of-{self.of}.json"
 
 
 WHOLE = Part()
+"""One job does it all."""

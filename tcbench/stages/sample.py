@@ -109,7 +109,7 @@ def sample_rows(entries: Iterable[Entry], part: Part = WHOLE) -> None:
             _sample_shards(entry, missing, fingerprint, ready_row(entry, adapter), shown, decode, spent)
         of_others = set(range(total)).difference(part.shards(total))
         if all(_is_done(entry, number, fingerprint, compare=False) for number in of_others):
-            others = spent.of_others()
+            others = part.spent_by_others(entry.samples, fingerprint)
             earlier = spent.earlier + sum(others.values())
             _write_manifest(entry, options, started, len(missing) < total, earlier)
             for path in (spent.path, *others):
