@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tcbench.errors import UserError
 from tcbench.models.adapter import Adapter, Family
 from tcbench.models.specs import ModelSpec
-from tcbench.models.weights import check_state, read_state
+from tcbench.models.weights import check_finite, check_shapes, read_state
 from tcbench.outside.places import locate
 from tcbench.record.files import write_tensors
 
@@ -105,8 +105,15 @@ def fill_transformer(
     family = family_of(spec)
     state = family.to_diffusers(state, path)
     model = family.skeleton(spec)
-    check_state(state, model, spec.name, path)
-    return _fill(model, state, device, dtype)
+    check_shapes(state, model, spec.name, path)
+
+    def moved(name: str, tensor: Tensor) -> Tensor:
+        # checked and cast on the device: a core takes a minute for the billions of FLUX.1
+        there = tensor.to(device)
+        check_finite(name, there, path)
+        return there.to(_dtype_of(model, name, dtype))
+
+    return _fill(model, {name: moved(name, tensor) for name, tensor in state.items()}, device, dtype)
 
 
 def save_transformer(

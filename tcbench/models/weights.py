@@ -225,7 +225,18 @@ def check_state(state: dict[str, Tensor], model: nn.Module, name: str, path: Pat
     """Check that `state` has exactly the parameters of `model`, called `name`, in shape and finite.
 
     Raises:
-        UserError: names `path` and the first tensor that is missing, misshapen, not finite or unknown.
+        UserError: as `check_shapes` and `check_finite`.
+    """
+    check_shapes(state, model, name, path)
+    for key, tensor in state.items():
+        check_finite(key, tensor, path)
+
+
+def check_shapes(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) -> None:
+    """Check that `state` has exactly the parameters of `model`, called `name`, in shape, and of floating point.
+
+    Raises:
+        UserError: names `path` and the first tensor that is missing, misshapen, of another kind or unknown.
     """
     fix = f"give a checkpoint of {name} or correct the model's shape"
     # named_parameters lists a shared parameter once, under its first name; state_dict would list every alias
@@ -238,8 +249,12 @@ def check_state(state: dict[str, Tensor], model: nn.Module, name: str, path: Pat
         if not state[key].is_floating_point():
             kind = str(state[key].dtype).removeprefix("torch.")
             raise UserError(f"{path}: {key} holds {kind}, not floating-point numbers; {fix}")
-        if not torch.isfinite(state[key]).all():
-            raise UserError(f"{path}: {key} holds NaN or infinity; train or download it again")
     for key in state:
         if key not in wanted:
             raise UserError(f"{path}: {key} is not part of {name}; {fix}")
+
+
+def check_finite(key: str, tensor: Tensor, path: Path) -> None:
+    """Check the values of one tensor of a checkpoint, on its device; raises UserError."""
+    if not tensor.isfinite().all():
+        raise UserError(f"{path}: {key} holds NaN or infinity; train or download it again")
