@@ -484,8 +484,7 @@ def _validate(parsed: argparse.Namespace) -> int:
             | ({"match": matches[entry.name]} if entry.name in matches else {})
             for entry in suite.entries
         }
-        in_no_table = [*suite.added_rows] if suite.tables else []
-        _print_json({"suite": suite.suite, "rows": rows, "in_no_table": in_no_table, "files": found})
+        _print_json({"suite": suite.suite, "rows": rows, "in_no_table": [*suite.added_rows], "files": found})
         return int(missing > 0)
     print(f"{parsed.config}: valid; suite {suite.suite}, {len(suite.rows)} rows, {len(suite.groups)} sampling jobs")
     for entry in suite.entries:
@@ -552,7 +551,7 @@ def _needs(suite: Suite) -> list[dict[str, Any]]:
 
 def _say_added(suite: Suite) -> None:
     """Where rows are shown that the config's tables do not list."""
-    if suite.added_rows and suite.tables:
+    if suite.added_rows:
         print(f"  listed in no table, so at the end of {next(iter(suite.tables))}: {', '.join(suite.added_rows)}")
 
 

@@ -366,6 +366,8 @@ def test_rows_of_no_table_are_shown_at_the_end_of_the_first(tmp_path: Path, caps
     assert "listed in no table, so at the end of table2: fora, none\n" in capsys.readouterr().out
     whole = load_suite(written(tmp_path, VALID))
     assert whole.added_rows == () and whole.tables == whole.show.tables
+    of_none = load_suite(written(tmp_path, changed("show/tables", {})))
+    assert of_none.added_rows == (), "claims are tested on all rows where there is no table"
 
 
 def test_a_missing_file_names_those_that_are_there(tmp_path: Path) -> None:

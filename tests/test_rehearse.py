@@ -33,6 +33,7 @@ def test_a_reduced_suite_is_the_suite_with_little_to_do(path: Path, tmp_path: Pa
     assert rehearsed.samples.count == BATCHES * suite.samples.batch_size
     assert {row.method for row in rehearsed.rows.values()} == {row.method for row in suite.rows.values()}
     assert (rehearsed.model, rehearsed.training) == (suite.model, suite.training)
+    assert [*rehearsed.show.tables] == [*suite.show.tables] and not rehearsed.added_rows
     for name in rehearsed.trained_rows:
         options = rehearsed[name].method.model_dump()
         assert all(value == ITERATIONS for option, value in options.items() if option.endswith("iterations"))

@@ -384,12 +384,12 @@ class Suite(Strict):
 
     @cached_property
     def added_rows(self) -> tuple[str, ...]:
-        """Rows that none of `show.tables` lists, if all list theirs, and no listed row is compared with.
+        """Rows that no table of `show` lists, if it has tables and all list theirs, and no listed row is compared with.
 
         Listed rows are tested together; somebody added these, and nothing of the others depends on them.
         """
         tables = self.show.tables.values()
-        if not all(table.rows for table in tables):
+        if not tables or not all(table.rows for table in tables):
             return ()
         listed = {name for table in tables for name in table.rows}
         own = listed | {self[name].reference.name for name in listed}
@@ -399,7 +399,7 @@ class Suite(Strict):
     def tables(self) -> dict[str, PaperTable]:
         """The tables of `show` as they are rendered: added rows are at the end of the first."""
         tables = dict(self.show.tables)
-        if tables and self.added_rows:
+        if self.added_rows:
             first = next(iter(tables))
             tables[first] = tables[first].model_copy(update={"rows": (*tables[first].rows, *self.added_rows)})
         return tables

@@ -40,8 +40,8 @@ def reduced(
         "traced": 2,
     }
     tables = {
-        name: {key: value for key, value in table.items() if key != "rows"}
-        for name, table in settings["show"].get("tables", {}).items()
+        name: table.model_dump(mode="json", exclude_unset=True, exclude={"rows"})
+        for name, table in suite.show.tables.items()  # which `settings` need not name
     }
     changed: dict[str, Any] = {
         "samples": {**settings["samples"], **samples},

@@ -22,7 +22,7 @@ class Beside:
             the nearest to the uncached samples first.
         selectors: the same of the controls: other choices of tokens in TokenCache's place.
         plain: TokenCache and these where all are without its LoRA, as far as there are such rows.
-        table: the suite's first table.
+        table: the suite's first table, if it has any.
     """
 
     suite: str
@@ -31,7 +31,7 @@ class Beside:
     rivals: tuple[Row, ...]
     selectors: tuple[Row, ...]
     plain: tuple[Row, ...]
-    table: str
+    table: str | None
 
 
 def beside(results: Results, nfe: int | None = None) -> Beside | None:
@@ -55,7 +55,7 @@ def beside(results: Results, nfe: int | None = None) -> Beside | None:
     rivals = nearest(at, lambda row: not row["control"] and row["method"] != OURS)
     selectors = nearest(at, lambda row: row["control"])
     plain = nearest(run, lambda row: not row["refiners"] and (row["control"] or row["method"] == OURS))
-    return Beside(suite.suite, ours, ratio, rivals, selectors, plain, next(iter(suite.tables)))
+    return Beside(suite.suite, ours, ratio, rivals, selectors, plain, next(iter(suite.tables), None))
 
 
 def distance_of(row: Row) -> float | None:

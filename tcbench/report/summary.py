@@ -112,9 +112,14 @@ def _quality(results: Results, link: str) -> str:
     return (
         f"**At equal MACs, TokenCache has the lowest FID at {won[0]} of {len(contests)} numbers of steps by the "
         f"suite's own network, and at {won[1]} by another**, in {clear} of these {sum(won)} by more than intervals, in "
-        f"[`{suite.suite}`]({link}/{suite.suite}/tables/{at.table}.md) ({suite.about.description}; {_sizes(at)}). "
+        f"{_table_of(at, link)} ({suite.about.description}; {_sizes(at)}). "
         f"Its own network: {told[0]}; {METRICS[second].label}: {told[1]}.{without}"
     )
+
+
+def _table_of(found: Beside, link: str) -> str:
+    """A suite's name, leading to its first table if it has one."""
+    return f"[`{found.suite}`]({link}/{found.suite}/tables/{found.table}.md)" if found.table else f"`{found.suite}`"
 
 
 def _apart(row: Row, other: Row, metric: str) -> bool:
@@ -126,10 +131,7 @@ def _apart(row: Row, other: Row, metric: str) -> bool:
 
 def _distances(found: list[Beside], link: str) -> str:
     nearest = sum(all(distance_of(it.ours) <= distance_of(row) for row in it.rivals) for it in found)  # type: ignore[operator]
-    told = "; ".join(
-        f"[`{it.suite}`]({link}/{it.suite}/tables/{it.table}.md) ({_sizes(it)}): " + in_order([*it.rivals, it.ours])
-        for it in found
-    )
+    told = "; ".join(f"{_table_of(it, link)} ({_sizes(it)}): " + in_order([*it.rivals, it.ours]) for it in found)
     return (
         f"**At equal MACs, TokenCache stays nearest to the uncached samples in {nearest} of {len(found)} suites.** "
         f"Mean absolute pixel difference, nearest first: {told}."
