@@ -317,6 +317,7 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
         "--rows", nargs="+", default=[], metavar="ROW", help="these, with what they need (default: one of every method)"
     )
     sub.add_argument("--nfe", type=_nfe, metavar="N", help="of a row at most (default: its own)")
+    sub.add_argument("--card-memory", type=float, metavar="GB", help="take no more of the card, as if it had no more")
     sub = command("golden", _golden, "compare with reference outputs in a directory; status 1 if one is missed")
     sub.add_argument("directory", type=Path, help="weights, inputs and cases, as docs/goldens.md describes")
     sub.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
@@ -589,6 +590,7 @@ def _rehearse(parsed: argparse.Namespace) -> None:
         batches=parsed.batches,
         rows=parsed.rows,
         most_steps=parsed.nfe,
+        card_memory=parsed.card_memory,
     )
     print(path)
 

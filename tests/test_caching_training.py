@@ -149,7 +149,7 @@ def test_the_error_of_reuse_is_that_of_closed_gates(adapter, data, at_once, monk
     """By the engine, on the same pairs, of which fewer run together where their updates take much memory."""
     sampler, shape = ReferenceDDIM(NFE), adapter.shape
     monkeypatch.setattr(
-        sizes_module, "PAIR_BYTES", 8 * at_once * shape.num_blocks * shape.stream_tokens * shape.width + 7
+        sizes_module, "ROW_BYTES", 8 * at_once * shape.num_blocks * shape.stream_tokens * shape.width + 7
     )
     sizes = measure_reuse(Pairs(adapter, data, sampler, 3), free_blocks=2)
     drawn, errors = Pairs(adapter, data, sampler, 3), []

@@ -125,7 +125,7 @@ def test_diagnosing_few_at_once_finds_the_same(suite: Suite, finished: Path, mon
     monkeypatch.chdir(finished)
     entry = suite["nfe3-tokencache"]
     before = read_json(entry.diagnostics)
-    monkeypatch.setattr(sizes, "PAIR_BYTES", 1)
+    monkeypatch.setattr(sizes, "ROW_BYTES", 1)
     diagnose_row(entry)
     after = read_json(entry.diagnostics)
     for part, name in (("updates", "similarity"), ("updates", "similarity_over_tokens_std"), ("alpha", "per_batch")):
@@ -135,6 +135,23 @@ def test_diagnosing_few_at_once_finds_the_same(suite: Suite, finished: Path, mon
     assert np.shape(after["alpha"]["histogram_per_block"]) == np.shape(before["alpha"]["histogram_per_block"])
     assert [case["selector"] for case in after["cases"]] == [case["selector"] for case in before["cases"]]
     assert all(case["error"] > 0 for case in after["cases"])
+
+
+def test_errors_in_16_bit_are_those_of_float32_nearly(
+    suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every case goes on from the same cache, and the stream's rounding is no part of an error."""
+    monkeypatch.chdir(finished)
+    entry, rounded = suite["nfe3-tokencache"], suite.dtypes | {"training": "bf16"}
+    diagnose_row(entry)
+    before = read_json(entry.diagnostics)
+    monkeypatch.setattr(Suite, "dtypes", property(lambda _: rounded))
+    diagnose_row(entry)
+    after = read_json(entry.diagnostics)
+    assert after["provenance"]["dtypes"]["training"] == "bf16"
+    errors = [[case["error"] for case in found["cases"]] for found in (after, before)]
+    np.testing.assert_allclose(*errors, rtol=0.02)
+    assert errors[0] != errors[1]
 
 
 def test_a_model_without_captions_is_refused(suite: Suite) -> None:

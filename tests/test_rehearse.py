@@ -1,7 +1,8 @@
 """Rehearsals: reduced configs, stand-ins in official layouts, and every stage at toy size."""
 
 import json
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -139,3 +140,23 @@ def test_a_stage_that_fails_is_named_and_pieces_go_on(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="--batches 1: an interval takes two shards"):
         run.rehearse(config, Path("there"), "full", run=pretend, batches=1)
     assert main(["rehearse", str(config), "--into", "there", "--size", "tiny", "--only", "trane"]) == 2
+
+
+def test_a_smaller_card_is_rehearsed_on_a_larger_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, limits = official.CONFIGS[0].with_name("paper-dit-256.yaml"), list[str]()
+
+    def began(module: Sequence[str], env: Mapping[str, str], **streams: object) -> subprocess.CompletedProcess[str]:
+        limits.append(env["PYTORCH_ALLOC_CONF"])
+        return subprocess.CompletedProcess(module, 2)
+
+    monkeypatch.setattr(run, "said_of_gpu", lambda field: "143771")  # MiB, as an H200 says
+    monkeypatch.setattr(run.subprocess, "run", began)
+    with pytest.raises(UserError, match="files: failed"):
+        run.rehearse(config, Path("there"), "full", card_memory=80)
+    assert limits == ["per_process_memory_fraction:0.5307"]
+    with pytest.raises(UserError, match=r"--card-memory 200: give GB, of the 151 GB that the card has"):
+        run.rehearse(config, Path("there"), "full", card_memory=200)
+    monkeypatch.setattr(run, "said_of_gpu", lambda field: "")
+    with pytest.raises(UserError, match="--card-memory: nvidia-smi finds no GPU here"):
+        run.rehearse(config, Path("there"), "full", card_memory=80)

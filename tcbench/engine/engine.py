@@ -107,6 +107,7 @@ class Engine:
         run: the batch.
         policy: who plans, `method.start(run)`; not needed if only `hidden` is called.
         blocks: makes what executes the plans.
+        cache: what earlier steps left; nothing if not given.
 
     Attributes:
         blocks: what executes the plans.
@@ -121,10 +122,11 @@ class Engine:
         run: Run,
         policy: Policy | None = None,
         blocks: Callable[[Adapter, Run, Cache], Blocks] | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.adapter, self.run = adapter, run
         self.policy = guarded(policy) if policy else None
-        self.cache = Cache()
+        self.cache = cache or Cache()
         self.output: Tensor | None = None
         self.read: Callable[[Tensor], float] = Tensor.item
         self.blocks = (blocks or PlainBlocks)(adapter, run, self.cache)

@@ -53,8 +53,10 @@ REHEARSED = """\
 ## What rehearsals took
 
 `tcbench rehearse` on one H200, networks at full size: seconds, and in brackets the forecast of the same jobs as it was
-then: it knew neither how long a process reads weights of many gigabytes nor that metrics of features run on the card.
-Peaks are of the card, over all stages. A dash: not run.
+then, which of `paper-pixart-256` and `paper-pixart-1024` did not know yet that metrics of features run on the card.
+Peaks are what torch held of the card's 151 GB, over all stages. A dash: not run. Since these were run, `diagnose` takes
+a fourth of the passes and those of 16 bits where training has them: of `paper-flux` it held 147 GB, 74 GB were the most
+of all other stages, and of `paper-wan` it was stopped after 11 minutes. Wan's rows had 12 steps, those of FLUX.1 20.
 """
 
 RATES = """\

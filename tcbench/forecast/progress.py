@@ -1,7 +1,6 @@
 """What the workflow says of its time: a forecast before the first job, and how much is left as jobs finish."""
 
 import logging
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from tcbench.forecast.estimate import Estimate, forecast, minutes, wall_seconds
 from tcbench.forecast.rates import known_cards
 from tcbench.forecast.text import duration, summary
 from tcbench.forecast.work import Job
+from tcbench.outside.devices import said_of_gpu
 
 EVERY = 60.0
 """Seconds between two lines about what is left."""
@@ -22,19 +22,10 @@ def card_of(suite: Suite) -> str:
     """The card of a suite on this machine, as far as a name says it; on an unknown GPU an H100's rates are taken."""
     if suite.model.device != "cuda":
         return "cpu"
-    name = _gpu_name()
+    name = said_of_gpu("name")
     return next(
         (card for card, known in known_cards().items() if known.name.split()[0] in name and card != "cpu"), "h100"
     )
-
-
-def _gpu_name() -> str:
-    """What the driver calls the first GPU; torch would take seconds to ask."""
-    try:
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 class Left:

@@ -349,11 +349,12 @@ class _Jobs:
             yield self._running("latency", "", entry, samples, protocol.batch_size)
 
     def _diagnosing(self) -> Iterator[Work]:
-        """Two passes a case and pair, of 3 ratios, 2 kinds of keys, 3 selectors and 2 allocations; trajectories."""
+        """Three passes a pair and half a one for each of 37 cases, which recompute 10 to 50 % of the blocks that may be
+        cached and all of the others; trajectories."""
         asked, guidance = self.suite.diagnostics, self.spec.guidance(self.suite.sampler.guidance_scale)
         rate = self.rates.plain(self.model, self.dtypes["training"], asked.pairs)
         rows = guidance.rows_per_sample * guidance.passes
-        passes = asked.pairs * (2 + 2 * 37) + asked.trajectories * rows * self.suite.show.figure.nfe
+        passes = asked.pairs * (3 + 37 / 2) + asked.trajectories * rows * self.suite.show.figure.nfe
         yield from self._model("diagnose", "")
         yield Work("diagnose", "", rate, passes * forward_macs(self.model))
 

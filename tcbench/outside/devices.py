@@ -91,6 +91,16 @@ def listed_gpus(listing: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def said_of_gpu(field: str) -> str:
+    """What the driver says of the first GPU under a name that `nvidia-smi --help-query-gpu` lists; "" if it is silent.
+    torch would take seconds to ask."""
+    asked = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 def jobs_per_gpu() -> int:
     """How many jobs share a GPU; raises UserError if `SEATS` is no such number."""
     asked = os.environ.get(SEATS) or "1"

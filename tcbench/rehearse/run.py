@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -21,6 +23,7 @@ from tcbench.forecast.progress import card_of
 from tcbench.forecast.text import duration
 from tcbench.forecast.text import size as bytes_of
 from tcbench.forecast.work import Job
+from tcbench.outside.devices import said_of_gpu
 from tcbench.outside.places import PACKAGE
 from tcbench.record.files import digest, read_json, write_json, write_text
 from tcbench.record.provenance import collect
@@ -51,16 +54,18 @@ def rehearse(
     batches: int = BATCHES,
     rows: Sequence[str] = (),
     most_steps: int | None = None,
+    card_memory: float | None = None,
 ) -> Path:
     """Write stand-ins for what a suite names into a folder and run every stage there that did not run yet.
 
     Args:
         only: stages, and `files`; all if none is named. Named ones run again.
         minutes: after so many no other job is begun.
-        run: runs a stage; in a process of its own, if not given.
+        run: runs a stage; `in_a_process`, if not given.
         batches: of samples of each row.
         rows: of the suite, with what they refer to; a row of every method if none is named.
         most_steps: of a row, for models of which every step takes seconds.
+        card_memory: GB of the card that a stage may take, as if the card had no more.
 
     Returns:
         results/rehearsals/<suite>.json of the working directory, of tiny networks <suite>-tiny.json, which was added to
@@ -73,6 +78,7 @@ def rehearse(
         raise UserError(f"--only {unknown[0]}: give some of {FILES}, {', '.join(STAGES)}")
     if batches < 2:
         raise UserError(f"--batches {batches}: an interval takes two shards, of a batch each; give 2 or more")
+    run = run or partial(in_a_process, limit=_limit(card_memory))
     settings = read_document(config).value
     with networks(size):
         small = reduced(load_suite(config), settings, size, batches, rows, most_steps)
@@ -81,8 +87,8 @@ def rehearse(
         other = "" if size == "full" else f"-{size}"
         target = (RECORDS / f"{small['suite']}{other}.json").resolve()
         with chdir(into):  # where the suite's paths lead
-            reduced_to = {"batches": batches, "most_steps": most_steps}
-            _run_all(load_suite(CONFIG), size, reduced_to, target, only, minutes, run or in_a_process, say)
+            reduced_to = {"batches": batches, "most_steps": most_steps, "card_memory": card_memory}
+            _run_all(load_suite(CONFIG), size, reduced_to, target, only, minutes, run, say)
     return target
 
 
@@ -132,15 +138,32 @@ def compared(record: dict[str, Any]) -> str:
     )
 
 
-def in_a_process(size: SizeName, note: Path, command: Sequence[str]) -> int:
-    """Run a stage as the workflow does, in a process of its own, with the working directory as the home."""
+def in_a_process(
+    size: SizeName, note: Path, command: Sequence[str], limit: Mapping[str, str] = MappingProxyType({})
+) -> int:
+    """Run a stage as the workflow does, in a process of its own, with the working directory as the home.
+
+    Args:
+        limit: environment variables that bound what it takes.
+    """
     log = LOGS / f"{note.stem}.log"
     log.parent.mkdir(exist_ok=True)
     path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     offline = {"HOME": str(Path.cwd()), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     module = [sys.executable, "-m", "tcbench.rehearse.child", size, str(note), CONFIG, *command]
     with log.open("wb") as file:
-        return subprocess.run(module, env=os.environ | offline, stdout=file, stderr=file).returncode
+        return subprocess.run(module, env=os.environ | limit | offline, stdout=file, stderr=file).returncode
+
+
+def _limit(card_memory: float | None) -> dict[str, str]:
+    """What bids torch take no more of a card than so many GB."""
+    if card_memory is None:
+        return {}
+    if not (said := said_of_gpu("memory.total")).isdecimal():
+        raise UserError("--card-memory: nvidia-smi finds no GPU here whose memory could be bounded; leave it out")
+    if not 0 < card_memory * 1e9 <= (there := int(said) * 2**20):
+        raise UserError(f"--card-memory {card_memory:g}: give GB, of the {bytes_of(there)} that the card has")
+    return {"PYTORCH_ALLOC_CONF": f"per_process_memory_fraction:{card_memory * 1e9 / there:.4f}"}
 
 
 def _begun(suite: Suite, size: SizeName) -> dict[str, Any]:

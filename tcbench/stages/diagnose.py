@@ -3,15 +3,18 @@
 Pairs of neighbouring steps as in training, drawn with another seed. The cache is filled by the uncached forward at the
 earlier step; at the later one a selector names the tokens to recompute, and the error is |x-hat^L - x^L|^2 summed over
 tokens and channels (the cache loss of Eq. 9 with hard gates). Refiner blocks run, without LoRA. The oracle knows how
-much every token's update really changed.
+much every token's update really changed. Products are those of training; blocks add to a stream in float32, so that its
+rounding is no part of an error.
 
 Beside it, what Figs. 3 and 8 show of a few uncached, guided trajectories: how block updates change from step to step,
 and what the predictor makes of them.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,8 +32,9 @@ from tcbench.config.suite import Entry
 from tcbench.engine.engine import Engine
 from tcbench.guidance import Unguided
 from tcbench.method import Artefacts, Look, Run
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, Prompt
 from tcbench.plan import ALL, NONE, Block, Decision, Hold, Keys, Plan, Unit, every_unit
+from tcbench.precision import mixed
 from tcbench.record.files import shortened
 from tcbench.record.provenance import collect
 from tcbench.record.records import DIAGNOSTICS
@@ -41,10 +45,11 @@ from tcbench.stages.ready import load_adapter, sampler_settings
 from tcbench.tensors import draws
 from tcbench.trainable import TrainScorer
 from tcbench.training.pairs import CALIBRATION_INDEX, Pairs, uncached_updates
-from tcbench.training.sizes import pairs_at_once
+from tcbench.training.sizes import rows_at_once
 
 SEED_OFFSET = 7919  # the pairs are not the ones that training saw
 RATIOS = (0.9, 0.7, 0.5)
+KEYS: tuple[Keys, ...] = ("cached", "fresh")
 SHOWN = 1024
 """Tokens at most of which Fig. 3 shows how large updates are, evenly spaced."""
 
@@ -54,7 +59,7 @@ def diagnose_row(entry: Entry) -> None:
     """Write results/<suite>/diagnostics/<row>.json for a trained row."""
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
-    adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)  # errors of float32
+    adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)
     training_record(entry)  # refuses another row's
     artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
     shape, count = adapter.shape, suite.diagnostics.pairs
@@ -62,8 +67,19 @@ def diagnose_row(entry: Entry) -> None:
     run = Run(shape, sampler.timesteps, Unguided(), torch.arange(count))
     free = next(stage.free_blocks for stage in entry.method.training(run) if isinstance(stage, TrainScorer))
     pairs = Pairs(adapter, load_examples(suite, captions), sampler, suite.training.seed + SEED_OFFSET)
+    with mixed(adapter.device, suite.dtypes["training"]):
+        seen = _observe_pairs(entry, pairs, run, artefacts, free) | _observe_trajectories(
+            entry, adapter, captions, artefacts, free
+        )
+    provenance = collect(suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started, suite.dtypes)
+    DIAGNOSTICS.write(entry.diagnostics, {"row": entry.name, "suite": suite.suite, **seen, "provenance": provenance})
+
+
+def _observe_pairs(entry: Entry, pairs: Pairs, run: Run, artefacts: Artefacts, free: int) -> dict[str, Any]:
+    """`cases`, the local errors of every selector, and how well the predictor knows what changes."""
+    suite, shape, count = entry.suite, pairs.adapter.shape, entry.suite.diagnostics.pairs
     units = [Block(block) for block in range(free)]
-    at_once = pairs_at_once(shape)
+    at_once = rows_at_once(shape, 6)  # updates, keys and values, all twice
     parts = [_look(pairs, step_R, units, artefacts) for step_R in pairs.steps(count).split(at_once)]
     rows = [slice(first, first + at_once) for first in range(0, count, at_once)]
 
@@ -71,41 +87,34 @@ def diagnose_row(entry: Entry) -> None:
     index = torch.arange(count, device=alpha_RLN.device)
     random_RLN = draws.uniform(suite.training.seed, index, free * shape.num_tokens).view_as(alpha_RLN)
 
-    def local_error(plan_of: Callable[[slice], Plan], keys: Keys) -> dict[str, float]:
-        first, planned = every_unit(units, ALL, keys=keys), zip(parts, map(plan_of, rows), strict=True)
-        error_R = torch.cat([part.error(adapter, run, first, plan) for part, plan in planned])
-        return {"error": error_R.mean().item(), "standard_error": error_R.std().item() / count**0.5}
-
-    cases: list[dict[str, Any]] = [{"selector": "none", **local_error(lambda _: every_unit(units, NONE), "fresh")}]
+    cases: list[dict[str, Any]] = [{"selector": "none"}]
+    plans: list[Callable[[slice], Plan]] = [lambda _: every_unit(units, NONE)]
     selectors = {"predictor": alpha_RLN, "random": random_RLN, "oracle": change_RLN}
-    grid = [(r, keys, name) for r in RATIOS for keys in ("cached", "fresh") for name in selectors]
-    for ratio, keys, name in tqdm(grid, desc=f"diagnose {entry.name}", mininterval=1):
+    for ratio, keys, name in itertools.product(RATIOS, KEYS, selectors):
         budget = round((1 - ratio) * free * shape.num_tokens)
         for allocation, counts in (
             ("batch", torch.as_tensor(allocate_tokens(selectors[name], budget)).tolist()),
             ("uniform", allocate_evenly(free, budget)),
         ):
-            plan = partial(_best, selectors[name], counts, keys)
             case = {"selector": name, "cache_ratio": ratio, "keys": keys, "allocation": allocation, "kept": counts}
-            cases.append(case | local_error(plan, keys))
+            cases.append(case)
+            plans.append(partial(_best, selectors[name], counts, keys))
+    with tqdm(total=len(parts) * len(plans), desc=f"diagnose {entry.name}", mininterval=1) as bar:
+        errors = [
+            part.errors(pairs.adapter, run, units, (plan(some) for plan in plans), bar.update)
+            for part, some in zip(parts, rows, strict=True)
+        ]
+    for case, error_R in zip(cases, torch.cat(errors, dim=1), strict=True):
+        case |= {"error": error_R.mean().item(), "standard_error": error_R.std().item() / count**0.5}
     top = change_RLN.flatten(1).sort(descending=True).values
-    DIAGNOSTICS.write(
-        entry.diagnostics,
-        {
-            "row": entry.name,
-            "suite": suite.suite,
-            "pairs": count,
-            "cases": cases,
-            "rank_correlation_per_block": _rank_correlation(alpha_RLN, change_RLN),
-            "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
-            "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
-            "mean_alpha": alpha_RLN.mean().item(),
-            **_observe_trajectories(entry, adapter, captions, artefacts, free),
-            "provenance": collect(
-                suite.model_dump(mode="json"), [suite.training.seed + SEED_OFFSET], started, suite.dtypes
-            ),
-        },
-    )
+    return {
+        "pairs": count,
+        "cases": cases,
+        "rank_correlation_per_block": _rank_correlation(alpha_RLN, change_RLN),
+        "share_of_change_in_top_tenth": (top[:, : top.shape[1] // 10].sum() / top.sum()).item(),
+        "median_rms_change": (change_RLN / shape.width).sqrt().median().item(),
+        "mean_alpha": alpha_RLN.mean().item(),
+    }
 
 
 def _best(score_RLN: Tensor, counts: Sequence[int], keys: Keys, rows: slice) -> Plan:
@@ -131,24 +140,42 @@ class _Part:
     alpha_RLN: Tensor
     change_RLN: Tensor
 
-    def error(self, adapter: Adapter, run: Run, first: Plan, plan: Plan) -> Tensor:
-        """|x-hat^L - x^L|^2 of every pair, [R], over the tokens that the output is made of; `first` fills the cache."""
-        engine = Engine(adapter, replace(run, sample_index=torch.arange(len(self.target))))
-        engine.hidden(first, 0, *self.earlier)
-        return (engine.hidden(plan, 1, *self.later) - self.target)[:, adapter.shape.joint_text :].square().sum((1, 2))
+    def errors(
+        self, adapter: Adapter, run: Run, units: Sequence[Unit], plans: Iterable[Plan], done: Callable[[], object]
+    ) -> Tensor:
+        """|x-hat^L - x^L|^2 under every plan, [plans, R], over the tokens that the output is made of.
+
+        The earlier step fills the cache once; every plan goes on from a copy, because a refresh writes into it.
+        """
+        run = replace(run, sample_index=torch.arange(len(self.target)))
+        earlier = Engine(adapter, run)
+        earlier.hidden(every_unit(units, ALL, keys="cached"), 0, *self.earlier)
+        errors = []
+        for plan in plans:
+            later = Engine(adapter, run, cache=deepcopy(earlier.cache))
+            off_RND = (later.hidden(plan, 1, *self.later) - self.target)[:, adapter.shape.joint_text :]
+            errors.append(off_RND.square().sum((1, 2)))
+            done()
+        return torch.stack(errors)
 
 
 def _look(pairs: Pairs, step_R: Tensor, units: Sequence[Unit], artefacts: Artefacts) -> _Part:
     adapter = pairs.adapter
     x, label = pairs.start(step_R)
-    earlier = pairs.embed(x, step_R, label)
+    earlier = _embed(pairs, x, step_R, label)
     hidden, before = uncached_updates(adapter, *earlier)
-    later = pairs.embed(pairs.next(x, hidden, earlier[1], step_R), step_R + 1, label)
+    later = _embed(pairs, pairs.next(x, hidden, earlier[1], step_R), step_R + 1, label)
     target, after = uncached_updates(adapter, *later)
     text = adapter.shape.joint_text
     change = [(after[unit] - before[unit])[:, text:].square().sum(-1) for unit in units]
     alpha_RLN = artefacts.scorers["predictor"](adapter, *later)[:, : len(units)]
     return _Part(earlier, later, target, alpha_RLN, torch.stack(change, dim=1))
+
+
+def _embed(pairs: Pairs, x: Tensor, step_R: Tensor, label: Prompt) -> tuple[Tensor, Any]:
+    """As `Pairs.embed`; blocks add to float32 what they compute."""
+    tokens, condition = pairs.embed(x, step_R, label)
+    return tokens.float(), condition
 
 
 class _Observer:
@@ -201,17 +228,21 @@ def _observe(
     passes = Passes(adapter, run, observer)
     x = initial_noise(adapter, settings.seed, index).to(adapter.device)
     prompt = (captions or partial(default_prompts, adapter))(index).to(x.device)
-    similarity, spread, size, before = [], [], [], None
+    similarity, spread, size = [], [], []
+    before: dict[Unit, Tensor] = {}
     for step, _ in enumerate(denoise(passes, sampler, x, prompt)):
-        update_LRND = torch.stack(
-            [torch.cat([each.cache.read(unit, Hold(), step)[:, text:] for each in passes.engines]) for unit in units]
-        )
-        size.append(update_LRND[:, 0].norm(dim=-1).cpu())
-        if before is not None:
-            likeness_LRN = F.cosine_similarity(update_LRND, before, dim=-1)
+        likeness, sizes = [], []
+        for unit in units:  # one by one: all at once they and what follows from them fill a card
+            update_RND = torch.cat([each.cache.read(unit, Hold(), step)[:, text:] for each in passes.engines]).float()
+            sizes.append(update_RND[0].norm(dim=-1))
+            if step:
+                likeness.append(F.cosine_similarity(update_RND, before[unit], dim=-1))
+            before[unit] = update_RND
+        size.append(torch.stack(sizes).cpu())
+        if step:
+            likeness_LRN = torch.stack(likeness)
             similarity.append(likeness_LRN.mean(2).cpu())
             spread.append(likeness_LRN.std(2).cpu())
-        before = update_LRND
     alpha_SRLN = torch.cat([torch.stack(each.alphas) for each in observers], dim=1).cpu()
     halves_SHRLN = alpha_SRLN.unflatten(1, (-1, len(index)))
     return _Observed(torch.stack(similarity), torch.stack(spread), torch.stack(size), halves_SHRLN)
@@ -227,7 +258,7 @@ def _observe_trajectories(
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     shape, guidance = adapter.shape, adapter.spec.guidance(sampler_settings(entry, training=True).guidance_scale)
     index = CALIBRATION_INDEX + torch.arange(entry.suite.diagnostics.trajectories)
-    at_once = max(1, pairs_at_once(shape) // (guidance.rows_per_sample * guidance.passes))
+    at_once = max(1, rows_at_once(shape, 4) // (guidance.rows_per_sample * guidance.passes))
     parts = [_observe(entry, adapter, captions, artefacts, free, some) for some in index.split(at_once)]
     similarity_SLR, spread_SLR = (
         torch.cat([getattr(part, name) for part in parts], dim=2) for name in ("similarity_SLR", "spread_SLR")

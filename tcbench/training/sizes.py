@@ -28,13 +28,18 @@ PAIRS_PER_STEP = 2
 BATCH = 16
 """Pairs at once, or as many as fit."""
 
-PAIR_BYTES = 2**34
-"""What the updates of all pairs at once may take: each has two of every block, in float32."""
+ROW_BYTES = 2**34
+"""What is kept of all rows at once may take so much."""
+
+
+def rows_at_once(shape: ModelShape, kept: int) -> int:
+    """As many rows as `ROW_BYTES` hold, or one, if `kept` tensors of every block are kept of each, in float32."""
+    return max(1, ROW_BYTES // (4 * kept * shape.num_blocks * shape.stream_tokens * shape.width))
 
 
 def pairs_at_once(shape: ModelShape) -> int:
-    """As many as `PAIR_BYTES` hold, or one."""
-    return max(1, PAIR_BYTES // (8 * shape.num_blocks * shape.stream_tokens * shape.width))
+    """As many pairs as fit, of whose both steps the updates are kept."""
+    return rows_at_once(shape, 2)
 
 
 @dataclass(frozen=True)
