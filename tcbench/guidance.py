@@ -39,6 +39,11 @@ class Guidance(ABC):
     """In the batch of a pass."""
     passes: ClassVar[int] = 1
 
+    @property
+    def rows(self) -> int:
+        """Of a sample, over all passes."""
+        return self.rows_per_sample * self.passes
+
     def prompts(self, adapter: Conditioned, prompt: Any) -> list[Any]:
         """What the rows show, by pass, for samples that show `prompt`."""
         return [prompt]

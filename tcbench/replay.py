@@ -300,7 +300,7 @@ class Replay:
     @property
     def rows_per_sample(self) -> int:
         """That the transformer computes at a step, in all passes."""
-        return self._run.rows_per_sample * self._run.guidance.passes
+        return self._run.guidance.rows
 
     @property
     def cache_bytes(self) -> int:

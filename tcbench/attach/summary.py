@@ -87,4 +87,4 @@ class Summary:
 def uncached_macs(run: Run) -> int:
     """MACs per sample of a run that computes everything."""
     everything = plan_macs(Plan({}), run.shape) * run.nfe + run.shape.once
-    return int(everything.matmul) * run.rows_per_sample * run.guidance.passes  # of all rows, so it is whole
+    return int(everything.matmul) * run.guidance.rows  # of all rows, so it is whole

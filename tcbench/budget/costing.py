@@ -76,7 +76,7 @@ def macs_of(
         given = [stage for stage in method.training(run) if isinstance(stage, Imported)]
         artefacts = Artefacts(alpha_bar=(0.5,) * run.nfe, tables={stage.name: _imported(stage, run) for stage in given})
     run = replace(run, artefacts=artefacts)
-    ledger, policy = Ledger(run.rows_per_sample * run.guidance.passes), guarded(method.start(run))
+    ledger, policy = Ledger(run.guidance.rows), guarded(method.start(run))
     ledger.charge("model", run.shape.once)
     saved: int | Fraction = 0
     undecided, told = False, stand_in is not None and method.decides == "host"

@@ -72,7 +72,7 @@ def parameters(model: str) -> int:
 def training_work(method: Method, model: str, run: Run) -> list[TrainingWork]:
     """The stages that a method declares, every iteration of them: patience may end a training before."""
     forward, nfe = forward_macs(model), run.nfe
-    guided = run.rows_per_sample * run.guidance.passes
+    guided = run.guidance.rows
     work: list[TrainingWork] = []
     reuse_measured = False
 

@@ -353,8 +353,7 @@ class _Jobs:
         cached and all of the others; trajectories."""
         asked, guidance = self.suite.diagnostics, self.spec.guidance(self.suite.sampler.guidance_scale)
         rate = self.rates.plain(self.model, self.dtypes["training"], asked.pairs)
-        rows = guidance.rows_per_sample * guidance.passes
-        passes = asked.pairs * (3 + 37 / 2) + asked.trajectories * rows * self.suite.show.figure.nfe
+        passes = asked.pairs * (3 + 37 / 2) + asked.trajectories * guidance.rows * self.suite.show.figure.nfe
         yield from self._model("diagnose", "")
         yield Work("diagnose", "", rate, passes * forward_macs(self.model))
 

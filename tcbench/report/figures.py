@@ -16,7 +16,17 @@ from PIL import Image
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import sealed
-from tcbench.report.rows import Row, interval_of, is_reference, mac_ratio, macs_of, name_of, quality_of, was_run
+from tcbench.report.rows import (
+    Row,
+    interval_of,
+    is_reference,
+    mac_ratio,
+    macs_of,
+    name_of,
+    quality_of,
+    size_of,
+    was_run,
+)
 from tcbench.stats import Interval
 
 Style = dict[str, Any]
@@ -153,7 +163,7 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
             )
         if floor and "fid" in floor:
             floor_line = top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
-        top.set_title(f"{resolution}×{resolution}, NFE {nfe}", fontsize=10)
+        top.set_title("{}×{}, NFE {}".format(*size_of(here[0]), nfe), fontsize=10)
         bottom.set_xlabel("MAC ratio (uncached / this)")
     if floor and "fid" in floor:
         handles[f"floor: {floor['fid']['n']} real images"] = floor_line
@@ -205,7 +215,8 @@ def figure_trajectory(rows: Sequence[Row], resolution: int, nfe: int) -> Figure:
         )
         panel.set_ylim(bottom=0)
         panel.invert_xaxis()
-    figure.suptitle(f"{resolution}×{resolution}, NFE {nfe}, mean ± standard deviation over samples", fontsize=10)
+    size = "{}×{}".format(*size_of(drawn[0]))
+    figure.suptitle(f"{size}, NFE {nfe}, mean ± standard deviation over samples", fontsize=10)
     _legend(figure, handles)
     return figure
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from tcbench.config.fields import TABLE_2, PaperTable
 from tcbench.metrics.catalogue import METRICS, paper_headings
+from tcbench.models.specs import MODELS
 from tcbench.record.yardstick import Yardstick
 from tcbench.report.cells import (
     NO_CELL,
@@ -35,6 +36,8 @@ from tcbench.report.rows import (
     paper_of,
     reference_of,
     remarks,
+    resolution_of,
+    size_of,
     suite_of,
     target_macs,
     timings_of,
@@ -97,7 +100,7 @@ def main_table(
     records = [_record(row, rows, columns, latency, found) for row in shown]
     marked = {(row["row"], metric): mark_of(row, metric, found) for row in shown for metric in table.metrics}
     cells = [_cells(record, columns, marked) for record in records]
-    groups = [f"{row['resolution']}×{row['resolution']}, NFE {row['nfe']}" for row in shown]
+    groups = ["{}×{}, NFE {}".format(*size_of(row), row["nfe"]) for row in shown]
     if columns.floored:
         floor_record, floor_cells = _floor(suite, floor, list(cells[0]))
         records, cells, groups = [*records, floor_record], [*cells, floor_cells], [*groups, "Real images"]
@@ -236,7 +239,7 @@ def _latency_record(row: Row, reference: Row, latency: dict[str, Any] | None) ->
 def _cells(record: Record, columns: _Columns, marked: Marked) -> dict[str, str]:
     cells = {
         "Method": name_of(record) + (f" (not run: {record['not_run']})" if record["not_run"] else ""),
-        "Resolution": str(record["resolution"]),
+        "Resolution": resolution_of(record),
         "NFE": str(record["nfe"]),
         "Sampled steps": str(record["sampled_steps"]),
     }
@@ -245,7 +248,7 @@ def _cells(record: Record, columns: _Columns, marked: Marked) -> dict[str, str]:
         if metric in columns.paper:
             cells[f"paper {PAPER_QUALITY[metric]}"] = _paper(record, metric)
     cells |= {f"paper {PAPER_QUALITY[key]}": _paper(record, key) for key in columns.paper if key not in columns.printed}
-    cells["MAE to uncached"] = "reference" if is_reference(record) else _quality(record, "mae", marked)
+    cells["MAE to uncached"] = _quality(record, "mae", marked)
     return cells | _macs_cells(record, columns) | _latency_cells(record, columns)
 
 
@@ -262,6 +265,8 @@ def _paper(record: Record, key: str) -> str:
 
 
 def _quality(record: Record, metric: str, marked: Marked) -> str:
+    if is_reference(record) and METRICS[metric].distance:
+        return "reference"
     if record[metric] is None:
         return _ours(record, None, "", record.get(f"{metric}_not_run", "not scored"))
     text = interval_text(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
@@ -336,7 +341,8 @@ def _caption(
     dashed: bool,
 ) -> str:
     run = [row for row in rows if was_run(row)]
-    unit = columns.unit.name
+    unit, model = columns.unit.name, MODELS.get(rows[0]["model"])
+    halves = "" if model and model.guidance(guidance_scale).rows == 1 else ", both CFG halves"
     lines = [
         "Quality: value [95 % interval], delete-one-batch jackknife over",
         f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",
@@ -344,7 +350,7 @@ def _caption(
         *marks,
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels cut off to [-1, 1].",
         *([FLOOR_TOLD] if columns.floored else []),
-        f"{unit}: multiply-accumulates of the transformer per sample, both CFG halves, all that a method",
+        f"{unit}: multiply-accumulates of the transformer per sample{halves}, all that a method",
         "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
         "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",

@@ -9,6 +9,7 @@ import numpy as np
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.inference import Sampled, value_interval
+from tcbench.models.specs import MODELS
 from tcbench.record.executed import PlanRecord
 from tcbench.record.score import Quality, Score
 from tcbench.stats import Interval, Replicates
@@ -32,6 +33,19 @@ def name_of(row: Mapping[str, Any]) -> str:
 def label_of(row: Row) -> str:
     """The row's name, with its number of steps where that is not the NFE."""
     return name_of(row) + (f", {row['sampled_steps']} steps" if row["sampled_steps"] != row["nfe"] else "")
+
+
+def size_of(row: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of the row's images in pixels."""
+    width, model = row["resolution"], MODELS.get(row["model"])
+    rows, columns = model.latent_shape[-2:] if model else (1, 1)  # a shape of a config's own is square
+    return width * rows // columns, width
+
+
+def resolution_of(row: Mapping[str, Any]) -> str:
+    """What tables say of it: the side of a square, or both."""
+    height, width = size_of(row)
+    return str(width) if height == width else f"{height}×{width}"
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

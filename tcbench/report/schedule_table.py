@@ -6,7 +6,7 @@ import pandas as pd
 
 from tcbench.errors import UserError
 from tcbench.report.cells import NO_CELL, table_title
-from tcbench.report.rows import Row, suite_of, was_run
+from tcbench.report.rows import Row, resolution_of, suite_of, was_run
 from tcbench.report.table import Table
 
 PAPER_TABLE_1 = {
@@ -58,14 +58,14 @@ def table1(rows: Sequence[Row], *, differs: str, stands_for: tuple[str, int] | N
             record,
             {
                 "Model": record["model"],
-                "Resolution": str(record["resolution"]),
+                "Resolution": resolution_of(row),
                 "NFE": str(record["nfe"]),
                 "#Full": str(record["num_full_steps"]),
                 "paper #Full": NO_CELL if paper_full is None else str(paper_full),
                 "β": f"{record['beta']:g}",
                 "paper β": NO_CELL if paper_beta is None else str(paper_beta),
                 "I-steps": record["i_steps"],
-                "paper setting": f"{model}, {resolution}×{resolution}",
+                "paper setting": f"{model}, {resolution}×{resolution}" if stands_for or paper_full else NO_CELL,
             },
         )
     if not lines:

@@ -258,7 +258,7 @@ def _observe_trajectories(
     """`updates` (Fig. 3) and `alpha` (Fig. 8) of two small batches that no evaluated sample shares noise with."""
     shape, guidance = adapter.shape, adapter.spec.guidance(sampler_settings(entry, training=True).guidance_scale)
     index = CALIBRATION_INDEX + torch.arange(entry.suite.diagnostics.trajectories)
-    at_once = max(1, rows_at_once(shape, 4) // (guidance.rows_per_sample * guidance.passes))
+    at_once = max(1, rows_at_once(shape, 4) // guidance.rows)
     parts = [_observe(entry, adapter, captions, artefacts, free, some) for some in index.split(at_once)]
     similarity_SLR, spread_SLR = (
         torch.cat([getattr(part, name) for part in parts], dim=2) for name in ("similarity_SLR", "spread_SLR")
