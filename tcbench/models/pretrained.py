@@ -180,19 +180,21 @@ def clean_captions(captions: Sequence[str]) -> list[str]:
     return pipeline._text_preprocessing(list(captions), clean_caption=True)
 
 
-def load_autoencoder_of(kind: Any, folder: Path) -> Any:
-    """An autoencoder of diffusers' class `kind` from a folder as diffusers saves it.
+def load_autoencoder_of(kind: Any, folder: Path, device: torch.device | str, dtype: Dtype) -> Any:
+    """An autoencoder of diffusers' class `kind` from a folder as diffusers saves it, in eval mode.
 
     Raises:
         UserError: the folder lacks something.
     """
     _check_downloaded(folder)
     try:
-        vae, loading = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        vae, loading = kind.from_pretrained(
+            folder, local_files_only=True, torch_dtype=weights_dtype(dtype), output_loading_info=True
+        )
     except _UNREADABLE as error:
         raise UserError(f"{folder}: no autoencoder there ({_reason(error)}); download its whole folder") from error
     _check_complete(folder, loading)
-    return vae
+    return vae.eval().to(device)
 
 
 class Autoencoder:
@@ -208,8 +210,8 @@ class Autoencoder:
     """
 
     def __init__(self, folder: Path, scale: float, device: torch.device | str, dtype: Dtype = "fp32") -> None:
-        vae = load_autoencoder_of(AutoencoderKL, folder)
-        self.vae, self.scale, self.dtype = vae.eval().to(device, weights_dtype(dtype)), scale, dtype
+        vae = load_autoencoder_of(AutoencoderKL, folder, device, dtype)
+        self.vae, self.scale, self.dtype = vae, scale, dtype
         self.shift = vae.config.shift_factor or 0.0
         self.channels = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tcbench.data import has_nan, rounded
 from tcbench.models.pretrained import load_autoencoder_of
-from tcbench.precision import Dtype, products, weights_dtype
+from tcbench.precision import Dtype, products
 
 
 class WanAutoencoder:
@@ -25,8 +25,8 @@ class WanAutoencoder:
     """
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: Dtype = "fp32") -> None:
-        vae = load_autoencoder_of(AutoencoderKLWan, folder)
-        self.vae, self.products = vae.eval().to(device, weights_dtype(dtype)), dtype
+        vae = load_autoencoder_of(AutoencoderKLWan, folder, device, dtype)
+        self.vae, self.products = vae, dtype
         self.channels = vae.config.z_dim
         self.mean, self.std = (
             torch.tensor(by_channel, device=device)[:, None, None, None]
