@@ -73,8 +73,8 @@ def finished(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_samples_are_of_held_out_captions(suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
-    manifest, tensors = read_images(suite["nfe3-uncached"])
-    assert tensors["image"].shape == (4, 1, 5, 16, 16)
+    manifest, tensors, images = read_images(suite["nfe3-uncached"])
+    assert images.shape == (4, 1, 5, 16, 16)
     assert torch.equal(tensors["label"], data_source("moving").captions(torch.arange(4), held_out=True))
     assert all(is_held_out(caption) for caption in decode(tensors["label"]))
     assert manifest["timesteps"][0] == 999  # zero terminal SNR starts at pure noise
@@ -96,10 +96,10 @@ def test_rows_without_refiners_share_the_predictor_alone(
     suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)
-    (with_lora, first), (without, second) = (read_images(suite[row]) for row in ("nfe3-tokencache", "nfe3-plain"))
+    (with_lora, _, first), (without, _, second) = (read_images(suite[row]) for row in ("nfe3-tokencache", "nfe3-plain"))
     assert with_lora["i_steps"] == without["i_steps"]
     assert with_lora["macs"] == without["macs"]
-    assert not torch.equal(first["image"], second["image"])
+    assert not torch.equal(first[:], second[:])
 
 
 def test_an_ablation_samples_what_the_suite_has_not(
@@ -108,8 +108,8 @@ def test_an_ablation_samples_what_the_suite_has_not(
     monkeypatch.chdir(finished)
     ablation = suite.ablation_suites["cache_ratio"]
     sample_rows(ablation.entries)
-    own, other = (read_images(ablation[row])[1]["image"] for row in ("cache_ratio-r0.9", "cache_ratio-r0.5"))
-    assert torch.equal(own, read_images(suite["nfe3-tokencache"])[1]["image"])
+    own, other = (read_images(ablation[row])[2][:] for row in ("cache_ratio-r0.9", "cache_ratio-r0.5"))
+    assert torch.equal(own, read_images(suite["nfe3-tokencache"])[2][:])
     assert not torch.equal(own, other)
 
 

@@ -22,6 +22,7 @@ from tcbench.metrics.catalogue import usual_metrics
 from tcbench.metrics.clip import load_clip
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.image_reward import load_image_reward
+from tcbench.metrics.images import Images
 from tcbench.metrics.readings import temporal_flickering
 from tcbench.metrics.samples import Real, Samples
 from tcbench.metrics.scoring import score_row
@@ -273,26 +274,26 @@ def test_readings_of_a_suite(tmp_path, monkeypatch):
     videos = torch.rand(6, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     words = encode(["a three moving left slowly"] * 6)
     manifest = {"samples": 6, "shards": {"shard-00000.safetensors": "0" * 64}}
-    tensors = {"image": videos, "label": words}
-    readings, not_run = read_samples(Entry(suite, "row"), manifest, tensors, scorers)
+    samples = words, Images.of(videos)
+    readings, not_run = read_samples(Entry(suite, "row"), manifest, *samples, scorers)
     assert set(not_run) == {"image_reward", "vbench"} and not_run["vbench"].startswith("needs `tcbench vbench")
-    again, _ = read_samples(Entry(suite, "row"), manifest, {"image": videos * 0, "label": words}, scorers)
+    again, _ = read_samples(Entry(suite, "row"), manifest, words, Images.of(videos * 0), scorers)
     assert torch.equal(again["temporal_flickering"], readings["temporal_flickering"])  # kept: the shards are the same
 
     results = {dimension.name: {"score": 0.5, "samples": {"0": 0.5}} for dimension in DIMENSIONS}
     VBENCH.write(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
-    readings, not_run = read_samples(Entry(suite, "row"), manifest, tensors, scorers)
+    readings, not_run = read_samples(Entry(suite, "row"), manifest, *samples, scorers)
     assert readings["vbench"].shape == (6, 16) and "vbench" not in not_run
     results["scene"] = {"not_run": "needs Y"}
     VBENCH.write(suite.folder / "vbench/row.json", {"shards": manifest["shards"], "dimensions": results})
-    assert read_samples(Entry(suite, "row"), manifest, tensors, scorers)[1]["vbench"] == "needs Y (for scene)"
+    assert read_samples(Entry(suite, "row"), manifest, *samples, scorers)[1]["vbench"] == "needs Y (for scene)"
     with pytest.raises(UserError, match=r"row\.json: is of other samples"):
-        read_samples(Entry(suite, "row"), manifest | {"shards": {}}, tensors, scorers)
+        read_samples(Entry(suite, "row"), manifest | {"shards": {}}, *samples, scorers)
 
 
 def test_captions_are_the_rows_prompts_or_its_words():
     words = encode(["a three moving left slowly"])
-    assert captions_of("row", {}, {"label": words}) == ["a three moving left slowly"]
-    assert captions_of("row", {"captions": ["a cat"]}, {"label": words}) == ["a cat"]
+    assert captions_of("row", {}, words) == ["a three moving left slowly"]
+    assert captions_of("row", {"captions": ["a cat"]}, words) == ["a cat"]
     with pytest.raises(UserError, match="row row: its samples have no captions"):
-        captions_of("row", {}, {"label": torch.tensor([3])})
+        captions_of("row", {}, torch.tensor([3]))

@@ -329,6 +329,11 @@ class Suite(Strict):
         return dtypes | {"training": self.training.dtype or learnt}
 
     @property
+    def computes_halves(self) -> bool:
+        """Whether guidance takes an unconditional half beside every sample, and the model does not read the scale."""
+        return MODELS[self.model.name].guidance(self.sampler.guidance_scale).rows > 1
+
+    @property
     def source(self) -> DataSource:
         """The data set."""
         return data_source(self.data.name, self.data.folder)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tcbench.errors import UserError
+from tcbench.metrics.images import Rows, blocks
 
 PEAK = 2.0
 """Data range of images in [-1, 1]."""
@@ -20,25 +21,24 @@ MSE_FLOOR = (PEAK / 255) ** 2 / 12
 """Mean squared error of rounding an image to 8 bits."""
 WINDOW = 11
 """Side of the Gaussian window that SSIM looks through."""
-_ROWS = 256
 
 
-def final_mae(images_BCHW: Tensor, reference_BCHW: Tensor, device: torch.device | None = None) -> Tensor:
+def final_mae(images_BCHW: Rows, reference_BCHW: Rows, device: torch.device | None = None) -> Tensor:
     """Mean absolute difference of each image from the uncached one at the same noise, float32 [B]."""
-    return _mean_absolute(_seen(images_BCHW), _seen(reference_BCHW), device)
+    return _mean_absolute(images_BCHW, reference_BCHW, device, seen=True)
 
 
-def psnr(images_BCHW: Tensor, reference_BCHW: Tensor, device: torch.device | None = None) -> Tensor:
+def psnr(images_BCHW: Rows, reference_BCHW: Rows, device: torch.device | None = None) -> Tensor:
     """Peak signal-to-noise ratio of each image against the uncached one, dB, float32 [B].
 
     The squared error is taken as at least that of 8-bit rounding, so equal images score 58.9 dB and not
     infinity.
     """
-    mse_B = _mean_square(_seen(images_BCHW), _seen(reference_BCHW), device)
+    mse_B = _mean_square(images_BCHW, reference_BCHW, device, seen=True)
     return 10 * torch.log10(PEAK**2 / mse_B.clamp_min(MSE_FLOOR))
 
 
-def ssim(images: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
+def ssim(images: Rows, reference: Rows, device: torch.device | None = None) -> Tensor:
     """Structural similarity of each image or video with the uncached one, float32 [B] in -1..1, 1 where they are equal.
 
     Wang et al. (2004): a Gaussian window of 11 pixels with sigma 1.5, where it lies inside; mean over places, channels
@@ -79,11 +79,9 @@ def shown(images: Tensor) -> Tensor:
     return images / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
 
 
-def require_finite(what: str, values: Tensor) -> None:
+def require_finite(what: str, values: Rows) -> None:
     """Raise UserError naming the first sample (dim 0) with NaN or infinity; `what` names the tensor."""
-    bad = (
-        ~values.flatten(1).sum(1, dtype=torch.float64).isfinite()
-    )  # one number a sample: no mask as large as the images
+    bad = torch.cat([~block.flatten(1).sum(1, dtype=torch.float64).isfinite() for (block,) in blocks(values)])
     if bad.any():
         raise UserError(
             f"{what}: sample {int(bad.nonzero()[0])} holds NaN or infinity ({int(bad.sum())} of {len(bad)} "
@@ -91,7 +89,7 @@ def require_finite(what: str, values: Tensor) -> None:
         )
 
 
-def _same_shape(values: Tensor, reference: Tensor) -> None:
+def _same_shape(values: Rows, reference: Rows) -> None:
     if values.shape != reference.shape:
         raise UserError(
             f"deviation: shape {tuple(values.shape)} against {tuple(reference.shape)} of the uncached run; "
@@ -104,22 +102,22 @@ def _seen(images: Tensor) -> Tensor:
     return images.clamp(-1, 1) if images.is_floating_point() else images
 
 
-def _mean_absolute(values: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
-    return torch.cat([difference.abs().mean(1) for difference in _differences(values, reference, device)])
+def _mean_absolute(values: Rows, reference: Rows, device: torch.device | None = None, *, seen: bool = False) -> Tensor:
+    return torch.cat([difference.abs().mean(1) for difference in _differences(values, reference, device, seen)])
 
 
-def _mean_square(values: Tensor, reference: Tensor, device: torch.device | None = None) -> Tensor:
-    return torch.cat([difference.square().mean(1) for difference in _differences(values, reference, device)])
+def _mean_square(values: Rows, reference: Rows, device: torch.device | None = None, *, seen: bool = False) -> Tensor:
+    return torch.cat([difference.square().mean(1) for difference in _differences(values, reference, device, seen)])
 
 
-def _differences(values: Tensor, reference: Tensor, device: torch.device | None) -> Iterator[Tensor]:
-    """Float32 differences [rows, features] in blocks of rows: memory-mapped images may exceed memory."""
+def _differences(values: Rows, reference: Rows, device: torch.device | None, seen: bool) -> Iterator[Tensor]:
+    """Float32 differences [rows, features], block by block; of images as they are `seen`."""
     _same_shape(values, reference)
-    unit = 127.5 if values.dtype == torch.uint8 else 1.0
-    for a, b in _blocks(values, reference, device):
-        yield (a.float() - b.float()).flatten(1) / unit
+    for pair in _blocks(values, reference, device):
+        a, b = map(_seen, pair) if seen else pair
+        yield (a.float() - b.float()).flatten(1) / (127.5 if a.dtype == torch.uint8 else 1.0)
 
 
-def _blocks(values: Tensor, reference: Tensor, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
-    for a, b in zip(values.split(_ROWS), reference.split(_ROWS), strict=True):
+def _blocks(values: Rows, reference: Rows, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for a, b in blocks(values, reference):
         yield a.to(device or a.device), b.to(device or b.device)

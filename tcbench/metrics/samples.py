@@ -12,6 +12,7 @@ from tcbench.errors import UserError
 from tcbench.metrics import deviation, precision_recall
 from tcbench.metrics.extractors import Features
 from tcbench.metrics.frechet import Gaussian
+from tcbench.metrics.images import Images, Rows, blocks
 from tcbench.stats import Statistic
 
 T = TypeVar("T")
@@ -26,7 +27,8 @@ class Samples:
         imagenet: their features by a network of ImageNet, if a metric looks at them.
         labels: int64 [n] that the samples were conditioned on, in the classifier's numbering, or None.
         images: float [n, C, H, W] in [-1, 1] before rounding to 8 bits, or uint8 where they were decoded from latents;
-            videos [n, C, T, H, W]; None if no metric looks at them.
+            videos [n, C, T, H, W]; None if no metric looks at them. To be looked at block by block
+            (`tcbench.metrics.images.blocks`).
         readings: what scorers (`tcbench.metrics.readings`) and VBench said of every sample, by metric, float [n, ...].
         not_run: why a metric of that kind has no reading, by metric: "needs ...".
 
@@ -36,7 +38,7 @@ class Samples:
 
     features: Features
     labels: Tensor | None = None
-    images: Tensor | None = None
+    images: Rows | None = None
     readings: Mapping[str, Tensor] = field(default_factory=dict)
     not_run: Mapping[str, str] = field(default_factory=dict)
     imagenet: Features | None = None
@@ -66,19 +68,23 @@ class Samples:
     def taken(self, index: Tensor) -> "Samples":
         """Some of them, in another order, without readings."""
         imagenet = self.imagenet and self.imagenet.taken(index)
-        labels, images = (None if values is None else values[index] for values in (self.labels, self.images))
+        labels = None if self.labels is None else self.labels[index]
+        images = None if self.images is None else Images.of(self.images).taken(index)
         return Samples(self.features.taken(index), labels, images, not_run=self.not_run, imagenet=imagenet)
 
 
-def odd_images(images: Tensor, uncached: Tensor | None) -> list[str]:
+def odd_images(images: Rows, uncached: Rows | None) -> list[str]:
     """What is suspicious about a row's images [n, ...], beside those of the uncached row if this one computed less."""
-    parts = images.flatten(1).split(256)
-    found = []
-    if all(bool((part == part[:, :1]).all()) for part in parts):
+    found, first = [], images[:1].flatten(1)
+
+    def all_are(odd: Callable[[Tensor], Tensor]) -> bool:
+        return all(bool(odd(block.flatten(1)).all()) for (block,) in blocks(images))
+
+    if all_are(lambda block: block == block[:, :1]):
         found.append("every sample is of one colour")
-    elif len(images) > 1 and all(bool((part == parts[0][:1]).all()) for part in parts):
+    elif len(images) > 1 and all_are(lambda block: block == first):
         found.append("all samples are the same image")
-    if uncached is not None and torch.equal(images, uncached):
+    if uncached is not None and all(torch.equal(*pair) for pair in blocks(images, uncached)):
         found.append("its samples are the uncached row's to the bit, though it computed less")
     return found
 
@@ -173,7 +179,7 @@ def seen_by_imagenet(samples: Samples, reference: Reference) -> tuple[Samples, R
     return seen, replace(reference, real=given(reference.real.imagenet, what))
 
 
-def image_pair(samples: Samples, reference: Reference) -> tuple[Tensor, Tensor]:
+def image_pair(samples: Samples, reference: Reference) -> tuple[Rows, Rows]:
     """(images, the uncached ones); raises UserError if either are missing."""
     uncached = uncached_of(reference)
     return given(samples.images, "images"), given(uncached.images, "images of the uncached samples")

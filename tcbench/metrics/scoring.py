@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import Metric, find_metric
+from tcbench.metrics.images import blocks
 from tcbench.metrics.samples import PairScorer, Real, Reference, Samples, given, image_pair, mean_of
 from tcbench.record.score import Quality
 from tcbench.stats import Indices, Statistic, replicate
@@ -17,8 +18,8 @@ from tcbench.stats import Indices, Statistic, replicate
 def prepare(metric: Metric, samples: Samples, reference: Reference) -> Statistic:
     """A metric of a row as a function of sample indices; raises UserError if an input it needs is missing."""
     if metric.per_sample and metric.distance:
-        images = image_pair(samples, reference)
-        return mean_of(given(reference.scorers.get(metric.name), f"a scorer for {metric.name!r}")(*images))
+        scorer = given(reference.scorers.get(metric.name), f"a scorer for {metric.name!r}")
+        return mean_of(torch.cat([scorer(*pair) for pair in blocks(*image_pair(samples, reference))]))
     if metric.per_sample:
         return mean_of(given(samples.readings.get(metric.name), f"the reading {metric.name!r}"))
     return metric.function()(samples, reference)

@@ -68,6 +68,7 @@ class Manifest(OfSuite):
         shards: the digest that each carries, in the samples' order.
         shards_in: their folder, relative to the record's, where that is another one (a preview's).
         captions: the prompt of every sample, where there are prompts.
+        resolution, height: as `tcbench.record.score.Identity`.
     """
 
     row: str
@@ -76,6 +77,7 @@ class Manifest(OfSuite):
     sampled_steps: PositiveInt
     timesteps: list[float]
     resolution: PositiveInt
+    height: NotRequired[PositiveInt]
     samples: PositiveInt
     batch_size: PositiveInt
     i_steps: list[NonNegativeInt]

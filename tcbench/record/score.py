@@ -75,7 +75,8 @@ class Identity(TypedDict):
     Keys:
         row, suite, method, label, nfe, model, control: as the config has them.
         sampled_steps: steps that were sampled, `nfe` unless the method changes it.
-        resolution: pixels along a side.
+        resolution: pixels along a side, of what is no square along its width.
+        height: pixels, of what is no square.
         reference: the uncached row that it is compared with, itself for such a row.
     """
 
@@ -86,6 +87,7 @@ class Identity(TypedDict):
     nfe: PositiveInt
     sampled_steps: PositiveInt
     resolution: PositiveInt
+    height: NotRequired[PositiveInt]
     model: str
     reference: str
     control: bool

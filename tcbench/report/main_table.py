@@ -9,7 +9,6 @@ import pandas as pd
 
 from tcbench.config.fields import TABLE_2, PaperTable
 from tcbench.metrics.catalogue import METRICS, paper_headings
-from tcbench.models.specs import MODELS
 from tcbench.record.yardstick import Yardstick
 from tcbench.report.cells import (
     NO_CELL,
@@ -67,6 +66,7 @@ def main_table(
     *,
     differs: str,
     guidance_scale: float,
+    computes_halves: bool = True,
     labels: str = "balanced",
     table: PaperTable = TABLE_2,
     added: Collection[str] = (),
@@ -84,6 +84,7 @@ def main_table(
         differs: how the suite differs from the paper's setting, e.g. "not the paper's model or data"; empty
             for the paper's own setting.
         guidance_scale: the CFG scale of all rows.
+        computes_halves: as `Suite` has it.
         labels: how the samples' classes are chosen, as the config has it.
         table: its name, its columns of quality, and which of the rows it has.
         added: rows that change nothing of the others (`Suite.added_rows`).
@@ -112,7 +113,7 @@ def main_table(
         explained.append(DRAWN if labels == "drawn" else BALANCED.format(and_kid))
     explained += filter(None, [yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])])
     dashed = any(NO_CELL in line.values() for line in cells)
-    caption = _caption(shown, columns, latency, differs, guidance_scale, explained, dashed)
+    caption = _caption(shown, columns, latency, differs, guidance_scale, computes_halves, explained, dashed)
     return Table(
         title=table_title(table.title, suite, differs),
         caption=caption,
@@ -179,7 +180,7 @@ def _columns(rows: Sequence[Row], table: PaperTable, latency: dict[str, Any] | N
 
 def _record(row: Row, rows: Sequence[Row], columns: _Columns, latency: dict[str, Any] | None, marks: Marks) -> Record:
     fields: dict[str, Any] = {**row}
-    record = {name: fields[name] for name in IDENTITY}
+    record = {name: fields[name] for name in IDENTITY} | ({"height": fields["height"]} if "height" in row else {})
     record |= {name: fields.get(name) for name in ("not_run", "samples", "groups")}
     for metric in columns.stored:
         record |= _quality_record(row, metric, marks)
@@ -337,12 +338,12 @@ def _caption(
     latency: dict[str, Any] | None,
     differs: str,
     guidance_scale: float,
+    computes_halves: bool,
     marks: Sequence[str],
     dashed: bool,
 ) -> str:
     run = [row for row in rows if was_run(row)]
-    unit, model = columns.unit.name, MODELS.get(rows[0]["model"])
-    halves = "" if model and model.guidance(guidance_scale).rows == 1 else ", both CFG halves"
+    unit, halves = columns.unit.name, ", both CFG halves" if computes_halves else ""
     lines = [
         "Quality: value [95 % interval], delete-one-batch jackknife over",
         f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",

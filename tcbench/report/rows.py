@@ -9,7 +9,6 @@ import numpy as np
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.metrics.inference import Sampled, value_interval
-from tcbench.models.specs import MODELS
 from tcbench.record.executed import PlanRecord
 from tcbench.record.score import Quality, Score
 from tcbench.stats import Interval, Replicates
@@ -37,9 +36,7 @@ def label_of(row: Row) -> str:
 
 def size_of(row: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) of the row's images in pixels."""
-    width, model = row["resolution"], MODELS.get(row["model"])
-    rows, columns = model.latent_shape[-2:] if model else (1, 1)  # a shape of a config's own is square
-    return width * rows // columns, width
+    return row.get("height", row["resolution"]), row["resolution"]
 
 
 def resolution_of(row: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ def main_tables(results: Results) -> dict[str, Table]:
             results.floor,
             differs=suite.about.differs,
             guidance_scale=suite.sampler.guidance_scale,
+            computes_halves=suite.computes_halves,
             labels=suite.samples.labels,
             table=table,
             added=suite.added_rows,

@@ -27,7 +27,7 @@ def device_of(suite: Suite, alone: bool = False) -> torch.device:
 
 
 def image_side(suite: Suite) -> int:
-    """Pixels along a side of the suite's images; where the model denoises latents, by the autoencoder's config.
+    """Pixels along the width of the suite's images; where the model denoises latents, by the autoencoder's config.
 
     Raises:
         UserError: the autoencoder's config is missing or something else.
@@ -41,6 +41,13 @@ def image_side(suite: Suite) -> int:
         return side * SPACE
     config = read_json_as(suite.model.latents.folder / "config.json", _Config, "the config of an autoencoder")
     return side * 2 ** (len(config.block_out_channels) - 1)
+
+
+def image_size(suite: Suite) -> tuple[int, int]:
+    """(height, width) in pixels; errors as `image_side`."""
+    rows, columns = MODELS[suite.model.name].latent_shape[-2:]
+    width = image_side(suite)
+    return width * rows // columns, width
 
 
 class _Config(BaseModel):

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from tcbench.artefacts import artefacts_digest
 from tcbench.config.suite import Entry, Suite
-from tcbench.models.specs import MODELS
 from tcbench.record.files import digest
 from tcbench.record.provenance import collect
 from tcbench.record.records import LATENCY, Latency, Session
@@ -63,7 +62,7 @@ def _protocol(suite: Suite) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if suite.model.device == "cuda" else "cpu",
         "dtype": suite.sampling_dtypes["denoiser"],
-        "cfg": MODELS[suite.model.name].guidance(suite.sampler.guidance_scale).rows > 1,
+        "cfg": suite.computes_halves,
         "threads": torch.get_num_threads(),
         **suite.latency.model_dump(),
     }

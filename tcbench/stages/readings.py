@@ -12,6 +12,7 @@ from tcbench.data import to_uint8
 from tcbench.data.captions import decode
 from tcbench.errors import NotRun, UserError
 from tcbench.metrics.catalogue import METRICS, settings_of
+from tcbench.metrics.images import Images
 from tcbench.metrics.readings import Scorer
 from tcbench.metrics.samples import PairScorer
 from tcbench.metrics.vbench import table
@@ -49,7 +50,7 @@ def pair_scorers(scorers: Scorers) -> dict[str, PairScorer]:
 
 
 def read_samples(
-    entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: Scorers
+    entry: Entry, manifest: Manifest, labels: Tensor, images: Images, scorers: Scorers
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(readings by metric, why there is none by metric) of a row; kept on disk because references are read often.
 
@@ -58,7 +59,7 @@ def read_samples(
     """
     not_run = {name: str(reason) for name, reason in scorers.items() if isinstance(reason, NotRun)}
     ready = {name: scorer for name, scorer in scorers.items() if name not in not_run and not METRICS[name].distance}
-    readings = _kept(entry, manifest, tensors, ready) if ready else {}
+    readings = _kept(entry, manifest, labels, images, ready) if ready else {}
     if "vbench" in entry.suite.scoring.metrics:
         try:
             results = vbench.readings(entry, manifest["shards"])
@@ -68,7 +69,9 @@ def read_samples(
     return readings, not_run
 
 
-def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers: dict[str, Any]) -> dict[str, Tensor]:
+def _kept(
+    entry: Entry, manifest: Manifest, labels: Tensor, images: Images, scorers: dict[str, Any]
+) -> dict[str, Tensor]:
     path, suite = entry.readings, entry.suite
     settings = suite.scoring.model_dump(include=settings_of(suite.scoring.metrics), mode="json")
     code = source_digest("score", data=suite.data.name)
@@ -77,11 +80,12 @@ def _kept(entry: Entry, manifest: Manifest, tensors: dict[str, Tensor], scorers:
         counts = {name: len(values) if values.ndim else 0 for name, values in stored[0].items()}
         if counts == dict.fromkeys(scorers, manifest["samples"]):
             return stored[0]
-    media, captions = to_uint8(tensors["image"]), captions_of(entry.name, manifest, tensors)
+    captions = captions_of(entry.name, manifest, labels)
     readings = {}
     for name, scorer in scorers.items():
-        starts = tqdm(range(0, len(media), _BATCH), desc=f"{entry.name} {name}", delay=2, leave=False, disable=None)
-        parts = [scorer(media[start : start + _BATCH], captions[start : start + _BATCH]) for start in starts]
+        starts = tqdm(range(0, len(images), _BATCH), desc=f"{entry.name} {name}", delay=2, leave=False, disable=None)
+        of_batch = (slice(start, start + _BATCH) for start in starts)
+        parts = [scorer(to_uint8(images[rows]), captions[rows]) for rows in of_batch]
         readings[name] = torch.cat(parts)
     write_tensors(path, readings, {"key": key})
     return readings
@@ -94,7 +98,7 @@ def _files_of(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {name: content_digests(path for path in paths if path.is_file()) for name, paths in files.items()}
 
 
-def captions_of(row: str, manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
+def captions_of(row: str, manifest: Manifest, labels: Tensor) -> list[str]:
     """What the samples were generated for: the prompts in row.json, or the word ids of the embedded suites in words.
 
     Raises:
@@ -102,6 +106,6 @@ def captions_of(row: str, manifest: Manifest, tensors: dict[str, Tensor]) -> lis
     """
     if captions := manifest.get("captions"):
         return captions
-    if tensors["label"].ndim != 2:
+    if labels.ndim != 2:
         raise UserError(f"row {row}: its samples have no captions; name no metrics that read captions")
-    return decode(tensors["label"])
+    return decode(labels)

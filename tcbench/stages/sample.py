@@ -31,7 +31,7 @@ from tcbench.record.spent import Spent
 from tcbench.record.videos import packed
 from tcbench.samplers import make_sampler
 from tcbench.stages.conditioning import Shown, load_shown
-from tcbench.stages.images import autoencoder_digests, image_side, load_decoder
+from tcbench.stages.images import autoencoder_digests, image_size, load_decoder
 from tcbench.stages.part import WHOLE, Part
 from tcbench.stages.ready import (
     ReadyRow,
@@ -245,6 +245,7 @@ def _write_manifest(entry: Entry, options: dict[str, Any], started: float, resum
     """What later stages need to know of a row without opening its shards."""
     suite = entry.suite
     config, seeds = suite.model_dump(mode="json"), [suite.samples.seed]
+    height, width = image_size(suite)
     paths = [entry.shard(number) for number in range(len(shards(suite)))]
     records = [json.loads(read_metadata(path)["record"]) for path in paths]
     macs = [batch for record in records for batch in record["macs"]]
@@ -257,7 +258,8 @@ def _write_manifest(entry: Entry, options: dict[str, Any], started: float, resum
             "options": options,
             "sampled_steps": entry.method.sampled_steps(entry.nfe),
             "timesteps": records[0]["timesteps"],
-            "resolution": image_side(suite),
+            "resolution": width,
+            **({"height": height} if height != width else {}),
             "samples": suite.samples.count,
             "batch_size": suite.samples.batch_size,
             "i_steps": records[0]["i_steps"],

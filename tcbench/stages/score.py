@@ -24,6 +24,7 @@ from tcbench.metrics.catalogue import IMAGENET, METRICS, find_extractor
 from tcbench.metrics.deviation import trajectory_mae
 from tcbench.metrics.extractors import Extractor, Features, make_extractor
 from tcbench.metrics.frechet import real_floor
+from tcbench.metrics.images import Images
 from tcbench.metrics.samples import Real, Samples, odd_images
 from tcbench.metrics.scoring import score_row
 from tcbench.metrics.seed_noise import seed_noise
@@ -126,8 +127,8 @@ def measure_seed_noise(suite: Suite) -> None:
     networks, rows = load_networks(suite), dict[str, Yardstick]()
     real, scorers = load_real(suite, networks), load_scorers(suite)
     for entry in suite.references:
-        manifest, tensors = read_images(entry)
-        samples = _samples(entry, manifest, tensors, networks, scorers)
+        manifest, tensors, images = read_images(entry)
+        samples = _samples(entry, manifest, tensors, images, networks, scorers)
         if captions := manifest.get("captions"):
             numbers = {caption: number for number, caption in enumerate(captions)}
             samples = replace(samples, labels=torch.tensor([numbers[caption] for caption in captions]))
@@ -232,27 +233,26 @@ def _kept(
     return features.to(device)
 
 
-def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor]]:
-    """(a row's manifest, its tensors over all shards; no images where no metric looks at pixels, for lack of memory).
+def read_images(entry: Entry) -> tuple[Manifest, dict[str, Tensor], Images]:
+    """(a row's manifest, its small tensors over all shards, its images).
 
     Raises:
         UserError: as `read_shards`.
     """
     along = {"label": 0, "index": 0, "x0": 1, "xt": 1}
-    if any({"images", "reading"} & METRICS[name].needs for name in entry.suite.scoring.metrics):
-        along["image"] = 0
-    parts = [{key: part[key] for key in along} for part in read_shards(entry.samples)]
+    parts = list(read_shards(entry.samples))
     tensors = {key: torch.cat([part[key] for part in parts], dim=dim) for key, dim in along.items()}
-    return read_manifest(entry.samples, entry.sample_settings), tensors
+    images = Images([part["image"] for part in parts])
+    return read_manifest(entry.samples, entry.sample_settings), tensors, images
 
 
 def _score(entry: Entry, networks: Networks, scorers: Scorers, real: Real, started: float) -> Score:
-    manifest, tensors = read_images(entry)
-    samples = _samples(entry, manifest, tensors, networks, scorers)
+    manifest, tensors, images = read_images(entry)
+    samples = _samples(entry, manifest, tensors, images, networks, scorers)
     reference, uncached, trajectory = entry.reference, None, None
     if entry.name != reference.name:
-        other_manifest, other = read_images(reference)
-        uncached = _samples(reference, other_manifest, other, networks, scorers)
+        other_manifest, other, other_images = read_images(reference)
+        uncached = _samples(reference, other_manifest, other, other_images, networks, scorers)
         trajectory = _trajectory(manifest, tensors, other)
     suite, row, plan = entry.suite, entry.row, PlanRecord.from_json(manifest["plan_of_first_batch"])
     marks = marks_of_training(entry)
@@ -270,6 +270,7 @@ def _score(entry: Entry, networks: Networks, scorers: Scorers, real: Real, start
         "nfe": entry.nfe,
         "sampled_steps": manifest["sampled_steps"],
         "resolution": manifest["resolution"],
+        **({"height": manifest["height"]} if "height" in manifest else {}),  # type: ignore[typeddict-item]
         "model": suite.model.name,
         "settings": manifest["options"],
         "i_steps": manifest["i_steps"],
@@ -321,22 +322,24 @@ def _samples(
     entry: Entry,
     manifest: Manifest,
     tensors: dict[str, Tensor],
+    images: Images,
     networks: Networks,
     scorers: Scorers,
 ) -> Samples:
     """A row's samples with features, which are kept on disk because every row of an NFE needs the uncached row's."""
+    seen = any({"images", "reading"} & METRICS[name].needs for name in entry.suite.scoring.metrics)
 
     def features(extractor: Extractor, path: Path) -> Features:
         key = digest([manifest["shards"], identity_of(extractor, entry.suite)])
-        parts = (extractor.extract(to_uint8(part["image"])) for part in read_shards(entry.samples))
+        parts = (extractor.extract(to_uint8(part)) for part in images.parts)
         return _kept(path, key, extractor.device, lambda: Features.joined(parts), manifest["samples"])
 
     nothing = Features.none(manifest["samples"]).to(device_of(entry.suite))
     own = features(networks.own, entry.features) if networks.own else nothing
     second = entry.features.parent / "imagenet" / entry.features.name
     imagenet = features(networks.imagenet, second) if networks.imagenet else None
-    read, not_run = read_samples(entry, manifest, tensors, scorers)
-    return Samples(own, tensors["label"], tensors.get("image"), read, not_run, imagenet)
+    read, not_run = read_samples(entry, manifest, tensors["label"], images, scorers)
+    return Samples(own, tensors["label"], images if seen else None, read, not_run, imagenet)
 
 
 def _trajectory(manifest: Manifest, tensors: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Any] | None:
