@@ -78,7 +78,8 @@ STEPS = """
 3. `tcbench rehearse paper-dit-256 --into /scratch/rehearsal` writes stand-ins of every file, networks at their full
    size with random weights, runs every stage on a few samples, and says what each took of time and memory beside its
    forecast. It needs none of the real files. `--minutes 9` begins no other stage after nine minutes, and the same
-   command goes on; `--only train` runs a stage again; `--size tiny` runs on a CPU.
+   command goes on; `--only train` runs a stage again; `--card-memory 80` takes no more than that of a larger card;
+   `--size tiny` runs on a CPU.
 4. `tcbench run config/paper-dit-256.yaml`. Before its first job the workflow says the forecast of what is left to do,
    and every minute how long the rest takes at the pace so far. It may be stopped at any time and goes on where it
    was.
