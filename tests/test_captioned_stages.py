@@ -18,7 +18,7 @@ from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json
 from tcbench.record.sources import source_files
 from tcbench.registry import data_source
-from tcbench.stages import sample
+from tcbench.stages import diagnose, sample
 from tcbench.stages.conditioning import Captions, load_captions, load_examples
 from tcbench.stages.diagnose import diagnose_row
 from tcbench.stages.latency import measure_latency
@@ -140,11 +140,16 @@ def test_diagnosing_few_at_once_finds_the_same(suite: Suite, finished: Path, mon
 def test_errors_in_16_bit_are_those_of_float32_nearly(
     suite: Suite, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every case goes on from the same cache, and the stream's rounding is no part of an error."""
+    """And every case goes on from the same cache, whatever was tried before it."""
     monkeypatch.chdir(finished)
     entry, rounded = suite["nfe3-tokencache"], suite.dtypes | {"training": "bf16"}
     diagnose_row(entry)
     before = read_json(entry.diagnostics)
+    with monkeypatch.context() as patch:
+        patch.setattr(diagnose, "RATIOS", diagnose.RATIOS[::-1])
+        diagnose_row(entry)
+    backwards = read_json(entry.diagnostics)["cases"]
+    assert backwards != before["cases"] and all(case in before["cases"] for case in backwards)
     monkeypatch.setattr(Suite, "dtypes", property(lambda _: rounded))
     diagnose_row(entry)
     after = read_json(entry.diagnostics)

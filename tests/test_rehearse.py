@@ -14,12 +14,13 @@ from tcbench.cli import main
 from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.forecast.estimate import forecast
+from tcbench.forecast.training import forward_macs
 from tcbench.models.specs import MODELS
 from tcbench.record.files import read_json, write_json
 from tcbench.rehearse import layouts, run
 from tcbench.rehearse.child import run_stage
 from tcbench.rehearse.reduced import BATCHES, ITERATIONS, reduced
-from tcbench.rehearse.sizes import FULL, TINY, SizeName, write_stand_ins
+from tcbench.rehearse.sizes import FULL, TINY, SizeName, networks, write_stand_ins
 from tests import official
 from tests.conftest import not_laid_out
 from tests.references import image_reward as reference
@@ -49,6 +50,13 @@ def test_rows_of_a_rehearsal_take_fewer_steps_where_asked(tmp_path: Path) -> Non
     rehearsed = load_suite(small)
     assert {row.nfe for row in rehearsed.rows.values()} == {20} == {rehearsed.show.figure.nfe}
     assert len(rehearsed.rows) == 2
+
+
+def test_macs_of_a_small_network_are_not_kept_for_the_one_that_it_is_called_after() -> None:
+    """A rehearsal's forecasts, and those of other tests, are made in one process."""
+    with networks("tiny"):
+        small = forward_macs("dit-xl-2-512")
+    assert 1000 * small < forward_macs("dit-xl-2-512")
 
 
 def test_image_rewards_tensors_are_named_as_recorded() -> None:

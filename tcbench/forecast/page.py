@@ -55,8 +55,8 @@ REHEARSED = """\
 `tcbench rehearse` on one H200, networks at full size: seconds, and in brackets the forecast of the same jobs as it was
 then, which of `paper-pixart-256` and `paper-pixart-1024` did not know yet that metrics of features run on the card.
 Peaks are what torch held of the card's 151 GB, over all stages. A dash: not run. Since these were run, `diagnose` takes
-a fourth of the passes and those of 16 bits where training has them: of `paper-flux` it held 147 GB, 74 GB were the most
-of all other stages, and of `paper-wan` it was stopped after 11 minutes. Wan's rows had 12 steps, those of FLUX.1 20.
+a fourth of the passes, and in 16 bits where training does: the peak of `paper-flux` was its, and of `paper-wan` it was
+stopped.
 """
 
 RATES = """\
@@ -129,7 +129,9 @@ def _rehearsed() -> Iterator[str]:
         told = [pair for pair in by_stage.values() if pair[1]]
         took, foreseen = (sum(pair[place] for pair in told) for place in (0, 1))
         peak = size(max(job["gpu_bytes"] for job in record["done"].values()))
-        yield f"| `{record['suite']}` | {' | '.join(cells)} | {_against(took, foreseen)} | {peak} |"
+        steps = record.get("reduced_to", {}).get("most_steps")
+        name = f"`{record['suite']}`" + (f", {steps} steps" if steps else "")
+        yield f"| {name} | {' | '.join(cells)} | {_against(took, foreseen)} | {peak} |"
     yield ""
 
 

@@ -36,7 +36,7 @@ sample memory: bytes of a sample in a batch, weights apart.
 training memory: bytes of a token's channel in a block, for a pair.
 score: what scoring a row of an embedded suite takes in all.
 frechet: Frechet distances. distances, kept: what recall computes once and for every replicate. kernel: KID's.
-pairs: pixels of images that one metric compares with the uncached ones. read: samples from disk, checked and copied.
+pairs: pixels of images that one metric compares with the uncached ones. read: samples from disk, checked.
 load: a denoiser's weights, read, checked and placed.
 """
 

@@ -14,7 +14,7 @@ from tcbench.errors import UserError
 from tcbench.forecast.rates import Rate, Rates, What
 from tcbench.forecast.training import forward_macs, parameters, training_work
 from tcbench.metrics.catalogue import EXTRACTORS, METRICS, ExtractorEntry
-from tcbench.models.specs import MODELS, VideoSpec
+from tcbench.models.specs import MODELS, ModelSpec, VideoSpec
 from tcbench.precision import Dtype
 from tcbench.registry import make_method
 
@@ -264,7 +264,7 @@ class _Jobs:
         """Samples of a row, from noise to latents."""
         rate = self.rates.step(self.model, self.dtypes["denoiser"], batch)
         share = self.rates.efficiency(entry.row.method, self.model, entry.nfe).value
-        macs = _macs(self.model, entry.row.method, entry.method.model_dump_json(), entry.nfe)
+        macs = _macs(self.spec, entry.row.method, entry.method.model_dump_json(), entry.nfe)
         return Work(stage, of, rate, samples * macs / share)
 
     def _sampling(self, entry: Entry) -> Iterator[Work]:
@@ -408,9 +408,9 @@ class _Jobs:
 
 
 @cache
-def _macs(model: str, method: str, options: str, nfe: int) -> int:
+def _macs(spec: ModelSpec, method: str, options: str, nfe: int) -> int:
     """Of a sample, everything charged; bounds at their dearest, and what is not trained yet at its floor."""
-    return macs_of(model, make_method(method, json.loads(options)), nfe)["per_sample"]
+    return macs_of(spec.name, make_method(method, json.loads(options)), nfe)["per_sample"]
 
 
 def jobs_of(suite: Suite, rates: Rates) -> list[Job]:

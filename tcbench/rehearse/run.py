@@ -65,7 +65,7 @@ def rehearse(
         batches: of samples of each row.
         rows: of the suite, with what they refer to; a row of every method if none is named.
         most_steps: of a row, for models of which every step takes seconds.
-        card_memory: GB of the card that a stage may take, as if the card had no more.
+        card_memory: GB of the card that `in_a_process` lets a stage take, as if the card had no more.
 
     Returns:
         results/rehearsals/<suite>.json of the working directory, of tiny networks <suite>-tiny.json, which was added to
@@ -102,7 +102,7 @@ def _run_all(
     run: Runner,
     say: Callable[[str], object],
 ) -> None:
-    record, began, started = _begun(suite, size) | {"reduced_to": reduced_to}, time.monotonic(), time.time()
+    record, began, started = _begun(suite, size, reduced_to), time.monotonic(), time.time()
     for job in _jobs(suite):
         name = f"{job.stage} {job.of}".strip()
         files_too = job.stage == FILES and not only  # those that are there are left as they are
@@ -166,12 +166,13 @@ def _limit(card_memory: float | None) -> dict[str, str]:
     return {"PYTORCH_ALLOC_CONF": f"per_process_memory_fraction:{card_memory * 1e9 / there:.4f}"}
 
 
-def _begun(suite: Suite, size: SizeName) -> dict[str, Any]:
-    """The record of a rehearsal of this suite in this folder, or the beginning of one."""
-    key = digest([suite.digest(), size, __version__])
+def _begun(suite: Suite, size: SizeName, reduced_to: dict[str, Any]) -> dict[str, Any]:
+    """The record of such a rehearsal of this suite in this folder, or the beginning of one."""
+    key = digest([suite.digest(), size, reduced_to, __version__])
     if STATE.exists() and (found := read_json(STATE)).get("key") == key:
         return found
-    return {"suite": suite.suite, "size": size, "key": key, "tcbench": __version__, "done": {}}
+    about = {"suite": suite.suite, "size": size, "key": key, "tcbench": __version__, "reduced_to": reduced_to}
+    return {**about, "done": {}}
 
 
 def _ran(job: Job, name: str, size: SizeName, run: Runner, say: Callable[[str], object]) -> dict[str, Any]:
