@@ -88,7 +88,7 @@ def test_a_machine_without_gpus_says_so(machine: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_cannot_be_used_is_named(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (machine / "file").touch()
     monkeypatch.setenv(devices.FOLDER, str(machine / "file"))
-    with pytest.raises(UserError, match=r"pretended-0.lock: cannot be opened \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"pretended-0.next.lock: cannot be opened \(Not a directory\)"):
         devices.lease()
 
 
@@ -124,7 +124,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tcbench.outside import devices
 {before}
-devices.lease({count})
+devices.lease({count}, alone={alone})
 folder = Path({folder!r}) / "used"
 mine = []
 for name in devices.visible_gpus():
@@ -136,10 +136,12 @@ for name in devices.visible_gpus():
 """
 
 
-def jobs(folder: Path, number: int, before: str, work: str, count: int = 1) -> list[subprocess.Popen[str]]:
+def jobs(
+    folder: Path, number: int, before: str, work: str, count: int = 1, alone: bool = False
+) -> list[subprocess.Popen[str]]:
     (folder / "used").mkdir(exist_ok=True)
     (folder / "used").chmod(0o1777)
-    code = WORKER.format(root=str(ROOT), folder=str(folder), before=before, work=work, count=count)
+    code = WORKER.format(root=str(ROOT), folder=str(folder), before=before, work=work, count=count, alone=alone)
     of_job = {"text": True, "stderr": subprocess.PIPE}
     return [subprocess.Popen([sys.executable, "-c", code], **of_job) for _ in range(number)]
 
@@ -238,6 +240,34 @@ def test_timings_do_not_share(machine: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(devices.SEATS, asked)
         with pytest.raises(UserError, match=f"TCBENCH_JOBS_PER_GPU={asked}: give a number of jobs, 1 or more"):
             devices.jobs_per_gpu()
+
+
+def test_a_job_that_needs_a_gpu_alone_is_next_however_many_come_and_go(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(devices.VISIBLE, "0")
+    monkeypatch.setenv(devices.SEATS, "2")
+    names = ("pretended-0",)
+    sitting = devices._take(names, 1, 2)
+    (job,) = jobs(machine, 1, "", "0", alone=True)
+    deadline = time.monotonic() + 30
+    while beside := devices._take(names, 1, 2):  # until the job waits
+        give_back(beside)
+        assert time.monotonic() < deadline, "newcomers sit down before a job that waits"
+        time.sleep(0.01)
+    assert job.poll() is None
+    (second,) = jobs(machine, 1, "", "0", alone=True)
+    give_back(sitting)
+    assert job.wait(30) == second.wait(30) == 0
+    assert devices._take(names, 1, 2), "nobody waits any more"
+
+
+def test_jobs_that_wait_for_several_gpus_do_not_wait_for_each_other(machine: Path) -> None:
+    names = tuple("abcd")
+    assert (first := devices._reserve(names, 3)).keys() == set("abc")
+    assert devices._reserve(names, 2) == {}, "one GPU is left, and is not kept from others"
+    assert devices._take(names, 1).keys() == {"d"}
+    assert devices._take(names, 3, next_on=first).keys() == set("abc")
 
 
 SAMPLING = """

@@ -16,6 +16,7 @@ from tcbench.errors import UserError
 from tcbench.forecast.estimate import forecast
 from tcbench.forecast.training import forward_macs
 from tcbench.models.specs import MODELS
+from tcbench.outside.devices import SEATS
 from tcbench.record.files import read_json, write_json
 from tcbench.rehearse import layouts, run
 from tcbench.rehearse.child import run_stage
@@ -148,6 +149,10 @@ def test_a_stage_that_fails_is_named_and_pieces_go_on(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="--batches 1: an interval takes two shards"):
         run.rehearse(config, Path("there"), "full", run=pretend, batches=1)
     assert main(["rehearse", str(config), "--into", "there", "--size", "tiny", "--only", "trane"]) == 2
+    monkeypatch.setenv(SEATS, "3")
+    record = run.rehearse(config, Path("there"), "tiny", run=pretend, only=["files"], say=said.append)
+    assert record.name == "paper-dit-256-tiny-shared.json", "its seconds are not those of a job that has a card alone"
+    assert read_json(record)["reduced_to"]["jobs_per_gpu"] == 3
 
 
 def test_a_smaller_card_is_rehearsed_on_a_larger_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,27 +120,29 @@ def rehearsals() -> list[Path]:
 def _rehearsed() -> Iterator[str]:
     yield REHEARSED
     records = [read_json(path) for path in rehearsals()]
-    of_stages = [_by_stage(record["done"]) for record in records]
+    shared = [record.get("reduced_to", {}).get("jobs_per_gpu", 1) for record in records]
+    of_stages = [_by_stage(record["done"], sharing == 1) for record, sharing in zip(records, shared, strict=True)]
     stages = list(dict.fromkeys(stage for by_stage in of_stages for stage in by_stage))
     yield f"| suite | {' | '.join(stages)} | all | peak |"
     yield "|---" * (len(stages) + 3) + "|"
-    for record, by_stage in zip(records, of_stages, strict=True):
+    for record, sharing, by_stage in zip(records, shared, of_stages, strict=True):
         cells = [_against(*by_stage[stage]) if stage in by_stage else "—" for stage in stages]
-        told = [pair for pair in by_stage.values() if pair[1]]
+        told = [pair for stage, pair in by_stage.items() if stage != "files"]  # which is no job of the suite's
         took, foreseen = (sum(pair[place] for pair in told) for place in (0, 1))
         peak = size(max(job["gpu_bytes"] for job in record["done"].values()))
         steps = record.get("reduced_to", {}).get("most_steps")
         name = f"`{record['suite']}`" + (f", {steps} steps" if steps else "")
+        name += f", {sharing} jobs a card" if sharing > 1 else ""
         yield f"| {name} | {' | '.join(cells)} | {_against(took, foreseen)} | {peak} |"
     yield ""
 
 
-def _by_stage(done: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """(seconds, forecast) of the jobs of every stage."""
+def _by_stage(done: Mapping[str, Any], alone: bool) -> dict[str, tuple[float, float]]:
+    """(seconds, forecast) of the jobs of every stage; no forecast of jobs that were not alone on their card."""
     found: dict[str, tuple[float, float]] = {}
     for name, job in done.items():
         stage, (took, foreseen) = name.split()[0], found.get(name.split()[0], (0.0, 0.0))
-        found[stage] = took + job["seconds"], foreseen + job.get("forecast_s", 0.0)
+        found[stage] = took + job["seconds"], foreseen + (job.get("forecast_s", 0.0) if alone else 0.0)
     return found
 
 

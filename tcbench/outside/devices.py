@@ -4,7 +4,8 @@ A lease is a lock (`flock`) on a file that stands for the GPU, in a folder that 
 kernel frees it when the last process that holds it ends, however it ends. It is advice: programs of others do not ask.
 
 Small models leave a GPU idle most of the time. Where `SEATS` says that jobs share one, each locks the GPU's file with
-others, and a file of its own for its seat.
+others, and a file of its own for its seat. A GPU that others come to and leave is never free for a job that needs it
+alone, so such a job locks a third file while it waits: it is next, and nobody else sits down there.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,12 +128,16 @@ def lease(count: int = 1, alone: bool = False) -> None:
     if len(visible) < count:
         needed = f"needs {count} GPUs, and this process sees {len(visible)}" if count > 1 else "no usable GPU"
         raise UserError(f"{needed}; see nvidia-smi and ${VISIBLE}, or set device: cpu")
-    said = False
-    while not (taken := _take(visible, count, seats)):
+    said, next_on = False, dict[str, list[int]]()
+    while not (taken := _take(visible, count, seats, next_on)):
         if not said:
             print(f"waiting for {count} of {len(visible)} GPUs: leased by other jobs ({_folder()})", file=sys.stderr)
             said = True
+        if seats == 1 and not next_on:
+            next_on = _reserve(visible, count)
         time.sleep(WAIT_S * random.uniform(0.5, 1.5))  # so that two that take each other's do not go on so
+    for locks in next_on.values():
+        _close(locks)
     release()
     _leases.update(taken)
     os.environ[VISIBLE] = ",".join(taken)
@@ -153,13 +159,21 @@ def check_seen(seen: int) -> None:
         raise RuntimeError(f"{len(_leases)} GPUs are leased and CUDA sees {seen}: it was started before the lease")
 
 
-def _take(names: tuple[str, ...], count: int, seats: int = 1) -> dict[str, list[int]]:
-    """Locks on the first `count` GPUs that are free, or have one of so many seats free; on none, if they are fewer."""
+def _take(names: tuple[str, ...], count: int, seats: int = 1, next_on: Collection[str] = ()) -> dict[str, list[int]]:
+    """Locks on the first `count` GPUs that are free, or have one of so many seats free; on none, if they are fewer.
+
+    Args:
+        next_on: GPUs that this job reserved. Those that another reserved are not free.
+    """
     taken: dict[str, list[int]] = {}
     for seat in range(seats):  # the first of every GPU before the second of any
         for name in names:
-            if locks := _locked(name) if seats == 1 else _locked(name, seat):
-                taken[name] = locks
+            turn = _locked((_reserving(name), fcntl.LOCK_SH))  # for this moment: nobody is next
+            if turn or name in next_on:
+                whole, part = (name, fcntl.LOCK_EX), ((name, fcntl.LOCK_SH), (f"{name}.{seat}", fcntl.LOCK_EX))
+                if locks := _locked(whole) if seats == 1 else _locked(*part):
+                    taken[name] = locks
+            _close(turn)
             if len(taken) == count:
                 return taken
     for locks in taken.values():
@@ -167,9 +181,26 @@ def _take(names: tuple[str, ...], count: int, seats: int = 1) -> dict[str, list[
     return {}
 
 
-def _locked(name: str, seat: int | None = None) -> list[int]:
-    """Locks on a GPU, or on a seat of it; none if another job's are in the way."""
-    ways = [(name, fcntl.LOCK_EX)] if seat is None else [(name, fcntl.LOCK_SH), (f"{name}.{seat}", fcntl.LOCK_EX)]
+def _reserve(names: tuple[str, ...], count: int) -> dict[str, list[int]]:
+    """Locks that make this job the next on `count` of these GPUs; none if others are next on too many, so that no two
+    jobs wait for each other."""
+    reserved: dict[str, list[int]] = {}
+    for name in names:
+        if len(reserved) < count and (locks := _locked((_reserving(name), fcntl.LOCK_EX))):
+            reserved[name] = locks
+    if len(reserved) < count:
+        for locks in reserved.values():
+            _close(locks)
+        return {}
+    return reserved
+
+
+def _reserving(name: str) -> str:
+    return f"{name}.next"
+
+
+def _locked(*ways: tuple[str, int]) -> list[int]:
+    """Locks on files, each in its way (`flock`'s: shared or exclusive); none if another job's are in the way of one."""
     locks: list[int] = []
     for file, way in ways:
         locks.append(_lock_file(file))

@@ -23,7 +23,7 @@ from tcbench.forecast.progress import card_of
 from tcbench.forecast.text import duration
 from tcbench.forecast.text import size as bytes_of
 from tcbench.forecast.work import Job
-from tcbench.outside.devices import said_of_gpu
+from tcbench.outside.devices import jobs_per_gpu, said_of_gpu
 from tcbench.outside.places import PACKAGE
 from tcbench.record.files import digest, read_json, write_json, write_text
 from tcbench.record.provenance import collect
@@ -68,8 +68,8 @@ def rehearse(
         card_memory: GB of the card that `in_a_process` lets a stage take, as if the card had no more.
 
     Returns:
-        results/rehearsals/<suite>.json of the working directory, of tiny networks <suite>-tiny.json, which was added to
-        after every stage.
+        results/rehearsals/<suite>.json of the working directory, which was added to after every stage; of tiny networks
+        <suite>-tiny.json, and <suite>-shared.json where jobs share a card, whose seconds say nothing of a forecast.
 
     Raises:
         UserError: the config is wrong, a stage is unknown, or one failed; names the log.
@@ -78,16 +78,17 @@ def rehearse(
         raise UserError(f"--only {unknown[0]}: give some of {FILES}, {', '.join(STAGES)}")
     if batches < 2:
         raise UserError(f"--batches {batches}: an interval takes two shards, of a batch each; give 2 or more")
-    run = run or partial(in_a_process, limit=_limit(card_memory))
+    run, sharing = run or partial(in_a_process, limit=_limit(card_memory)), jobs_per_gpu()
     settings = read_document(config).value
     with networks(size):
         small = reduced(load_suite(config), settings, size, batches, rows, most_steps)
         into.mkdir(parents=True, exist_ok=True)
         write_text(into / CONFIG, yaml.safe_dump(small, sort_keys=False))
-        other = "" if size == "full" else f"-{size}"
+        other = ("" if size == "full" else f"-{size}") + ("-shared" if sharing > 1 else "")
         target = (RECORDS / f"{small['suite']}{other}.json").resolve()
         with chdir(into):  # where the suite's paths lead
             reduced_to = {"batches": batches, "most_steps": most_steps, "card_memory": card_memory}
+            reduced_to |= {"jobs_per_gpu": sharing} if sharing > 1 else {}
             _run_all(load_suite(CONFIG), size, reduced_to, target, only, minutes, run, say)
     return target
 
