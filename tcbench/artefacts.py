@@ -72,10 +72,13 @@ def artefacts_digest(folder: Path) -> str:
     return digest([log["files"], log["tables"], log.get("scores"), log.get("settings")])
 
 
-def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
+def load_artefacts(folder: Path, adapter: Adapter, *, refined: bool = True) -> tuple[Artefacts, Adapter]:
     """Read what `save_artefacts` wrote: the artefacts, and the adapter to sample with.
 
     That adapter is a copy with the refiners merged into its weights (they cost no MACs), or `adapter` itself.
+
+    Args:
+        refined: else `adapter` is what to sample with in any case, and a large model is not copied for nothing.
 
     Raises:
         UserError: a file is missing, damaged, or not the one that `artefacts.json` vouches for.
@@ -84,15 +87,15 @@ def load_artefacts(folder: Path, adapter: Adapter) -> tuple[Artefacts, Adapter]:
     scorers: dict[str, nn.Module] = {}
     for name in log["files"].keys() - numbers.tables:
         tensors, path = _vouched(folder, name, log), folder / f"{name}.safetensors"
-        if name == "refiners":
+        if name != "refiners":
+            scorers[name] = CachePredictor(adapter)
+            _load_exactly(scorers[name], tensors, path)
+            scorers[name].eval().requires_grad_(False)
+        elif refined:
             trained = [stage for stage in log["stages"] if {"blocks", "rank"} <= stage.keys()]
             if not trained:
                 raise UserError(f"{folder / 'artefacts.json'}: no stage trained the refiners; train the row again")
             adapter = _merged(adapter, trained[0]["blocks"], trained[0]["rank"], tensors, path)
-        else:
-            scorers[name] = CachePredictor(adapter)
-            _load_exactly(scorers[name], tensors, path)
-            scorers[name].eval().requires_grad_(False)
     return replace(numbers, scorers=scorers), adapter
 
 

@@ -400,6 +400,14 @@ def test_merged_refiners_are_the_trained_ones(adapter, trained: Trained, saved: 
     assert torch.equal(images(merged, trained.method, again), images(merged, trained.method, artefacts))
 
 
+def test_who_samples_without_refiners_gets_no_copy_of_the_model(
+    adapter, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcbench.artefacts._merged", None)  # of FLUX.1 a copy would take half of the card
+    artefacts, plain = load_artefacts(saved, adapter, refined=False)
+    assert plain is adapter and "predictor" in artefacts.scorers
+
+
 def truncate(folder: Path) -> None:
     path = folder / "predictor.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

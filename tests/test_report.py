@@ -18,7 +18,7 @@ from tcbench.errors import UserError
 from tcbench.record.records import SCORE
 from tcbench.registry import method_names
 from tcbench.report import figures, figures_predictor
-from tcbench.report.cells import interval_text, marks, marks_explained
+from tcbench.report.cells import interval_text, marks, marks_explained, spread_text
 from tcbench.report.compare import against_references
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.main_table import main_table
@@ -294,6 +294,11 @@ def test_report_imports_no_torch():
 )
 def test_interval_text(value, low, high, text):
     assert interval_text(value, low, high) == text
+
+
+def test_spreads_of_next_to_nothing_are_not_a_row_of_zeros():
+    assert spread_text(1.63e-17, 1.2e-18) == "1.6e-17 ± 1.2e-18"
+    assert spread_text(0.0571, 0.00124) == "0.0571 ± 0.0012"
 
 
 def test_csv_round_trip(table, rows, tmp_path):
@@ -573,6 +578,18 @@ def test_figure_quality_draws_every_label_at_its_cost(rows):
     assert len(without_reference.axes) == 2, "without the uncached run NFE 50 has no ratios to draw at"
     with pytest.raises(UserError, match="no row"):
         figures.figure_quality([row | {"not_run": "x"} for row in rows])
+
+
+def test_figure_quality_of_a_suite_without_fid_has_its_first_metric(rows):
+    names = {"fid": "psnr", "mae": "mae"}
+    rated = [
+        row | {"quality": {names[key]: row["quality"][key] for key in names if key in row["quality"]}} for row in rows
+    ]
+    panels = figures.figure_quality(rated, FLOOR).axes
+    assert panels[0].get_ylabel() == "PSNR to uncached (dB) (higher is better)" and panels[0].get_yscale() == "linear"
+    assert panels[0].containers and len(panels) == 4
+    alone = [row | {"quality": {key: row["quality"][key] for key in ("mae",) if key in row["quality"]}} for row in rows]
+    assert len(figures.figure_quality(alone, FLOOR).axes) == 2, "no panel is empty"
 
 
 def test_figure_trajectory_draws_mean_and_spread(rows):

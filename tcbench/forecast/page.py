@@ -54,9 +54,13 @@ REHEARSED = """\
 
 `tcbench rehearse` on one H200, networks at full size: seconds, and in brackets the forecast of the same jobs as it was
 then, which of `paper-pixart-256` and `paper-pixart-1024` did not know yet that metrics of features run on the card.
-Peaks are what torch held of the card's 151 GB, over all stages. A dash: not run. Since these were run, `diagnose` takes
-a fourth of the passes, and in 16 bits where training does: the peak of `paper-flux` was its, and of `paper-wan` it was
-stopped.
+Peaks are what torch held of the card's 151 GB, over all stages. A dash: not run.
+
+Lines of *3 jobs a card* come of rehearsals that ran at the same time on one card (`TCBENCH_JOBS_PER_GPU=3`), of which
+each took 80 GB at most (`--card-memory 80`). Their seconds are nobody's forecast: they show that stages run, and in
+what memory. They are also younger: `diagnose` takes a fourth of the passes that it took in the other lines, and in 16
+bits where training does. There `diagnose` of FLUX.1 failed on a second copy of the model, which it had no use for and
+no longer makes; it was not run again on a card since. 147 GB are its peak with that copy and 37 fillings of the cache.
 """
 
 RATES = """\
@@ -112,9 +116,9 @@ def made_of() -> str:
 
 
 def rehearsals() -> list[Path]:
-    """The committed records of what rehearsals took."""
-    paths = sorted((SHIPPED / "results" / "rehearsals").glob("paper-*.json"))
-    return [path for path in paths if not path.stem.endswith("-tiny")]
+    """The committed records of what rehearsals took, of a suite those first that had a card alone."""
+    paths = (SHIPPED / "results" / "rehearsals").glob("paper-*.json")
+    return sorted((path for path in paths if not path.stem.endswith("-tiny")), key=lambda path: path.stem)
 
 
 def _rehearsed() -> Iterator[str]:

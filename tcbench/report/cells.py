@@ -58,9 +58,9 @@ def difference_text(difference: Interval) -> str:
 
 
 def spread_text(value: float, spread: float) -> str:
-    """`value ± spread`: the spread to two significant digits, the value to match."""
+    """`value ± spread`: the spread to two significant digits, the value to match; of next to nothing, powers of ten."""
     shown = decimals(spread, 2)
-    return f"{value:.{shown}f} ± {spread:.{shown}f}"
+    return f"{value:.2g} ± {spread:.2g}" if shown > 7 else f"{value:.{shown}f} ± {spread:.{shown}f}"
 
 
 def difference_record(metric: str, found: Comparison | None) -> Record:

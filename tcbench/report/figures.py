@@ -127,7 +127,8 @@ def _legend(figure: Figure, handles: dict[str, Any]) -> None:
 
 @rc_context(LOOK)
 def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> Figure:
-    """FID and MAE to the uncached images, with 95 % intervals, against MAC ratio; a column of panels per NFE.
+    """FID and MAE to the uncached images, with 95 % intervals, against MAC ratio; a column of panels per NFE. A suite
+    without FID has its first metric in that place.
 
     Points of one label at one NFE are joined in order of cost; points of equal cost are set side by side, by up to 3 %
     of it. Hollow markers are controls; the dotted line is the floor, the FID of a subset of the real images. A bar with
@@ -141,34 +142,38 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
     settings = list(dict.fromkeys((row["resolution"], row["nfe"]) for row in rows_run))
     if not settings:
         raise UserError("no row of the suite was run, so there is no quality to draw; score at least one row")
-    figure = Figure(figsize=(max(3.1 * len(settings), 4.5), 6.2), layout="constrained")
-    panels = figure.subplots(2, len(settings), squeeze=False, sharex="col")
+    measured = dict.fromkeys(metric for row in rows_run for metric in row["quality"])
+    metrics = [*(["fid"] if "fid" in measured else [name for name in measured if name != "mae"][:1]), "mae"]
+    figure = Figure(figsize=(max(3.1 * len(settings), 4.5), 3.1 * len(metrics)), layout="constrained")
+    panels = figure.subplots(len(metrics), len(settings), squeeze=False, sharex="col")
     handles: dict[str, Any] = {}
     look_of = styles(rows)
-    for (resolution, nfe), (top, bottom) in zip(settings, panels.T, strict=True):
+    for (resolution, nfe), column in zip(settings, panels.T, strict=True):
         here = [row for row in rows_run if (row["resolution"], row["nfe"]) == (resolution, nfe)]
         beside_others = _side_by_side({row["row"]: ratios[row["row"]] for row in here})
-        for panel, metric in ((top, "fid"), (bottom, "mae")):
+        for panel, metric in zip(column, metrics, strict=True):
             drawn = [row for row in here if metric in row["quality"] and not (metric == "mae" and is_reference(row))]
             for label in dict.fromkeys(row["label"] for row in drawn):
                 points = sorted((row for row in drawn if row["label"] == label), key=lambda row: ratios[row["row"]])
                 x = [ratios[row["row"]] * beside_others[row["row"]] for row in points]
                 style = look_of[points[0]["row"]] | ({"markerfacecolor": "none"} if points[0]["control"] else {})
                 handles[name_of(points[0])] = _with_intervals(panel, x, points, metric, style)
+            if METRICS[metric].better == "higher":
+                continue
             panel.set_yscale("log")  # a broken variant must not flatten the differences between the others
             panel.yaxis.set(
                 major_locator=LogLocator(subs=(1, 2, 5)),
                 major_formatter="{x:g}",
                 minor_formatter=NullFormatter(),
             )
-        if floor and "fid" in floor:
-            floor_line = top.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1)
-        top.set_title("{}×{}, NFE {}".format(*size_of(here[0]), nfe), fontsize=10)
-        bottom.set_xlabel("MAC ratio (uncached / this)")
-    if floor and "fid" in floor:
-        handles[f"floor: {floor['fid']['n']} real images"] = floor_line
-    panels[0, 0].set_ylabel("FID (lower is better)")
-    panels[1, 0].set_ylabel("MAE to uncached (data in [-1, 1])")
+        column[0].set_title("{}×{}, NFE {}".format(*size_of(here[0]), nfe), fontsize=10)
+        column[-1].set_xlabel("MAC ratio (uncached / this)")
+    if floor and "fid" in metrics and "fid" in floor:
+        lines = [panel.axhline(floor["fid"]["mean"], color="0.4", linestyle=":", linewidth=1) for panel in panels[0]]
+        handles[f"floor: {floor['fid']['n']} real images"] = lines[0]
+    for panel, metric in zip(panels[:, 0], metrics, strict=True):
+        panel.set_ylabel(f"{METRICS[metric].axis} ({METRICS[metric].better} is better)")
+    panels[-1, 0].set_ylabel("MAE to uncached (data in [-1, 1])")
     _legend(figure, handles)
     return figure
 

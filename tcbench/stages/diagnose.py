@@ -61,7 +61,8 @@ def diagnose_row(entry: Entry) -> None:
     assert entry.trains, f"{entry.name} trains nothing"
     adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)
     training_record(entry)  # refuses another row's
-    artefacts, _ = load_artefacts(entry.trained, adapter)  # the plain model: LoRA would hide what selection does
+    # the plain model: LoRA would hide what selection does
+    artefacts, _ = load_artefacts(entry.trained, adapter, refined=False)
     shape, count = adapter.shape, suite.diagnostics.pairs
     sampler = make_sampler(adapter, entry.nfe, sampler_settings(entry, training=True), torch.arange(0))
     run = Run(shape, sampler.timesteps, Unguided(), torch.arange(count))

@@ -149,9 +149,9 @@ def prepared_row(entry: Entry, adapter: Adapter) -> ReadyRow:
     for name, found in files_digests(entry).items():
         if read.get(name) != found:
             raise UserError(f"{name}: is not the file that {folder.name} was trained from; train that row again")
-    artefacts, refined = load_artefacts(folder, adapter)
-    refuse_lacking(entry.method, artefacts, f"row {entry.name}")
     refiners = entry.row.refiners
-    if refiners == "p-steps" and refined is not adapter:
-        refined.on_full_steps(adapter)
-    return ReadyRow(entry.method, entry.nfe, refined if refiners else adapter, artefacts)
+    artefacts, sampled = load_artefacts(folder, adapter, refined=bool(refiners))
+    refuse_lacking(entry.method, artefacts, f"row {entry.name}")
+    if refiners == "p-steps" and sampled is not adapter:
+        sampled.on_full_steps(adapter)
+    return ReadyRow(entry.method, entry.nfe, sampled, artefacts)

@@ -104,8 +104,13 @@ def render_strips(suite: Suite, folder: Path, results: Path) -> None:
         if suite.samples.traced and entry.shows_steps:
             shard = next(read_shards(samples, "np"))
             steps = np.linspace(0, len(manifest["timesteps"]) - 1, min(STEPS_SHOWN, len(manifest["timesteps"]))).round()
-            lines = [_tiles(shard[name][steps.astype(int), 0, 0]) for name in ("x0", "xt")]
-            labels = [str(manifest["timesteps"][int(step)]) for step in steps]
+            shown = [shard[name][steps.astype(int), 0, 0] for name in ("x0", "xt")]
+            if suite.decodes_videos:  # a frame of each: of more, nothing would be seen
+                shown = [videos[:, videos.shape[1] // 2] for videos in shown]
+            lines, labels = (
+                [_tiles(each) for each in shown],
+                [f"{manifest['timesteps'][int(step)]:g}" for step in steps],
+            )
             write_strip(*of, lines, labels, shows="steps")
 
 
