@@ -11,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from tcbench import __version__
 from tcbench.config.document import read_document
 from tcbench.config.load import load_suite
@@ -25,7 +23,7 @@ from tcbench.forecast.text import size as bytes_of
 from tcbench.forecast.work import Job
 from tcbench.outside.devices import jobs_per_gpu, said_of_gpu
 from tcbench.outside.places import PACKAGE
-from tcbench.record.files import digest, read_json, write_json, write_text
+from tcbench.record.files import digest, read_json, write_json
 from tcbench.record.provenance import collect
 from tcbench.rehearse.reduced import BATCHES, reduced
 from tcbench.rehearse.sizes import SizeName, networks
@@ -83,7 +81,7 @@ def rehearse(
     with networks(size):
         small = reduced(load_suite(config), settings, size, batches, rows, most_steps)
         into.mkdir(parents=True, exist_ok=True)
-        write_text(into / CONFIG, yaml.safe_dump(small, sort_keys=False))
+        write_json(into / CONFIG, small)  # which is YAML, and names like 1e-5 stay names
         other = ("" if size == "full" else f"-{size}") + ("-shared" if sharing > 1 else "")
         target = (RECORDS / f"{small['suite']}{other}.json").resolve()
         with chdir(into):  # where the suite's paths lead

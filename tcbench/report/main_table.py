@@ -113,7 +113,9 @@ def main_table(
         explained.append(DRAWN if labels == "drawn" else BALANCED.format(and_kid))
     explained += filter(None, [yardsticks_told(seed_noise, shown, [*columns.printed, "mae"])])
     dashed = any(NO_CELL in line.values() for line in cells)
-    caption = _caption(shown, columns, latency, differs, guidance_scale, computes_halves, explained, dashed)
+    caption = _caption(
+        shown, columns, latency, differs, guidance_scale, computes_halves, explained, dashed, table.paper
+    )
     return Table(
         title=table_title(table.title, suite, differs),
         caption=caption,
@@ -341,9 +343,11 @@ def _caption(
     computes_halves: bool,
     marks: Sequence[str],
     dashed: bool,
+    paper: bool,
 ) -> str:
     run = [row for row in rows if was_run(row)]
     unit, halves = columns.unit.name, ", both CFG halves" if computes_halves else ""
+    speedup = " (the paper's speedup)" if paper else ""
     lines = [
         "Quality: value [95 % interval], delete-one-batch jackknife over",
         f"{_several(row['groups'] for row in run)} batches, {_several(row['samples'] for row in run)} samples per row,",
@@ -352,8 +356,9 @@ def _caption(
         "MAE: mean absolute difference to the uncached run's images at equal noise, pixels cut off to [-1, 1].",
         *([FLOOR_TOLD] if columns.floored else []),
         f"{unit}: multiply-accumulates of the transformer per sample{halves}, all that a method",
-        "computes; without overheads: less what it spends on deciding. The paper's TFLOPs are TMACs.",
-        "MAC ratio: uncached at the same NFE / this (the paper's speedup).",
+        "computes; without overheads: less what it spends on deciding.",
+        *(["The paper's TFLOPs are TMACs."] if paper else []),
+        f"MAC ratio: uncached at the same NFE / this{speedup}.",
         "Latency: median (min–max) per batch; latency ratio: uncached at the same NFE / this.",
     ]
     if repeated := [row for row in run if "trainings" in row]:
