@@ -59,7 +59,7 @@ def diagnose_row(entry: Entry) -> None:
     """Write results/<suite>/diagnostics/<row>.json for a trained row."""
     suite, started = entry.suite, time.time()
     assert entry.trains, f"{entry.name} trains nothing"
-    adapter, captions = load_adapter(suite, training=True), load_captions(suite, held_out=False)
+    adapter, captions = load_adapter(suite, training=True, learns=False), load_captions(suite, held_out=False)
     training_record(entry)  # refuses another row's
     # the plain model: LoRA would hide what selection does
     artefacts, _ = load_artefacts(entry.trained, adapter, refined=False)

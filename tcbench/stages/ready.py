@@ -43,13 +43,17 @@ def sampler_settings(entry: Entry, *, training: bool = False) -> SamplerSettings
     return SamplerSettings(entry.guidance_scale, seed, suite.sampler.spacing, suite.sampler.solver)
 
 
-def load_adapter(suite: Suite, *, training: bool = False) -> Adapter:
-    """The suite's model with its weights, on its device, in the denoiser's dtype; for training its weights are float32,
-    and passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for."""
+def load_adapter(suite: Suite, *, training: bool = False, learns: bool = True) -> Adapter:
+    """The suite's model with its weights, on its device, in the denoiser's dtype; for training in that of training,
+    where passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for.
+
+    Args:
+        learns: in training, whether weights may learn and are float32 therefore; half of a large model's memory.
+    """
     spec, device = MODELS[suite.model.name], device_of(suite)
     dtype = suite.dtypes["training"] if training else suite.sampling_dtypes["denoiser"]
     set_products(dtype)
-    weights = weights_dtype("fp32" if training else dtype)
+    weights = weights_dtype("fp32" if training and learns else dtype)
     if suite.model.weights == "random":
         network = build_transformer(spec, device=device, dtype=weights, seed=suite.model.seed, zero_init=False)
     else:
