@@ -199,6 +199,9 @@ def test_a_table_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         run_rival(suite, "toca")
     rivals = read_rivals(suite, suite.folder)
     assert rivals is not None and rivals_table(suite, rivals).markdown() == table.markdown()
+    with pytest.raises(UserError, match=r"rivals-smoothcache/artefacts\.json: not found; run `tcbench train"):
+        run_rival(declaring(), "smoothcache")
+    assert not Path("results/smoke/rivals/smoothcache.json").exists(), "nothing is solved from stand-ins"
 
 
 # --- the page

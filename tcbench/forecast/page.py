@@ -59,9 +59,9 @@ Peaks are what torch held of the card's 151 GB, over all stages. A dash: not run
 Lines of *3 jobs a card* come of rehearsals that ran at the same time on one card (`TCBENCH_JOBS_PER_GPU=3`), of which
 each took 80 GB at most (`--card-memory 80`). Their seconds are nobody's forecast: they show that stages run, and in
 what memory. They are also younger: `diagnose` takes a fourth of the passes that it took in the other lines, and in 16
-bits where training does. There `diagnose` of FLUX.1 failed on a second copy of the model, which it had no use for. It no
-longer makes one and holds weights in 16 bits, and was not run on a card since. 147 GB are its peak with that copy and
-37 fillings of the cache.
+bits where training does. There `diagnose` of FLUX.1 failed on a second copy of the model, which it had no use for. It
+no longer makes one and holds weights in 16 bits, and was not run on a card since. 147 GB are its peak with that copy
+and 37 fillings of the cache.
 """
 
 RATES = """\

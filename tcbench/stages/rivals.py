@@ -5,6 +5,7 @@ import time
 from functools import cache
 from typing import Any, cast
 
+from tcbench.budget.borrowing import training_record
 from tcbench.budget.costing import macs_of
 from tcbench.budget.matching import mean
 from tcbench.budget.reaching import Reached, reach
@@ -31,7 +32,7 @@ def run_rival(suite: Suite, method: str) -> None:
     `uncached` is what all are compared with, and is run before them, with the yardstick of seed noise.
 
     Raises:
-        UserError: the suite has no such rival; as solving, sampling and scoring.
+        UserError: the suite has no such rival, or what it takes was not trained; as solving, sampling and scoring.
     """
     part, rivals, started = suite.rival_suite, suite.rivals, time.time()
     if part is None or rivals is None:
@@ -45,6 +46,7 @@ def run_rival(suite: Suite, method: str) -> None:
         label, budgets = reference.label, list[AtBudget]()
     elif method in rivals.methods:
         entry = part[f"{part.ablation}-{method}"]
+        training_record(entry)  # without it the knob would be solved from stand-ins
         label, budgets = entry.label, _solve(part, rivals, entry)
         rows = with_own(part, {str(at["row"]): _solved(entry, at) for at in budgets if at["row"]}).entries
         sample_rows(rows)
