@@ -18,7 +18,7 @@ from tcbench.errors import UserError
 from tcbench.record.records import SCORE
 from tcbench.registry import method_names
 from tcbench.report import figures, figures_predictor
-from tcbench.report.cells import interval_text, marks, marks_explained, spread_text
+from tcbench.report.cells import interval_text, marks, marks_explained, options_text, spread_text
 from tcbench.report.compare import against_references
 from tcbench.report.grids import grid, save_grid
 from tcbench.report.main_table import main_table
@@ -294,6 +294,14 @@ def test_report_imports_no_torch():
 )
 def test_interval_text(value, low, high, text):
     assert interval_text(value, low, high) == text
+
+
+def test_a_long_list_of_options_is_shown_by_its_ends():
+    options = {"fresh_ratio": 0.99991, "schedule": [1, 2] * 25, "tried": [1, 2], "beta": None}
+    assert options_text(options, whole=False) == (
+        "fresh_ratio 0.9999, schedule [1, 2, 1, 2, 1, 2, … 2] of 50, tried [1, 2]"
+    )
+    assert options_text(options).count("1, 2") == 26
 
 
 def test_spreads_of_next_to_nothing_are_not_a_row_of_zeros():

@@ -135,7 +135,22 @@ def table_title(name: str, suite: str, differs: str) -> str:
     return f"{name} on suite `{suite}`" + (f" ({differs})" if differs else "")
 
 
-def options_text(options: Mapping[str, Any]) -> str:
-    """Options as a reader sets them; those that were taken back are left out."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in given.items())
+LISTED = 8
+"""Numbers of a list at most that a cell shows whole."""
+
+
+def options_text(options: Mapping[str, Any], *, whole: bool = True) -> str:
+    """Options as a reader sets them; those that were taken back are left out.
+
+    Args:
+        whole: else long lists, as those of a number for every step, show how they begin and end.
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        if isinstance(value, list) and len(value) > LISTED and not whole:
+            return f"[{', '.join(map(str, value[: LISTED - 2]))}, … {value[-1]}] of {len(value)}"
+        return str(value)
+
+    return ", ".join(f"{name} {text(value)}" for name, value in options.items() if value is not None)

@@ -177,7 +177,7 @@ class _Lines:
         record |= {"cache_bytes_per_sample": memory}
         cell = {
             "Method": row["label"],
-            "Setting": options_text(at["options"]) if at else NO_CELL,
+            "Setting": options_text(at["options"], whole=False) if at else NO_CELL,
             "MAC ratio": f"{ratio:.2f}",
             self.unit.name: f"{macs / self.unit.macs:.4g}",
             "off budget": f"{macs / at['target_macs'] - 1:+.1%}" if at else NO_CELL,
@@ -209,7 +209,7 @@ class _Lines:
         """A budget that no setting reaches, and what comes nearest."""
         return _identity(rival["method"], rival["label"], at), {
             "Method": rival["label"],
-            "Setting": f"not reached; nearest: {options_text(at['options'])}",
+            "Setting": f"not reached; nearest: {options_text(at['options'], whole=False)}",
             "MAC ratio": f"({macs_of(self.uncached) / at['macs']:.2f})",
             "off budget": f"({at['macs'] / at['target_macs'] - 1:+.1%})",
         }
