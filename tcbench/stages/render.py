@@ -107,11 +107,8 @@ def render_strips(suite: Suite, folder: Path, results: Path) -> None:
             shown = [shard[name][steps.astype(int), 0, 0] for name in ("x0", "xt")]
             if suite.decodes_videos:  # a frame of each: of more, nothing would be seen
                 shown = [videos[:, videos.shape[1] // 2] for videos in shown]
-            lines, labels = (
-                [_tiles(each) for each in shown],
-                [f"{manifest['timesteps'][int(step)]:g}" for step in steps],
-            )
-            write_strip(*of, lines, labels, shows="steps")
+            labels = [f"{manifest['timesteps'][int(step)]:g}" for step in steps]
+            write_strip(*of, [_tiles(each) for each in shown], labels, shows="steps")
 
 
 def render_grids(suite: Suite, folder: Path, overwrite: bool = True) -> None:
