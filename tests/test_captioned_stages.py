@@ -151,8 +151,11 @@ def test_errors_in_16_bit_are_those_of_float32_nearly(
     backwards = read_json(entry.diagnostics)["cases"]
     assert backwards != before["cases"] and all(case in before["cases"] for case in backwards)
     monkeypatch.setattr(Suite, "dtypes", property(lambda _: rounded))
+    held, load = [], diagnose.load_adapter
+    monkeypatch.setattr(diagnose, "load_adapter", lambda *of, **how: held.append(load(*of, **how)) or held[-1])
     diagnose_row(entry)
     after = read_json(entry.diagnostics)
+    assert held[0].dtype == torch.bfloat16, "nothing learns, so no float32 weights are held"
     assert after["provenance"]["dtypes"]["training"] == "bf16"
     errors = [[case["error"] for case in found["cases"]] for found in (after, before)]
     np.testing.assert_allclose(*errors, rtol=0.02)

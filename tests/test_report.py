@@ -589,15 +589,17 @@ def test_figure_quality_draws_every_label_at_its_cost(rows):
 
 
 def test_figure_quality_of_a_suite_without_fid_has_its_first_metric(rows):
-    names = {"fid": "psnr", "mae": "mae"}
-    rated = [
-        row | {"quality": {names[key]: row["quality"][key] for key in names if key in row["quality"]}} for row in rows
-    ]
-    panels = figures.figure_quality(rated, FLOOR).axes
+    def measuring(**names):
+        """The rows with these metrics alone, as numbers of those."""
+        kept = [{new: row["quality"][old] for new, old in names.items() if old in row["quality"]} for row in rows]
+        return [row | {"quality": quality} for row, quality in zip(rows, kept, strict=True)]
+
+    panels = figures.figure_quality(measuring(psnr="fid", mae="mae"), FLOOR).axes
     assert panels[0].get_ylabel() == "PSNR to uncached (dB) (higher is better)" and panels[0].get_yscale() == "linear"
     assert panels[0].containers and len(panels) == 4
-    alone = [row | {"quality": {key: row["quality"][key] for key in ("mae",) if key in row["quality"]}} for row in rows]
-    assert len(figures.figure_quality(alone, FLOOR).axes) == 2, "no panel is empty"
+    below_zero = figures.figure_quality(measuring(kid="fid", mae="mae"), FLOOR).axes
+    assert [panel.get_yscale() for panel in below_zero[::2]] == ["linear", "log"], "KID may be below 0"
+    assert len(figures.figure_quality(measuring(mae="mae"), FLOOR).axes) == 2, "no panel is empty"
 
 
 def test_figure_trajectory_draws_mean_and_spread(rows):

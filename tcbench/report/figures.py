@@ -158,7 +158,7 @@ def figure_quality(rows: Sequence[Row], floor: dict[str, Any] | None = None) -> 
                 x = [ratios[row["row"]] * beside_others[row["row"]] for row in points]
                 style = look_of[points[0]["row"]] | ({"markerfacecolor": "none"} if points[0]["control"] else {})
                 handles[name_of(points[0])] = _with_intervals(panel, x, points, metric, style)
-            if METRICS[metric].better == "higher":
+            if METRICS[metric].better == "higher" or METRICS[metric].bounds[0] < 0:
                 continue
             panel.set_yscale("log")  # a broken variant must not flatten the differences between the others
             panel.yaxis.set(

@@ -241,8 +241,9 @@ def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:
         f"{first['samples']} samples per row in {first['groups']} batches, CFG scale {first['guidance_scale']:g};",
         "value [95 % interval], delete-one-batch jackknife.",
         f"Setting: the knob as solved for the budget, which is the uncached run's MACs at NFE {config.nfe} over the",
-        "ratio, and what else was changed to reach it; all that a method computes for itself is charged. MAC ratio and",
-        "off budget are of the run itself. A row is there if the setting that was solved for it was within",
+        "ratio, and what else was changed to reach it, long lists whole in the CSV; all that a method computes for",
+        "itself is charged. MAC ratio and off budget are of the run itself. A row is there if the setting that was",
+        "solved for it was within",
         f"{config.near:.0%} of the budget.",
     ]
     if measured:
