@@ -383,6 +383,9 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     sub.add_argument(
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
+    sub.add_argument(
+        "--part", action="store_true", help="of a run that was cut short, the rows that were run; titles say what lacks"
+    )
     sub = command("completion", _completion, 'completion for a shell: eval "$(tcbench completion bash)"')
     sub.add_argument("shell", choices=("bash", "zsh"))
     parser.epilog = "\n".join(groups).lstrip() + "\n\ntcbench COMMAND --help says more."
@@ -884,8 +887,12 @@ def _publish(parsed: argparse.Namespace) -> None:
     from tcbench.stages.publish import publish
 
     suite = load_speed_suite(parsed.config) if is_speed_config(parsed.config) else load_suite(parsed.config)
-    files = publish(suite, parsed.allow_dirty)
-    print(f"published {len(files)} files to results/reference/{suite.suite}/")
+    files, lacks = publish(suite, parsed.allow_dirty, parsed.part)
+    target = f"results/reference/{suite.suite}"
+    print(f"published {len(files)} files to {target}/")
+    if lacks:
+        print(f"{len(lacks)} rows were not run: {', '.join(lacks)}")
+        print(f"next: tcbench tables, ablations, diagnostics and verdicts, each with {suite.suite} --results {target}")
 
 
 def _vouch(parsed: argparse.Namespace) -> None:

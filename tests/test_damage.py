@@ -481,6 +481,28 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
     assert main([*tables, "--overwrite"]) == 0 and "FORA, as published" in capsys.readouterr().out
 
 
+def test_a_run_that_was_cut_short_is_published_in_part(results: Path, capsys) -> None:
+    """Its tables are rendered from what is published, and their titles say that rows lack."""
+    publish = ["publish", "tiny.yaml", "--allow-dirty"]
+    assert main([*publish, "--part"]) == 2 and "every row was run; leave out --part" in one_line(capsys)
+    (results / "scores" / "nfe4-fora.json").unlink()
+    (results / "ablations" / "cache_ratio" / "scores" / "cache_ratio-r0.7.json").unlink()
+    (results / "latency.json").unlink()
+    shutil.rmtree(results / "grids")
+    assert main(publish) == 2 and "nfe4-fora.json" in one_line(capsys)
+    assert main([*publish, "--part"]) == 0
+    assert "2 rows were not run: nfe4-fora, cache_ratio-r0.7" in capsys.readouterr().out
+    published = Path("results") / "reference" / "tiny"
+    assert read_json(published / PROVENANCE)["lacks"] == ["nfe4-fora", "cache_ratio-r0.7"]
+    assert not (published / "tables").exists() and (published / "trained" / "nfe4-tokencache").exists()
+    for command in ("tables", "ablations", "diagnostics", "verdicts", "figures", "report"):
+        assert main([command, "tiny.yaml", "--results", str(published)]) == 0
+    assert "grids/nfe4.png: not drawn: needs strips of samples" in capsys.readouterr().err
+    shown = (published / "tables" / "table2.md").read_text(encoding="utf-8")
+    assert "; run in part, 2 rows and variants lack)" in shown and "FORA" not in shown
+    assert not (published / "tables" / "ablation-cache_ratio.md").exists()  # nothing but a variant that lacks was in it
+
+
 def test_results_of_several_commits_are_published_where_their_code_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a change of a metric, when samples are kept and scored again."""
     smoke = load_suite(Path(__file__).parent / "smoke.yaml")

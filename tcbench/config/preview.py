@@ -73,6 +73,15 @@ def _of_samples(suite: Suite, count: int) -> Suite:
 
 def _of_rows(suite: Suite, part: Suite, rows: Sequence[str], kind: str) -> Suite:
     """A suite, or a preview of fewer samples of it, with some rows alone."""
+    fewer = of_rows(part, rows)
+    trainings = f", the first of {suite.trainings} trainings" if suite.trainings > 1 else ""
+    counts = f"{part.samples.count} of {suite.samples.count} samples, {len(rows)} of {len(suite.rows)} rows{trainings}"
+    fewer._preview = Preview(f"{kind}: {counts}", part.folder, part.jackknife_size, partial=True)
+    return fewer
+
+
+def of_rows(suite: Suite, rows: Sequence[str]) -> Suite:
+    """A suite with some of its rows alone, trained once, without ablations."""
     tables = {
         name: table.model_copy(update={"rows": listed})
         for name, table in suite.show.tables.items()
@@ -81,7 +90,7 @@ def _of_rows(suite: Suite, part: Suite, rows: Sequence[str], kind: str) -> Suite
     nfes, nfe = [suite.rows[name].nfe for name in rows], suite.show.figure.nfe
     figure = suite.show.figure.model_copy(update={"nfe": nfe if nfe in nfes else nfes[0]})
     kept = {name: suite.rows[name] for name in rows}
-    fewer = part.model_copy(
+    fewer = suite.model_copy(
         update={
             "show": suite.show.model_copy(update={"tables": tables, "figure": figure}),
             # a target is only shown
@@ -91,13 +100,11 @@ def _of_rows(suite: Suite, part: Suite, rows: Sequence[str], kind: str) -> Suite
             },
             "ablations": {},
             "trainings": 1,
+            "trainings_of": (),
         }
     )
     if suite.rivals and not any(row.method == "uncached" and row.nfe == suite.rivals.nfe for row in kept.values()):
         fewer = fewer.model_copy(update={"rivals": None})  # there is nothing to hold them against
-    trainings = f", the first of {suite.trainings} trainings" if suite.trainings > 1 else ""
-    counts = f"{part.samples.count} of {suite.samples.count} samples, {len(rows)} of {len(suite.rows)} rows{trainings}"
-    fewer._preview = Preview(f"{kind}: {counts}", part.folder, part.jackknife_size, partial=True)
     return fewer
 
 

@@ -317,10 +317,17 @@ class Rendered(OfSuite):
 
 
 class Published(TypedDict):
-    """provenance.json: the suite that published results are of, and the digests of their files by path."""
+    """provenance.json: what published results are of.
+
+    Keys:
+        suite: its config; of a run that was cut short, with the rows that were run.
+        files: digests by path.
+        lacks: the rows that were not run.
+    """
 
     suite: dict[str, Any]
     files: dict[str, Digest]
+    lacks: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

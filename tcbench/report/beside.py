@@ -35,9 +35,12 @@ class Beside:
 
 
 def beside(results: Results, nfe: int | None = None) -> Beside | None:
-    """What stands beside TokenCache in a suite at an NFE (default: of its figures); None if no such row was run."""
+    """What stands beside TokenCache in a suite at an NFE (default: that of its figures, or else the first one where
+    another method costs as much); None if it stands alone, or was not run."""
+    if nfe is None:
+        nfes = dict.fromkeys([results.suite.show.figure.nfe, *(row["nfe"] for row in results.own_rows)])
+        return next((found for nfe in nfes if (found := beside(results, nfe))), None)
     suite, rows = results.suite, results.own_rows
-    nfe = nfe or suite.show.figure.nfe
     run = [row for row in rows if row["nfe"] == nfe and was_run(row)]
     at = [row for row in run if row["refiners"] is True]
     ours = next((row for row in at if row["method"] == OURS and not row["control"]), None)
@@ -53,6 +56,8 @@ def beside(results: Results, nfe: int | None = None) -> Beside | None:
         return tuple(sorted(found.values(), key=distance_of))  # type: ignore[arg-type]
 
     rivals = nearest(at, lambda row: not row["control"] and row["method"] != OURS)
+    if not rivals:
+        return None
     selectors = nearest(at, lambda row: row["control"])
     plain = nearest(run, lambda row: not row["refiners"] and (row["control"] or row["method"] == OURS))
     return Beside(suite.suite, ours, ratio, rivals, selectors, plain, next(iter(suite.tables), None))

@@ -128,8 +128,8 @@ def read_results(suite: Suite, folder: Path, parts: Collection[str] = PARTS) -> 
 def _with_repeats(suite: Suite, folder: Path) -> list[Row]:
     """The suite's rows; those of several trainings hold the numbers of all of them."""
     rows = {row["row"]: row for row in read_rows(folder, list(suite.rows), suite.suite)}
-    if suite.preview:  # of some rows, perhaps without one that another's MACs were matched to
-        rows = {name: row if row.get("target") in suite.rows else {**row, "target": None} for name, row in rows.items()}
+    # of some rows, the one that another's MACs were matched to may lack
+    rows = {name: row if row.get("target") in suite.rows else {**row, "target": None} for name, row in rows.items()}
     if not suite.repeats:
         return list(rows.values())
     own = suite.ablation_suites[TRAININGS].own

@@ -24,6 +24,7 @@ from tcbench.record.files import PROVENANCE, atomic, digest, write_text
 from tcbench.record.records import PUBLISHED
 from tcbench.report.beside import OURS, Beside, beside, best_first, distance_of, in_order
 from tcbench.report.claims import MECHANISM
+from tcbench.report.compare import too_few
 from tcbench.report.figures import LOOK, styles
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.results import Results, read_results
@@ -55,7 +56,7 @@ def summary(folder: Path, link: str | None = None) -> list[str]:
     results = read_published(folder)
     found = [found for each in results if (found := beside(each))]
     return [
-        *(_quality(each, link) for each in results if _second_opinion(each)),
+        *(_quality(each, link) for each in results if _networks(each)),
         _distances(found, link),
         _selectors(found, link),
         _claims(folder, link),
@@ -86,17 +87,18 @@ def published(folder: Path, kind: type) -> Any:
     return validated(Document(path, PUBLISHED.read(path)["suite"]), kind)
 
 
-def _second_opinion(results: Results) -> str | None:
-    """The metric of a suite that repeats its FID with another network, if it has one."""
-    return next((name for name in results.suite.scoring.metrics if METRICS[name].repeats == "fid"), None)
+def _networks(results: Results) -> list[str]:
+    """FID, and the metric of a suite that repeats it with another network; none where no other repeats it, nor one of
+    which the rows have too few samples."""
+    metrics = results.suite.scoring.metrics
+    second = [name for name in metrics if METRICS[name].repeats == "fid"]
+    return [name for name in ("fid", *second) if second and not too_few(results.own_rows, [name])]
 
 
 def _quality(results: Results, link: str) -> str:
     """Who has the lowest FID among what costs the same, by the suite's own network and by another."""
-    second, suite = _second_opinion(results), results.suite
-    assert second
-    metrics = ("fid", second)
-    nfes = dict.fromkeys(row["nfe"] for row in results.own_rows if row["method"] == OURS)
+    metrics, suite = _networks(results), results.suite
+    nfes = dict.fromkeys(row["nfe"] for row in results.own_rows)
     contests = [[*it.rivals, it.ours] for nfe in nfes if (it := beside(results, nfe))]
     won, clear = [], 0
     for metric in metrics:
@@ -108,13 +110,21 @@ def _quality(results: Results, link: str) -> str:
     assert at
     told = [in_order([*at.rivals, *at.selectors, at.ours], metric) for metric in metrics]
     plain = [in_order(at.plain, metric) for metric in metrics]
-    without = f" All without LoRA: {plain[0]}; {plain[1]}." if len(at.plain) > 1 else ""
+    without = f" All without LoRA: {'; '.join(plain)}." if len(at.plain) > 1 else ""
+    by_another = f", and at {won[1]} by another" if len(won) > 1 else ""
+    clearly = f", in {clear} of these {sum(won)} by more than intervals" if sum(won) else ""
+    named = ["Its own network", *(METRICS[name].label for name in metrics[1:])]
     return (
         f"**At equal MACs, TokenCache has the lowest FID at {won[0]} of {len(contests)} numbers of steps by the "
-        f"suite's own network, and at {won[1]} by another**, in {clear} of these {sum(won)} by more than intervals, in "
-        f"{_table_of(at, link)} ({suite.about.description}; {_sizes(at)}). "
-        f"Its own network: {told[0]}; {METRICS[second].label}: {told[1]}.{without}"
+        f"suite's own network{by_another}**{clearly}, in {_table_of(at, link)} ({suite.about.description}; {_sizes(at)}"
+        f"{_trained(at)}). {'; '.join(f'{name}: {values}' for name, values in zip(named, told, strict=True))}.{without}"
     )
+
+
+def _trained(it: Beside) -> str:
+    """Of how many trainings TokenCache's number is the mean."""
+    trainings = it.ours["quality"]["fid"].get("trainings", [])
+    return f", mean of {len(trainings)} trainings" if trainings else ""
 
 
 def _table_of(found: Beside, link: str) -> str:
@@ -258,9 +268,7 @@ def panels(results: Sequence[Results]) -> list[Panel]:
     """Of every suite the distance to the uncached samples, and FID where two networks tell it."""
     found = [(it, each) for each in results if (it := beside(each))]
     distances = [(it, "mae") for it, _ in found]
-    return distances + [
-        (it, name) for it, each in found if (second := _second_opinion(each)) for name in ("fid", second)
-    ]
+    return distances + [(it, name) for it, each in found for name in _networks(each)]
 
 
 @rc_context(LOOK)

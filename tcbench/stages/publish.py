@@ -7,12 +7,13 @@ the repository's browser.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from tcbench.config.ran import as_run
 from tcbench.config.speed import SpeedSuite
-from tcbench.config.suite import Suite
+from tcbench.config.suite import RIVALS, Suite
 from tcbench.errors import UserError
 from tcbench.record.files import PROVENANCE, check_seal, copy_file, read_json, sha256
 from tcbench.record.provenance import changed_between, is_ancestor
@@ -55,11 +56,16 @@ Records = dict[str, tuple[Provenance, str, str]]
 """Provenance, the digest of the config it should be of, and the stage, by what it is the provenance of."""
 
 
-def _records(suite: Suite) -> Records:
-    """Of everything that is published, after a look at whether each is the row's that it lies under."""
+def _records(suite: Suite, ran: Suite) -> Records:
+    """Of everything that is published, after a look at whether each is the row's that it lies under.
+
+    Args:
+        ran: what is published of the suite.
+    """
     records: Records = {}
-    for part in (suite, *suite.ablation_suites.values()):
-        for entry in part.entries:
+    parts = [(suite, ran), *((suite.ablation_suites[name], part) for name, part in ran.ablation_suites.items())]
+    for part, published in parts:
+        for entry in map(part.__getitem__, [entry.name for entry in published.entries]):
             score = SCORE.read(entry.scores, entry.name, suite.suite)
             for shows in get_args(Shows):
                 if strip_path(part.folder, entry.name, shows).exists():
@@ -67,11 +73,11 @@ def _records(suite: Suite) -> Records:
             if not score.get("not_run"):
                 records[entry.name] = score["provenance"], part.digest(), "score"
                 records[f"{entry.name}, samples"] = score["provenance"]["samples"], part.digest(), "sample"
-    for path in sorted((suite.folder / "rivals").glob("*.json")):
+    for path in _rival_records(ran, suite.folder):
         records[str(path)] = RIVAL.read(path, suite=suite.suite)["provenance"], suite.digest(), "rivals"
     latency = suite.folder / "latency.json"
-    timed = LATENCY.read(latency, suite=suite.suite)
-    for number, session in enumerate([timed, *timed.get("later", [])], 1):
+    timed = LATENCY.read(latency, suite=suite.suite) if latency.exists() or ran == suite else None
+    for number, session in enumerate([timed, *timed.get("later", [])] if timed else (), 1):
         name = str(latency) + (f", session {number}" if number > 1 else "")
         records[name] = session["provenance"], suite.digest(), "latency"
     for path in (suite.folder / "diagnostics").glob("*.json"):
@@ -81,6 +87,12 @@ def _records(suite: Suite) -> Records:
     for path in (suite.folder / "searched").glob("*.json"):
         SEARCHED.read(path, path.stem, suite.suite)
     return records
+
+
+def _rival_records(ran: Suite, folder: Path) -> list[Path]:
+    """The records of the rivals of what is published; none if they were not run."""
+    methods = ["uncached", *ran.rivals.methods] if ran.rivals else []
+    return sorted(path for name in methods if (path := folder / "rivals" / f"{name}.json").exists())
 
 
 def _speed_records(suite: SpeedSuite) -> Records:
@@ -102,25 +114,53 @@ def kept(suite: Suite | SpeedSuite, folder: Path) -> list[Path]:
     return [*measured(folder), *(path for pattern in patterns for path in sorted(folder.glob(pattern)))]
 
 
-def measured(folder: Path) -> list[Path]:
-    """Those of them that cannot be made again without running."""
-    return [path for pattern in MEASURED for path in sorted(folder.glob(pattern))]
+def measured(folder: Path, lacks: Collection[str] = ()) -> list[Path]:
+    """Those of them that cannot be made again without running, but for files of rows that lack: what was trained for
+    them, say."""
+    found = [path for pattern in MEASURED for path in sorted(folder.glob(pattern))]
+    rivals = [f"{RIVALS}-{path.stem}" if path.parent.name == RIVALS else "" for path in found]
+    return [
+        path
+        for path, rival in zip(found, rivals, strict=True)
+        if not {path.stem.removesuffix("-steps"), path.parent.name, rival} & {*lacks}
+    ]
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path, lacks: Collection[str] = ()) -> dict[str, str]:
     """What provenance.json of a published folder vouches for: all that was measured, by its path in the folder."""
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in measured(folder)}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in measured(folder, lacks)}
 
 
-def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
+def publish(
+    suite: Suite | SpeedSuite, allow_dirty: bool = False, in_part: bool = False
+) -> tuple[list[Path], Sequence[str]]:
     """Copy what is kept; refuse results that cannot be traced to one config and one state of the code.
+
+    Args:
+        in_part: what was run of a suite whose run was cut short. Its tables are rendered from what is published, with
+            the rows that there are.
+
+    Returns:
+        the files, and the names of the rows that were not run.
 
     Raises:
         UserError: results of another config, of an uncommitted work tree, or of commits between which their stage's
             code changed, unless they are timings, whose parts are compared within themselves and name their commits;
-            or a large or damaged file.
+            or a large or damaged file; or a part is asked for where nothing lacks.
     """
-    records = _speed_records(suite) if isinstance(suite, SpeedSuite) else _records(suite)
+    ran: Suite | SpeedSuite = suite
+    lacks: Sequence[str] = ()
+    if in_part:
+        if isinstance(suite, SpeedSuite):
+            raise UserError(f"suite {suite.suite}: timings name what was not timed; leave out --part")
+        ran, lacks = as_run(suite)
+        if not lacks:
+            raise UserError(f"suite {suite.suite}: every row was run; leave out --part")
+    if isinstance(suite, SpeedSuite):
+        records = _speed_records(suite)
+    else:
+        assert isinstance(ran, Suite)
+        records = _records(suite, ran)
     for what, (record, digest, _) in records.items():
         if record["config_digest"] != digest:
             raise UserError(f"{what}: was run with another config; run it again before publishing")
@@ -131,7 +171,7 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
         newest = _newest_of_one_code(suite, records)
     target = Path("results") / "reference" / suite.suite
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    files = kept(suite, suite.folder)
+    files = measured(suite.folder, lacks) if in_part else kept(suite, suite.folder)
     for path in files:
         if path.stat().st_size > LIMIT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes; only files up to {LIMIT_BYTES} bytes are published")
@@ -144,8 +184,10 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
             read_json(path)  # it carries no digest; from here on it is listed with one
         else:
             check_seal(path)
-    described = suite.model_dump(mode="json", by_alias=True)
-    provenance: dict[str, Any] = {"suite": described, **newest, "files": digests(suite.folder)}
+    described = ran.model_dump(mode="json", by_alias=True)
+    provenance: dict[str, Any] = {"suite": described, **newest, "files": digests(suite.folder, lacks)}
+    if lacks:
+        provenance["lacks"] = list(lacks)
     if isinstance(suite, SpeedSuite):
         provenance["git"] = {what: record["git"] for what, (record, *_) in records.items()}
     try:  # what was published before stays until all of this is there
@@ -156,7 +198,7 @@ def publish(suite: Suite | SpeedSuite, allow_dirty: bool = False) -> list[Path]:
         staged.rename(target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return files
+    return files, lacks
 
 
 def _newest_of_one_code(suite: Suite, records: Records) -> Provenance:

@@ -20,7 +20,7 @@ from tcbench.report.published_table import published_table
 from tcbench.report.results import all_searched_rows, read_results, read_rows
 from tcbench.report.rivals_table import read_rivals, rivals_table
 from tcbench.report.rows import Row, is_reference, mac_ratio, quality_of
-from tcbench.report.strips import read_strip, write_clips, write_strip
+from tcbench.report.strips import read_strip, strip_path, write_clips, write_strip
 from tcbench.report.suite_tables import ablation_tables, diagnostic_tables, main_tables, verdict_tables
 from tcbench.report.table import Table, is_published
 
@@ -121,6 +121,9 @@ def render_grids(suite: Suite, folder: Path, overwrite: bool = True) -> None:
         if not overwrite and is_published(folder / "grids" / f"nfe{nfe}.png"):
             continue
         entries = [entry for entry in suite.entries if entry.nfe == nfe]
+        if not any(strip_path(folder, entry.name).exists() for entry in entries):
+            print(f"grids/nfe{nfe}.png: not drawn: needs strips of samples", file=sys.stderr)
+            continue
         rows = read_rows(folder, [entry.name for entry in entries], suite.suite)
         first = [read_strip(folder, row)[0][0] for row in rows]
         labels = [entry.label + _knob(entry, row) for entry, row in zip(entries, rows, strict=True)]
