@@ -25,10 +25,10 @@ from tcbench.config.load import load_suite, validated
 from tcbench.config.preview import WHOLE, Asked
 from tcbench.config.speed import SpeedSuite, is_speed_config, load_speed_suite, parts
 from tcbench.config.suite import Entry, Suite
-from tcbench.errors import UserError, did_you_mean
+from tcbench.errors import UserError, did_you_mean, is_full
 from tcbench.listing import LISTS, listed, methods_listed
 from tcbench.models.specs import MODELS
-from tcbench.outside.devices import NVML_CHECK, release
+from tcbench.outside.devices import NVML_CHECK, release, start_again_alone
 from tcbench.outside.places import ADDED_METHODS, VBENCH, add_methods, suite_file
 from tcbench.precision import Dtype
 from tcbench.record.files import PROVENANCE, vouch, write_text
@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_methods(parsed.methods)
         try:
             status = parsed.handler(parsed) or 0
+        except Exception as error:
+            if is_full(error):
+                start_again_alone(sys.argv[1:] if arguments is None else arguments)
+            raise
         finally:
             release()
         sys.stdout.flush()

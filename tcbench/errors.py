@@ -30,3 +30,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return f"known: {', '.join(likeness) or 'none'}"
     near = [repr(name) for name, like in likeness.items() if like == best]
     return f"did you mean {' or '.join(near[:3])}?"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a GPU has no memory left for what was asked. It goes by the name, because torch may not be imported."""
+    return type(error).__name__ == "OutOfMemoryError"

@@ -308,3 +308,39 @@ def test_more_gpus_than_leased_are_an_error(machine: Path) -> None:
     devices.check_seen(2)
     with pytest.raises(RuntimeError, match="2 GPUs are leased and CUDA sees 4"):
         devices.check_seen(4)
+
+
+LARGE = """
+import os
+import torch
+from tcbench.method import Method
+from tcbench.plan import ALL, Plan, every_unit
+
+
+class Large(Method):
+    name = "large"
+    label = "large"
+
+    def plan(self, look):
+        if os.environ["TCBENCH_JOBS_PER_GPU"] != "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return every_unit(look.run.shape.sites, ALL)
+"""
+
+
+@pytest.mark.parametrize("seats", ["2", "1"])
+def test_a_job_without_memory_on_a_shared_gpu_starts_again_alone(tmp_path: Path, seats: str) -> None:
+    """Where it was alone, nothing is left to try."""
+    smoke = (ROOT / "tests" / "smoke.yaml").read_text(encoding="utf-8")
+    row = "rows:\n  nfe4-large: {method: large, nfe: 4}\n"
+    (tmp_path / "large.yaml").write_text(smoke.replace("rows:\n", row, 1), encoding="utf-8")
+    (tmp_path / "methods").mkdir()
+    method = LARGE if seats == "2" else LARGE.replace('!= "1"', '== "1"')
+    (tmp_path / "methods" / "large.py").write_text(method, encoding="utf-8")
+    environment = {**os.environ, devices.PRETEND: "1", devices.SEATS: seats, "PYTHONPATH": str(ROOT)}
+    environment[devices.FOLDER] = str(tmp_path / "leases")
+    command = [sys.executable, "-m", "tcbench", "sample", "large.yaml", "--rows", "nfe4-large"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    again = "out of GPU memory beside other jobs: starting again, alone on the GPU"
+    assert (ran.returncode == 0) == (again in ran.stderr) == (seats == "2"), ran.stderr
+    assert (tmp_path / "results" / "smoke" / "samples" / "nfe4-large" / "row.json").exists() == (seats == "2")

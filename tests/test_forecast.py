@@ -20,6 +20,7 @@ from tcbench.forecast.rates import Rate, Rates, known_cards, recorded_rates
 from tcbench.forecast.recorded import recorded
 from tcbench.forecast.training import forward_macs, parameters, training_work
 from tcbench.forecast.work import Job, Work
+from tcbench.outside.devices import SEATS
 from tcbench.registry import make_method
 
 ROOT = Path(__file__).parent.parent
@@ -194,7 +195,7 @@ def test_the_command_says_all_of_it(smoke: Suite, capsys: pytest.CaptureFixture[
     assert main(["forecast", config, "--gpus", "0"]) == 2 and main(["forecast", config, "--gpu", "k80"]) == 2
 
 
-def test_the_workflow_says_what_is_left_and_how_long_it_takes(smoke: Suite) -> None:
+def test_the_workflow_says_what_is_left_and_how_long_it_takes(smoke: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     outputs = {3: [str(smoke["nfe4-tokencache"].trained / "artefacts.json")], 4: ["results/smoke/latency.json"]}
     left = announce([smoke], {**outputs, 5: ["somewhere/else"]}, 2, 1, said.append)
@@ -203,6 +204,11 @@ def test_the_workflow_says_what_is_left_and_how_long_it_takes(smoke: Suite) -> N
     assert announce([smoke], {1: ["somewhere/else"]}, 2, 1, said.append) is None
     assert announce([smoke], {1: ["results/smoke/rivals/fora.json"]}, 2, 1, said.append) is None
     assert said[-1].startswith("no forecast of 1 files of rivals")
+    monkeypatch.setenv(SEATS, "4")
+    on_a_gpu = smoke.model_copy(update={"model": smoke.model.model_copy(update={"device": "cuda"})})
+    assert announce([on_a_gpu], outputs, 8, 4, said.append)
+    assert "on 1 x" in said[-2] and "4 jobs share a card" in said[-1]
+    monkeypatch.delenv(SEATS)
 
     now = 100.0
     told = forecast(smoke, "cpu", 2)

@@ -12,7 +12,7 @@ from tcbench.forecast.estimate import Estimate, forecast, minutes, wall_seconds
 from tcbench.forecast.rates import known_cards
 from tcbench.forecast.text import duration, summary
 from tcbench.forecast.work import Job
-from tcbench.outside.devices import said_of_gpu
+from tcbench.outside.devices import jobs_per_gpu, said_of_gpu
 
 EVERY = 60.0
 """Seconds between two lines about what is left."""
@@ -76,18 +76,23 @@ def announce(
 
     Args:
         outputs: of the jobs that will run, by Snakemake's number.
+        gpus: jobs that may have a GPU at once. Those that share one take turns on it, so that they are no faster but
+            for the starts of their processes, and count as one.
     """
+    seats = jobs_per_gpu()
     wanted = {path for files in outputs.values() for path in map(str, files)}
     told: list[Estimate] = []
     for suite in suites:
         card = card_of(suite)
-        count = cores if card == "cpu" else max(1, gpus)
+        count = cores if card == "cpu" else max(1, gpus // seats)
         try:
             every = forecast(suite, card, count)
             jobs = tuple(job for job in every.jobs if any(_makes(output, wanted) for output in job.outputs))
             if jobs:
                 told.append(replace(every, jobs=jobs))
                 say(summary(told[-1]))
+                if card != "cpu" and seats > 1:
+                    say(f"  {seats} jobs share a card: their starts overlap, so that it may take less")
         except UserError as error:  # a run needs no forecast
             say(f"no forecast of {suite.suite}: {error}")
     if rivals := sum("/rivals/" in str(path) for files in outputs.values() for path in files):

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +45,9 @@ WAIT_S = 0.2
 
 _leases: dict[str, list[int]] = {}
 """File descriptors of the locks that this process holds, by GPU; processes forked from it hold them too."""
+
+_shared = False
+"""Whether the last lease was of a seat."""
 
 
 def uses_gpus(device: str) -> bool:
@@ -122,6 +125,7 @@ def lease(count: int = 1, alone: bool = False) -> None:
     Raises:
         UserError: there are fewer, or the folder of locks cannot be used.
     """
+    global _shared
     if len(_leases) >= count:
         return
     visible, seats = visible_gpus(), 1 if alone or count > 1 else jobs_per_gpu()
@@ -140,7 +144,21 @@ def lease(count: int = 1, alone: bool = False) -> None:
         _close(locks)
     release()
     _leases.update(taken)
+    _shared = seats > 1
     os.environ[VISIBLE] = ",".join(taken)
+
+
+def start_again_alone(arguments: Sequence[str]) -> None:
+    """After a shared GPU's memory did not suffice, run `tcbench` with these arguments in this process's place, with the
+    GPU to itself; what is finished is kept. Returns if this process shared none."""
+    if not _shared:
+        return
+    print("out of GPU memory beside other jobs: starting again, alone on the GPU", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ[SEATS] = "1"
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the locks, and the GPU's memory with the driver's files
+    os.execv(sys.executable, [sys.executable, "-m", "tcbench", *arguments])
 
 
 def release() -> None:

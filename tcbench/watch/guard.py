@@ -16,7 +16,7 @@ from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tcbench.errors import UserError
+from tcbench.errors import UserError, is_full
 from tcbench.plan import Plan, PlanError, Settled, Unit, described
 from tcbench.trainable import Trainable
 from tcbench.watch.checking import checks_values
@@ -78,7 +78,7 @@ def _is_from_outside(error: BaseException) -> bool:
     if isinstance(error, KeyboardInterrupt):
         last = list(_frames(error))[-1]
         return dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] != "RAISE_VARARGS"
-    return type(error).__name__ == "OutOfMemoryError"
+    return is_full(error)
 
 
 def _frames(error: BaseException) -> Iterator[TracebackType]:
