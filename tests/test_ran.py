@@ -65,6 +65,7 @@ def test_what_rests_on_a_row_that_lacks_lacks_too(tmp_path, monkeypatch):
         ("nfe4-fora", ("nfe4-fora", "rivals-fora")),
         ("cache_ratio-r0.9", ("cache_ratio-r0.9",)),
         ("cache_ratio-reference4", ("cache_ratio-r0.9", "cache_ratio-r0.7")),
+        ("trainings-reference4", ("trainings-nfe4-l2c-1", "trainings-nfe4-tokencache-1", "trainings-nfe4-random-1")),
         ("guidance-tokencache-cfg2", ("guidance-tokencache-cfg1", "guidance-tokencache-cfg2")),
         ("trainings-nfe4-random-1", ("trainings-nfe4-tokencache-1", "trainings-nfe4-random-1")),
         ("rivals/fora", ("rivals-fora",)),

@@ -3,7 +3,7 @@
 Imports no torch.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 from tcbench.config.fields import Ablation, Rivals
 from tcbench.config.preview import of_rows, with_needed
@@ -20,72 +20,71 @@ def as_run(suite: Suite) -> tuple[Suite, tuple[str, ...]]:
     Raises:
         UserError: no row is scored.
     """
-    rows = tuple(name for name in suite.rows if _scored(suite, with_needed(suite, [name])))
+    rows = tuple(name for name in suite.rows if _scored(suite, [name]))
     if not rows:
         raise UserError(f"{suite.folder}: no row is scored beside its reference row; run `tcbench run {suite.suite}`")
-    lacks = [name for name in suite.rows if name not in rows]
-    ablations: dict[str, Ablation] = {}
+    ablations, missing = _ablations(suite, rows)
+    trained_again, of, untrained = _trained_again(suite, rows)
+    rivals, not_run = _rivals(suite, rows)
+    lacks = (*(name for name in suite.rows if name not in rows), *missing, *untrained, *not_run)
+    differs = [suite.about.differs, f"run in part, {len(lacks)} rows and variants lack" if lacks else ""]
+    run = {
+        "about": suite.about.model_copy(update={"differs": "; ".join(filter(None, differs))}),
+        "ablations": ablations | trained_again,
+        "trainings": suite.trainings if trained_again else 1,
+        "trainings_of": of,
+        "rivals": rivals,
+    }
+    fewer = of_rows(suite, rows).model_copy(update=run)
+    return Suite.model_validate(fewer.model_dump(mode="json", by_alias=True)), lacks
+
+
+def _scored(part: Suite, names: Sequence[str]) -> bool:
+    """Whether these rows are scored, those of an ablation with what it samples for them alone."""
+    own = part.own if isinstance(part, AblationSuite) else part.rows
+    return all(part[name].scores.exists() for name in with_needed(part, names) if name in own)
+
+
+def _ablations(suite: Suite, rows: Sequence[str]) -> tuple[dict[str, Ablation], list[str]]:
+    """The ablations with the variants that are scored, and the names of those that are not."""
+    found: dict[str, Ablation] = {}
+    missing: list[str] = []
     for name, ablation in suite.ablations.items():
-        if name != TRAININGS:
-            there, missing = _variants(suite, rows, suite.ablation_suites[name], ablation)
-            lacks += missing
-            if there:
-                ablations[name] = ablation.model_copy(update={"rows": there})
-    trainings: dict[str, Any] = {}
-    if TRAININGS in suite.ablations:
-        repeated, missing = _trained_again(suite, rows)
-        lacks += missing
-        if repeated:
-            ablation = suite.ablations[TRAININGS]
-            again = {key: row for key, row in ablation.rows.items() if row.base in repeated}
-            ablations[TRAININGS] = ablation.model_copy(update={"rows": again, "base": next(iter(again.values())).base})
-            sources = dict.fromkeys(source.name for name in repeated if (source := suite[name].training_source))
-            of = tuple(sources) if missing else suite.trainings_of
-            trainings = {"trainings": suite.trainings, "trainings_of": of}
-    rivals, missing = _rivals(suite, rows)
-    lacks += missing
-    about = suite.about
-    if lacks:
-        said = f"run in part, {len(lacks)} rows and variants lack"
-        about = about.model_copy(update={"differs": "; ".join(filter(None, [about.differs, said]))})
-    fewer = of_rows(suite, rows)
-    fewer = fewer.model_copy(update={"about": about, "ablations": ablations, "rivals": rivals, **trainings})
-    return Suite.model_validate(fewer.model_dump(mode="json", by_alias=True)), tuple(lacks)
+        if name == TRAININGS:
+            continue
+        part, there = suite.ablation_suites[name], {}
+        for key, variant in ablation.rows.items():
+            scales = [f"-cfg{scale:g}" for scale in ablation.guidance_scales] or [""]
+            own = [f"{name}-{key}{at}" for at in scales]
+            needed = {variant.base or ablation.base, *(row for row in with_needed(part, own) if row in suite.rows)}
+            if needed <= {*rows} and _scored(part, own):
+                there[key] = variant
+            else:
+                missing += own
+        if there:
+            found[name] = ablation.model_copy(update={"rows": there})
+    return found, missing
 
 
-def _scored(suite: Suite, names: tuple[str, ...]) -> bool:
-    return all(suite[name].scores.exists() for name in names)
+def _trained_again(suite: Suite, rows: Sequence[str]) -> tuple[dict[str, Ablation], tuple[str, ...], list[str]]:
+    """The ablation of further trainings with the rows that have all of them, if all that share a training have; what
+    these share, for `trainings_of`; and the names that lack."""
+    if not suite.repeats:
+        return {}, suite.trainings_of, []
+    part, ablation = suite.ablation_suites[TRAININGS], suite.ablations[TRAININGS]
+    source_of = {name: source.name for name in suite.repeats if (source := suite[name].training_source)}
+    cut = {source_of[name] for name, again in suite.repeats.items() if name not in rows or not _scored(part, again)}
+    missing = [again for name in suite.repeats if source_of[name] in cut for again in suite.repeats[name]]
+    if not missing:
+        return {TRAININGS: ablation}, suite.trainings_of, []
+    kept = {key: row for key, row in ablation.rows.items() if source_of[row.base] not in cut}
+    if not kept:
+        return {}, (), missing
+    left = ablation.model_copy(update={"rows": kept, "base": next(iter(kept.values())).base})
+    return {TRAININGS: left}, tuple(dict.fromkeys(source_of[row.base] for row in kept.values())), missing
 
 
-def _variants(
-    suite: Suite, rows: tuple[str, ...], part: AblationSuite, ablation: Ablation
-) -> tuple[dict[str, Any], list[str]]:
-    """The variants of an ablation that are scored, by their keys, and the names of those that are not."""
-    there, missing = {}, []
-    for key, variant in ablation.rows.items():
-        scales = ablation.guidance_scales or (None,)
-        names = [f"{part.ablation}-{key}" + ("" if scale is None else f"-cfg{scale:g}") for scale in scales]
-        needed = with_needed(part, names)
-        base = getattr(variant, "base", None) or ablation.base
-        own = tuple(name for name in needed if name in part.own)
-        if base in rows and all(name in rows for name in needed if name in suite.rows) and _scored(part, own):
-            there[key] = variant
-        else:
-            missing += names
-    return there, missing
-
-
-def _trained_again(suite: Suite, rows: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """The rows with all their further trainings, if all that share a training have them; and the names that lack."""
-    part = suite.ablation_suites[TRAININGS]
-    whole = {name: name in rows and _scored(part, repeats) for name, repeats in suite.repeats.items()}
-    source_of = {name: source.name for name in whole if (source := suite[name].training_source)}
-    cut = {source_of[name] for name, there in whole.items() if not there}
-    missing = [repeat for name, repeats in suite.repeats.items() if source_of[name] in cut for repeat in repeats]
-    return [name for name in whole if source_of[name] not in cut], missing
-
-
-def _rivals(suite: Suite, rows: tuple[str, ...]) -> tuple[Rivals | None, list[str]]:
+def _rivals(suite: Suite, rows: Sequence[str]) -> tuple[Rivals | None, list[str]]:
     """The rivals that were run, if what they are compared with was, and the names of those that were not."""
     if suite.rivals is None or suite.rival_suite is None:
         return None, []
