@@ -14,7 +14,7 @@ from tcbench.models.networks import build_transformer, load_transformer, make_ad
 from tcbench.models.specs import MODELS
 from tcbench.models.text import encode_text, load_text_encoder, text_encoder_beside
 from tcbench.outside.places import ASSETS, locate
-from tcbench.record.files import read_json, read_tensors, write_tensors
+from tcbench.record.files import read_json, read_tensors, sha256, write_tensors
 from tcbench.registry import data_source
 from tcbench.training.base import Conditioned, PretrainRecipe, denoising_loss, pretrain_denoiser
 from tcbench.training.classifier import ClassifierRecipe, accuracy, train_classifier
@@ -37,6 +37,7 @@ def trained(digits: Dataset, folder: Path, recipe: PretrainRecipe = RECIPE) -> t
 
 def test_denoiser_learns_and_is_reproducible(digits: Dataset, tmp_path: Path) -> None:
     first, log = trained(digits, tmp_path / "a")
+    assert log["weights"] == sha256(tmp_path / "a" / "w.safetensors")
     history = log["history"]
     assert [record["iteration"] for record in history] == [12, 24]
     assert history[1]["loss"] < history[0]["loss"]
@@ -133,7 +134,7 @@ def test_a_state_of_another_recipe_is_refused(tmp_path: Path, digits: Dataset, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tcbench.training.base.write_json", stop)
+        patch.setattr("tcbench.training.base.write_log", stop)
         trained(digits, tmp_path)
     with pytest.raises(UserError, match="an interrupted run of another recipe"):
         trained(digits, tmp_path, RECIPE.model_copy(update={"seed": 1}))

@@ -503,6 +503,29 @@ def test_a_run_that_was_cut_short_is_published_in_part(results: Path, capsys) ->
     assert not (published / "tables" / "ablation-cache_ratio.md").exists()  # nothing but a variant that lacks was in it
 
 
+def test_how_a_shared_network_was_trained_is_published_with_each_suite(results: Path) -> None:
+    suite = load_suite(Path("tiny.yaml"))
+    own, shared = (Path("results") / name / "pretrained" / "denoiser.safetensors" for name in ("tiny", "other"))
+    for weights, logs in ((own, []), (shared, [shared.with_name("denoiser-log.json")])):
+        weights.parent.mkdir(parents=True)
+        weights.with_name("denoiser-log.json").write_text("{}", encoding="utf-8")
+        model = suite.model.model_copy(update={"weights": str(weights)})
+        assert publish._logs_elsewhere(suite.model_copy(update={"model": model})) == logs
+
+
+def test_rows_of_another_base_model_are_not_published_beside_others(results: Path, capsys) -> None:
+    """Two trainings by one recipe are not one network, and the config names the file alone."""
+    for path in results.glob("**/scores/*.json"):
+        if (record := read_json(path)).get("row"):
+            assert record["provenance"]["samples"]["weights"]["denoiser"], path
+    damaged = results / "scores" / "nfe4-fora.json"
+    record = read_json(damaged)
+    record["provenance"]["samples"]["weights"]["denoiser"] = "another"
+    write_record(damaged, record)
+    assert main(["publish", "tiny.yaml", "--allow-dirty"]) == 2
+    assert "nfe4-fora, samples: has another denoiser's weights than nfe4-uncached, samples" in one_line(capsys)
+
+
 def test_results_of_several_commits_are_published_where_their_code_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a change of a metric, when samples are kept and scored again."""
     smoke = load_suite(Path(__file__).parent / "smoke.yaml")

@@ -185,7 +185,7 @@ def test_trial_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tcbench.training.base.write_json", stop)
+        patch.setattr("tcbench.training.base.write_log", stop)
         trial.main(arguments)
     trial.main(arguments)
     scores = read_json(tmp_path / "out" / "scores.json")

@@ -82,6 +82,7 @@ def collect(
     started: float,
     dtypes: Mapping[str, str] | None = None,
     earlier: float = 0.0,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The provenance record of a run that ends now, as JSON-able values.
 
@@ -91,6 +92,7 @@ def collect(
         started: `time.time()` at the run's start, in seconds.
         dtypes: what networks computed in, by what they are (`Suite.dtypes`, `Suite.sampling_dtypes`).
         earlier: seconds that processes before this one took for the same work (`tcbench.record.spent`).
+        weights: digests of networks' weights, by what they are: two trainings by one recipe are not one network.
     """
     finished = time.time()
     return {
@@ -108,6 +110,7 @@ def collect(
         },
         "gpu": _gpu_model(),
         **({"dtypes": dict(dtypes)} if dtypes else {}),
+        **({"weights": dict(weights)} if weights else {}),
         "started_utc": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished_utc": datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
         "wall_s": round(finished - started + earlier, 3),

@@ -51,6 +51,7 @@ class Provenance(TypedDict):
     git: Commit
     packages: NotRequired[dict[str, str]]
     finished_utc: NotRequired[str]
+    weights: NotRequired[dict[str, str]]
     wall_s: NotRequired[NonNegativeFloat]
 
 

@@ -187,10 +187,12 @@ def _provenance(results: Results) -> dict[str, str]:
         return ", ".join(sorted(set(values))) or "unknown"
 
     packages = records[0].get("packages", {}) if records else {}
+    weights = {f"{kind} {digest}" for record in records for kind, digest in record.get("weights", {}).items()}
     return {
         "commit": several("git", "commit"),
         "uncommitted changes": several("git", "dirty"),
         "config digest": several("config_digest"),
+        "weights": ", ".join(sorted(weights)) or "not recorded",
         "seeds": several("seeds"),
         "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "python": several("python"),

@@ -166,6 +166,7 @@ def publish(
             raise UserError(f"{what}: was run with another config; run it again before publishing")
         if record["git"]["dirty"] is not False and not allow_dirty:
             raise UserError(f"{what}: was run from uncommitted code; commit, run again, then publish")
+    _refuse_several_networks(records)
     newest = next(iter(records.values()))[0]
     if isinstance(suite, Suite) and not allow_dirty:
         newest = _newest_of_one_code(suite, records)
@@ -185,7 +186,9 @@ def publish(
         else:
             check_seal(path)
     described = ran.model_dump(mode="json", by_alias=True)
-    provenance: dict[str, Any] = {"suite": described, **newest, "files": digests(suite.folder, lacks)}
+    borrowed = {f"pretrained/{log.name}": log for log in _logs_elsewhere(suite)}
+    listed = digests(suite.folder, lacks) | {place: sha256(log) for place, log in borrowed.items()}
+    provenance: dict[str, Any] = {"suite": described, **newest, "files": listed}
     if lacks:
         provenance["lacks"] = list(lacks)
     if isinstance(suite, SpeedSuite):
@@ -193,12 +196,37 @@ def publish(
     try:  # what was published before stays until all of this is there
         for path in files:
             copy_file(path, staged / path.relative_to(suite.folder))
+        for place, log in borrowed.items():
+            copy_file(log, staged / place)
         PUBLISHED.write(staged / PROVENANCE, provenance)
         shutil.rmtree(target, ignore_errors=True)
         staged.rename(target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return files, lacks
+    return [*files, *borrowed.values()], lacks
+
+
+def _logs_elsewhere(suite: Suite | SpeedSuite) -> list[Path]:
+    """How networks were trained that the suite shares with another: the logs beside their weights."""
+    if isinstance(suite, SpeedSuite):
+        return []
+    weights = [Path(path) for path in (suite.model.weights, suite.scoring.extractor_weights) if path]
+    logs = [path.with_name(f"{path.stem}-log.json") for path in weights]
+    return [log for log in logs if log.exists() and not log.match(str(suite.folder / PRETRAINING))]
+
+
+def _refuse_several_networks(records: Records) -> None:
+    """Whether rows were sampled, or scored, with weights that others were not.
+
+    Raises:
+        UserError: they were; a base model was trained again between them, say.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for what, (record, *_) in records.items():
+        for kind, weights in record.get("weights", {}).items():
+            other, digest = first.setdefault(kind, (what, weights))
+            if weights != digest:
+                raise UserError(f"{what}: has another {kind}'s weights than {other}; run one of them again")
 
 
 def _newest_of_one_code(suite: Suite, records: Records) -> Provenance:

@@ -72,6 +72,11 @@ def weights_digest(model: str, weights: str | None) -> str:
     return "+".join(content_digest(file) for file in files if file.exists())
 
 
+def weights_read(suite: Suite) -> dict[str, str]:
+    """The same of a suite's model, as provenance keeps it."""
+    return {"denoiser": weights_digest(suite.model.name, suite.model.weights)}
+
+
 def text_encoder_digests(suite: Suite) -> dict[str, str]:
     """Identifies what is read of the folder of `model.text_encoder`, by content; empty where none is named."""
     if (folder := suite.model.text_encoder) is None:

@@ -43,6 +43,7 @@ from tcbench.stages.ready import (
     sampler_settings,
     text_encoder_digests,
     weights_digest,
+    weights_read,
 )
 
 SHARDS_WAITING = 2
@@ -272,7 +273,7 @@ def _write_manifest(entry: Entry, options: dict[str, Any], started: float, resum
             **({"shards_in": os.path.relpath(paths[0].parent, entry.samples)} if suite.preview else {}),
             **({"captions": _captions(suite, suite.source)} if isinstance(suite.source, PromptSet) else {}),
             "resumed": resumed,
-            "provenance": collect(config, seeds, started, suite.sampling_dtypes, earlier),
+            "provenance": collect(config, seeds, started, suite.sampling_dtypes, earlier, weights_read(suite)),
         },
     )
 

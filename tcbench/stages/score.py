@@ -170,10 +170,15 @@ def load_networks(suite: Suite) -> Networks:
     return Networks(own, make_extractor(IMAGENET, device=device) if second else None)
 
 
+def _extractor_read(suite: Suite) -> dict[str, str]:
+    """Identifies the extractor's weights, where they do not ship, as provenance keeps it."""
+    weights = suite.scoring.extractor_weights
+    return {"extractor": content_digest(weights)} if weights and weights.is_file() else {}
+
+
 def identity_of(extractor: Extractor, suite: Suite) -> list[str | None]:
     """What features depend on besides the images: the network, its file where it does not ship, and the code."""
-    weights = suite.scoring.extractor_weights if extractor.name == suite.scoring.extractor else None
-    read = content_digest(weights) if weights and weights.is_file() else None
+    read = _extractor_read(suite).get("extractor") if extractor.name == suite.scoring.extractor else None
     return [extractor.name, read, source_digest("score", data=suite.data.name)]
 
 
@@ -297,7 +302,8 @@ def _score(entry: Entry, networks: Networks, scorers: Scorers, real: Real, start
         "paper": row.paper.model_dump(by_alias=True, exclude_none=True) if row.paper else None,
         "provenance": cast(
             ScoreProvenance,
-            collect(suite.model_dump(mode="json"), [suite.samples.seed], started) | {"samples": manifest["provenance"]},
+            collect(suite.model_dump(mode="json"), [suite.samples.seed], started, weights=_extractor_read(suite))
+            | {"samples": manifest["provenance"]},
         ),
     }
     if key := _key(entry):

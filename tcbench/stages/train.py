@@ -20,6 +20,7 @@ from tcbench.stages.ready import (
     sampler_settings,
     text_encoder_digests,
     weights_digest,
+    weights_read,
 )
 from tcbench.stages.timing import machine
 from tcbench.training.caching import train
@@ -69,7 +70,7 @@ def _train(entry: Entry, crew: Crew) -> None:
         return
     log |= {"row": entry.name, "suite": suite.suite, "settings": entry.training_settings, "read": files_digests(entry)}
     config, seeds = suite.model_dump(mode="json"), [entry.training_seed]
-    log["provenance"] = collect(config, seeds, started, suite.dtypes, unfinished.earlier)
+    log["provenance"] = collect(config, seeds, started, suite.dtypes, unfinished.earlier, weights_read(suite))
     save_artefacts(entry.trained, artefacts, refiners, log)
     unfinished.remove()
 

@@ -24,9 +24,9 @@ from tcbench.models.adapter import Adapter, Text
 from tcbench.models.networks import build_transformer, make_adapter, save_transformer
 from tcbench.models.specs import DiTSpec, ModelSpec, TextSpec
 from tcbench.models.text import build_text_encoder, encode_text, text_encoder_beside
-from tcbench.record.files import Damaged, check_seal, write_json, write_tensors
+from tcbench.record.files import Damaged, check_seal, write_tensors
 from tcbench.training.crew import ALONE, Crew
-from tcbench.training.running import deterministic, provenance, require_finite
+from tcbench.training.running import deterministic, provenance, require_finite, write_log
 from tcbench.training.unfinished import write_state
 
 
@@ -191,7 +191,7 @@ def pretrain_denoiser(
     if crew.rank:
         return
     averaged.save(out, metadata)
-    write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+    write_log(log, [out, text_encoder_beside(out)], metadata, recipe, history)
     state.path.unlink()
 
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from tcbench.data import Dataset, split
 from tcbench.data.augment import Affine
 from tcbench.models.classifier import DigitsCNN
-from tcbench.record.files import write_json, write_tensors
-from tcbench.training.running import deterministic, provenance, require_finite
+from tcbench.record.files import write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite, write_log
 
 
 class ClassifierRecipe(BaseModel):
@@ -82,7 +82,7 @@ def train_classifier(
                 total, count = torch.zeros((), device=device), 0
     metadata = provenance(recipe, device)
     write_tensors(out, model.cpu().state_dict(), metadata)
-    write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+    write_log(log, [out], metadata, recipe, history)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from tcbench.data.augment import Affine
 from tcbench.data.sets.scenes import Scenes
 from tcbench.models.digits_clip import build_digits_clip
-from tcbench.record.files import write_json, write_tensors
-from tcbench.training.running import deterministic, provenance, require_finite
+from tcbench.record.files import write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite, write_log
 
 
 class ClipRecipe(BaseModel):
@@ -94,7 +94,7 @@ def train_clip(recipe: ClipRecipe, device: torch.device | str, out: Path, log: P
                 total, count = torch.zeros((), device=device), 0
                 state = {name: tensor.half().cpu() for name, tensor in model.state_dict().items()}
                 write_tensors(out, state, metadata)
-                write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+                write_log(log, [out], metadata, recipe, history)
 
 
 @torch.no_grad()

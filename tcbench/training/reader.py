@@ -13,8 +13,8 @@ from tqdm import tqdm
 from tcbench.data.augment import Affine
 from tcbench.data.sets.scenes import SIDE, SIZES, Scenes
 from tcbench.models.reader import CLASSES, NONE, DigitReader, Reading, read_digits, target_map
-from tcbench.record.files import write_json, write_tensors
-from tcbench.training.running import deterministic, provenance, require_finite
+from tcbench.record.files import write_tensors
+from tcbench.training.running import deterministic, provenance, require_finite, write_log
 
 
 class ReaderRecipe(BaseModel):
@@ -95,7 +95,7 @@ def train_reader(recipe: ReaderRecipe, device: torch.device | str, out: Path, lo
                 progress.set_postfix(loss=f"{mean:.4f}", read_right=f"{right:.3f}")
                 total, count = torch.zeros((), device=device), 0
                 write_tensors(out, {name: tensor.cpu() for name, tensor in model.state_dict().items()}, metadata)
-                write_json(log, metadata | {"recipe": recipe.model_dump(), "history": history})
+                write_log(log, [out], metadata, recipe, history)
 
 
 def _scenes(count: int, held_out: bool) -> tuple[Tensor, Tensor]:

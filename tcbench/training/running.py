@@ -1,15 +1,19 @@
 """What every training run shares: determinism, a schedule of the learning rate, and a record of its circumstances."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
 from tcbench.errors import UserError
+from tcbench.record.files import write_json
+from tcbench.record.identity import content_digest
 from tcbench.trainable import Trainable
 
 
@@ -30,6 +34,15 @@ def provenance(recipe: BaseModel, device: torch.device) -> dict[str, str]:
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     versions = {name: version(name) for name in ("torch", "diffusers", "scikit-learn")}
     return {"recipe": recipe.model_dump_json(), "device": on, **versions}
+
+
+def write_log(
+    log: Path, weights: Sequence[Path], metadata: Mapping[str, str], recipe: BaseModel, history: Sequence[Any]
+) -> None:
+    """Write what a training of a network was: its metadata, its course, and the digest of what it left, which results
+    that were made with it name, too."""
+    digests = "+".join(content_digest(path) for path in weights if path.exists())
+    write_json(log, {**metadata, "weights": digests, "recipe": recipe.model_dump(), "history": list(history)})
 
 
 def require_finite(loss: float, iteration: int) -> None:
