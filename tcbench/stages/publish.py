@@ -76,7 +76,7 @@ def _records(suite: Suite, ran: Suite) -> Records:
     for path in _rival_records(ran, suite.folder):
         records[str(path)] = RIVAL.read(path, suite=suite.suite)["provenance"], suite.digest(), "rivals"
     latency = suite.folder / "latency.json"
-    timed = LATENCY.read(latency, suite=suite.suite) if latency.exists() or ran == suite else None
+    timed = LATENCY.read(latency, suite=suite.suite) if latency.exists() or ran is suite else None
     for number, session in enumerate([timed, *timed.get("later", [])] if timed else (), 1):
         name = str(latency) + (f", session {number}" if number > 1 else "")
         records[name] = session["provenance"], suite.digest(), "latency"
