@@ -108,7 +108,7 @@ def _quality(results: Results, link: str) -> str:
         clear += sum(_apart(rows[0], rows[1], metric) for rows in ours)
     at = beside(results)
     assert at
-    told = [in_order([*at.rivals, *at.selectors, at.ours], metric) for metric in metrics]
+    told = [_told([*at.rivals, *at.selectors, at.ours], at.ours, metric) for metric in metrics]
     plain = [in_order(at.plain, metric) for metric in metrics]
     without = f" All without LoRA: {'; '.join(plain)}." if len(at.plain) > 1 else ""
     by_another = f", and at {won[1]} by another" if len(won) > 1 else ""
@@ -119,6 +119,13 @@ def _quality(results: Results, link: str) -> str:
         f"suite's own network{by_another}**{clearly}, in {_table_of(at, link)} ({suite.about.description}; {_sizes(at)}"
         f"{_trained(at)}). {'; '.join(f'{name}: {values}' for name, values in zip(named, told, strict=True))}.{without}"
     )
+
+
+def _told(rows: list[Row], ours: Row, metric: str) -> str:
+    """The rows in order, and whether TokenCache's interval overlaps with that of a better first one."""
+    first = best_first(rows, metric)[0]
+    level = first is not ours and not _apart(first, ours, metric)
+    return in_order(rows, metric) + (", its interval overlapping with the first's" if level else "")
 
 
 def _trained(it: Beside) -> str:
