@@ -179,6 +179,9 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
     of_rows(sub)
     sub.add_argument("--cores", default="all", help="a number (default: all)")
     sub.add_argument("--gpus", type=int, metavar="N", help="GPUs that rows are sampled on at once (default: all here)")
+    sub.add_argument(
+        "--warm", action="store_true", help="start jobs as forks of one process that has imported torch and the like"
+    )
     sub.add_argument("--profile", default="default", help="slurm, or a folder with a profile of yours (%(default)s)")
     sub.add_argument("--dry-run", "-n", action="store_true", help="print what would be done")
     sub.add_argument(
@@ -565,9 +568,8 @@ def _say_added(suite: Suite) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     asked = Asked(parsed.samples, tuple(parsed.rows))
-    return run_workflow(
-        parsed.suite, parsed.targets, parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus
-    )
+    options = parsed.cores, parsed.dry_run, parsed.snakemake, asked, parsed.profile, parsed.gpus, parsed.warm
+    return run_workflow(parsed.suite, parsed.targets, *options)
 
 
 def _forecast(parsed: argparse.Namespace) -> None:

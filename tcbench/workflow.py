@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from tcbench.config.load import load_suite
@@ -9,6 +10,7 @@ from tcbench.config.preview import WHOLE, Asked
 from tcbench.config.speed import is_speed_config, load_speed_suite
 from tcbench.errors import UserError, did_you_mean
 from tcbench.outside.places import WORKFLOW, profile_folder, suite_file
+from tcbench.outside.warm import warm_jobs
 
 SUITES = ("digits", "scenes", "moving")
 """The embedded suites, which run when none is named."""
@@ -94,6 +96,7 @@ def run_workflow(
     asked: Asked = WHOLE,
     profile: str = "default",
     gpus: int | None = None,
+    warm: bool = False,
 ) -> int:
     """Run Snakemake on a suite, with results below the working directory.
 
@@ -106,6 +109,7 @@ def run_workflow(
         asked: the part of the suite that is wanted.
         profile: name of a profile that ships, or the path of one.
         gpus: how many a row is sampled on at once, if not as many as this machine has.
+        warm: whether jobs are forks of one process that has imported what they need.
 
     Returns:
         Snakemake's exit status.
@@ -139,7 +143,8 @@ def run_workflow(
     arguments += ["--cores", cores]
     printed = ["--dry-run"] if dry_run else [] if options else ["--logger", "tcbench"]
     try:
-        main([*arguments, *options, *printed, *(["--config", *said] if said else [])])
+        with warm_jobs() if warm and not dry_run else nullcontext():
+            main([*arguments, *options, *printed, *(["--config", *said] if said else [])])
     except SystemExit as end:
         return int(end.code or 0)
     return 0

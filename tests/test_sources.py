@@ -81,7 +81,7 @@ SLOW = "torch diffusers.models.transformers.transformer_2d diffusers.hooks torch
 apart, commands = json.loads(sys.argv[1])
 for module in [*SLOW.split(), *apart]:  # once, not in each process
     import_module(module)
-gc.freeze()  # as in tests/warm.py
+gc.freeze()  # as in tcbench/outside/warm.py
 before = set(sys.modules)
 for command in commands:
     if child := os.fork():

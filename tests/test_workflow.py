@@ -15,14 +15,16 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from tcbench.cli import main
+from tcbench.outside.warm import SLOW, warm_programs
 from tcbench.record.sources import STAGES, source_digest
 from tcbench.registry import method_names
 from tcbench.report.names import PICTURES
-from tests.warm import warm_programs
 
 from .test_speed import smoke as speed_suite
 
@@ -51,7 +53,7 @@ pytestmark = pytest.mark.timeout(1200)  # the first test pays for the whole work
 
 
 COLD = "tcbench-cold"
-"""The wheel's own program, in whose place its environment has one that starts warm (tests/warm.py)."""
+"""The wheel's own program, in whose place its environment has one that starts warm (tcbench/outside/warm.py)."""
 
 
 def run(scripts, folder, *command, check=True):
@@ -105,7 +107,7 @@ def wheel(tmp_path_factory):
     assert result.returncode == 0, f"{result.stderr}\n(the extra `dev` has what builds the wheel)"
     program = environment / "bin" / "tcbench"
     program.rename(program.with_name(COLD))
-    with warm_programs(python, {program: "tcbench.cli:main"}, USERS):
+    with warm_programs(python, {program: "tcbench.cli:main"}, USERS, [*SLOW, "snakemake.cli"]):
         yield environment / "bin", packages
 
 
@@ -130,6 +132,29 @@ def plan(scripts, folder, *arguments):
     """The rules that would run, by their names."""
     text = run(scripts, folder, "tcbench", "run", *arguments, "-n").stdout
     return {line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith(("rule ", "localrule "))}
+
+
+TELLS = """\
+import sys
+from pathlib import Path
+
+Path("imported").write_text(str("matplotlib.figure" in sys.modules))
+"""
+
+
+def test_warm_jobs_leave_the_same(scripts, finished, tmp_path):
+    """They are forks of a process that has imported what no sampling needs, and their samples are the same."""
+    (tmp_path / "smoke.yaml").write_text(SMOKE.replace("ablations:\n", f"{OWN_ROW}ablations:\n"))
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "halved.py").write_text(TELLS + OWN_METHOD)
+    wanted = "results/smoke/samples/nfe3-halved/row.json"
+    run(scripts, tmp_path, COLD, "run", "smoke.yaml", wanted, "--cores", "2", "--warm", "--snakemake=--quiet=rules")
+    assert (tmp_path / "imported").read_text() == "True"
+    shards = sorted((tmp_path / wanted).parent.glob("*.safetensors"))
+    assert shards
+    for shard in shards:  # the method's source, which is part of their metadata, differs
+        warm, cold = (load_file(path) for path in (shard, (finished / wanted).with_name(shard.name)))
+        assert warm.keys() == cold.keys() and all(np.array_equal(warm[name], cold[name]) for name in warm)
 
 
 def test_everything_is_there_and_whole(finished):

@@ -10,12 +10,15 @@ from snakemake.exceptions import WorkflowError
 
 from tcbench.errors import UserError
 from tcbench.outside.places import suite_file, suite_word
+from tcbench.outside.warm import PROGRAMS
 from tcbench.record.sources import source_digest
 from tcbench.config.speed import load_speed_suite
 from tcbench.workflow import ALL_CORES, SUITES, TARGETS, asked_of
 
-# The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated.
-shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(os.path.dirname(sys.executable))}:\"$PATH\"; ")
+# The `tcbench` of the Python that runs snakemake, also when its virtual environment is not activated, unless `tcbench run
+# --warm` has one that starts sooner.
+found_in = [*filter(None, [os.environ.get(PROGRAMS)]), os.path.dirname(sys.executable)]
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(':'.join(found_in))}:\"$PATH\"; ")
 
 try:
     asked_of(config)

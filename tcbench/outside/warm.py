@@ -1,9 +1,11 @@
 """Programs that start warm: forks of one process of an environment that has imported the dependencies, and no tcbench.
 
-Importing torch and diffusers costs every job of a workflow seconds, and what is tested is not theirs. The package
-itself is imported by each fork anew, as by any program.
+Importing torch and diffusers costs every job of a workflow seconds, on a machine with GPUs up to twenty. The package
+itself is imported by each fork anew, as by any program, and CUDA is started by none before it is forked. Imports no
+torch.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +15,19 @@ from tempfile import TemporaryDirectory
 
 SLOW = (
     "torch", "diffusers.models.transformers.transformer_2d", "diffusers.hooks", "torch_fidelity", "peft",
-    "scipy.special", "pandas",
+    "scipy.special", "pandas", "matplotlib.figure", "scipy.stats", "sklearn.datasets",
 )  # fmt: skip
 """What the stages import of the dependencies, where it takes long."""
 
-WORKFLOW = (*SLOW, "matplotlib.figure", "scipy.stats", "sklearn.datasets", "snakemake.cli")
-"""And a workflow around them."""
+PROGRAMS = "TCBENCH_PROGRAMS"
+"""The environment variable of a folder of programs that jobs of the workflow take before their Python's own."""
 
 SERVER = """
-import atexit, gc, json, os, signal, socket, sys
+import atexit, gc, json, os, select, signal, socket, sys
 from importlib import import_module
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the jobs
+interrupted = signal.default_int_handler
 
 def reap(*_):  # so that their time counts as this process's
     while True:
@@ -53,8 +58,15 @@ while True:
     while more := caller.recv(1 << 20):
         content += more
     if job := os.fork():
-        caller.send(bytes([os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) & 255]))
+        hung_up = select.poll()
+        hung_up.register(caller, 0)  # what is left is POLLHUP: the program was killed
+        while not (ended := os.waitpid(job, os.WNOHANG))[0]:
+            if hung_up.poll(50):
+                os.kill(job, signal.SIGTERM)
+                os._exit(0)
+        caller.send(bytes([os.waitstatus_to_exitcode(ended[1]) & 255]))
         os._exit(0)
+    signal.signal(signal.SIGINT, interrupted)
     caller.close()
     (module, function), arguments, folder, environment = json.loads(content)
     for number, file in enumerate(files):
@@ -89,8 +101,21 @@ sys.exit(status[0] if status else "the program did not end by itself")
 
 
 @contextmanager
+def warm_jobs() -> Iterator[None]:
+    """While this lasts, jobs of workflows that this process starts run as forks of one that imported what they need."""
+    with TemporaryDirectory() as folder:
+        program = Path(folder) / "tcbench"
+        with warm_programs(sys.executable, {program: "tcbench.cli:main"}, os.environ):
+            os.environ[PROGRAMS] = folder
+            try:
+                yield
+            finally:
+                del os.environ[PROGRAMS]
+
+
+@contextmanager
 def warm_programs(
-    python: Path | str, programs: Mapping[Path, str], environment: Mapping[str, str], modules: Sequence[str] = WORKFLOW
+    python: Path | str, programs: Mapping[Path, str], environment: Mapping[str, str], modules: Sequence[str] = SLOW
 ) -> Iterator[None]:
     """Write executable files that run as the environment's programs do, while this lasts.
 
