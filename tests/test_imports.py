@@ -209,7 +209,8 @@ def test_the_report_imports_no_torch(path: Path) -> None:
 
 LIGHT = [
     *("errors", "timesteps", "registry", "cli", "workflow", "listing", "completion", "starter", "console"),
-    *("outside/__init__", "outside/devices", "outside/foreign", "outside/places", "tensors/__init__", "tensors/unseen"),
+    *("outside/__init__", "outside/devices", "outside/foreign", "outside/places", "outside/warm"),
+    *("tensors/__init__", "tensors/unseen"),
     *(f"plan/{path.stem}" for path in files("plan")),
     *("choose", "schedule", "extrapolate", "bipartite", "selector", "partial", "routed", "shapes"),
     *("guidance", "method", "trainable"),
