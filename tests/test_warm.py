@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcbench.errors import UserError
 from tcbench.outside.warm import warm_programs
 
 MODULE = """
@@ -61,3 +62,10 @@ def test_its_job_ends_with_it(program: Path, tmp_path: Path, number: signal.Sign
             return
         time.sleep(0.02)
     raise AssertionError(f"{job} runs on")
+
+
+def test_what_it_cannot_import_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    refused = pytest.raises(UserError, match="did not start")
+    with refused, warm_programs(sys.executable, {}, os.environ, ["no_such_module"]):
+        pass
+    assert "No module named 'no_such_module'" in capfd.readouterr().err

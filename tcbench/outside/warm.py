@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tcbench.errors import UserError
+
 SLOW = (
     "torch", "diffusers.models.transformers.transformer_2d", "diffusers.hooks", "torch_fidelity", "peft",
     "scipy.special", "pandas", "matplotlib.figure", "scipy.stats", "sklearn.datasets",
@@ -124,12 +126,17 @@ def warm_programs(
         programs: an entry point, "module:function", by file.
         environment: variables of the process; a program's own are those of its caller.
         modules: what it imports before.
+
+    Raises:
+        UserError: it cannot import them, or not run.
     """
     with TemporaryDirectory() as folder:  # a socket's path must be short
         path = f"{folder}/socket"
-        command = [python, "-c", SERVER, path, *modules]
+        command = [python, "-P", "-c", SERVER, path, *modules]  # files beside a run are no modules of its programs
         with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE) as server:
-            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+            assert server.stdout is not None
+            if server.stdout.readline() != b"ready\n":
+                raise UserError("the process that warm jobs are forks of did not start, for the reason above")
             try:
                 for file, entry in programs.items():
                     file.write_text(PROGRAM.format(python=sys.executable, path=path, entry=entry.split(":")))
