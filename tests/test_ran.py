@@ -86,5 +86,5 @@ def test_matched_rows_stay_without_the_row_that_they_were_matched_to(tmp_path, m
 
 
 def test_without_a_row_there_is_no_part(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no row is scored beside its reference row"):
+    with pytest.raises(UserError, match="no row is scored yet beside its reference row"):
         as_run(run(tmp_path, monkeypatch, ["nfe4-uncached", "nfe3-uncached"]))

@@ -39,7 +39,9 @@ def narrowed(suite: Suite, asked: Asked) -> Suite:
     """
     part = _of_samples(suite, asked.samples or suite.samples.count)
     if asked.scored:
-        return _of_rows(suite, part, _scored(part, asked.rows or tuple(suite.rows)), "PARTIAL, what is scored so far")
+        return _of_rows(
+            suite, part, scored_rows(part, asked.rows or tuple(suite.rows)), "PARTIAL, what is scored so far"
+        )
     rows = with_needed(suite, asked.rows or tuple(suite.rows))
     return part if len(rows) == len(suite.rows) else _of_rows(suite, part, rows, "PARTIAL")
 
@@ -108,8 +110,12 @@ def of_rows(suite: Suite, rows: Sequence[str]) -> Suite:
     return fewer
 
 
-def _scored(part: Suite, asked: Sequence[str]) -> tuple[str, ...]:
-    """The rows that are scored, with all that they need."""
+def scored_rows(part: Suite, asked: Sequence[str]) -> tuple[str, ...]:
+    """The rows that are scored, with all that they need.
+
+    Raises:
+        UserError: none is.
+    """
     rows = tuple(row for row in asked if all(part[name].scores.exists() for name in with_needed(part, [row])))
     if not rows:
         raise UserError(f"{part.folder}: no row is scored yet beside its reference row; look again later")

@@ -6,9 +6,8 @@ Imports no torch.
 from collections.abc import Sequence
 
 from tcbench.config.fields import Ablation, Rivals
-from tcbench.config.preview import of_rows, with_needed
+from tcbench.config.preview import of_rows, scored_rows, with_needed
 from tcbench.config.suite import BASELINE, RIVALS, TRAININGS, AblationSuite, Suite, rival_rows
-from tcbench.errors import UserError
 
 
 def as_run(suite: Suite) -> tuple[Suite, tuple[str, ...]]:
@@ -20,9 +19,7 @@ def as_run(suite: Suite) -> tuple[Suite, tuple[str, ...]]:
     Raises:
         UserError: no row is scored.
     """
-    rows = tuple(name for name in suite.rows if _scored(suite, [name]))
-    if not rows:
-        raise UserError(f"{suite.folder}: no row is scored beside its reference row; run `tcbench run {suite.suite}`")
+    rows = scored_rows(suite, tuple(suite.rows))
     ablations, missing = _ablations(suite, rows)
     trained_again, of, untrained = _trained_again(suite, rows)
     rivals, not_run = _rivals(suite, rows)
@@ -39,10 +36,9 @@ def as_run(suite: Suite) -> tuple[Suite, tuple[str, ...]]:
     return Suite.model_validate(fewer.model_dump(mode="json", by_alias=True)), lacks
 
 
-def _scored(part: Suite, names: Sequence[str]) -> bool:
-    """Whether these rows are scored, those of an ablation with what it samples for them alone."""
-    own = part.own if isinstance(part, AblationSuite) else part.rows
-    return all(part[name].scores.exists() for name in with_needed(part, names) if name in own)
+def _scored(part: AblationSuite, names: Sequence[str]) -> bool:
+    """Whether variants are scored, with what the ablation samples for them alone."""
+    return all(part[name].scores.exists() for name in with_needed(part, names) if name in part.own)
 
 
 def _ablations(suite: Suite, rows: Sequence[str]) -> tuple[dict[str, Ablation], list[str]]:

@@ -76,8 +76,7 @@ def announce(
 
     Args:
         outputs: of the jobs that will run, by Snakemake's number.
-        gpus: jobs that may have a GPU at once. Those that share one take turns on it, so that they are no faster but
-            for the starts of their processes, and count as one.
+        gpus: jobs that may have a GPU at once. Those that share one take turns on it and count as one.
     """
     seats = jobs_per_gpu()
     wanted = {path for files in outputs.values() for path in map(str, files)}

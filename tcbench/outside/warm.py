@@ -29,7 +29,6 @@ import atexit, gc, json, os, select, signal, socket, sys
 from importlib import import_module
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the jobs
-interrupted = signal.default_int_handler
 
 def reap(*_):  # so that their time counts as this process's
     while True:
@@ -68,7 +67,7 @@ while True:
                 os._exit(0)
         caller.send(bytes([os.waitstatus_to_exitcode(ended[1]) & 255]))
         os._exit(0)
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     caller.close()
     (module, function), arguments, folder, environment = json.loads(content)
     for number, file in enumerate(files):
