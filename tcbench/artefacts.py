@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Generator | None = None) -> "LoraModel":
-    """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change."""
+    """Put LoRA (Hu et al. 2021) on attention and MLP of the last `blocks` blocks, in place; it starts as no change.
+
+    Args:
+        generator: of what is to learn, which is float32 whatever the model is.
+    """
     from peft import LoraConfig  # takes five seconds, which what trains and merges no refiners does without
     from peft.tuners.lora import LoraModel
 
@@ -36,6 +40,8 @@ def add_refiners(adapter: Adapter, blocks: int, rank: int, generator: torch.Gene
     lora = LoraModel(adapter.model, {"default": config}, "default")
     if generator is not None:
         for name, parameter in lora.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()  # peft takes the dtype of the layer
             if "lora_A" in name:  # peft draws it from the global generator
                 bound = parameter.shape[1] ** -0.5
                 with torch.no_grad():

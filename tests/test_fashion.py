@@ -1,4 +1,4 @@
-"""Fashion-MNIST and CIFAR-10 in miniature: loaders, the recipe of the fashion suite, its classifier, and the trial."""
+"""Fashion-MNIST and CIFAR-10 in miniature: loaders, the recipes of their suites, classifiers, and the trial."""
 
 import gzip
 import hashlib
@@ -31,7 +31,7 @@ from tcbench.training.base import PretrainRecipe
 from tests.suites import altered
 
 CONFIG = Path(__file__).parent.parent / "config" / "fashion.yaml"
-SMALL = MODELS["fashion-dit"].model_copy(update={"num_blocks": 2, "num_heads": 1, "patch_size": 8})
+SIZE = {"num_blocks": 2, "num_heads": 1, "patch_size": 8}
 ON_A_CPU = {"bfloat16": False, "compile": False}
 
 
@@ -95,33 +95,44 @@ def test_fashion_files_are_checked(folder: Path) -> None:
         Fashion(folder).images()
 
 
-def test_cifar_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, pixels = tmp_path / CIFAR10.base_folder, np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, torch.Tensor, list[int]]:
+    """(where files of CIFAR-10's form are, 120 images to train on and 40 held out; what they show; classes)."""
+    root, labels = tmp_path / "data" / CIFAR10.base_folder, [number * 3 % 10 for number in range(160)]
+    pixels = np.random.default_rng(0).integers(0, 90, (160, 3, 32, 32), np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[label % 3, 3 * label : 3 * label + 3] = 255
 
     def write(name: str, content: Any) -> tuple[str, str]:
         (root / name).write_bytes(pickle.dumps(content))
         return name, hashlib.md5((root / name).read_bytes()).hexdigest()
 
-    root.mkdir()
+    root.mkdir(parents=True)
     batches = [
-        write(name, {"data": pixels[part].reshape(-1, 3072), "labels": labels})
-        for name, part, labels in (
-            ("data_batch_1", slice(0, 3), [3, 1, 4]),
-            ("data_batch_2", slice(3, 6), [1, 5, 9]),
-            ("test_batch", slice(6, 8), [2, 6]),
+        write(name, {"data": pixels[part].reshape(-1, 3072), "labels": labels[part]})
+        for name, part in (
+            ("data_batch_1", slice(0, 50)),
+            ("data_batch_2", slice(50, 120)),
+            ("test_batch", slice(120, 160)),
         )
     ]
     names, digest = write("batches.meta", {"label_names": [f"class {number}" for number in range(10)]})
     monkeypatch.setattr(CIFAR10, "train_list", batches[:2])
     monkeypatch.setattr(CIFAR10, "test_list", batches[2:])
     monkeypatch.setattr(CIFAR10, "meta", {"filename": names, "key": "label_names", "md5": digest})
-    train, test = Cifar10(tmp_path).images(), Cifar10(tmp_path).images(held_out=True)
-    assert (train.images.shape, train.images.dtype) == ((6, 3, 32, 32), torch.float32)
-    assert torch.equal(to_uint8(torch.cat([train.images, test.images])), torch.from_numpy(pixels))
-    assert (train.labels.tolist(), test.labels.tolist()) == ([3, 1, 4, 1, 5, 9], [2, 6])
-    (root / "test_batch").write_bytes(b"else")
+    monkeypatch.setattr(Cifar10, "usual_folders", (root.parent,))
+    return root.parent, torch.from_numpy(pixels), labels
+
+
+def test_cifar_is_read_as_it_is(cifar: tuple[Path, torch.Tensor, list[int]]) -> None:
+    folder, pixels, labels = cifar
+    train, test = Cifar10(folder).images(), Cifar10(folder).images(held_out=True)
+    assert (train.images.shape, train.images.dtype) == ((120, 3, 32, 32), torch.float32)
+    assert torch.equal(to_uint8(torch.cat([train.images, test.images])), pixels)
+    assert train.labels.tolist() + test.labels.tolist() == labels
+    (folder / CIFAR10.base_folder / "test_batch").write_bytes(b"else")
     with pytest.raises(UserError, match="missing or damaged; let torchvision download CIFAR10 into"):
-        Cifar10(tmp_path).images(held_out=True)
+        Cifar10(folder).images(held_out=True)
 
 
 def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,29 +150,33 @@ def test_suite_says_what_is_missing(folder: Path, tmp_path: Path, monkeypatch: p
     }
 
 
-def test_suite_trains_its_networks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["fashion", "cifar10"])
+def test_suite_trains_its_networks(
+    name: str, folder: Path, cifar: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the recipes of full size but for the size; what they write is what the suite reads."""
-    monkeypatch.setitem(pretrain_module.MODELS, "fashion-dit", SMALL)
-    suite = altered(load_suite(CONFIG), {"model.device": "cpu"})
+    suite, data = altered(load_suite(CONFIG.with_stem(name)), {"model.device": "cpu"}), data_source(name)
+    small = MODELS[suite.model.name].model_copy(update=SIZE)
+    monkeypatch.setitem(pretrain_module.MODELS, small.name, small)
     changes = {"iterations": 30, "batch_size": 16, "warmup": 2, "log_every": 15}
     pretrain(suite, "denoiser", tmp_path, changes | ON_A_CPU | {"ema": 0.5})
     log = read_json(tmp_path / "denoiser-log.json")
-    recipe = Fashion.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
+    recipe = data.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
     assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(**recipe)
     assert log["history"][1]["held_out_loss"] < log["history"][0]["held_out_loss"] < 1
-    load_transformer(SMALL, tmp_path / "denoiser.safetensors")
+    load_transformer(small, tmp_path / "denoiser.safetensors")
 
     pretrain(suite, "classifier", tmp_path, changes)
     history = read_json(tmp_path / "classifier-log.json")["history"]
     assert history[-1]["loss"] < history[0]["loss"]
-    extractor = make_extractor("fashion-cnn", tmp_path / "classifier.safetensors")
-    features = extractor.extract(to_uint8(data_source("fashion").images(held_out=True).images))
+    extractor = make_extractor(f"{name}-cnn", tmp_path / "classifier.safetensors")
+    features = extractor.extract(to_uint8(data.images(held_out=True).images))
     shapes = {name: tuple(values.shape) for name, values in vars(features).items()}
     assert shapes == {"pooled": (40, 128), "spatial": (40, 448), "logits": (40, 10)}
-    with pytest.raises(UserError, match="have no classifier to train; known: digits, fashion"):
+    with pytest.raises(UserError, match="have no classifier to train; known: cifar10, digits, fashion"):
         pretrain(altered(suite, {"data.name": "imagenet"}), "classifier", tmp_path, {})
-    with pytest.raises(UserError, match="fashion-cnn: needs weights"):
-        make_extractor("fashion-cnn")
+    with pytest.raises(UserError, match=f"{name}-cnn: needs weights; run `tcbench pretrain {name} classifier`"):
+        make_extractor(f"{name}-cnn")
 
 
 def test_features_depend_on_the_sample_alone() -> None:

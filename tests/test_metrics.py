@@ -158,7 +158,9 @@ def test_unfit_images_are_refused(digits, images):
 
 
 def test_unfit_weights_are_named(tmp_path, weights):
-    with pytest.raises(UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, efficientnet"):
+    with pytest.raises(
+        UserError, match="unknown; use one of digits-cnn, digit-reader, fashion-cnn, cifar10-cnn, efficientnet"
+    ):
         make_extractor("inception")
     for digest in (None, "0123"):
         with pytest.raises(UserError, match=r"missing\.safetensors: "):

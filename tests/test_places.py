@@ -111,7 +111,7 @@ def test_near_misses() -> None:
     for given, says in (
         ("digit", "suite 'digit': no file digit.yaml in config/; did you mean 'digits'?"),
         ("mine", "suite 'mine': no file mine.yaml in config/; did you mean 'mine.yaml'?"),
-        ("xyzzy", "suite 'xyzzy': no file xyzzy.yaml in config/; known: demo, digits, fashion"),
+        ("xyzzy", "suite 'xyzzy': no file xyzzy.yaml in config/; known: cifar10, demo, digits, fashion"),
     ):
         with pytest.raises(UserError) as caught:
             suite_file(given)

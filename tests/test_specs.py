@@ -44,6 +44,7 @@ def saved(model: torch.nn.Module, tmp_path: Path) -> Path:
         ("dit-xl-2-512", 1024, 1152, 675_129_632 - 256 * 1152),
         ("digits-dit", 64, 64, 1_075_844),
         ("fashion-dit", 256, 192, 18_824_452),
+        ("cifar10-dit", 256, 192, 18_824_452 + (192 + 192 + 1) * 2 * 4),  # two more colours of a patch, in and out
         # the golden model: 733,856 values with its position embedding
         ("tiny-dit", 64, 96, 733_856 - 64 * 96),
     ],

@@ -1,22 +1,25 @@
 """A training that is killed between two iterations and started again ends with the bits of one that was not; and what
 learns stays float32 where products are of 16 bits."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tcbench.data import Dataset
-from tcbench.models.adapter import Adapter
+from tcbench.models.adapter import Adapter, Prompt
 from tcbench.precision import Dtype
 from tcbench.registry import make_method
 from tcbench.samplers import SamplerSettings
+from tcbench.sampling import Prompts
 from tcbench.training import unfinished
 from tcbench.training.caching import train
 from tcbench.training.crew import ALONE, Crew
 from tcbench.training.unfinished import Unfinished
-from tests.conftest import make_adapter
+from tests.conftest import make_adapter, make_prompt
 
 METHODS: dict[str, dict[str, Any]] = {
     "tokencache": {
@@ -52,9 +55,10 @@ def made(
     dtype: Dtype = "fp32",
     checkpointed: bool = False,
     crew: Crew = ALONE,
+    prompts: Prompts | None = None,
 ) -> Any:
     method, settings = make_method(name, METHODS[name]), SamplerSettings(1.5)
-    artefacts, refiners, log = train(model, method, 4, settings, data, 0, None, dtype, checkpointed, kept, crew)
+    artefacts, refiners, log = train(model, method, 4, settings, data, 0, prompts, dtype, checkpointed, kept, crew)
     for stage in log["stages"]:
         del stage["wall_s"]
     scorers = {name: scorer.state_dict() for name, scorer in artefacts.scorers.items()}
@@ -160,6 +164,29 @@ def test_a_state_of_another_run_is_not_gone_on_from(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_after(patch, 0)
         made(model, data, "learning_to_cache", Unfinished(tmp_path, "other"))
+
+
+@pytest.mark.parametrize("family", ["tiny-dit", "tiny-pixart", "tiny-osp", "tiny-flux", "tiny-wan"])
+def test_matrices_held_as_products_take_them_give_the_same_bits(family: str) -> None:
+    """LoRA and predictor learn in float32 on them, too."""
+    learnt = []
+    for held in (False, True):
+        adapter = make_adapter(family)
+        if held:
+            adapter.hold_matrices(torch.bfloat16)
+        images = torch.randn(20, *adapter.spec.latent_shape, generator=torch.Generator().manual_seed(0))
+        data = Dataset(images, make_prompt(adapter, 20))
+        learnt.append(made(adapter, data, "tokencache", dtype="bf16", prompts=partial(_shown, adapter)))
+    assert same(*learnt)
+    assert {tensor.dtype for tensor in learnt[1]["refiners"].values()} == {torch.float32}
+    first, *others = (
+        {part.weight.dtype for part in block.modules() if isinstance(part, nn.Linear)} for block in adapter.blocks
+    )
+    assert first == {torch.float32} and all(torch.bfloat16 in dtypes for dtypes in others)
+
+
+def _shown(adapter: Adapter, index: torch.Tensor) -> Prompt:
+    return make_prompt(adapter, len(index))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -404,7 +404,8 @@ class _Jobs:
             activations = 3 * 4 * values + rate.of(values / self.shape.num_blocks)
         else:
             activations = rate.of(values)
-        return activations + 4 * parameters(self.model) + self._weights()
+        weight = 2 if self.dtypes["training"] == "bf16" else 4  # of a model in which none learns
+        return activations + weight * parameters(self.model) + self._weights()
 
 
 @cache

@@ -332,6 +332,7 @@ EXTRACTORS = {
     "digits-cnn": ExtractorEntry(f"{_NETWORKS}:DigitsExtractor", 64, 112, 10, knows=("digits",)),
     "digit-reader": ExtractorEntry(f"{_NETWORKS}:ReaderExtractor", 64, 112, 10, knows=("scenes", "moving")),
     "fashion-cnn": ExtractorEntry(f"{_NETWORKS}:FashionExtractor", 128, 448, 10, ships=False, knows=("fashion",)),
+    "cifar10-cnn": ExtractorEntry(f"{_NETWORKS}:Cifar10Extractor", 128, 448, 10, ships=False, knows=("cifar10",)),
     IMAGENET: ExtractorEntry(f"{_NETWORKS}:EfficientNetLite0", 1280, 343, 1000),
     "inception-v3-adm": ExtractorEntry(f"{_NETWORKS}:InceptionADM", 2048, 2023, 1008, ships=False, kid_kernel=True),
 }

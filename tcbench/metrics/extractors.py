@@ -22,7 +22,7 @@ from tcbench.errors import UserError
 from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.metrics.deviation import require_finite
 from tcbench.metrics.readings import frames
-from tcbench.models.classifier import DIGITS_CLASSIFIER, DigitsCNN, FashionCNN, load_classifier
+from tcbench.models.classifier import DIGITS_CLASSIFIER, Cifar10CNN, DigitsCNN, FashionCNN, load_classifier
 from tcbench.models.reader import DIGIT_READER, load_reader
 from tcbench.models.weights import read_state
 from tcbench.outside.places import locate
@@ -167,16 +167,22 @@ class FashionExtractor(_Classifier):
     """Fashion-MNIST's classifier on uint8 [n, 1, 32, 32]: "128" pooled, "spatial" 7 x 8 x 8 = 448, "logits" 10."""
 
     LAYERS = ("128", "spatial", "logits")
-    IMAGE_SHAPE = (1, 32, 32)
-    NETWORK = FashionCNN
+    IMAGE_SHAPE: ClassVar[tuple[int, int, int]] = (1, 32, 32)
+    NETWORK: ClassVar[type[FashionCNN]] = FashionCNN
 
     def load(self, weights: Path | str | None) -> torch.nn.Module:
         """None ship."""
         if weights is None:
-            raise UserError(
-                f"{self.name}: needs weights; run `tcbench pretrain config/fashion.yaml classifier` for them"
-            )
-        return load_classifier(FashionCNN, weights)
+            suite = self.name.removesuffix("-cnn")
+            raise UserError(f"{self.name}: needs weights; run `tcbench pretrain {suite} classifier` for them")
+        return load_classifier(self.NETWORK, weights)
+
+
+class Cifar10Extractor(FashionExtractor):
+    """CIFAR-10's classifier on uint8 [n, 3, 32, 32], with the layers of Fashion-MNIST's."""
+
+    IMAGE_SHAPE = (3, 32, 32)
+    NETWORK = Cifar10CNN
 
 
 class InceptionADM(_Network):

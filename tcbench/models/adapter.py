@@ -175,6 +175,18 @@ class Adapter(ABC):
         """Called by the engine before it executes a plan; `full`: the plan computes everything."""
         self.blocks = self._by_step[full]
 
+    def hold_matrices(self, dtype: torch.dtype) -> None:
+        """Hold the matrices of a model in which none learns as products take them (`precision.mixed`): the same bits in
+        less memory, and no copy for every product.
+
+        Those of the first block stay, because a predictor starts as a copy of it and learns.
+        """
+        kept = {*self.blocks[0].modules()}
+        for block in self.blocks[1:]:
+            for module in block.modules():
+                if isinstance(module, nn.Linear) and module not in kept:
+                    module.to(dtype)
+
     @property
     def device(self) -> torch.device:
         """Where the model is. diffusers' own properties walk through all modules, which shows when asked every step."""

@@ -73,7 +73,14 @@ class FashionCNN(nn.Module):
         return {"features": features, "spatial": layers[3][:, :7], "logits": self.head(features)}
 
 
-Classifier = TypeVar("Classifier", DigitsCNN, FashionCNN)
+class Cifar10CNN(FashionCNN):
+    """The same for colours."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=3)
+
+
+Classifier = TypeVar("Classifier", DigitsCNN, FashionCNN, Cifar10CNN)
 
 
 def load_classifier(kind: type[Classifier], weights: Path | str, device: torch.device | str = "cpu") -> Classifier:

@@ -446,6 +446,17 @@ MODELS: dict[str, ModelSpec] = {
             num_classes=10,
             guided_channels=1,
         ),
+        DiTSpec(  # the same for colours
+            name="cifar10-dit",
+            num_blocks=28,
+            num_heads=3,
+            head_dim=64,
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            num_classes=10,
+            guided_channels=3,
+        ),
         PixArtSpec(
             name="scenes-pixart",
             num_blocks=14,

@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from tcbench.data.source import PromptSet
+from tcbench.models.classifier import FashionCNN
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import ModelSpec
 from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
@@ -356,6 +357,12 @@ def write_inception(path: Path) -> nn.Module:
         network = inception("inception-v3-compat", ["2048"])
     torch.save(network.state_dict(), path)
     return network
+
+
+def write_classifier(path: Path) -> None:
+    """What `tcbench pretrain fashion classifier` leaves."""
+    torch.manual_seed(1)
+    save_file(FashionCNN().state_dict(), path)
 
 
 def write_alexnet(path: Path) -> nn.Module:

@@ -14,6 +14,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 
 from tcbench.config.suite import Suite
 from tcbench.metrics import extractors, image_reward
+from tcbench.models.networks import save_transformer
 from tcbench.models.specs import MODELS, DiTSpec, FluxSpec, ModelSpec, VideoSpec, WanSpec
 from tcbench.outside.places import locate
 from tcbench.record.files import sha256
@@ -31,9 +32,14 @@ SPECS: dict[str, ModelSpec] = {
         ("osp-93x256", "tiny-osp", {"null_caption": False}),
         ("flux-dev", "tiny-flux", {"pooled_channels": 32}),
         ("wan-1.3b", "tiny-wan", {}),
+        (
+            "fashion-dit",
+            "tiny-dit",
+            {"sample_size": 32, "in_channels": 1, "out_channels": 1, "guided_channels": 1},
+        ),
     )
 }
-"""The paper's models at toy size, under their own names."""
+"""Models of the suites that need a GPU at toy size, under their own names."""
 
 NOT_HERE = {"vbench"}
 """What suites of videos name and no writer imitates: VBench's environment."""
@@ -202,7 +208,9 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
                 layouts.write_as_diffusers(path, layouts.random_large_denoiser(spec), "5GB")
             return
         model = layouts.random_denoiser(spec)
-        if isinstance(spec, VideoSpec):
+        if path.suffix == ".safetensors":
+            save_transformer(model, path)
+        elif isinstance(spec, VideoSpec):
             layouts.write_open_sora_plan(path, model, "1MB" if size == "tiny" else "5GB")
         else:
             (layouts.write_dit if isinstance(spec, DiTSpec) else layouts.write_pixart)(path, model)
@@ -258,6 +266,7 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
         "denoiser": denoiser,
         "text_encoder": text_encoder,
         "autoencoder": autoencoder,
+        "classifier": layouts.write_classifier,
         "inception": layouts.write_inception,
         "alexnet": layouts.write_alexnet,
         "clip": lambda path: layouts.write_clip(path, sizes.clip),

@@ -48,7 +48,7 @@ def load_adapter(suite: Suite, *, training: bool = False, learns: bool = True) -
     where passes run under `precision.mixed`. From here on float32 products are of the precision that is asked for.
 
     Args:
-        learns: in training, whether weights may learn and are float32 therefore; half of a large model's memory.
+        learns: in training, whether anything learns that begins as weights of the model, which are float32 therefore.
     """
     spec, device = MODELS[suite.model.name], device_of(suite)
     dtype = suite.dtypes["training"] if training else suite.sampling_dtypes["denoiser"]
@@ -58,7 +58,10 @@ def load_adapter(suite: Suite, *, training: bool = False, learns: bool = True) -
         network = build_transformer(spec, device=device, dtype=weights, seed=suite.model.seed, zero_init=False)
     else:
         network = load_transformer(spec, suite.model.weights, device, weights)
-    return make_adapter(network, spec)
+    adapter = make_adapter(network, spec)
+    if training:
+        adapter.hold_matrices(weights_dtype(dtype))
+    return adapter
 
 
 @lru_cache

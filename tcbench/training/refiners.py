@@ -21,6 +21,7 @@ from tcbench.training.pairs import Pairs, uncached_updates
 from tcbench.training.running import check_finite
 from tcbench.training.sizes import ReuseErrors, row_errors
 from tcbench.training.unfinished import Stateful, Unfinished, Weights
+from tcbench.watch.checking import values_unchecked
 
 
 def train_refiners(
@@ -77,19 +78,23 @@ def _fit(
         return told | {"ended": "nothing to train: every step is full"}
 
     steps = list(range(run.nfe)) if stage.reach == "every" else p_steps
+    walked: set[int] = set()
 
     def chain_loss(drawing: Pairs, later: int) -> Tensor:
-        """The error of a batch at a step, with a gradient."""
-        if later in full:  # the refiners see what the plain model sees
-            engine, plan, tokens, condition = walk(method, run, drawing, later, later)
-        elif stage.reach == "one":
+        """The error of a batch at a step, with a gradient; on a GPU, what the method decides is checked once a step."""
+        again = later in walked
+        walked.add(later)
+        with values_unchecked(again and pairs.adapter.device.type == "cuda"):
+            if later in full:  # the refiners see what the plain model sees
+                engine, plan, tokens, condition = walk(method, run, drawing, later, later)
+            elif stage.reach == "one":
+                with plain_model(lora):
+                    engine, plan, tokens, condition = walk(method, run, drawing, later - 1, later)
+            else:
+                engine, plan, tokens, condition = walk(method, run, drawing, max(i for i in full if i < later), later)
             with plain_model(lora):
-                engine, plan, tokens, condition = walk(method, run, drawing, later - 1, later)
-        else:
-            engine, plan, tokens, condition = walk(method, run, drawing, max(i for i in full if i < later), later)
-        with plain_model(lora):
-            target, _ = uncached_updates(pairs.adapter, tokens, condition)
-        hidden = engine.hidden(plan, later, tokens, condition)
+                target, _ = uncached_updates(pairs.adapter, tokens, condition)
+            hidden = engine.hidden(plan, later, tokens, condition)
         return weight_S[later].item() * row_errors(hidden, target, run.shape.joint_text).mean()
 
     @torch.no_grad()
