@@ -161,7 +161,7 @@ def test_suite_trains_its_networks(
     changes = {"iterations": 30, "batch_size": 16, "warmup": 2, "log_every": 15}
     pretrain(suite, "denoiser", tmp_path, changes | ON_A_CPU | {"ema": 0.5})
     log = read_json(tmp_path / "denoiser-log.json")
-    recipe = data.recipes["denoiser"] | changes | ON_A_CPU | {"ema": 0.5}
+    recipe = dict(data.recipes["denoiser"]) | changes | ON_A_CPU | {"ema": 0.5}
     assert PretrainRecipe(**log["recipe"]) == PretrainRecipe(**recipe)
     assert log["history"][1]["held_out_loss"] < log["history"][0]["held_out_loss"] < 1
     load_transformer(small, tmp_path / "denoiser.safetensors")

@@ -15,6 +15,8 @@ from tcbench.config.load import load_suite
 from tcbench.errors import UserError
 from tcbench.forecast.estimate import forecast
 from tcbench.forecast.training import forward_macs
+from tcbench.metrics.extractors import make_extractor
+from tcbench.models.networks import load_transformer
 from tcbench.models.specs import MODELS
 from tcbench.outside.devices import SEATS
 from tcbench.record.files import read_json, write_json
@@ -81,6 +83,24 @@ def test_a_folder_is_filled_though_a_file_in_it_is_listed_first(
     assert listed["training_captions"].path.is_file()
     encoded = next(job for job in forecast(suite, "h100", 1).jobs if job.stage == "encode")
     assert encoded.disk == 2 * len(FULL.videos) * prod(MODELS[suite.model.name].latent_shape), "these, not the real set"
+
+
+@pytest.mark.parametrize("name", ["fashion", "cifar10"])
+def test_networks_that_a_suite_trains_are_made_up(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = load_suite(Path("config", f"{name}.yaml"))
+    monkeypatch.chdir(tmp_path)
+    with networks("tiny"):
+        assert {path.name for path in write_stand_ins(suite, "tiny")} == {
+            "denoiser.safetensors",
+            "classifier.safetensors",
+        }
+        load_transformer(MODELS[suite.model.name], suite.model.weights)
+    make_extractor(str(suite.scoring.extractor), suite.scoring.extractor_weights)
+    odd = suite.model_copy(
+        update={"files": {"horoscope": suite.files["denoiser"].model_copy(update={"path": Path("h")})}}
+    )
+    with pytest.raises(UserError, match=r"^files\.horoscope: nothing is made up in its place; put a file at h$"):
+        write_stand_ins(odd, "tiny")
 
 
 def test_drawn_weights_keep_sizes() -> None:

@@ -42,7 +42,6 @@ from transformers import (
 )
 
 from tcbench.data.source import PromptSet
-from tcbench.models.classifier import FashionCNN
 from tcbench.models.networks import build_transformer
 from tcbench.models.specs import ModelSpec
 from tcbench.models.wf_vae import BLOCKS, WFVAE, WFVAEConfig, build_wf_vae
@@ -359,10 +358,10 @@ def write_inception(path: Path) -> nn.Module:
     return network
 
 
-def write_classifier(path: Path) -> None:
-    """What `tcbench pretrain fashion classifier` leaves."""
+def write_classifier(path: Path, network: type[nn.Module]) -> None:
+    """What `tcbench pretrain SUITE classifier` leaves."""
     torch.manual_seed(1)
-    save_file(FashionCNN().state_dict(), path)
+    save_file(network().state_dict(), path)
 
 
 def write_alexnet(path: Path) -> nn.Module:

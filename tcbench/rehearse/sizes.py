@@ -13,7 +13,9 @@ import torch
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from tcbench.config.suite import Suite
+from tcbench.errors import UserError
 from tcbench.metrics import extractors, image_reward
+from tcbench.metrics.catalogue import EXTRACTORS
 from tcbench.models.networks import save_transformer
 from tcbench.models.specs import MODELS, DiTSpec, FluxSpec, ModelSpec, VideoSpec, WanSpec
 from tcbench.outside.places import locate
@@ -32,11 +34,8 @@ SPECS: dict[str, ModelSpec] = {
         ("osp-93x256", "tiny-osp", {"null_caption": False}),
         ("flux-dev", "tiny-flux", {"pooled_channels": 32}),
         ("wan-1.3b", "tiny-wan", {}),
-        (
-            "fashion-dit",
-            "tiny-dit",
-            {"sample_size": 32, "in_channels": 1, "out_channels": 1, "guided_channels": 1},
-        ),
+        ("fashion-dit", "tiny-dit", {"sample_size": 32, "in_channels": 1, "out_channels": 1, "guided_channels": 1}),
+        ("cifar10-dit", "tiny-dit", {"sample_size": 32, "in_channels": 3, "out_channels": 3, "guided_channels": 3}),
     )
 }
 """Models of the suites that need a GPU at toy size, under their own names."""
@@ -182,7 +181,7 @@ def write_stand_ins(suite: Suite, size: SizeName) -> list[Path]:
     """Write every file that a suite lists and that is not there, at its path; those that were written.
 
     Raises:
-        KeyError: the config lists a file that nothing here imitates.
+        UserError: the config lists a file that nothing here imitates.
     """
     writers, written = _writers(suite, size), []
     paths = {name: locate(suite.files[name].path.expanduser()) for name in suite.files.keys() - NOT_HERE}
@@ -190,6 +189,8 @@ def write_stand_ins(suite: Suite, size: SizeName) -> list[Path]:
     for name, path in sorted(paths.items(), key=lambda item: len(item[1].parts)):
         holds = suite.files[name].holds
         if not path.exists() or (holds and not any((path / held).exists() for held in holds)):
+            if name not in writers:
+                raise UserError(f"files.{name}: nothing is made up in its place; put a file at {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
             writers[name](path)
             written.append(path)
@@ -214,6 +215,9 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
             layouts.write_open_sora_plan(path, model, "1MB" if size == "tiny" else "5GB")
         else:
             (layouts.write_dit if isinstance(spec, DiTSpec) else layouts.write_pixart)(path, model)
+
+    def classifier(path: Path) -> None:
+        layouts.write_classifier(path, EXTRACTORS[str(suite.scoring.extractor)].network().NETWORK)
 
     def text_encoder(path: Path) -> None:
         if isinstance(spec, FluxSpec):
@@ -266,7 +270,7 @@ def _writers(suite: Suite, size: SizeName) -> dict[str, Callable[[Path], object]
         "denoiser": denoiser,
         "text_encoder": text_encoder,
         "autoencoder": autoencoder,
-        "classifier": layouts.write_classifier,
+        "classifier": classifier,
         "inception": layouts.write_inception,
         "alexnet": layouts.write_alexnet,
         "clip": lambda path: layouts.write_clip(path, sizes.clip),

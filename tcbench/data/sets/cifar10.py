@@ -12,7 +12,7 @@ class Cifar10(DataSource):
 
     name = "cifar10"
     conditioning = "class"
-    recipes = {  # those of Fashion-MNIST; not tried on these images
+    recipes = {  # of Fashion-MNIST, on whose file no suite of these images depends; not tried on these
         "denoiser": {
             "iterations": 8400,
             "learning_rate": 1e-3,
