@@ -317,8 +317,8 @@ class Training(Strict):
     """What they are trained on where `data` brings no images, through the autoencoder of `model.latents`."""
     dtype: Dtype | None = None
     """What training computes in; if not given, what the denoiser does, `bf16` in the place of `fp16`. In 16 bits
-    products are of 16-bit copies (autocast), and so is the model, in which nothing learns; what learns, the optimiser
-    and losses are float32."""
+    products are of 16-bit copies (autocast), and matrices of the model, in which nothing learns, are held as such; what
+    learns, the optimiser and losses are float32."""
     checkpointed: Flag = False
     """Whether predictors and routers learn with every block computed again for its gradient: the same result in less
     memory, at a third more work."""
