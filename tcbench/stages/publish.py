@@ -6,6 +6,7 @@ the repository's browser.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -118,12 +119,14 @@ def measured(folder: Path, lacks: Collection[str] = ()) -> list[Path]:
     """Those of them that cannot be made again without running, but for files of rows that lack: what was trained for
     them, say."""
     found = [path for pattern in MEASURED for path in sorted(folder.glob(pattern))]
-    rivals = [f"{RIVALS}-{path.stem}" if path.parent.name == RIVALS else "" for path in found]
-    return [
-        path
-        for path, rival in zip(found, rivals, strict=True)
-        if not {path.stem.removesuffix("-steps"), path.parent.name, rival} & {*lacks}
-    ]
+    return [path for path in found if not {*_may_be_of(path)} & {*lacks}]
+
+
+def _may_be_of(path: Path) -> tuple[str, ...]:
+    """Names of the row that a file of results is of: its own, its folder's, and a rival's without the budget."""
+    row, folder = path.stem.removesuffix("-steps"), path.parent.name
+    rival = f"{RIVALS}-{row}" if folder == RIVALS else re.sub(r"-x[\d.]+$", "", row)
+    return row, folder, rival
 
 
 def digests(folder: Path, lacks: Collection[str] = ()) -> dict[str, str]:
