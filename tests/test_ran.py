@@ -16,6 +16,7 @@ RIVALS = """rivals:
   ratios: [1.5]
   metrics: [fid]
   methods: {fewer_steps: {}, fora: {}, tokencache: {}, random_tokens: {}}
+  without_refiners: [tokencache]
 """
 
 
@@ -28,7 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: Sequence[str] 
     assert suite.rivals
     entries = [*suite.entries, *(entry for part in suite.ablation_suites.values() for entry in part.entries)]
     files = [entry.scores for entry in entries]
-    for path in [*files, *map(suite.rival_record, ["uncached", *suite.rivals.methods])]:
+    for path in [*files, *map(suite.rival_record, ["uncached", *suite.rivals.contenders])]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.stem not in without and f"{path.parent.name}/{path.stem}" not in without:
             path.touch()
@@ -53,7 +54,7 @@ def test_what_rests_on_a_row_that_lacks_lacks_too(tmp_path, monkeypatch):
     options = [f"refiners-{key}" for key in ("predictor-lora", "predictor-p-steps", "predictor-plain")]
     options += ["refiners-uncached-lora", "refiners-retrained"]
     again = ["trainings-nfe4-tokencache-1", "trainings-nfe4-random-1"]
-    rivals = ["rivals-tokencache", "rivals-random_tokens"]
+    rivals = ["rivals-tokencache", "rivals-tokencache-plain", "rivals-random_tokens"]
     ratios = ["cache_ratio-r0.9", "cache_ratio-r0.7"]
     assert lacks == ("nfe4-tokencache", "nfe4-random", *ratios, *at_scales, *options, *again, *rivals)
     assert ran.about.differs == f"a smoke test, numbers mean nothing; run in part, {len(lacks)} rows and variants lack"
@@ -69,8 +70,11 @@ def test_what_rests_on_a_row_that_lacks_lacks_too(tmp_path, monkeypatch):
         ("guidance-tokencache-cfg2", ("guidance-tokencache-cfg1", "guidance-tokencache-cfg2")),
         ("trainings-nfe4-random-1", ("trainings-nfe4-tokencache-1", "trainings-nfe4-random-1")),
         ("rivals/fora", ("rivals-fora",)),
-        *((f"rivals/{name}", ("rivals-fewer_steps", "rivals-fora", "rivals-tokencache", "rivals-random_tokens"))
-          for name in ("uncached", "fewer_steps")),
+        ("rivals/tokencache-plain", ("rivals-tokencache-plain",)),
+        ("rivals/tokencache", ("rivals-tokencache", "rivals-tokencache-plain")),
+        *((f"rivals/{name}", tuple(
+            f"rivals-{one}" for one in ("fewer_steps", "fora", "tokencache", "tokencache-plain", "random_tokens")
+        )) for name in ("uncached", "fewer_steps")),
     ],
 )  # fmt: skip
 def test_what_lacks_beside_a_file(tmp_path, monkeypatch, without, lacks):

@@ -105,16 +105,35 @@ def test_a_rival_starts_from_the_suites_row_of_its_method() -> None:
     assert part.own[0] == "rivals-reference4" and part.folder == Path("results/smoke/ablations/rivals")
     assert part["rivals-fora"].row.options == {"interval": 2} and part["rivals-fora"].label == "FORA"
     assert part["rivals-random_tokens"].row.artefacts_from == "nfe4-tokencache"
+    assert part["rivals-random_tokens"].row.refiners is False, "LoRA is another method's"
     assert part["rivals-smoothcache"].trained == Path("results/smoke/trained/rivals-smoothcache")
     assert declaring().find("rivals-smoothcache").trains and load_suite(SMOKE).rival_suite is None
 
 
-def test_what_needs_a_schedule_borrows_it() -> None:
-    suite = altered(
-        declaring(methods={"fewer_steps": {}, "tome": {}}), {"defaults": {"tome": {"schedule": "adaptive"}}}
-    )
-    assert suite.rival_suite is not None
-    assert suite.rival_suite["rivals-tome"].row.artefacts_from == "nfe4-tokencache"
+@pytest.mark.parametrize(("rank", "refiners"), [(2, False), (0, True)])
+def test_what_needs_a_schedule_borrows_it_without_lora(rank: int, refiners: bool) -> None:
+    suite = declaring(methods={"fewer_steps": {}, "tome": {}})
+    trained = suite.rows["nfe4-tokencache"]
+    lender = trained.model_copy(update={"options": trained.options | {"refiner_rank": rank}})
+    changed = {"defaults": {"tome": {"schedule": "adaptive"}}, "rows": suite.rows | {"nfe4-tokencache": lender}}
+    part = altered(suite, changed).rival_suite
+    assert part is not None
+    tome = part["rivals-tome"].row
+    assert (tome.artefacts_from, tome.refiners) == ("nfe4-tokencache", refiners)
+
+
+@pytest.mark.parametrize("anew", [{}, {"tokencache": {"num_full_steps": 2, "beta": -2000}}])
+def test_a_method_is_compared_without_its_lora_too(anew: dict[str, Any]) -> None:
+    methods = {"fewer_steps": {}, "tokencache": {}, "fora": {}}
+    suite = declaring(methods=methods, anew=anew, without_refiners=("tokencache",))
+    part, rivals = suite.rival_suite, suite.rivals
+    assert part is not None and rivals is not None
+    assert [*rivals.contenders] == ["fewer_steps", "tokencache", "tokencache-plain", "fora"]
+    whole, plain = part["rivals-tokencache"], part["rivals-tokencache-plain"]
+    assert (whole.row.refiners, plain.row.refiners) == (True, False)
+    assert plain.label == "TokenCache, no LoRA" and plain.method == whole.method and not plain.trains
+    assert whole.trained_as is not None and plain.artefacts == whole.artefacts
+    check_borrowing(suite)
 
 
 def test_a_method_can_be_trained_anew_for_the_table() -> None:
@@ -151,6 +170,8 @@ def test_what_is_tried_may_not_change_what_was_trained() -> None:
         ({"methods": {"fewer_steps": {}, "fora": {"steps": [2]}}}, "rivals.methods.fora: 'steps' is no option of fora"),
         ({"methods": {"fewer_steps": {}, "fora": {"placement": []}}}, "rivals.methods.fora.placement: give values"),
         ({"metrics": ["kid"]}, "rivals.metrics: 'kid' is not among `scoring.metrics`"),
+        ({"without_refiners": ["tokencache"]}, "rivals.without_refiners: tokencache is not among `rivals.methods`"),
+        ({"without_refiners": ["fora"]}, "rivals.without_refiners: fora trains no LoRA here; remove it"),
         ({"samples": 4}, "rivals.samples: an interval needs two shards of 4"),
         ({"ratios": [1]}, "rivals.ratios.0"),
     ],
@@ -202,6 +223,31 @@ def test_a_table_of_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"rivals-smoothcache/artefacts\.json: not found; run `tcbench train"):
         run_rival(declaring(), "smoothcache")
     assert not Path("results/smoke/rivals/smoothcache.json").exists(), "nothing is solved from stand-ins"
+
+
+def test_lines_with_and_without_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    declared = {
+        "ratios": [1.5],
+        "methods": {"fewer_steps": {}, "tokencache": {}, "random_tokens": {}},
+        "without_refiners": ["tokencache"],
+        "near": 0.3,
+    }
+    config = f"{SMOKE.read_text(encoding='utf-8')}\nrivals: {DECLARED | declared}\n"
+    Path("rivals.yaml").write_text(config, encoding="utf-8")
+    assert main(["train", "rivals.yaml", "--row", "nfe4-tokencache"]) == 0
+    suite = load_suite("rivals.yaml")
+    assert suite.rivals is not None
+    for name in ("uncached", *suite.rivals.contenders):
+        run_rival(suite, name)
+    (table, _) = render_rivals(suite, suite.folder).values()
+    labels = ["fewer steps", "TokenCache", "TokenCache, no LoRA", "random tokens"]
+    assert list(table.formatted["Method"][2:]) == labels
+    assert "Without LoRA, which was trained for another method: random tokens." in table.caption
+    scores = Path("results/smoke/ablations/rivals/scores")
+    whole, plain = (SCORE.read(scores / f"rivals-tokencache{end}-x1.5.json") for end in ("", "-plain"))
+    assert whole["settings"] == plain["settings"] and whole["macs"] == plain["macs"]
+    assert whole["samples_digest"] != plain["samples_digest"]
 
 
 # --- the page

@@ -280,8 +280,12 @@ def _rivals(it: _Suite) -> Problems:
                 yield Problem((*place, "methods", name), says)
             elif not values:
                 yield Problem((*place, "methods", name, option), "give values to try")
+        if name in rivals.without_refiners and not getattr(method, "refiner_rank", None):
+            yield Problem((*place, "without_refiners"), f"{name} trains no LoRA here; remove it")
     for name in rivals.anew.keys() - rivals.methods.keys():
         yield Problem((*place, "anew", name), "is not among `rivals.methods`; add it there")
+    for name in {*rivals.without_refiners} - rivals.methods.keys():
+        yield Problem((*place, "without_refiners"), f"{name} is not among `rivals.methods`; add it there")
     if it.has_all_rows:
         if not any(row.method == "uncached" and row.nfe == rivals.nfe for row in suite.rows.values()):
             yield Problem(

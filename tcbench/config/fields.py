@@ -575,6 +575,15 @@ class Rivals(Strict):
     anew: dict[MethodName, dict[str, Any]] = {}
     """Methods that are trained for this table alone, with these options beside the suite's defaults: a router that
     closes fewer gates than the one of the suite's row, say."""
+    without_refiners: tuple[MethodName, ...] = ()
+    """Methods that are compared without the LoRA that was trained for them, too."""
+
+    @property
+    def contenders(self) -> dict[str, str]:
+        """The method of each name in the table; `x-plain` is x without its LoRA."""
+        plain = {method: f"{method}-plain" for method in self.without_refiners}
+        names = {method: (method, plain[method]) if method in plain else (method,) for method in self.methods}
+        return {name: method for method, both in names.items() for name in both}
 
 
 class File(Strict):

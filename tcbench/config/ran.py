@@ -85,14 +85,19 @@ def _rivals(suite: Suite, rows: Sequence[str]) -> tuple[Rivals | None, list[str]
     if suite.rivals is None or suite.rival_suite is None:
         return None, []
     started_from = rival_rows(suite, suite.rivals).rows
-    there = {}
-    for name, tried in suite.rivals.methods.items():
+    there = []
+    for name, method in suite.rivals.contenders.items():
         asked = started_from[name]
         needed = {getattr(asked, field) for field in ("base", "artefacts_from") if field in asked.model_fields_set}
-        if suite.rival_record(name).exists() and needed - {None} <= {*rows}:
-            there[name] = tried
+        scored = suite.rival_record(name).exists() and needed - {None} <= {*rows, f"{RIVALS}-{method}"}
+        if scored and (name == method or method in there):
+            there.append(name)
     if BASELINE not in there or not suite.rival_record("uncached").exists():
-        there = {}
-    missing = [f"{RIVALS}-{name}" for name in suite.rivals.methods if name not in there]
-    anew = {name: options for name, options in suite.rivals.anew.items() if name in there}
-    return (suite.rivals.model_copy(update={"methods": there, "anew": anew}) if there else None), missing
+        there = []
+    missing = [f"{RIVALS}-{name}" for name in suite.rivals.contenders if name not in there]
+    run = {
+        "methods": {name: tried for name, tried in suite.rivals.methods.items() if name in there},
+        "anew": {name: options for name, options in suite.rivals.anew.items() if name in there},
+        "without_refiners": tuple(name for name in suite.rivals.without_refiners if f"{name}-plain" in there),
+    }
+    return (suite.rivals.model_copy(update=run) if there else None), missing

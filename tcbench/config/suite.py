@@ -491,12 +491,12 @@ class Suite(Strict):
 
     @cached_property
     def rival_suite(self) -> "AblationSuite | None":
-        """The rivals as a suite of their own, before their knobs are solved: a row for each method."""
+        """The rivals as a suite of their own, before their knobs are solved: a row for each contender."""
         return expand(self, RIVALS, rival_rows(self, self.rivals)) if self.rivals else None
 
-    def rival_record(self, method: str) -> Path:
+    def rival_record(self, contender: str) -> Path:
         """Which settings of a rival meet the budgets."""
-        return self.root / RIVALS / f"{method}.json"
+        return self.root / RIVALS / f"{contender}.json"
 
     @cached_property
     def twins(self) -> dict[str, str]:
@@ -613,7 +613,11 @@ BASELINE = "fewer_steps"
 
 
 def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
-    """The rivals as variants of the suite's rows, a method each, in the config's order."""
+    """The rivals as variants of the suite's rows, one for each contender, in the config's order.
+
+    What borrows another method's alpha-bar for its schedule samples without the LoRA beside it, trained on the
+    other method's tokens and steps.
+    """
     at_nfe = [name for name, row in suite.rows.items() if row.nfe == rivals.nfe and not row.control]
     uncached = next(name for name in at_nfe if suite.rows[name].method == "uncached")
     predictor = next((name for name in at_nfe if suite[name].trains and suite[name].method.predicts), None)
@@ -627,11 +631,19 @@ def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
         anew = rivals.anew.get(method)
         if anew is None and (name := next(fits, None)):
             rows[method] = {"base": name, "label": suite[name].method.label}
+            lender = suite[name].trained_as
         else:
             made = make_method(method, suite.defaults.get(method, {}) | (anew or {}))
-            learned = getattr(made, "schedule", None) in ("adaptive", "reversed") and not made.trains
-            borrowed = {"artefacts_from": predictor} if learned else {}
+            borrows = getattr(made, "schedule", None) in ("adaptive", "reversed") and not made.trains
+            borrowed = {"artefacts_from": predictor} if borrows else {}
             rows[method] = {"method": method, "label": made.label, "options": anew or {}} | borrowed
+            lender = suite[predictor] if borrows and predictor else None
+        if lender and lender.row.method != method and getattr(lender.method, "refiner_rank", None):
+            rows[method]["refiners"] = False
+        if method in rivals.without_refiners:
+            plain = {"refiners": False, "label": f"{rows[method]['label']}, no LoRA"}
+            trained = {} if "base" in rows[method] else {"artefacts_from": f"{RIVALS}-{method}"}
+            rows[f"{method}-plain"] = rows[method] | trained | plain
     described = {"title": "Rivals", "question": "Which method is best at equal MACs?", "base": uncached, "rows": rows}
     return Ablation.model_validate(described | {"samples": rivals.samples})
 

@@ -95,7 +95,7 @@ def read_rivals(suite: Suite, folder: Path, partial: bool = False) -> Rivals | N
     if partial and not (uncached.exists() and noise.exists()):
         return None
     rows, records, not_run = [SCORE.read(uncached, reference)], dict[str, Rival](), list[str]()
-    for name in suite.rivals.methods:
+    for name in suite.rivals.contenders:
         path = folder / "rivals" / f"{name}.json"
         if partial and not path.exists():
             not_run.append(name)
@@ -248,6 +248,10 @@ def _caption(suite: Suite, rivals: Rivals, lines: _Lines) -> str:
     ]
     if measured:
         told.append(f"Where MACs depend on the sample, they were solved on calibration noise: {', '.join(measured)}.")
+    plain = [row for row in rivals.rows if row["refiners"] is False and row["method"] not in config.without_refiners]
+    if plain:
+        labels = dict.fromkeys(row["label"] for row in plain)
+        told.append(f"Without LoRA, which was trained for another method: {', '.join(labels)}.")
     if rivals.not_run:
         told.append(f"Not run yet: {', '.join(rivals.not_run)}.")
     told += [

@@ -1,49 +1,42 @@
-# The table of rivals: a job for each method solves its knob for every budget and samples and scores what comes of it. Which
+# The table of rivals: a job for each contender solves its knob for every budget and samples and scores what comes of it. Which
 # rows these are is in the file that it leaves.
-RIVALS = ["uncached", *SUITE.rivals.methods] if SUITE.rivals else []
+RIVALS = {"uncached": "uncached", **SUITE.rivals.contenders} if SUITE.rivals else {}
 
 
-def made_before_rival(method):
-    """What was trained for it."""
-    if method == "uncached":
-        return []
-    return [str(path) for path in SUITE.rival_suite[f"rivals-{method}"].before_sampling]
+def rows_of_rival(name):
+    """What it starts from, before its knob is solved."""
+    return SUITE.rival_suite.references if name == "uncached" else (SUITE.rival_suite[f"rivals-{name}"],)
 
 
-def rival_settings(method):
-    """What the config says of it before its knob is solved."""
-    return [entry.row_settings("rivals") for entry in SUITE.rival_suite.entries if entry.row.method == method]
-
-
-for method in RIVALS:
+for contender, method in RIVALS.items():
 
     rule:
         name:
-            f"rival_{method}"
+            f"rival_{contender.replace('-', '_')}"
         input:
-            made=made_before_rival(method),
-            uncached=[] if method == "uncached" else [f"{RESULTS}/rivals/uncached.json"],
+            made=[str(path) for row in rows_of_rival(contender) for path in row.before_sampling],
+            uncached=[] if contender == "uncached" else [f"{RESULTS}/rivals/uncached.json"],
         output:
-            f"{RESULTS}/rivals/{method}.json",
+            f"{RESULTS}/rivals/{contender}.json",
         params:
             code=source_digest("rivals", method, data=SUITE.data.name),
-            settings=[SUITE.settings("rivals"), *rival_settings(method)],
-            method=method,
+            settings=[SUITE.settings("rivals"), *(row.row_settings("rivals") for row in rows_of_rival(contender))],
+            contender=contender,
         log:
-            f"{RESULTS}/logs/rival-{method}.log",
+            f"{RESULTS}/logs/rival-{contender}.log",
         benchmark:
-            f"{RESULTS}/benchmarks/rival-{method}.tsv"
+            f"{RESULTS}/benchmarks/rival-{contender}.tsv"
         threads: 1
         resources:
             gpu=int(ON_GPUS),
             **cluster_resources("sample", ON_GPUS),
         shell:
-            f"tcbench rival {CONFIG} --method {{params.method}} 2> {{log}}"
+            f"tcbench rival {CONFIG} --method {{params.contender}} 2> {{log}}"
 
 
 rule render_rivals:
     input:
-        expand(f"{RESULTS}/rivals/{{method}}.json", method=RIVALS),
+        expand(f"{RESULTS}/rivals/{{contender}}.json", contender=RIVALS),
     output:
         table_files(["rivals", "rivals-papers"]),
     params:

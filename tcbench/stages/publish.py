@@ -92,8 +92,8 @@ def _records(suite: Suite, ran: Suite) -> Records:
 
 def _rival_records(ran: Suite, folder: Path) -> list[Path]:
     """The records of the rivals of what is published; none if they were not run."""
-    methods = ["uncached", *ran.rivals.methods] if ran.rivals else []
-    return sorted(path for name in methods if (path := folder / "rivals" / f"{name}.json").exists())
+    contenders = ["uncached", *ran.rivals.contenders] if ran.rivals else []
+    return sorted(path for name in contenders if (path := folder / "rivals" / f"{name}.json").exists())
 
 
 def _speed_records(suite: SpeedSuite) -> Records:

@@ -1,4 +1,4 @@
-"""One method of a table of rivals: its knob is solved for every budget, and the rows that come of it are sampled and
+"""One contender of a table of rivals: its knob is solved for every budget, and the rows that come of it are sampled and
 scored."""
 
 import time
@@ -26,8 +26,8 @@ CALIBRATION_BATCHES = 1
 """That MACs are measured on where they depend on the sample; a trial of the knob is a run."""
 
 
-def run_rival(suite: Suite, method: str) -> None:
-    """Write results/<suite>/rivals/<method>.json, samples and scores of what it names.
+def run_rival(suite: Suite, contender: str) -> None:
+    """Write results/<suite>/rivals/<contender>.json, samples and scores of what it names.
 
     `uncached` is what all are compared with, and is run before them, with the yardstick of seed noise.
 
@@ -37,15 +37,15 @@ def run_rival(suite: Suite, method: str) -> None:
     part, rivals, started = suite.rival_suite, suite.rivals, time.time()
     if part is None or rivals is None:
         raise UserError(f"suite {suite.suite}: compares no rivals; give its config `rivals`")
-    if method == UNCACHED:
+    if contender == UNCACHED:
         (reference,) = part.references
         only = with_own(part, {reference.name: reference.row})
         sample_rows(only.entries)
         score_rows(only.entries)
         measure_seed_noise(only)
         label, budgets = reference.label, list[AtBudget]()
-    elif method in rivals.methods:
-        entry = part[f"{part.ablation}-{method}"]
+    elif contender in rivals.contenders:
+        entry = part[f"{part.ablation}-{contender}"]
         training_record(entry)  # without it the knob would be solved from stand-ins
         label, budgets = entry.label, _solve(part, rivals, entry)
         rows = with_own(part, {str(at["row"]): _solved(entry, at) for at in budgets if at["row"]}).entries
@@ -53,10 +53,12 @@ def run_rival(suite: Suite, method: str) -> None:
         if rows:
             score_rows(rows)
     else:
-        raise UserError(f"--method {method}: no rival of suite {suite.suite}; {', '.join([UNCACHED, *rivals.methods])}")
+        names = ", ".join([UNCACHED, *rivals.contenders])
+        raise UserError(f"--method {contender}: no rival of suite {suite.suite}; {names}")
     provenance = cast(Provenance, collect(suite.model_dump(mode="json"), [suite.samples.seed], started))
+    method = rivals.contenders.get(contender, UNCACHED)
     record = Rival(suite=suite.suite, method=method, label=label, budgets=budgets, provenance=provenance)
-    RIVAL.write(suite.rival_record(method), record)
+    RIVAL.write(suite.rival_record(contender), record)
 
 
 def _solve(part: AblationSuite, rivals: Rivals, entry: Entry) -> list[AtBudget]:
