@@ -334,9 +334,16 @@ def test_the_frontier_draws_every_rival_at_its_ratio(measured: tuple[Suite, Path
     drawn = {container.lines[0].get_xydata().tolist()[0][0] for container in panel.containers}
     macs = rivals.uncached["macs"]["per_sample"]
     assert drawn == {macs / row["macs"]["per_sample"] for rows in rivals.by_method.values() for row in rows}
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
-        row["label"] for rows in rivals.by_method.values() for row in rows
-    }
+    labels = {row["label"] for rows in rivals.by_method.values() for row in rows}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == labels
+
+    own, rows = rivals.uncached["quality"]["fid"]["value"], [row for rows in rivals.by_method.values() for row in rows]
+    for row, times in zip(rows, (2, 21), strict=True):
+        row["quality"]["fid"]["value"] = times * own
+    fid, distance = figure_rivals(rivals.by_method, rivals.uncached, None, ("fid", "mae")).axes
+    assert fid.get_title() == f"beyond 20 times uncached: {rows[1]['label']}" and distance.get_title() == ""
+    assert fid.get_ylim() == pytest.approx((2 * own / 1.5, 20 * own))
+    assert {line.get_ydata()[0] for line in fid.get_lines()} >= {own}
 
 
 # --- what papers print

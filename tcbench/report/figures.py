@@ -278,29 +278,45 @@ def figure_guidance(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+BROKEN = 20
+"""A panel ends at so many times the uncached run's value: what is beyond is not there to be compared."""
+
+
 @rc_context(LOOK)
-def figure_rivals(methods: Mapping[str, Sequence[Row]], uncached: Row, seed_noise: Interval | None) -> Figure:
+def figure_rivals(
+    methods: Mapping[str, Sequence[Row]], uncached: Row, seed_noise: Interval | None, metrics: Sequence[str] = ("mae",)
+) -> Figure:
     """Distance to the uncached samples against MAC ratio, a line per method through the budgets that it reaches.
 
     Args:
-        methods: rows that have the distance by method, in the order of their cost.
-        uncached: what the ratios are to.
-        seed_noise: what lies between two uncached runs, a dotted line.
+        methods: rows that have the metrics by contender, in the order of their cost.
+        uncached: what the ratios are to; its own value of another metric than the distance is a dashed line.
+        seed_noise: what lies between two uncached runs, a dotted line in the panel of the distance.
+        metrics: a panel for each.
     """
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    panel, handles = figure.subplots(), dict[str, Any]()
-    for method, rows in methods.items():
-        label, ratios = rows[0]["label"], [macs_of(uncached) / macs_of(row) for row in rows]
-        handles[label] = _with_intervals(panel, ratios, rows, "mae", style_of(method, label))
-    if seed_noise:
-        handles["seed noise"] = panel.axhline(seed_noise.value, color="0.4", linestyle=":", linewidth=1)
-    panel.set(
-        xscale="log", yscale="log", xlabel="MAC ratio (uncached / this)", ylabel="MAE to uncached (data in [-1, 1])"
-    )
-    panel.xaxis.set(
-        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 4, 6)), major_formatter="{x:g}", minor_formatter=NullFormatter()
-    )
-    panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
+    figure = Figure(figsize=(9.6 if len(metrics) == 1 else 12.8, 6.4), layout="constrained")
+    handles = dict[str, Any]()
+    for metric, panel in zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True):
+        for rows in methods.values():
+            label, ratios = rows[0]["label"], [macs_of(uncached) / macs_of(row) for row in rows]
+            handles[label] = _with_intervals(panel, ratios, rows, metric, style_of(rows[0]["method"], label))
+        panel.set(xscale="log", yscale="log", xlabel="MAC ratio (uncached / this)", ylabel=METRICS[metric].axis)
+        if metric == "mae" and seed_noise:
+            handles["seed noise"] = panel.axhline(seed_noise.value, color="0.4", linestyle=":", linewidth=1)
+        elif own := interval_of(uncached, metric):
+            handles["uncached"] = panel.axhline(own.value, color="0.4", linestyle="--", linewidth=1)
+            drawn = [(row["label"], row["quality"][metric]["value"]) for rows in methods.values() for row in rows]
+            if beyond := dict.fromkeys(label for label, value in drawn if value > BROKEN * own.value):
+                panel.set_ylim(min(value for _, value in drawn) / 1.5, BROKEN * own.value)
+                panel.set_title(f"beyond {BROKEN} times uncached: {', '.join(beyond)}", fontsize=8)
+        panel.xaxis.set(
+            major_locator=LogLocator(subs=(1, 1.5, 2, 3, 4, 6)),
+            major_formatter="{x:g}",
+            minor_formatter=NullFormatter(),
+        )
+        panel.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+        )
     figure.suptitle(f"NFE {uncached['nfe']}, 95 % intervals", fontsize=10)
     _legend(figure, handles)
     return figure

@@ -111,9 +111,10 @@ PICTURES: dict[str, Picture] = {
 REPORTED: dict[str, Picture] = {
     "rivals_frontier": Picture(
         "",
-        "Rivals: distance to the uncached samples over the MAC ratio, every method at the budgets that it reaches, "
-        "with 95 % intervals; nearer to the lower right is better. The dotted line is the seed noise, what lies "
-        "between two uncached runs of different noise.",
+        "Rivals: distance to the uncached samples over the MAC ratio, before it FID where there are samples enough; "
+        "every method at the budgets that it reaches, with 95 % intervals; nearer to the lower right is better. The "
+        "dotted line is the seed noise, what lies between two uncached runs of different noise; the dashed one is the "
+        "uncached run.",
         lambda suite: suite.rivals is not None,
         lines=True,
         below="rivals",

@@ -1,11 +1,11 @@
-"""What was found, in seven lines and one picture, from the results of all suites: what README.md begins with.
+"""What was found, in a few lines and one picture, from the results of all suites: what README.md begins with.
 
 Nothing of it is written by hand: `tcbench summary results/reference --write README.md` puts the lines between two marks
 of the page and draws the picture, and tests/test_readme.py compares both with the results that are committed.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ from tcbench.audit.checks import VERDICTS
 from tcbench.config.document import Document
 from tcbench.config.load import validated
 from tcbench.config.speed import SpeedSuite
-from tcbench.config.suite import Suite
+from tcbench.config.suite import BASELINE, Suite
 from tcbench.errors import UserError
 from tcbench.metrics.catalogue import METRICS
 from tcbench.record.files import PROVENANCE, atomic, digest, write_text
 from tcbench.record.records import PUBLISHED
-from tcbench.report.beside import OURS, Beside, beside, best_first, distance_of, in_order
+from tcbench.report.beside import OURS, Beside, beside, best_first, distance_of, in_order, value_of
 from tcbench.report.claims import MECHANISM
 from tcbench.report.compare import too_few
 from tcbench.report.figures import LOOK, styles
 from tcbench.report.findings import CONTROL, NOT_DECIDED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED
 from tcbench.report.results import Results, read_results
+from tcbench.report.rivals_table import read_rivals
 from tcbench.report.rows import Row, interval_of
 from tcbench.report.speed import read_lines, was_held_up
 from tcbench.report.verdicts import read_all_verdicts
@@ -58,6 +59,7 @@ def summary(folder: Path, link: str | None = None) -> list[str]:
     return [
         *(_quality(each, link) for each in results if _networks(each)),
         _distances(found, link),
+        *_rivals(results, folder, link),
         _selectors(found, link),
         _claims(folder, link),
         _speeds(folder, link),
@@ -168,6 +170,49 @@ def _selectors(found: list[Beside], link: str) -> str:
         f"samples with those MACs,** because what the predictor costs buys full steps: {told} "
         f"([controls](docs/read-the-results.md))."
     )
+
+
+FIRST = 3
+"""So many of the best rivals are named."""
+
+
+def _rivals(results: Sequence[Results], folder: Path, link: str) -> list[str]:
+    """Who is best in every table of rivals at the budget nearest to the paper's, and where TokenCache comes."""
+    told, places, paper = [], list[tuple[int, int]](), _timed(folder, OURS)["paper_mac_ratio"]
+    for suite in (each.suite for each in results):
+        rivals = read_rivals(suite, folder / suite.suite, partial=True)
+        if suite.rivals is None or rivals is None:
+            continue
+        metric, ratio = (
+            "mae" if too_few(rivals.rows, ["fid"]) else "fid",
+            min(suite.rivals.ratios, key=_far_from(paper)),
+        )
+        rows = [row for name in rivals.records if (row := rivals.row(rivals.at(name, ratio)))]
+        ranked = [*enumerate(best_first(rows, metric), 1)]
+        places += [(place, len(ranked)) for place, row in ranked if row["method"] == OURS]
+        named = [
+            _placed(row, place, metric) for place, row in ranked if place <= FIRST or row["method"] in (BASELINE, OURS)
+        ]
+        table = f"[`{suite.suite}`]({link}/{suite.suite}/tables/rivals.md)"
+        at = f"{suite.rivals.nfe} steps, {ratio:g} times fewer, {rivals.uncached['samples']} samples"
+        told.append(f"{METRICS[metric].label} in {table} ({at}): {', '.join(named)} of {len(ranked)}")
+    if not places:
+        return []
+    best, of = min(places)
+    return [
+        f"**Among {of} methods at equal MACs, TokenCache is at place {best} at best.** The first {FIRST}, fewer steps "
+        f"and TokenCache: {'; '.join(told)}."
+    ]
+
+
+def _far_from(ratio: float) -> Callable[[float], float]:
+    return lambda other: abs(other - ratio)
+
+
+def _placed(row: Row, place: int, metric: str) -> str:
+    text = f"{row['label']} {value_of(row, metric):.3g}"
+    named = f"**{text}**" if row["method"] == OURS else text
+    return named if place <= FIRST else f"{named} at place {place}"
 
 
 WORST_FIRST = (NOT_REPRODUCED, NOT_DECIDED, REPRODUCED)

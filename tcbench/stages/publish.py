@@ -47,9 +47,10 @@ TIMED = ("speed", "speed-rivals", "speed-flows")
 PICTURES = {
     "digits": "grids/nfe20.png",
     "fashion": "grids/nfe20.png",
+    "fashion-rivals": "figures/rivals_frontier.png",
     **dict.fromkeys(TIMED, "figures/speed.png"),
 }
-"""By suite, what README.md and docs/speed.md show."""
+"""By suite, what documents show."""
 LIMIT_BYTES = 1_000_000
 
 
