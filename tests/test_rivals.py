@@ -96,6 +96,20 @@ def test_options_are_tried_in_order_until_one_reaches() -> None:
     assert nearest.method.interval == 4 and nearest.off > 0.05  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("floor", [480, 1000])
+def test_a_knob_at_its_end_counts_if_no_other_reaches(floor: int) -> None:
+    def count(method: Any) -> int:
+        """The first option's knob ends within 5 % of 500; the second's passes it, or stays above it."""
+        return (
+            max(510, 1100 - 600 * method.threshold)
+            if method.first_blocks == 8
+            else floor + 600 * (1 - method.threshold)
+        )
+
+    found = reach(make_method("dbcache", {}), {"first_blocks": [8, 1]}, 50, 500, count, near=0.05)
+    assert (found.method.first_blocks, found.least) == ((8, True) if floor == 1000 else (1, False))  # type: ignore[attr-defined]
+
+
 # --- rows
 
 

@@ -6,7 +6,7 @@ setting that was tried counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -18,11 +18,12 @@ from tcbench.schedule import as_options
 
 @dataclass(frozen=True)
 class Reached:
-    """A setting, its MACs, and how far these are from the budget, as a share of it."""
+    """A setting, its MACs, how far these are from the budget, as a share of it, and whether no other costs less."""
 
     method: Method
     macs: int
     off: float
+    least: bool = False
 
 
 def reach(
@@ -34,6 +35,9 @@ def reach(
     near: float,
 ) -> Reached:
     """The first combination of options whose knob comes within `near` of a budget; if none does, the nearest.
+
+    One that does so at the end of its knob where nothing costs less counts if no other does: a threshold there never
+    computes again, and decides nothing any more.
 
     Args:
         tried: values of options besides the knob, in the order in which they are tried.
@@ -47,9 +51,9 @@ def reach(
     for values in product(*tried.values()):
         changed = make_method(method.name, free | dict(zip(tried, values, strict=True)))
         found.append(_nearest(changed, nfe, target_macs, macs))
-        if abs(found[-1].off) <= near:
+        if abs(found[-1].off) <= near and not found[-1].least:
             return found[-1]
-    return _best(found)
+    return next((reached for reached in found if abs(reached.off) <= near), _best(found))
 
 
 def _freed(method: Method) -> dict[str, Any]:
@@ -69,6 +73,8 @@ def _nearest(method: Method, nfe: int, target_macs: float, macs: Callable[[Metho
     low, high = 0, len(settings) - 1
     first, last = over(low), over(high)
     sign = 1 if last >= first else -1
+    end = 0 if sign > 0 else 1
+    trials[end] = replace(trials[end], least=True)
     while high - low > 1 and sign * first < 0 < sign * last and abs(_best(trials).off) > TOLERANCE:
         middle = (low + high) // 2
         low, high = (middle, high) if sign * over(middle) < 0 else (low, middle)
