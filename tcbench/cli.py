@@ -95,11 +95,24 @@ SYNONYMS = {word: "--samples" for word in ("--limit", "--count", "--num-samples"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser, of all commands or of one, that suggests what may be meant by what it does not know."""
+    """A parser, of all commands or of one, that suggests what may be meant by what it does not know.
+
+    A command's names may stand before, between and behind its options.
+    """
+
+    _intermixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Also a command refuses what it does not know: it is the command whose options are near, not all of them."""
         parsed, unknown = super().parse_known_args(args, namespace)
+        if self._intermixing:
+            return parsed, unknown
+        if unknown and not any(word.startswith("-") for word in unknown) and not self._subparsers:
+            self._intermixing = True  # it calls this for options alone, then for names alone
+            try:
+                parsed, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._intermixing = False
         if unknown:
             option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
             known = [word for word in self._option_string_actions if word.startswith("--")]

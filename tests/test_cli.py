@@ -183,6 +183,14 @@ def test_what_the_command_line_does_not_know(capsys: pytest.CaptureFixture[str],
     assert refused.value.code == 2 and says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", ["figures --overwrite digits a b", "figures digits a --overwrite b", "figures digits --overwrite a b"]
+)
+def test_names_may_follow_options(words: str) -> None:
+    parsed = _parser().parse_args(words.split())
+    assert (parsed.config.name, parsed.names, parsed.overwrite) == ("digits.yaml", ["a", "b"], True)
+
+
 def printed_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 0
