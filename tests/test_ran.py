@@ -9,6 +9,7 @@ from tcbench.config.load import load_suite
 from tcbench.config.ran import as_run
 from tcbench.config.suite import Suite
 from tcbench.errors import UserError
+from tcbench.stages.publish import measured
 
 SMOKE = Path(__file__).parent / "smoke.yaml"
 RIVALS = """rivals:
@@ -92,3 +93,16 @@ def test_matched_rows_stay_without_the_row_that_they_were_matched_to(tmp_path, m
 def test_without_a_row_there_is_no_part(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no row is scored yet beside its reference row"):
         as_run(run(tmp_path, monkeypatch, ["nfe4-uncached", "nfe3-uncached"]))
+
+
+def test_files_of_what_lacks_are_not_published(tmp_path):
+    """Scores of a rival go with it; those of another whose name begins alike, and of a row called alike, stay."""
+    scores = tmp_path / "ablations" / "rivals" / "scores"
+    names = ["rivals-toca-x1.5", "rivals-toca_tokens-x1.5", "rivals-toca-plain-x2"]
+    files = [tmp_path / "rivals" / "toca.json", tmp_path / "scores" / "toca-x2.json", tmp_path / "scores" / "toca.json"]
+    for path in [*files, *(scores / f"{name}.json" for name in names)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    kept = {path.stem for path in measured(tmp_path, ["rivals-toca"])}
+    assert kept == {"toca-x2", "toca", "rivals-toca_tokens-x1.5", "rivals-toca-plain-x2"}
+    assert len(measured(tmp_path, ["toca"])) == 5, "a row is no rival"

@@ -84,7 +84,8 @@ def _rivals(results: Results, folder: Path) -> Figure:
     rivals = _needed(read_rivals(suite, folder, partial=True), f"rivals (tcbench run {suite.suite} rivals)")
     methods = {name: [row for row in rows if quality_of(row, "mae")] for name, rows in rivals.by_method.items()}
     drawn = _needed({name: rows for name, rows in methods.items() if rows}, "rivals that were scored in `mae`")
-    usable = () if too_few(rivals.rows, ["fid"]) else ("fid",)
+    told = [rivals.uncached, *(row for rows in drawn.values() for row in rows)]
+    usable = ("fid",) if all(quality_of(row, "fid") for row in told) and not too_few(told, ["fid"]) else ()
     return figures.figure_rivals(drawn, rivals.uncached, interval(rivals.yardstick, "mae"), (*usable, "mae"))
 
 

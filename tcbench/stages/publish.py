@@ -126,8 +126,9 @@ def measured(folder: Path, lacks: Collection[str] = ()) -> list[Path]:
 def _may_be_of(path: Path) -> tuple[str, ...]:
     """Names of the row that a file of results is of: its own, its folder's, and a rival's without the budget."""
     row, folder = path.stem.removesuffix("-steps"), path.parent.name
-    rival = f"{RIVALS}-{row}" if folder == RIVALS else re.sub(r"-x[\d.]+$", "", row)
-    return row, folder, rival
+    if folder == RIVALS:
+        return (f"{RIVALS}-{row}",)
+    return row, folder, re.sub(rf"^({RIVALS}-.+)-x[\d.]+$", r"\1", row)
 
 
 def digests(folder: Path, lacks: Collection[str] = ()) -> dict[str, str]:
