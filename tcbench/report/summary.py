@@ -328,7 +328,7 @@ def figure_summary(drawn: Sequence[Panel]) -> Figure:
     """A metric, with intervals, of the rows that cost what TokenCache does, by suite; the best on top."""
     sizes = [1 + len(it.rivals) + len(it.selectors) for it, _ in drawn]
     lines = -(-len(drawn) // COLUMNS)
-    figure = Figure(figsize=(8.6, (0.55 + 0.22 * max(sizes)) * lines), layout="constrained")
+    figure = Figure(figsize=(8.6, (0.7 + 0.2 * max(sizes)) * lines), layout="constrained")
     axes = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
     for unused in axes[len(drawn) :]:
         unused.set_axis_off()
@@ -352,7 +352,7 @@ def figure_summary(drawn: Sequence[Panel]) -> Figure:
         for text, row in zip(panel.get_yticklabels(), rows, strict=True):
             text.set_fontweight("bold" if row["method"] == OURS else "normal")
         panel.set_xlim(left=0)
-        panel.set_title(f"{it.suite}, {it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
+        panel.set_title(f"{it.suite}\n{it.ours['nfe']} steps, MAC ratio {it.ratio:.2f}", fontsize=8)
         panel.set_xlabel("distance to uncached (MAE)" if metric == "mae" else METRICS[metric].label, fontsize=8)
         panel.set_ylim(len(rows) - max(sizes) - 0.5, len(rows) - 0.5)
     return figure
