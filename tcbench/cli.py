@@ -404,7 +404,9 @@ def _parser_naming(methods: str) -> argparse.ArgumentParser:
         "--allow-dirty", action="store_true", help="publish results of uncommitted code (never commit those)"
     )
     sub.add_argument(
-        "--part", action="store_true", help="of a run that was cut short, the rows that were run; titles say what lacks"
+        "--part",
+        action="store_true",
+        help="of a run that was cut short, or not timed, what was run; titles say what lacks",
     )
     sub = command("completion", _completion, 'completion for a shell: eval "$(tcbench completion bash)"')
     sub.add_argument("shell", choices=("bash", "zsh"))
@@ -911,6 +913,7 @@ def _publish(parsed: argparse.Namespace) -> None:
     print(f"published {len(files)} files to {target}/")
     if lacks:
         print(f"{len(lacks)} rows were not run: {', '.join(lacks)}")
+    if parsed.part:
         print(f"next: tcbench tables, ablations, diagnostics and verdicts, each with {suite.suite} --results {target}")
 
 

@@ -484,7 +484,7 @@ def test_published_results_are_those_that_were_measured(results: Path, capsys) -
 def test_a_run_that_was_cut_short_is_published_in_part(results: Path, capsys) -> None:
     """Its tables are rendered from what is published, and their titles say that rows lack."""
     publish = ["publish", "tiny.yaml", "--allow-dirty"]
-    assert main([*publish, "--part"]) == 2 and "every row was run; leave out --part" in one_line(capsys)
+    assert main([*publish, "--part"]) == 2 and "every row was run and timed; leave out --part" in one_line(capsys)
     (results / "scores" / "nfe4-fora.json").unlink()
     (results / "ablations" / "cache_ratio" / "scores" / "cache_ratio-r0.7.json").unlink()
     (results / "latency.json").unlink()
@@ -501,6 +501,19 @@ def test_a_run_that_was_cut_short_is_published_in_part(results: Path, capsys) ->
     shown = (published / "tables" / "table2.md").read_text(encoding="utf-8")
     assert "; run in part, 2 rows and variants lack)" in shown and "FORA" not in shown
     assert not (published / "tables" / "ablation-cache_ratio.md").exists()  # nothing but a variant that lacks was in it
+
+
+def test_a_run_that_was_not_timed_is_published_in_part(results: Path, capsys) -> None:
+    publish = ["publish", "tiny.yaml", "--allow-dirty"]
+    (results / "latency.json").unlink()
+    assert main(publish) == 2 and "latency.json: not found" in one_line(capsys)
+    assert main([*publish, "--part"]) == 0
+    said = capsys.readouterr().out
+    assert "next: tcbench tables" in said and "not run" not in said
+    published = Path("results") / "reference" / "tiny"
+    assert "lacks" not in read_json(published / PROVENANCE)
+    assert main(["tables", "tiny.yaml", "--results", str(published)]) == 0
+    assert "run in part" not in (published / "tables" / "table2.md").read_text(encoding="utf-8")
 
 
 def test_how_a_shared_network_was_trained_is_published_with_each_suite(results: Path) -> None:

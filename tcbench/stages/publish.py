@@ -142,8 +142,8 @@ def publish(
     """Copy what is kept; refuse results that cannot be traced to one config and one state of the code.
 
     Args:
-        in_part: what was run of a suite whose run was cut short. Its tables are rendered from what is published, with
-            the rows that there are.
+        in_part: what was run of a suite whose run was cut short, or was not timed. Its tables are rendered from what is
+            published, with the rows that there are.
 
     Returns:
         the files, and the names of the rows that were not run.
@@ -159,8 +159,8 @@ def publish(
         if isinstance(suite, SpeedSuite):
             raise UserError(f"suite {suite.suite}: timings name what was not timed; leave out --part")
         ran, lacks = as_run(suite)
-        if not lacks:
-            raise UserError(f"suite {suite.suite}: every row was run; leave out --part")
+        if not lacks and (suite.folder / "latency.json").exists():
+            raise UserError(f"suite {suite.suite}: every row was run and timed; leave out --part")
     if isinstance(suite, SpeedSuite):
         records = _speed_records(suite)
     else:
