@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tcbench.report import figures, figures_predictor, figures_samples
-from tcbench.report.compare import too_few
 from tcbench.report.results import Results
 from tcbench.report.rivals_table import read_rivals
 from tcbench.report.rows import Row, label_of, name_of, quality_of, uncached_first, was_run
@@ -84,9 +83,8 @@ def _rivals(results: Results, folder: Path) -> Figure:
     rivals = _needed(read_rivals(suite, folder, partial=True), f"rivals (tcbench run {suite.suite} rivals)")
     methods = {name: [row for row in rows if quality_of(row, "mae")] for name, rows in rivals.by_method.items()}
     drawn = _needed({name: rows for name, rows in methods.items() if rows}, "rivals that were scored in `mae`")
-    told = [rivals.uncached, *(row for rows in drawn.values() for row in rows)]
-    usable = ("fid",) if all(quality_of(row, "fid") for row in told) and not too_few(told, ["fid"]) else ()
-    return figures.figure_rivals(drawn, rivals.uncached, interval(rivals.yardstick, "mae"), (*usable, "mae"))
+    metrics = ("fid", "mae") if rivals.tell_fid else ("mae",)
+    return figures.figure_rivals(drawn, rivals.uncached, interval(rivals.yardstick, "mae"), metrics)
 
 
 def _searches(results: Results, folder: Path) -> Figure:

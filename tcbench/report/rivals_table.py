@@ -28,7 +28,7 @@ from tcbench.report.cells import (
     options_text,
     table_title,
 )
-from tcbench.report.compare import compare, margins
+from tcbench.report.compare import compare, margins, too_few
 from tcbench.report.rows import Row, interval_of, macs_of, reference_of, remarks
 from tcbench.report.table import Table
 from tcbench.report.yardstick import MATCHED, UNMATCHED, interval
@@ -69,6 +69,11 @@ class Rivals:
     def uncached(self) -> Row:
         """What ratios are to."""
         return reference_of(self.rows[0], self.rows)
+
+    @property
+    def tell_fid(self) -> bool:
+        """Whether every row has a FID, of samples enough to compare by."""
+        return all(interval_of(row, "fid") for row in self.rows) and not too_few(self.rows, ["fid"])
 
     @property
     def by_method(self) -> dict[str, list[Row]]:

@@ -5,7 +5,7 @@ of the page and draws the picture, and tests/test_readme.py compares both with t
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +183,8 @@ def _rivals(results: Sequence[Results], folder: Path, link: str) -> list[str]:
         rivals = read_rivals(suite, folder / suite.suite, partial=True)
         if suite.rivals is None or rivals is None:
             continue
-        metric, ratio = (
-            "mae" if too_few(rivals.rows, ["fid"]) else "fid",
-            min(suite.rivals.ratios, key=_far_from(paper)),
-        )
+        metric = "fid" if rivals.tell_fid else "mae"
+        ratio = min(suite.rivals.ratios, key=lambda other: abs(other - paper))
         rows = [row for name in rivals.records if (row := rivals.row(rivals.at(name, ratio)))]
         ranked = [*enumerate(best_first(rows, metric), 1)]
         places += [(place, len(ranked)) for place, row in ranked if row["method"] == OURS]
@@ -203,10 +201,6 @@ def _rivals(results: Sequence[Results], folder: Path, link: str) -> list[str]:
         f"**Among {of} methods at equal MACs, TokenCache is at place {best} at best.** The first {FIRST}, fewer steps "
         f"and TokenCache: {'; '.join(told)}."
     ]
-
-
-def _far_from(ratio: float) -> Callable[[float], float]:
-    return lambda other: abs(other - ratio)
 
 
 def _placed(row: Row, place: int, metric: str) -> str:
