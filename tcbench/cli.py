@@ -913,8 +913,9 @@ def _publish(parsed: argparse.Namespace) -> None:
     print(f"published {len(files)} files to {target}/")
     if lacks:
         print(f"{len(lacks)} rows were not run: {', '.join(lacks)}")
-    if parsed.part:
-        print(f"next: tcbench tables, ablations, diagnostics and verdicts, each with {suite.suite} --results {target}")
+    if isinstance(suite, Suite) and parsed.part:
+        pages = ["tables", "ablations", *(["rivals"] if suite.rivals else []), "diagnostics", "verdicts"]
+        print(f"next: tcbench {', '.join(pages)} and report, each with {suite.suite} --results {target}")
 
 
 def _vouch(parsed: argparse.Namespace) -> None:

@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from tcbench.config.document import Field, Problem
 from tcbench.config.fields import Ablation, Rivals
-from tcbench.config.suite import BASELINE, RIVALS, TRAININGS, Entry, Suite, ablation_rows, rival_rows
+from tcbench.config.suite import (
+    BASELINE,
+    RIVALS,
+    TRAININGS,
+    Entry,
+    Suite,
+    ablation_rows,
+    rival_rows,
+    trains_refiners,
+)
 from tcbench.data.source import PromptSet
 from tcbench.errors import UserError
 from tcbench.method import Method
@@ -280,7 +289,7 @@ def _rivals(it: _Suite) -> Problems:
                 yield Problem((*place, "methods", name), says)
             elif not values:
                 yield Problem((*place, "methods", name, option), "give values to try")
-        if name in rivals.without_refiners and not getattr(method, "refiner_rank", None):
+        if name in rivals.without_refiners and not trains_refiners(method):
             yield Problem((*place, "without_refiners"), f"{name} trains no LoRA here; remove it")
     for name in rivals.anew.keys() - rivals.methods.keys():
         yield Problem((*place, "anew", name), "is not among `rivals.methods`; add it there")

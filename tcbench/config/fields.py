@@ -581,9 +581,11 @@ class Rivals(Strict):
     @property
     def contenders(self) -> dict[str, str]:
         """The method of each name in the table; `x-plain` is x without its LoRA."""
-        plain = {method: f"{method}-plain" for method in self.without_refiners}
-        names = {method: (method, plain[method]) if method in plain else (method,) for method in self.methods}
-        return {name: method for method, both in names.items() for name in both}
+        return {
+            name: method
+            for method in self.methods
+            for name in (method, *([f"{method}-plain"] if method in self.without_refiners else []))
+        }
 
 
 class File(Strict):

@@ -95,9 +95,10 @@ def _rivals(suite: Suite, rows: Sequence[str]) -> tuple[Rivals | None, list[str]
     if BASELINE not in there or not suite.rival_record("uncached").exists():
         there = []
     missing = [f"{RIVALS}-{name}" for name in suite.rivals.contenders if name not in there]
+    plain = [method for name, method in suite.rivals.contenders.items() if name != method and name in there]
     run = {
         "methods": {name: tried for name, tried in suite.rivals.methods.items() if name in there},
         "anew": {name: options for name, options in suite.rivals.anew.items() if name in there},
-        "without_refiners": tuple(name for name in suite.rivals.without_refiners if f"{name}-plain" in there),
+        "without_refiners": tuple(plain),
     }
     return (suite.rivals.model_copy(update=run) if there else None), missing

@@ -612,6 +612,11 @@ BASELINE = "fewer_steps"
 """The rival that all others are compared with at every budget."""
 
 
+def trains_refiners(method: Method) -> bool:
+    """Whether it has LoRA trained, of which the rank is its option `refiner_rank`."""
+    return bool(getattr(method, "refiner_rank", None))
+
+
 def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
     """The rivals as variants of the suite's rows, one for each contender, in the config's order.
 
@@ -622,7 +627,12 @@ def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
     uncached = next(name for name in at_nfe if suite.rows[name].method == "uncached")
     predictor = next((name for name in at_nfe if suite[name].trains and suite[name].method.predicts), None)
     rows: dict[str, dict[str, Any]] = {}
-    for method in rivals.methods:
+    for contender, method in rivals.contenders.items():
+        if contender != method:  # which comes after its method
+            plain = {"refiners": False, "label": f"{rows[method]['label']}, no LoRA"}
+            trained = {} if "base" in rows[method] else {"artefacts_from": f"{RIVALS}-{method}"}
+            rows[contender] = rows[method] | trained | plain
+            continue
         fits = (
             name
             for name, row in suite.rows.items()
@@ -638,12 +648,8 @@ def rival_rows(suite: Suite, rivals: Rivals) -> Ablation:
             borrowed = {"artefacts_from": predictor} if borrows else {}
             rows[method] = {"method": method, "label": made.label, "options": anew or {}} | borrowed
             lender = suite[predictor] if borrows and predictor else None
-        if lender and lender.row.method != method and getattr(lender.method, "refiner_rank", None):
+        if lender and lender.row.method != method and trains_refiners(lender.method):
             rows[method]["refiners"] = False
-        if method in rivals.without_refiners:
-            plain = {"refiners": False, "label": f"{rows[method]['label']}, no LoRA"}
-            trained = {} if "base" in rows[method] else {"artefacts_from": f"{RIVALS}-{method}"}
-            rows[f"{method}-plain"] = rows[method] | trained | plain
     described = {"title": "Rivals", "question": "Which method is best at equal MACs?", "base": uncached, "rows": rows}
     return Ablation.model_validate(described | {"samples": rivals.samples})
 

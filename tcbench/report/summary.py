@@ -198,7 +198,7 @@ def _rivals(results: Sequence[Results], folder: Path, link: str) -> list[str]:
         return []
     best, of = min(places)
     return [
-        f"**Among {of} methods at equal MACs, TokenCache is at place {best} at best.** The first {FIRST}, fewer steps "
+        f"**Among {of} rows at equal MACs, TokenCache is at place {best} at best.** The first {FIRST}, fewer steps "
         f"and TokenCache: {'; '.join(told)}."
     ]
 
